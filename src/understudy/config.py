@@ -1,0 +1,226 @@
+"""Settings, as frozen keyword-only dataclasses: one source for Python, flags, help and files. No torch.
+
+The docstring below a field is its help on the command line. Fields without a source in a paper are
+ours; `docs/n2n.md` says why they are as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from understudy.goal import Goal
+
+LossName = Literal["mse", "ce", "mse+ce", "kl"]
+Precision = Literal["auto", "fp32", "bf16"]
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained. The one training loop serves teachers, candidates and final students."""
+
+    epochs: int = 5
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Examples in one step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    """The optimiser; sgd has Nesterov momentum 0.9."""
+    lr: float = 0.003
+    """Peak learning rate."""
+    weight_decay: float = 0.0005
+    """Weight decay; not applied to biases and norms."""
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    """How the learning rate moves over the steps."""
+    loss: LossName = "mse"
+    """mse: on the teacher's logits (N2N); ce: on labels; mse+ce: their weighted sum; kl: Hinton's softened."""
+    distill_weight: float = 1.0
+    """Weight of the distillation term where cross-entropy is in the loss as well."""
+    temperature: float = 4.0
+    """Softening of both logits in the kl loss."""
+    label_smoothing: float = 0.0
+    """Share of the label's mass spread over all classes in cross-entropy, 0..1."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training images are varied; drawn anew each epoch, from the seed alone."""
+
+    crop: int = 0
+    """Pixels of padding before a random crop; 0: no crop."""
+    flip: bool = False
+    """Mirror images at random."""
+    cutout: int = 0
+    """Side of a random square that is blanked, pixels; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where and how numbers are computed. Precision and format are part of a result, workers are not."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto times the combinations at the start of a run and records the choice."""
+    memory_format: MemoryFormat = "auto"
+    """Layout of image tensors; auto as above."""
+    threads: int = 1
+    """CPU threads of one network in training (0: all cores); the same for any number of workers, so results are too."""
+    workers: int = 1
+    """Students trained at the same time, each in a process of its own if more than 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """How a proposed student is evaluated during the search."""
+
+    epochs: int = 5
+    """Passes over the examples (N2N: 5)."""
+    examples: int = 5000
+    """Training examples that a candidate sees, drawn once by seed and stratified; 0: all."""
+    weights: Literal["fresh", "inherited"] = "inherited"
+    """Start from fresh weights (N2N) or from the teacher's, sliced."""
+    lr: float = 0.003
+    """Peak learning rate (N2N: 0.0005, constant)."""
+    batch_size: int = 128
+    """Examples in one step."""
+    loss: LossName = "mse"
+    """Loss of the search (N2N: mse on logits)."""
+    stop_below: float = 0.2
+    """Give a student up after its first epoch if its accuracy is under this share of the teacher's; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """How the best students of a search are trained to convergence."""
+
+    students: int = 2
+    """How many of the best are trained; the winner is chosen on the validation split."""
+    training: Training = field(default_factory=lambda: Training(epochs=30, loss="mse+ce"))
+    """Their training, by distillation."""
+    weights: Literal["fresh", "inherited"] = "inherited"
+    """What they start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class N2N:
+    """N2N learning (Ashok et al., ICLR 2018): a policy removes layers, another shrinks what is left."""
+
+    removal_updates: int = 12
+    """Policy updates of stage 1 (N2N: up to 100)."""
+    shrinkage_updates: int = 12
+    """Policy updates of stage 2 (N2N: up to 100)."""
+    rollouts: int = 5
+    """Students proposed for one update."""
+    granularity: Literal["units", "layers"] = "units"
+    """What one removal takes: a convolution with its norm and activation, a pooling layer or a block; or a
+    single layer as in the paper."""
+    removal_controller: Literal["bidirectional", "autoregressive"] = "bidirectional"
+    """How stage 1 reads the layers."""
+    hidden: int = 30
+    """Hidden units of each LSTM layer (N2N: 30)."""
+    removal_lr: float = 0.003
+    """Adam's learning rate in stage 1 (N2N: 0.003)."""
+    shrinkage_lr: float = 0.01
+    """Adam's learning rate in stage 2 (authors' code: 0.1)."""
+    keep_bias: float = 1.0
+    """Logit towards keeping a unit before anything is learned (0: each is kept with probability 1/2, as in N2N)."""
+    factors: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Widths that stage 2 can choose, as shares of what stage 1 left (paper: 0.1 to 1.0)."""
+    shrink_kernels: bool = True
+    """Let stage 2 shrink kernels as well as widths."""
+    advantage: Literal["rollout", "update"] = "rollout"
+    """Credit: each rollout its own reward less the baseline, or (authors' code) one mean for all of an update."""
+    baseline_decay: float = 0.9
+    """Decay of the moving average of rewards that serves as baseline."""
+    entropy_bonus: float = 0.01
+    """Weight of the policy's entropy, per decision."""
+    scale_rows: bool = True
+    """Scale the columns of the state to 0..1; false: raw numbers, as in the authors' code."""
+    stage_one_share: float = 0.5
+    """With a parameter budget of F times: stage 1 is asked for F to this power, stage 2 for all of it."""
+    phase_updates: int = 8
+    """Updates over which the penalty for breaking a budget is phased in, per stage (N2N: 15)."""
+    round_to: int = 8
+    """Widths are multiples of this (1: any), because hardware rewards it."""
+    min_width: int = 8
+    """Fewest channels of a group (authors' code: 10)."""
+    calibrate: bool = True
+    """Before anything is trained, lean the policy until the predicted cost of its median proposal meets the budget."""
+    redraws: int = 20
+    """Draws more for each student while what is drawn breaks the budget or was proposed before."""
+    overshoot: float = 1.0
+    """A draw that takes more than this share of a predicted budget is drawn again."""
+    memory: int = 1
+    """Updates whose rollouts a policy update learns from (N2N: 1, the present one)."""
+    gradient_steps: int = 1
+    """Gradient steps of one policy update (N2N: 1)."""
+    clip: float = 0.2
+    """How far the probability of a past choice may move in one update before its gradient stops (PPO)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch:
+    """The yardstick: units removed and widths drawn independently, repaired into the budgets if there are any."""
+
+    students: int = 120
+    """How many are trained."""
+    round_to: int = 8
+    """Widths are multiples of this (1: any)."""
+    min_width: int = 8
+    """Fewest channels of a group."""
+    redraws: int = 20
+    """Draws more for each student while what is drawn breaks the budget or was proposed before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformWidth:
+    """The yardstick: one width factor for all groups, nothing removed."""
+
+    students: int = 10
+    """How many are trained, from the teacher's width down to the narrowest, in even steps."""
+    round_to: int = 8
+    """Widths are multiples of this (1: any)."""
+    min_width: int = 8
+    """Fewest channels of a group."""
+
+
+Method = N2N | RandomSearch | UniformWidth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """The training of a teacher."""
+
+    training: Training = field(
+        default_factory=lambda: Training(epochs=30, optimizer="sgd", lr=0.1, loss="ce", label_smoothing=0.1)
+    )
+    """Its training, on labels."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How training images are varied."""
+    device: Device = field(default_factory=lambda: Device(threads=0))
+    """Where it runs; 0 threads: all cores."""
+    seed: int = 0
+    """Of its weights and its training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """The main job: everything that decides its result, and where it runs."""
+
+    method: Method = field(default_factory=N2N)
+    """How students are searched for."""
+    goal: Goal = field(default_factory=Goal)
+    """What is wanted of the student."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How training images are varied, for candidates and final students."""
+    candidates: Candidates = field(default_factory=Candidates)
+    """How proposals are evaluated."""
+    final: Final = field(default_factory=Final)
+    """How the best are trained in the end."""
+    device: Device = field(default_factory=Device)
+    """Where things run."""
+    seed: int = 0
+    """Of the search and of every student in it."""

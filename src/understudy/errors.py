@@ -1,0 +1,48 @@
+"""What can go wrong, by kind. Every message states the rule and the value that broke it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnderstudyError(Exception):
+    """Base of every error that a user can mend; the command line prints it without a traceback."""
+
+
+class ArchitectureError(UnderstudyError, ValueError):
+    """A decision that the Space does not allow: an unknown name, a width or kernel out of range."""
+
+
+class SurgeryError(UnderstudyError):
+    """An architecture that cannot be built; the message names the node and the shapes that do not fit."""
+
+
+class TraceError(UnderstudyError):
+    """A teacher that cannot be traced; the message shows the line and what to write instead."""
+
+
+class DataError(UnderstudyError, ValueError):
+    """Data that cannot be used: unreadable or empty images, an empty class, labels out of range."""
+
+
+class ModelError(UnderstudyError):
+    """A model that cannot be made, or weights that cannot be loaded into it."""
+
+
+class GoalError(UnderstudyError, ValueError):
+    """A budget that cannot be read, or that no architecture of the Space can reach."""
+
+
+class ConfigError(UnderstudyError, ValueError):
+    """Unknown, misspelt or impossible settings, all of them at once."""
+
+
+class RunError(UnderstudyError):
+    """A run folder that cannot be used: of another teacher, data or configuration, or not writable."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

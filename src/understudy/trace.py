@@ -1,0 +1,253 @@
+"""Teacher -> graph with shapes, by `torch.fx`.
+
+All of `torch.nn` are leaves. While the graph is recorded every operation also runs on fake tensors, so
+that control flow which depends on shapes takes the branch of the example; control flow that depends on
+values is refused, with its line.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from understudy.errors import TraceError
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Shape and dtype of a tensor in the teacher's forward pass."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A teacher's forward pass as a graph; `node.meta["value"]` holds a Signature or a plain value.
+
+    `root` shares the teacher's tensors, is in evaluation mode and is never handed out.
+    """
+
+    teacher: nn.Module
+    example: Example
+    root: nn.Module
+    graph: fx.Graph
+    batch: int
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """The nodes in the order of execution."""
+        return list(self.graph.nodes)
+
+
+def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Trace:
+    """Record the teacher's forward pass on an example; the teacher is not touched.
+
+    Args:
+        teacher: any module whose control flow does not depend on values.
+        example: the input: a tensor (B, ...), a tuple of positional ones, or keyword arguments by name.
+        leaf_modules: classes to take as one operation instead of looking inside; their channels freeze.
+
+    Raises:
+        TraceError: the forward pass fails on the example, or branches on a value.
+    """
+    shared = {id(t): t for t in (*teacher.parameters(), *teacher.buffers())}
+    root = copy.deepcopy(teacher, dict(shared)).eval()
+    tracer = _Tracer(_positional(root, example), leaf_modules)
+    try:
+        graph = tracer.trace(root, concrete_args=_defaults(root, example))
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(_explain(root, example, error)) from error
+    for node in graph.nodes:
+        node.meta["value"] = fx.node.map_aggregate(node.meta.get("value"), _signature)
+    batches = [n.meta["value"].shape[0] for n in graph.find_nodes(op="placeholder") if _is_batched(n)]
+    return Trace(teacher=teacher, example=example, root=root, graph=graph, batch=batches[0] if batches else 1)
+
+
+def source_line(node: fx.Node) -> str:
+    """Return "file.py:12: code" of the user's line behind a node, or "" if unknown."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
+    frames = [
+        (place, code)
+        for place, code in zip(lines, lines[1:], strict=False)
+        if place.startswith("File ") and "/torch/" not in place and __file__ not in place
+    ]
+    if not frames:
+        return ""
+    place, code = frames[-1]
+    path, line = place.split(", ")[:2]
+    return f"{path.removeprefix('File ').strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}: {code}"
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that answers from the example where Python insists on a plain number."""
+
+    def _plain(self) -> Any:
+        value = self.node.meta["value"]
+        if isinstance(value, Tensor):
+            raise TraceError(_branch_message(self.node))
+        return value
+
+    def __len__(self) -> int:
+        return len(self.node.meta["value"])
+
+    def __int__(self) -> int:
+        return int(self._plain())
+
+    def __index__(self) -> int:
+        return operator.index(self._plain())
+
+    def __float__(self) -> float:
+        return float(self._plain())
+
+    def __ceil__(self) -> int:
+        return math.ceil(self._plain())
+
+    def __floor__(self) -> int:
+        return math.floor(self._plain())
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class _Tracer(fx.Tracer):
+    """Records the graph and runs it on fake tensors at the same time."""
+
+    record_stack_traces = True
+    proxy_buffer_attributes = True
+
+    def __init__(self, inputs: Mapping[str, Any], leaf_modules: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self._leaf_modules = leaf_modules
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._inputs = {name: fx.node.map_aggregate(value, self._to_fake) for name, value in inputs.items()}
+        self._running = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._leaf_modules) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        proxy = super().create_proxy(*args, **kwargs)
+        proxy.node.meta["value"] = self._run(proxy.node)
+        return proxy
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = obj.node.meta["value"]
+        if isinstance(value, Tensor):
+            raise TraceError(_branch_message(obj.node))
+        return bool(value)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = obj.node.meta["value"]
+        return iter([obj[i] for i in range(len(value))])
+
+    def _to_fake(self, value: Any) -> Any:
+        return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
+
+    def _run(self, node: fx.Node) -> Any:
+        """Run one node on fake tensors; fx's patches of Module see `_running` and stand aside."""
+        if node.op == "placeholder":
+            default = node.args[0] if node.args else None
+            return self._inputs.get(str(node.target), default)
+        self._running = True
+        try:
+            if node.op == "get_attr":
+                return self._to_fake(operator.attrgetter(str(node.target))(self.root))
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+            with torch.no_grad(), self._fake:
+                return self._call(node)(*args, **kwargs)
+        finally:
+            self._running = False
+
+    def _call(self, node: fx.Node) -> Callable[..., Any]:
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))
+        if node.op == "call_method":
+            return _method(str(node.target))
+        return node.target  # type: ignore[return-value]
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
+
+
+def _positional(root: nn.Module, example: Example) -> dict[str, Any]:
+    """Return the example's parts by the names of forward's parameters."""
+    if isinstance(example, Mapping):
+        return dict(example)
+    parts = example if isinstance(example, tuple) else (example,)
+    names = list(inspect.signature(root.forward).parameters)
+    if len(parts) > len(names):
+        raise TraceError(f"the example has {len(parts)} inputs, but forward takes {len(names)}: {', '.join(names)}")
+    return dict(zip(names, parts, strict=False))
+
+
+def _defaults(root: nn.Module, example: Example) -> dict[str, Any]:
+    """Return forward's parameters that the example leaves at their default."""
+    given = _positional(root, example)
+    parameters = inspect.signature(root.forward).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.name not in given and p.default is not p.empty and p.kind not in variadic
+    }
+
+
+def _signature(value: Any) -> Any:
+    return Signature(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _is_batched(node: fx.Node) -> bool:
+    value = node.meta["value"]
+    return isinstance(value, Signature) and len(value.shape) > 0
+
+
+def _branch_message(node: fx.Node) -> str:
+    return (
+        f"the forward pass must not branch on the values of a tensor, but it does at {source_line(node) or node.name}. "
+        "Write it without the branch (torch.where), or name the module class that holds it: "
+        "trace(teacher, example, leaf_modules=(ThatModule,)); its channels then keep their width."
+    )
+
+
+def _explain(root: nn.Module, example: Example, error: Exception) -> str:
+    """Tell a wrong example, which fails without tracing as well, from what cannot be traced."""
+    given = _positional(root, example)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(root)(**given)
+    except Exception as plain:
+        shapes = {name: tuple(v.shape) if isinstance(v, Tensor) else v for name, v in given.items()}
+        return f"the teacher's forward pass must accept the example {shapes}, but it failed: {plain}"
+    return (
+        f"the teacher cannot be traced: {error}. Name the module class that holds the line: "
+        "trace(teacher, example, leaf_modules=(ThatModule,)); its channels then keep their width."
+    )
