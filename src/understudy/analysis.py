@@ -58,9 +58,7 @@ class Analysis:
         return analyse, (self.trace.teacher, self.trace.example, self.leaf_modules)
 
 
-def analyse(
-    teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...] = ()
-) -> Analysis:
+def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Analysis:
     """Trace a teacher on an example input and find out what it allows.
 
     Args:

@@ -194,12 +194,12 @@ class Architecture:
     def __post_init__(self) -> None:
         for name in self.removed:
             self.space.unit(name)
+        for name, slots in self.channels:
+            _check_slots(self.space.group(name), slots)
         for name, width in self.widths:
             _check_width(self.space.group(name), width)
         for name, kernel in self.kernels:
             _check_kernel(self.space.layer(name), kernel)
-        for name, slots in self.channels:
-            _check_slots(self.space.group(name), slots)
 
     def width(self, group: str) -> int:
         """Return how many channels the group keeps."""
@@ -231,9 +231,7 @@ class Architecture:
         space = self.space
         removed = frozenset(u for u in self.removed if not self._covered(space.unit(u)))
         gone = {layer for unit in removed for layer in space.unit(unit).layers}
-        kept = {
-            g.name for g in space.groups if g.name not in gone and not (g.layers and gone.issuperset(g.layers))
-        }
+        kept = {g.name for g in space.groups if g.name not in gone and not (g.layers and gone.issuperset(g.layers))}
         return Architecture(
             space=space,
             removed=removed,

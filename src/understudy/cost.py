@@ -67,12 +67,17 @@ def latency(
     return median, high - low
 
 
+def _wait(example: Tensor) -> None:
+    """Let the device finish what it was given."""
+    if example.is_cuda:
+        torch.cuda.synchronize()
+
+
 def _timed(model: nn.Module, example: Tensor) -> float:
-    wait = torch.cuda.synchronize if example.is_cuda else (lambda: None)
-    wait()
+    _wait(example)
     start = time.perf_counter()
     model(example)
-    wait()
+    _wait(example)
     return (time.perf_counter() - start) * 1e3
 
 
@@ -154,9 +159,7 @@ class _Collector:
         """Return the index of the form of these labels."""
         return self._add(self.row(labels))
 
-    def products(
-        self, terms: Sequence[tuple[int, list[int], tuple[str, int, int] | None]]
-    ) -> _Products:
+    def products(self, terms: Sequence[tuple[int, list[int], tuple[str, int, int] | None]]) -> _Products:
         """Return the table of (constant, forms, kernel as (layer, size, dimensions))."""
         width = max((len(forms) for _, forms, _ in terms), default=1)
         factors = [forms + [self.one] * (width - len(forms)) for _, forms, _ in terms]
@@ -233,7 +236,19 @@ def _compiled(analysis: Analysis, architecture: Architecture) -> _Forms:
 
 # Operations whose result shares its input's memory.
 _VIEWS = frozenset(
-    ("flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "getitem", "chunk", "split", "detach")
+    (
+        "flatten",
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "unsqueeze",
+        "squeeze",
+        "getitem",
+        "chunk",
+        "split",
+        "detach",
+    )
 )
 
 

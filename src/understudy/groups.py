@@ -12,7 +12,7 @@ from torch import fx
 
 from understudy import rules as _rules  # noqa: F401  fills the tables that Walk reads
 from understudy.architecture import Frozen, Group
-from understudy.trace import Trace, source_line
+from understudy.trace import Trace, map_structure, source_line
 from understudy.walk import FIXED, Labelled, Labels, ParameterPlan, Part, Plan, Walk
 
 
@@ -126,7 +126,7 @@ def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
         )
 
     return Plan(
-        values={node: fx.node.map_aggregate(v, value) for node, v in plan.values.items()},
+        values={node: map_structure(v, value) for node, v in plan.values.items()},
         parts={node: part(p) for node, p in plan.parts.items()},
     )
 

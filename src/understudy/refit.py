@@ -28,6 +28,7 @@ class Refit(Walk):
         self._changed: set[fx.Node] = set()
 
     def visit(self, node: fx.Node) -> Any:
+        """Return a node's value; the analysis's where nothing that it depends on has changed."""
         before = self._groups.plan.values[node]
         if not self._concerned(node):
             self.part = self._groups.plan.parts[node]
@@ -40,9 +41,11 @@ class Refit(Walk):
         return value
 
     def emit(self, name: str, size: int) -> Labels:
+        """Return the slots that the layer emits in the teacher."""
         return self._groups.emitted[name]
 
     def tie(self, a: Labels, b: Labels, node: fx.Node) -> Labels:
+        """Pass equal slots; other ones meet if they are equally many."""
         if np.array_equal(a, b):
             return a
         if len(a) != len(b):
@@ -53,6 +56,7 @@ class Refit(Walk):
         return a
 
     def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
+        """Pass slots that stay anyway; others that a removal brings here must not shrink."""
         held = labels[labels != FIXED]
         if not np.setdiff1d(held, self._groups.held).size:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 
 from understudy.errors import TraceError
+
+# Frames between the user's line and the recorded node; the last two check types where that is on.
+_RECORDERS = ("/torch/", __file__, "/jaxtyping/", "beartype")
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -77,7 +86,9 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
     except Exception as error:
         raise TraceError(_explain(root, example, error)) from error
     for node in graph.nodes:
-        node.meta["value"] = fx.node.map_aggregate(node.meta.get("value"), _signature)
+        if node.op == "output":
+            node.meta["value"] = fx.node.map_arg(node.args[0], lambda n: n.meta["value"])
+        node.meta["value"] = map_structure(node.meta["value"], _signature)
     batches = [n.meta["value"].shape[0] for n in graph.find_nodes(op="placeholder") if _is_batched(n)]
     return Trace(teacher=teacher, example=example, root=root, graph=graph, batch=batches[0] if batches else 1)
 
@@ -87,14 +98,35 @@ def source_line(node: fx.Node) -> str:
     lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
     frames = [
         (place, code)
-        for place, code in zip(lines, lines[1:], strict=False)
-        if place.startswith("File ") and "/torch/" not in place and __file__ not in place
+        for place, code in itertools.pairwise(lines)
+        if place.startswith("File ") and not any(part in place for part in _RECORDERS)
     ]
     if not frames:
         return ""
     place, code = frames[-1]
     path, line = place.split(", ")[:2]
     return f"{path.removeprefix('File ').strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}: {code}"
+
+
+def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return nested tuples, lists, dicts and slices with the function applied to each leaf."""
+    return fx.node.map_aggregate(value, function)
+
+
+def run_fake(call: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+    """Run an operation on fake tensors; one that looks at values inside runs on real zeros instead."""
+    try:
+        with torch.no_grad(), mode:
+            return call(*args, **kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            zeros = map_structure((args, kwargs), _zeros)
+            out = copy.deepcopy(call)(*zeros[0], **zeros[1])
+        return map_structure(out, lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v)
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
 
 
 class _Proxy(fx.Proxy):
@@ -119,10 +151,10 @@ class _Proxy(fx.Proxy):
         return float(self._plain())
 
     def __ceil__(self) -> int:
-        return math.ceil(self._plain())
+        return -int(-self._plain() // 1)
 
     def __floor__(self) -> int:
-        return math.floor(self._plain())
+        return int(self._plain() // 1)
 
     def __hash__(self) -> int:
         return id(self)
@@ -138,7 +170,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._leaf_modules = leaf_modules
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._inputs = {name: fx.node.map_aggregate(value, self._to_fake) for name, value in inputs.items()}
+        self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
         self._running = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -166,7 +198,7 @@ class _Tracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         value = obj.node.meta["value"]
-        return iter([obj[i] for i in range(len(value))])
+        return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
 
     def _to_fake(self, value: Any) -> Any:
         return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
@@ -181,8 +213,7 @@ class _Tracer(fx.Tracer):
             if node.op == "get_attr":
                 return self._to_fake(operator.attrgetter(str(node.target))(self.root))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-            with torch.no_grad(), self._fake:
-                return self._call(node)(*args, **kwargs)
+            return run_fake(self._call(node), args, kwargs, self._fake)
         finally:
             self._running = False
 

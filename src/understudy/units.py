@@ -70,7 +70,7 @@ def units_of(groups: Groups) -> tuple[Unit, ...]:
     """
     nodes = _layer_nodes(groups.trace)
     modules = {node: groups.trace.root.get_submodule(str(node.target)) for node in nodes}
-    called = [str(n.target) for n in nodes]
+    called = [str(n.target) for n in groups.trace.nodes if n.op == "call_module"]
     core = [n for n in nodes if isinstance(modules[n], (*_CONVOLUTIONS, nn.Linear))]
     ends = {str(n.target) for n in (core[:1] + core[-1:])}
     free = [n for n in nodes if str(n.target) not in ends and called.count(str(n.target)) == 1]
@@ -84,7 +84,7 @@ def units_of(groups: Groups) -> tuple[Unit, ...]:
     singles = [n for n in free if isinstance(modules[n], (*_NORMS, *_ACTIVATIONS)) and str(n.target) not in first]
     layers = [Unit(name=f"layer:{n.target}", kind="layer", layers=(str(n.target),)) for n in convs + pools + singles]
     offered += [unit for unit in layers if _fits(groups, unit, strict=False)]
-    order = {name: index for index, name in enumerate(called)}
+    order = {str(node.target): index for index, node in enumerate(groups.trace.nodes)}
     return tuple(sorted(offered, key=lambda u: (order[u.layers[0]], -len(u.layers), u.kind)))
 
 
@@ -162,8 +162,9 @@ def _blocks(groups: Groups, ends: set[str]) -> Iterator[Unit]:
     for node in trace.graph.nodes:
         for path in enclosing_modules(node):
             members.setdefault(path, []).append(node)
+    rows = {str(n.target) for n in _layer_nodes(trace)}
     for path, nodes in members.items():
-        layers = tuple(dict.fromkeys(str(n.target) for n in nodes if n.op == "call_module"))
+        layers = tuple(dict.fromkeys(str(n.target) for n in nodes if str(n.target) in rows))
         leaves = [n for n in layers if any(True for _ in trace.root.get_submodule(n).parameters())]
         if path == "" or "@" in path or len(leaves) < 2 or ends & set(layers) or f"{path}@1" in members:
             continue

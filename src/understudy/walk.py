@@ -2,7 +2,7 @@
 
 Beside each tensor stands an integer array that broadcasts to its shape: the label of every element
 that belongs to a channel, `FIXED` for what never changes. Views, slices and concatenations are the same
-operations on labels; what must keep the same indices is tied. The rules (`rules.py`) are written once
+operations on labels; what must keep the same indices is tied. The rules (`understudy.rules`) are written once
 and serve two passes: `groups.py` finds out what is tied, `surgery.py` refits what a removal leaves.
 """
 
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.errors import SurgeryError
-from understudy.trace import Signature, Trace, source_line
+from understudy.trace import Signature, Trace, map_structure, run_fake, source_line
 
 Labels = npt.NDArray[np.int64]
 FIXED = -1
@@ -137,7 +137,7 @@ class Plan:
 
 
 Rule = Callable[..., Any]
-# Operation -> rule, filled by rules.py: a module class, a function, or the name of a tensor method.
+# Operation -> rule, filled by `understudy.rules`: a module class, a function, or the name of a tensor method.
 MODULE_RULES: dict[type[nn.Module], Rule] = {}
 CALL_RULES: dict[Any, Rule] = {}
 
@@ -215,25 +215,22 @@ class Walk(ABC):
     def rerun(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Run an operation of the teacher on other shapes; return a structure of shapes and values."""
         mode = FakeTensorMode(allow_non_fake_inputs=True)
+        device = next((p.device for p in self.trace.root.parameters()), torch.device("cpu"))
 
         def fake(value: Any) -> Any:
             if isinstance(value, Labelled | ParameterUse):
-                return mode.from_tensor(torch.empty(value.shape, device="meta"))
+                with mode:
+                    return torch.empty(value.shape, device=device)
             return value
 
-        with torch.no_grad(), mode:
-            args, kwargs = (fx.node.map_aggregate(x, fake) for x in (args, kwargs))
-            out = self._target(node)(*args, **kwargs)
-        return fx.node.map_aggregate(
-            out, lambda v: Signature(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v
-        )
+        args, kwargs = (map_structure(x, fake) for x in (args, kwargs))
+        out = run_fake(self._target(node), args, kwargs, mode)
+        return map_structure(out, lambda v: Signature(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v)
 
     def outcome(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Return the operation's result for these inputs: as recorded where the shapes are the teacher's."""
-        now = fx.node.map_aggregate((args, kwargs), _shape_of)
-        was = fx.node.map_aggregate(
-            fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"]), _shape_of
-        )
+        now = map_structure((args, kwargs), _shape_of)
+        was = map_structure(fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"]), _shape_of)
         return self.recorded(node) if now == was else self.rerun(node, args, kwargs)
 
     def spatial(self, node: fx.Node, x: Labelled) -> tuple[int, ...]:
@@ -243,17 +240,17 @@ class Walk(ABC):
             return tuple(self.recorded(node).shape[2:])
         teachers = Labelled.fixed((*was.shape[:2], *x.shape[2:]))
         args = fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
-        args = fx.node.map_aggregate(args, lambda v: teachers if v is x else v)
+        args = map_structure(args, lambda v: teachers if v is x else v)
         return tuple(self.rerun(node, *args).shape[2:])
 
     def give_up(self, node: fx.Node, args: Any, kwargs: Any, reason: str) -> Any:
         """Freeze whatever an operation touches and return its result without channels."""
-        fx.node.map_aggregate((args, kwargs), lambda v: self._freeze_value(v, reason, node))
+        map_structure((args, kwargs), lambda v: self._freeze_value(v, reason, node))
         with FlopCounterMode(display=False) as counter:
             outcome = self.rerun(node, args, kwargs)
         if counter.get_total_flops():
             self.part.work.append(Work(describe(node), counter.get_total_flops() // 2))
-        return fx.node.map_aggregate(outcome, lambda v: Labelled.fixed(v.shape) if isinstance(v, Signature) else v)
+        return map_structure(outcome, lambda v: Labelled.fixed(v.shape) if isinstance(v, Signature) else v)
 
     def _freeze_value(self, value: Any, reason: str, node: fx.Node) -> Any:
         if isinstance(value, Labelled):
@@ -264,13 +261,13 @@ class Walk(ABC):
         """Return a node's value and record its part."""
         if node.op == "placeholder":
             value = self.recorded(node)
-            return fx.node.map_aggregate(value, lambda v: Labelled.fixed(v.shape) if isinstance(v, Signature) else v)
+            return map_structure(value, lambda v: Labelled.fixed(v.shape) if isinstance(v, Signature) else v)
         if node.op == "get_attr":
             value = self.recorded(node)
             return ParameterUse(str(node.target), value.shape) if isinstance(value, Signature) else value
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
         if node.op == "output":
-            return fx.node.map_aggregate(args[0], lambda v: self._freeze_value(v, "it is an output", node))
+            return map_structure(args[0], lambda v: self._freeze_value(v, "it is an output", node))
         bypass = self.bypass(node)
         if bypass is not None:
             return self.plan.values[bypass]
@@ -289,7 +286,7 @@ class Walk(ABC):
             return self.give_up(node, args, kwargs, f"no rule for the module {type(module).__name__}")
         rule = CALL_RULES.get(node.target)
         flat: list[Any] = []
-        fx.node.map_aggregate((args, kwargs), flat.append)
+        map_structure((args, kwargs), flat.append)
         if not any(isinstance(v, Labelled | ParameterUse) for v in flat):
             return self._plain(node, args, kwargs)
         if rule is not None:

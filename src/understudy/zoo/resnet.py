@@ -17,9 +17,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out, H / stride, W / stride) for x (B, channels, H, W)."""
@@ -50,7 +48,8 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, classes) of images (B, input_channels, H, W)."""
         x = torch.relu(self.bn1(self.conv1(images)))
-        return self.classifier(torch.flatten(self.pool(self.stages(x)), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.pool(self.stages(x)), 1))
+        return logits
 
 
 def resnet(depth: int, *, input_channels: int = 3, classes: int = 10, width: int = 64) -> ResNet:

@@ -33,7 +33,8 @@ class VGG(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, classes) of images (B, input_channels, H, W), H and W at most 32."""
-        return self.classifier(torch.flatten(self.features(images), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.features(images), 1))
+        return logits
 
 
 def vgg(depth: int, *, input_channels: int = 3, classes: int = 10, width: int = 64) -> VGG:

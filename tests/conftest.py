@@ -1,0 +1,39 @@
+"""What every test runs under: types and shapes checked, fixed examples, one thread, one device."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported, so that it holds in the processes that tests start as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401 (the hook looks it up by name)
+
+# By name, because the hook must stand before anything of ours is imported. The zoo stands for users' models, whose
+# forward passes also run on the proxies of a trace; the tracer finds the user's line on the stack, where checks would
+# add lines of their own.
+PACKAGE = Path(__file__).parent.parent / "src" / "understudy"
+CHECKED = [f"understudy.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("__init__", "trace", "zoo")]
+install_import_hook(CHECKED, "tests.typecheck.checked")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None, max_examples=30)
+hypothesis.settings.load_profile("fixed")
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests that compute run: cpu, cuda or mps")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device that the suite runs on."""
+    return torch.device(request.config.getoption("--device"))
