@@ -1,0 +1,321 @@
+"""Data: the splits that a teacher and its students are trained and judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from understudy.data import datasets, sources
+from understudy.data.images import fail
+from understudy.data.sources import Array, Pair, Reading, Splits
+from understudy.data.split import AnySplit, Images, Shape, digest_of, sample, statistics, stratified
+from understudy.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Data:
+    """Training, validation and test split of one classification task. Make one with a `from_` method or `open`.
+
+    Where no validation split is given, one is cut from the training data, stratified, by `seed`; the
+    test split is never touched. Processes that are sent a Data share its tensors.
+    """
+
+    train: AnySplit
+    val: AnySplit
+    test: AnySplit | None
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # per channel of the training split, in units of 0..1; zeros for float images
+    std: tuple[float, ...]  # likewise; ones for float images
+    shape: Shape  # channels, height and width of one image
+    digest: str  # 16 hexadecimal digits of sizes, labels, pixels and normalisation, whatever they came from
+    source: str
+
+    def normalise(self, images: Images) -> Float32[Tensor, "n c h w"]:
+        """Return uint8 images (n, c, h, w) as `(x / 255 - mean) / std`, float images as they are."""
+        if images.dtype != torch.uint8:
+            return images
+        mean, std = (torch.tensor(x, device=images.device).view(-1, 1, 1) for x in (self.mean, self.std))
+        return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> Data:
+        """Return this data with another mean and deviation per channel (0..1), those of a ready teacher.
+
+        Raises:
+            DataError: there is not one for each channel, a deviation is not positive, or images are float.
+        """
+        channels = self.shape[0]
+        if self.train.dtype != torch.uint8:
+            raise DataError("float images are taken as normalised already, so they have no normalisation to change")
+        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+            raise DataError(
+                f"normalisation must be a mean and a positive deviation for each of {channels} channels, "
+                f"but got {tuple(mean)} and {tuple(std)}"
+            )
+        settings = tuple(map(float, mean)), tuple(map(float, std))
+        digest = digest_of(self.train, self.val, self.test, settings=settings)
+        return replace(self, mean=settings[0], std=settings[1], digest=digest)
+
+    def to(self, device: torch.device | str) -> Data:
+        """Return this data with its splits on another device."""
+        test = None if self.test is None else self.test.to(device)
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=test)
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        size: int | None = None,
+        grey: bool | None = None,
+        val_share: float = 0.1,
+        seed: int = 0,
+        cache: str | Path | None = None,
+        memory_gb: float = 4.0,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> Data:
+        """Return the images of `path/train/<class>/*`, with `val` and `test` beside `train` if there are any.
+
+        Decoded once, in threads, and cached in `cache` (default: `understudy` in the user's cache folder).
+
+        Args:
+            path: the folder that holds `train`.
+            size: height and width in pixels to bring all images to: shorter side scaled, middle cut out.
+            grey: one channel or three; None: grey if the files are.
+            val_share: share of the training images to cut for validation, in 0..1.
+            seed: decides which ones.
+            cache: folder for decoded images.
+            memory_gb: more decoded gigabytes (10^9) than this are not held but decoded at each use.
+            workers: decoding threads; None: one for each core.
+            progress: show a bar.
+
+        Raises:
+            DataError: folders or images that cannot be used, the first of them named.
+        """
+        reading = Reading(
+            size=size,
+            grey=grey,
+            cache=None if cache is None else Path(cache),
+            memory_gb=memory_gb,
+            workers=workers,
+            progress=progress,
+        )
+        return cls._made(sources.from_folder(Path(path), reading), None, val_share, seed)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: Array,
+        labels: Any,
+        *,
+        val: Pair | None = None,
+        test: Pair | None = None,
+        classes: Iterable[str] | None = None,
+        val_share: float = 0.1,
+        seed: int = 0,
+        source: str = "arrays",
+    ) -> Data:
+        """Return arrays or tensors as data; `val` and `test` are pairs of images and labels.
+
+        Images are (n, h, w), (n, h, w, c) or (n, c, h, w), whole numbers 0..255, or floats that are
+        normalised already. Labels are (n,), whole numbers from 0. `classes` names them.
+
+        Raises:
+            DataError: shapes, pixels or labels that cannot be used.
+        """
+        splits = sources.from_arrays((images, labels), val, test, source)
+        return cls._made(splits, classes, val_share, seed)
+
+    @classmethod
+    def from_npz(
+        cls,
+        path: str | Path,
+        *,
+        classes: Iterable[str] | None = None,
+        val_share: float = 0.1,
+        seed: int = 0,
+    ) -> Data:
+        """Return the arrays of a .npz file: train_images, train_labels (or x_train, y_train), val and test likewise.
+
+        Raises:
+            DataError: the file cannot be read or lacks keys, or its arrays cannot be used.
+        """
+        return cls._made(sources.from_npz(Path(path)), classes, val_share, seed)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: Any,
+        test: Any = None,
+        val: Any = None,
+        *,
+        size: int | None = None,
+        grey: bool | None = None,
+        classes: Iterable[str] | None = None,
+        val_share: float = 0.1,
+        seed: int = 0,
+        memory_gb: float = 4.0,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> Data:
+        """Return the items of torch datasets, or of the datasets of loaders, read once.
+
+        Items are (image, label), the image a PIL image, an array or a tensor; float tensors are taken as
+        normalised already. `size` and `grey` are for PIL images; the rest is as in `from_folder`, but
+        that items too many to hold are read in one thread unless `workers` says more.
+
+        Raises:
+            DataError: items that cannot be used, or that differ when read again (random transforms).
+        """
+        reading = Reading(size=size, grey=grey, memory_gb=memory_gb, workers=workers, progress=progress)
+        return cls._made(datasets.from_datasets(train, val, test, reading), classes, val_share, seed)
+
+    @classmethod
+    def from_torchvision(
+        cls,
+        name: str,
+        root: str | Path | None = None,
+        *,
+        size: int | None = None,
+        grey: bool | None = None,
+        val_share: float = 0.1,
+        seed: int = 0,
+        memory_gb: float = 4.0,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> Data:
+        """Return a dataset of torchvision, downloaded to `root` (default: in the user's cache folder).
+
+        Raises:
+            DataError: torchvision is not installed, or has no such dataset with a train and a test part.
+        """
+        reading = Reading(size=size, grey=grey, memory_gb=memory_gb, workers=workers, progress=progress)
+        splits = datasets.from_torchvision(name, None if root is None else Path(root), reading)
+        return cls._made(splits, None, val_share, seed)
+
+    @classmethod
+    def digits(cls, *, val_share: float = 0.1, seed: int = 0) -> Data:
+        """Return scikit-learn's 1,797 handwritten digits, 8x8 and grey; the same quarter of them is always the test."""
+        images, labels = sources.digits()
+        test = stratified(torch.from_numpy(labels), round(len(labels) / 4), seed=0).numpy()
+        rest = sorted(set(range(len(labels))) - set(test.tolist()))
+        return cls.from_arrays(
+            images[rest],
+            labels[rest],
+            test=(images[test], labels[test]),
+            val_share=val_share,
+            seed=seed,
+            source="digits",
+        )
+
+    @classmethod
+    def open(
+        cls,
+        spec: str,
+        *,
+        size: int | None = None,
+        grey: bool | None = None,
+        val_share: float = 0.1,
+        seed: int = 0,
+        cache: str | Path | None = None,
+        memory_gb: float = 4.0,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> Data:
+        """Return the data that a text names: "digits", a folder, a .npz file or "torchvision:CIFAR10".
+
+        `size` and `grey` are for folders and torchvision, which is downloaded to `cache`.
+
+        Raises:
+            DataError: it names nothing, or the data cannot be used.
+        """
+        cut: dict[str, Any] = {"val_share": val_share, "seed": seed}
+        reading: dict[str, Any] = {
+            "size": size,
+            "grey": grey,
+            "memory_gb": memory_gb,
+            "workers": workers,
+            "progress": progress,
+        }
+        if spec.startswith("torchvision:"):
+            return cls.from_torchvision(spec.removeprefix("torchvision:"), cache, **reading, **cut)
+        if Path(spec).is_dir() and spec != "digits":
+            return cls.from_folder(spec, cache=cache, **reading, **cut)
+        if size is not None or grey is not None:
+            raise DataError(f"size and grey are for folders and torchvision, but the data is {spec!r}")
+        if spec == "digits":
+            return cls.digits(**cut)
+        if Path(spec).is_file() and spec.endswith(".npz"):
+            return cls.from_npz(spec, **cut)
+        raise DataError(
+            f"data must be 'digits', a folder, a .npz file or 'torchvision:<name>', but got {spec!r}{_nearest(spec)}"
+        )
+
+    @classmethod
+    def _made(cls, splits: Splits, classes: Iterable[str] | None, val_share: float, seed: int) -> Data:
+        names = splits.classes if classes is None else tuple(classes)
+        if names is None:
+            names = tuple(str(i) for i in range(int(splits.train.labels.max()) + 1))
+        _check(splits, names)
+        train, val = splits.train, splits.val
+        if val is None:
+            train, val = _cut(train, val_share, seed)
+        mean, std = statistics(sample(train))
+        return cls(
+            train=train,
+            val=val,
+            test=splits.test,
+            classes=names,
+            mean=mean,
+            std=std,
+            shape=train.shape,
+            digest=digest_of(train, val, splits.test, settings=(mean, std)),
+            source=splits.source,
+        )
+
+
+def _check(splits: Splits, classes: tuple[str, ...]) -> None:
+    faults = []
+    first = splits.train
+    for name, split in (("train", first), ("val", splits.val), ("test", splits.test)):
+        if split is None:
+            continue
+        wrong = split.labels[(split.labels < 0) | (split.labels >= len(classes))]
+        if len(wrong):
+            faults.append(
+                f"{len(wrong)} labels of {name} are not in 0..{len(classes) - 1}, the first is {int(wrong[0])}"
+            )
+        if split.shape != first.shape or split.dtype != first.dtype:
+            faults.append(
+                f"images of {name} are {split.dtype} {split.shape} where those of train are {first.dtype} {first.shape}"
+            )
+    present = set(first.labels.tolist())
+    faults += [f"class {name!r} has no training images" for i, name in enumerate(classes) if i not in present]
+    if len(classes) < 2:
+        faults.append(f"there must be at least 2 classes, but got {len(classes)}")
+    fail("data must be of one shape, with labels that are classes", faults)
+
+
+def _cut(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
+    count = round(len(train) * share)
+    if not 0 < count < len(train):
+        raise DataError(
+            f"val_share must leave at least one image to train and one to validate on, but got {share} "
+            f"of {len(train)} images"
+        )
+    chosen = stratified(train.labels, count, seed, leave=1)
+    rest = torch.ones(len(train), dtype=torch.bool)
+    rest[chosen] = False
+    return train.take(rest.nonzero().flatten()), train.take(chosen)
+
+
+def _nearest(spec: str) -> str:
+    path = Path(spec)
+    beside = [str(path.parent / x.name) for x in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(spec, ["digits", "torchvision:CIFAR10", "torchvision:MNIST", *beside])

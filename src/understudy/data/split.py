@@ -1,0 +1,203 @@
+"""Splits: labelled images held as tensors, or decoded when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float32, Int, Int64, UInt8
+from torch import Tensor
+
+from understudy.errors import DataError
+
+Images = UInt8[Tensor, "n c h w"] | Float32[Tensor, "n c h w"]
+Shape = tuple[int, int, int]  # channels, height, width
+
+_SAMPLE = 512  # examples of a streamed split that stand for all of it
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images in memory, all of one size.
+
+    `images` is (n, channels, height, width), uint8 pixels or float32 that is normalised already;
+    `labels` is (n,), int64. Batches come out on the device that the split lies on.
+    """
+
+    images: Images
+    labels: Int64[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> Shape:
+        """Channels, height and width of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch.uint8, or torch.float32 for images that are normalised already."""
+        return self.images.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches come out."""
+        return self.labels.device
+
+    def batch(self, indices: Int[Tensor, " b"]) -> tuple[Images, Int64[Tensor, " b"]]:
+        """Return images (b, c, h, w) and labels (b,) of those examples, on the split's device."""
+        indices = indices.to(self.device)
+        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+    def take(self, indices: Int[Tensor, " b"]) -> Split:
+        """Return the split of those examples only, in that order."""
+        return Split(*self.batch(indices))
+
+    def subset(self, n: int, seed: int) -> Split:
+        """Return `n` examples with the classes in proportion, drawn by `seed`, in the split's order."""
+        return self.take(stratified(self.labels, n, seed))
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return this split on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedSplit:
+    """Labelled images that are too large to hold: decoded in threads when a batch is asked for.
+
+    It does what a `Split` does but for the attribute `images`.
+    """
+
+    read: Callable[[int], Tensor]  # the example of an index, (c, h, w), always the same one; picklable
+    items: Int64[Tensor, " n"]  # the reader's index of each example
+    labels: Int64[Tensor, " n"]
+    shape: Shape  # channels, height and width of one image
+    dtype: torch.dtype
+    workers: int = 1  # decoding threads
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Int[Tensor, " b"]) -> tuple[Images, Int64[Tensor, " b"]]:
+        """Return images (b, c, h, w) and labels (b,) of those examples, on the split's device.
+
+        Raises:
+            DataError: an image cannot be read; the message names it.
+        """
+        indices = indices.cpu()
+        if not len(indices):
+            empty = torch.empty((0, *self.shape), dtype=self.dtype, device=self.device)
+            return empty, self.labels[indices].to(self.device)
+        images = torch.stack(in_threads(self.read, self.items[indices].tolist(), self.workers))
+        return images.to(self.device), self.labels[indices].to(self.device)
+
+    def take(self, indices: Int[Tensor, " b"]) -> StreamedSplit:
+        """Return the split of those examples only, in that order."""
+        indices = indices.cpu()
+        return replace(self, items=self.items[indices], labels=self.labels[indices])
+
+    def subset(self, n: int, seed: int) -> StreamedSplit:
+        """Return `n` examples with the classes in proportion, drawn by `seed`, in the split's order."""
+        return self.take(stratified(self.labels, n, seed))
+
+    def to(self, device: torch.device | str) -> StreamedSplit:
+        """Return this split with its batches on another device."""
+        return replace(self, device=torch.device(device))
+
+
+AnySplit = Split | StreamedSplit
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+def in_threads(work: Callable[[_In], _Out], items: list[_In], workers: int) -> list[_Out]:
+    """Return `work` of each item, in order, done by that many threads."""
+    if workers <= 1:
+        return [work(item) for item in items]
+    # A pool for each call costs under a millisecond and keeps splits free of state, so they pickle.
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, items))
+
+
+def stratified(labels: Int64[Tensor, " n"], count: int, seed: int, *, leave: int = 0) -> Int64[Tensor, " m"]:
+    """Return `count` indices, ascending, with the classes in proportion, drawn by `seed`.
+
+    Each class gives its share rounded down; what is missing comes from those that lost most by it.
+    At least `leave` examples of each class are not drawn.
+
+    Raises:
+        DataError: there are not that many examples.
+    """
+    labels = labels.cpu()
+    sizes = (torch.bincount(labels) - leave).clamp(min=0)
+    total = int(sizes.sum())
+    if not 0 <= count <= total:
+        raise DataError(f"a subset of these examples must have 0..{total} of them, but got {count}")
+    # Whole numbers all the way: the shares must not hang on rounding.
+    shares = sizes * count // max(total, 1)
+    lost = sizes * count % max(total, 1)
+    more = torch.argsort(lost, descending=True, stable=True)[: count - int(shares.sum())]
+    shares[more] += 1
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, share in enumerate(shares.tolist()):
+        members = torch.nonzero(labels == label).flatten()
+        chosen[members[torch.randperm(len(members), generator=generator)[:share]]] = True
+    return chosen.nonzero().flatten()
+
+
+def sample(split: AnySplit) -> Images:
+    """Return images that stand for the split: all of it in memory, else some hundred evenly spaced."""
+    if isinstance(split, Split):
+        return split.images
+    count = min(len(split), _SAMPLE)
+    return split.batch(torch.linspace(0, len(split) - 1, count).long())[0]
+
+
+def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel in units of 0..1, zeros and ones for float images.
+
+    A channel of one value has the deviation 1, so that it can be divided by.
+    """
+    channels = images.shape[1]
+    if images.dtype != torch.uint8:
+        return (0.0,) * channels, (1.0,) * channels
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(channels):
+        # Counts of the 256 levels are exact, whatever the number of images.
+        counts = torch.bincount(images[:, channel].reshape(-1), minlength=256).cpu().double()
+        mean = (counts * levels).sum() / counts.sum()
+        deviation = ((counts * (levels - mean) ** 2).sum() / counts.sum()).sqrt()
+        means.append(float(mean))
+        deviations.append(float(deviation) if torch.count_nonzero(counts) > 1 else 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def update_digest(digest: Any, split: AnySplit | None) -> None:
+    """Feed a hashlib object sizes, labels and pixels: all of them in memory, else of a sample."""
+    if split is None:
+        digest.update(b"none")
+        return
+    images = sample(split)
+    digest.update(repr((len(split), split.shape, str(split.dtype))).encode())
+    digest.update(split.labels.cpu().contiguous().numpy().tobytes())
+    for chunk in images.split(4096):
+        digest.update(chunk.cpu().contiguous().numpy().data)
+
+
+def digest_of(*splits: AnySplit | None, settings: object = ()) -> str:
+    """Return 16 hexadecimal digits of what the splits hold and of `settings`."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for split in splits:
+        update_digest(digest, split)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,93 @@
+"""The augmented views of a split, the same for teacher and student, whatever the batches or the device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Int, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from understudy.config import Augmentation
+from understudy.data.split import Images
+
+_DRAWS = 5  # uniform numbers of one view: crop's row and column, flip, cutout's row and column
+
+
+@dataclass(frozen=True)
+class Views:
+    """How the `n` examples of a split look in each epoch.
+
+    What an example looks like depends on the seed, the epoch and its index alone. All numbers of an
+    epoch are drawn at once on the CPU, so they are the same for every batch size, order and device.
+    """
+
+    n: int
+    augmentation: Augmentation
+    seed: int
+
+    def epoch(self, number: int) -> Epoch:
+        """Return the order and the views of one epoch."""
+        key = hashlib.sha256(f"views {self.seed} {number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+        # Drawn whatever is switched on: a flip stays the same flip when a crop joins it.
+        draws = torch.rand((self.n, _DRAWS), generator=generator)
+        order = torch.randperm(self.n, generator=generator)
+        return Epoch(order=order, augmentation=self.augmentation, draws=draws)
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """One epoch's order of the examples, a permutation (n,), and what is done to each of them."""
+
+    order: Int64[Tensor, " n"]
+    augmentation: Augmentation
+    draws: Float32[Tensor, "n 5"]  # uniform in 0..1
+
+    def apply(self, images: Images, indices: Int[Tensor, " n"]) -> Images:
+        """Return the images (b, c, h, w) varied: crop of the zero-padded image, then flip, then cutout.
+
+        `indices` (b,) are the images' places in the split. Device and dtype are kept.
+        """
+        how = self.augmentation
+        if not (how.crop or how.flip or how.cutout):
+            return images
+        draws = self.draws[indices.cpu()].to(images.device)
+        if how.crop or how.flip:
+            images = _cropped(images, draws[:, :3], how.crop, how.flip)
+        if how.cutout:
+            images = images.masked_fill(_squares(images, draws[:, 3:], how.cutout), 0)
+        return images
+
+
+def _cropped(images: Images, draws: Float32[Tensor, "n 3"], crop: int, flip: bool) -> Images:
+    height, width = images.shape[2:]
+    down, right = _whole(draws[:, :2], 2 * crop + 1).unbind(1)
+    rows = torch.arange(height, device=images.device) + down[:, None]
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
+    if flip:
+        columns = torch.where(draws[:, 2:3] < 0.5, columns.flip(1), columns)
+    columns = columns + right[:, None]
+    padded = F.pad(images, (crop, crop, crop, crop)) if crop else images
+    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (b, h, w), into the flattened image
+    places = places.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return padded.flatten(2).gather(2, places).view(images.shape)
+
+
+def _squares(images: Images, draws: Float32[Tensor, "n 2"], side: int) -> Tensor:
+    height, width = images.shape[2:]
+    # The centre may be any pixel, so squares are cut off at the border (DeVries and Taylor, 2017).
+    top = _whole(draws[:, :1], height) - side // 2
+    left = _whole(draws[:, 1:], width) - side // 2
+    rows = torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    hit_rows = (rows >= top) & (rows < top + side)
+    hit_columns = (columns >= left) & (columns < left + side)
+    return (hit_rows[:, :, None] & hit_columns[:, None, :])[:, None]
+
+
+def _whole(draws: Tensor, end: int) -> Tensor:
+    """Return uniform numbers of 0..1 as whole ones of 0..end-1; the product may round up to `end`."""
+    return (draws * end).long().clamp(max=end - 1)
