@@ -1,0 +1,35 @@
+# Every command sets up .venv first, with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+CODE := src tests $(wildcard examples benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo    teach a small network on bundled data and compress it, in minutes"
+	@echo "make test    run the tests"
+	@echo "make check   format, lint and types"
+	@echo "make clean   remove what the above made, the environment included"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[test,dev]' --constraint constraints.txt
+	touch $@
+
+demo: $(READY)
+	$(BIN)/understudy teach zoo:resnet20 --data digits --out teachers/demo
+	$(BIN)/understudy compress teachers/demo --data digits --params 10x --run runs/demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
