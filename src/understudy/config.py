@@ -121,7 +121,7 @@ class N2N:
     """How stage 1 reads the layers."""
     hidden: int = 30
     """Hidden units of each LSTM layer (N2N: 30)."""
-    removal_lr: float = 0.003
+    removal_lr: float = 0.01
     """Adam's learning rate in stage 1 (N2N: 0.003)."""
     shrinkage_lr: float = 0.01
     """Adam's learning rate in stage 2 (authors' code: 0.1)."""
@@ -133,7 +133,7 @@ class N2N:
     """Let stage 2 shrink kernels as well as widths."""
     advantage: Literal["rollout", "update"] = "rollout"
     """Credit: each rollout its own reward less the baseline, or (authors' code) one mean for all of an update."""
-    baseline_decay: float = 0.9
+    baseline_decay: float = 0.75
     """Decay of the moving average of rewards that serves as baseline."""
     entropy_bonus: float = 0.01
     """Weight of the policy's entropy, per decision."""
@@ -153,10 +153,12 @@ class N2N:
     """Draws more for each student while what is drawn breaks the budget or was proposed before."""
     overshoot: float = 1.0
     """A draw that takes more than this share of a predicted budget is drawn again."""
-    memory: int = 1
+    memory: int = 4
     """Updates whose rollouts a policy update learns from (N2N: 1, the present one)."""
-    gradient_steps: int = 1
+    gradient_steps: int = 10
     """Gradient steps of one policy update (N2N: 1)."""
+    harmonics: int = 12
+    """Columns of the state that tell where in the network a row stands; 0: none, as in N2N."""
     clip: float = 0.2
     """How far the probability of a past choice may move in one update before its gradient stops (PPO)."""
 

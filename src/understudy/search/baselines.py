@@ -1,0 +1,157 @@
+"""The yardsticks, random search and uniform widths, and which searcher goes with which settings. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy.architecture import Architecture, Space
+from understudy.config import N2N, Method, RandomSearch, UniformWidth
+from understudy.evaluation import Evaluation
+from understudy.goal import Reward
+from understudy.search.base import Searcher
+from understudy.search.budget import Predict, Proposals, Scoring, calibrated, foresight, nearest_kernel, offered_units
+
+_AT_A_TIME = 5
+_CALIBRATION = 16  # draws whose median is led to the budget, as for N2N
+_START = N2N()  # whose untrained policies random search draws like
+
+
+def searcher_for(method: Method, space: Space, reward: Reward, *, seed: int, predict: Predict) -> Searcher:
+    """Return the searcher that goes with these settings.
+
+    Args:
+        method: its settings.
+        space: what the teacher allows.
+        reward: with the budgets of the search.
+        seed: of the searcher's own randomness.
+        predict: the exact cost of an architecture, None if it cannot be built.
+    """
+    if isinstance(method, N2N):
+        from understudy.search.n2n import N2NSearch  # the only one that needs torch
+
+        return N2NSearch(space, reward, method, seed=seed, predict=predict)
+    if isinstance(method, RandomSearch):
+        return RandomSearcher(space, reward, method, seed=seed, predict=predict)
+    return UniformSearcher(space, reward, method)
+
+
+class RandomSearcher(Searcher):
+    """Draws every unit, width and kernel independently, as the policies of N2N do before they have learned.
+
+    It gets all of N2N's help that costs no training, so that what N2N does better is learned: the chance
+    to keep a unit and the lean of the factors are calibrated on predicted costs, and what breaks a budget
+    or was proposed before is drawn again.
+    """
+
+    def __init__(self, space: Space, reward: Reward, settings: RandomSearch, *, seed: int, predict: Predict) -> None:
+        self._space, self._reward, self._settings = space, reward, settings
+        self._numbers = np.random.default_rng(seed)
+        self._proposals = Proposals(predict, redraws=settings.redraws)
+        self._units = offered_units(space, "units")
+        self._kernels = [layer for layer in space.layers if len(layer.kernels) > 1]
+        self._left = settings.students
+        self._bias, self._lean = _START.keep_bias, 0.0
+        if reward.budgets.limits():
+            self._calibrate(predict)
+
+    def _calibrate(self, predict: Predict) -> None:
+        shrinks = bool(self._space.groups or self._kernels)
+        share = _START.stage_one_share if shrinks else 1.0
+        ahead = foresight(self._space, self._units, self._reward, predict, share=share)
+        first, last = Scoring(self._reward, ahead), Scoring(self._reward)
+        draws = [self._draw() for _ in range(_CALIBRATION)]
+
+        def usages(scoring: Scoring, bias: float, lean: float | None) -> list[float]:
+            return [scoring.usage(self._proposals.cost(self._decode(draw, bias, lean))) for draw in draws]
+
+        self._bias = calibrated(lambda bias: usages(first, bias, None), self._bias - 12.0, self._bias)
+        if shrinks:
+            self._lean = calibrated(lambda lean: usages(last, self._bias, lean), -12.0, 0.0)
+
+    def _draw(self) -> NDArray[np.float64]:
+        """Return uniform numbers, one for each decision: units, groups, kernels."""
+        return self._numbers.random(len(self._units) + len(self._space.groups) + len(self._kernels))
+
+    def _decode(self, draw: NDArray[np.float64], bias: float, lean: float | None) -> Architecture:
+        """Return what a draw means at that logit to keep and lean of the factors (None: full widths and kernels)."""
+        keep, numbers = 1.0 / (1.0 + math.exp(-bias)), iter(draw.tolist())
+        removed = [unit.name for unit in self._units if next(numbers) >= keep]
+        if lean is None:
+            return self._space.architecture(removed=removed)
+        factors = np.array(_START.factors)
+        chances = np.exp(lean * (2.0 * factors - factors.min() - factors.max()) / np.ptp(factors))
+        below = np.cumsum(chances[:-1] / chances.sum())
+
+        def factor() -> float:
+            return float(factors[np.searchsorted(below, next(numbers), side="right")])
+
+        settings = self._settings
+        widths = {
+            group.name: group.nearest(factor() * group.width, round_to=settings.round_to, minimum=settings.min_width)
+            for group in self._space.groups
+        }
+        kernels = {layer.name: nearest_kernel(layer, factor()) for layer in self._kernels}
+        return self._space.architecture(removed=removed, widths=widths, kernels=kernels)
+
+    def propose(self) -> list[Architecture]:
+        count = min(_AT_A_TIME, self._left)
+        if not count:
+            return []
+
+        def draws() -> Iterator[tuple[None, Architecture]]:
+            while True:
+                yield None, self._decode(self._draw(), self._bias, self._lean)
+
+        scoring = Scoring(self._reward)
+        picked = self._proposals.pick(draws(), count, lambda a: scoring.usage(self._proposals.cost(a)))
+        return [architecture for _, architecture in picked]
+
+    def learn(self, evaluations: Sequence[Evaluation]) -> None:
+        self._left -= len(evaluations)
+
+    @property
+    def updates(self) -> int:
+        return -(-self._settings.students // _AT_A_TIME)
+
+    @property
+    def stage(self) -> str:
+        return "random"
+
+    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
+        return [self._reward(evaluation) for evaluation in evaluations]
+
+
+class UniformSearcher(Searcher):
+    """One factor for the widths of all groups, from 1 down to the narrowest in even steps; draws nothing."""
+
+    def __init__(self, space: Space, reward: Reward, settings: UniformWidth) -> None:
+        self._reward = reward
+        rounding = {"round_to": settings.round_to, "minimum": settings.min_width}
+        self._left = list(
+            dict.fromkeys(
+                space.architecture(widths={g.name: g.nearest(factor * g.width, **rounding) for g in space.groups})
+                for factor in np.linspace(1.0, 0.0, settings.students).tolist()
+            )
+        )
+        self._updates = -(-len(self._left) // _AT_A_TIME)
+
+    def propose(self) -> list[Architecture]:
+        return self._left[:_AT_A_TIME]
+
+    def learn(self, evaluations: Sequence[Evaluation]) -> None:
+        self._left = self._left[len(evaluations) :]
+
+    @property
+    def updates(self) -> int:
+        return self._updates
+
+    @property
+    def stage(self) -> str:
+        return "uniform"
+
+    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
+        return [self._reward(evaluation) for evaluation in evaluations]

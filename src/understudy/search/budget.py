@@ -1,0 +1,181 @@
+"""What exact predicted costs give every searcher for free: proposals that fit the budgets. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
+
+from understudy.architecture import Architecture, Layer, Space, Unit
+from understudy.evaluation import Cost, Evaluation
+from understudy.goal import Budgets, Reward
+
+T = TypeVar("T")
+Predict = Callable[[Architecture], Cost | None]
+
+_STEPS = 8  # of a bisection
+_LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
+
+
+def offered_units(space: Space, granularity: str) -> list[Unit]:
+    """Return the units that one removal takes: whole ones ("units") or single layers ("layers")."""
+    return [unit for unit in space.units if (unit.kind == "layer") == (granularity == "layers")]
+
+
+def nearest_kernel(layer: Layer, factor: float) -> int:
+    """Return the legal kernel size nearest to that share of the layer's, the larger one of two equally near."""
+    legal = [kernel for kernel in layer.kernels if kernel <= layer.kernel]
+    return min(legal, key=lambda kernel: (abs(kernel - factor * layer.kernel), -kernel))
+
+
+def usage(cost: Cost | None, budgets: Budgets) -> float:
+    """Return the largest share of a budget that a predicted cost takes; above 1 breaks it.
+
+    0 where no budget is set, infinity for an architecture that cannot be built (None). A latency that
+    was not measured takes nothing.
+    """
+    if cost is None:
+        return math.inf
+    return max(((getattr(cost, name) or 0.0) / most for name, most in budgets.limits()), default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foresight:
+    """Sees the cost that is left after a first stage as what a second one is expected to make of it.
+
+    Where both stages together are asked for a reduction of F and the first for F to the power of s, a
+    figure x of the teacher's X becomes `X (x / X)^(1/s)`, and 0 where s is: nothing is asked. So one goal
+    and one reward serve both stages.
+    """
+
+    teacher: Cost
+    shares: tuple[tuple[str, float], ...]  # field of Cost -> s
+
+    def __call__(self, cost: Cost) -> Cost:
+        """Return the cost to expect in the end."""
+        changes: dict[str, float] = {}
+        for name, share in self.shares:
+            own, left = getattr(self.teacher, name), getattr(cost, name)
+            if own and left is not None:
+                expected = own * (left / own) ** (1.0 / share) if share > 0.0 else 0 * own
+                changes[name] = expected if isinstance(own, float) else math.ceil(expected - 1e-9)
+        return replace(cost, **changes)  # type: ignore[arg-type]
+
+    def of(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with the cost to expect in the end."""
+        return evaluation if evaluation.cost is None else replace(evaluation, cost=self(evaluation.cost))
+
+
+def foresight(space: Space, units: Iterable[Unit], reward: Reward, predict: Predict, *, share: float) -> Foresight:
+    """Return what a first stage that removes `units` is asked for, in view of a second one.
+
+    Of a reduction of F: F to the power of `share`, or, where removing all units reaches less than F, what
+    they reach to that power.
+    """
+    teacher, least = reward.teacher_cost, _least(space, list(units), predict)
+    shares = {"parameters": share}
+    for limit, most in reward.budgets.limits():
+        name = "weight_bytes" if limit == "size_mb" else limit
+        asked = (getattr(teacher, limit) or 0.0) / most
+        if asked > 1.0:
+            reached = (getattr(teacher, name) or 0.0) / (least.get(name) or math.inf) or math.inf
+            possible = math.log(max(min(asked, reached), 1.0)) / math.log(asked)
+            shares[name] = share * possible if share * possible > _LEAST_SHARE else 0.0
+    return Foresight(teacher=teacher, shares=tuple(shares.items()))
+
+
+def _least(space: Space, units: list[Unit], predict: Predict) -> dict[str, float]:
+    """Return the least of each figure with all units removed, or all but those that make images smaller."""
+    pools = {layer.name for layer in space.layers if layer.type == "pool"}
+    choices = [units, [unit for unit in units if not pools.intersection(unit.layers)]]
+    costs = [cost for removed in choices if (cost := predict(space.architecture(removed=[u.name for u in removed])))]
+    return {name: min(getattr(c, name) for c in costs) for name in ("parameters", "macs", "weight_bytes") if costs}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The reward of a stage; the first one's looks ahead to what the second will make of a student."""
+
+    reward: Reward
+    foresee: Foresight | None = None
+
+    def usage(self, cost: Cost | None) -> float:
+        """Return the share of the stage's budgets that a predicted cost takes."""
+        expected = self.foresee(cost) if self.foresee and cost else cost
+        return usage(expected, self.reward.budgets)
+
+    def __call__(self, evaluation: Evaluation, *, update: int | None = None) -> float:
+        """Return the reward at that update of the stage (None: after the phase)."""
+        return self.reward(self.foresee.of(evaluation) if self.foresee else evaluation, update=update)
+
+    def merit(self, evaluation: Evaluation) -> tuple[float, bool, float]:
+        """Return what a start of the next stage is chosen by: reward, then whether it fits, then accuracy."""
+        fits = evaluation.status != "failed" and self.usage(evaluation.cost) <= 1.0
+        return self(evaluation), fits, evaluation.accuracy
+
+
+def calibrated(usages_at: Callable[[float], Iterable[float]], low: float, high: float) -> float:
+    """Return the largest number in `low..high` at which the median usage is at most 1, by bisection.
+
+    Usages rise with the number. `high` if even that fits, `low` if nothing does.
+    """
+
+    def fits(number: float) -> bool:
+        ordered = sorted(usages_at(number))
+        return ordered[len(ordered) // 2] <= 1.0
+
+    if fits(high):
+        return high
+    for _ in range(_STEPS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+class Proposals:
+    """Picks, from draws of a searcher, architectures that fit the budgets and were not proposed before.
+
+    Predicted costs are exact and free, students are not: what takes more than `overshoot` of a budget
+    or was proposed before is drawn again, up to `redraws` times for each student.
+    """
+
+    def __init__(self, predict: Predict, *, redraws: int, overshoot: float = 1.0) -> None:
+        self._predict = predict
+        self._redraws = redraws
+        self._overshoot = overshoot
+        self._costs: dict[str, Cost | None] = {}
+        self._seen: set[str] = set()
+
+    def cost(self, architecture: Architecture) -> Cost | None:
+        """Return the predicted cost, which is asked for once."""
+        if architecture.digest not in self._costs:
+            self._costs[architecture.digest] = self._predict(architecture)
+        return self._costs[architecture.digest]
+
+    def pick(
+        self, draws: Iterator[tuple[T, Architecture]], count: int, used: Callable[[Architecture], float]
+    ) -> list[tuple[T, Architecture]]:
+        """Return `count` of the draws; where the redraws run out, the cheapest of the others fill up.
+
+        Args:
+            draws: without end.
+            count: how many.
+            used: the share of the budgets that an architecture takes.
+        """
+        picked: list[tuple[T, Architecture]] = []
+        refused: list[tuple[float, bool, int, tuple[T, Architecture]]] = []
+        for number, draw in enumerate(islice(draws, count * (1 + self._redraws))):
+            share, seen = max(used(draw[1]), self._overshoot), draw[1].digest in self._seen
+            if seen or share > self._overshoot:
+                refused.append((share, seen, number, draw))
+                continue
+            self._seen.add(draw[1].digest)
+            picked.append(draw)
+            if len(picked) == count:
+                return picked
+        for *_, draw in sorted(refused, key=lambda refusal: refusal[:3])[: count - len(picked)]:
+            self._seen.add(draw[1].digest)
+            picked.append(draw)
+        return picked
