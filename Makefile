@@ -19,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/understudy teach zoo:resnet20 --data digits --out teachers/demo
-	$(BIN)/understudy compress teachers/demo --data digits --params 10x --run runs/demo
+	$(BIN)/understudy teach zoo:resnet20 --data digits --out teachers/demo --augmentation.crop 1 --device.threads 1
+	$(BIN)/understudy compress teachers/demo --data digits --params 10x --accuracy-drop 0.01 --run runs/demo \
+		--augmentation.crop 1 --n2n.removal-updates 6 --n2n.shrinkage-updates 10 --device.workers 2
 
 test: $(READY)
 	$(BIN)/pytest

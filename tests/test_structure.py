@@ -50,7 +50,7 @@ PUBLIC = {
 
 # Part -> its files, and the parts that they may see as well. Inside a part a file sees those before it.
 PARTS: dict[str, tuple[list[str], list[str]]] = {
-    "values": (["errors", "architecture", "evaluation", "goal", "config", "settings"], []),
+    "values": (["errors", "architecture", "evaluation", "goal", "config", "settings", "files"], []),
     "surgery": (
         ["trace", "walk", "rules", "groups", "refit", "units", "analysis", "surgery", "cost"],
         ["values"],
@@ -61,7 +61,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "training": (["distill", "compute", "train"], ["values", "data"]),
     "evaluation": (["evaluator"], ["values", "surgery", "data", "training"]),
-    "search": (["search", "search.base", "search.budget", "search.n2n", "search.baselines"], ["values"]),
+    "search": (["search", "search.base", "search.budget", "search.state", "search.n2n", "search.baselines"], ["values"]),
     "memory": (["store", "workers", "run"], ["values"]),
     "loop": (["search.loop"], ["values", "search", "memory"]),
 }

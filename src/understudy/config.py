@@ -121,9 +121,9 @@ class N2N:
     """How stage 1 reads the layers."""
     hidden: int = 30
     """Hidden units of each LSTM layer (N2N: 30)."""
-    removal_lr: float = 0.01
+    removal_lr: float = 0.03
     """Adam's learning rate in stage 1 (N2N: 0.003)."""
-    shrinkage_lr: float = 0.01
+    shrinkage_lr: float = 0.03
     """Adam's learning rate in stage 2 (authors' code: 0.1)."""
     keep_bias: float = 1.0
     """Logit towards keeping a unit before anything is learned (0: each is kept with probability 1/2, as in N2N)."""
@@ -148,24 +148,24 @@ class N2N:
     min_width: int = 8
     """Fewest channels of a group (authors' code: 10)."""
     calibrate: bool = True
-    """Before anything is trained, lean the policy until the predicted cost of its median proposal meets the budget."""
+    """Before anything is trained, lean each policy until its median proposal keeps the predicted budgets."""
     redraws: int = 20
-    """Draws more for each student while what is drawn breaks the budget or was proposed before."""
+    """Draws more for each student while what is drawn breaks a predicted budget or was proposed before (N2N: 0)."""
     overshoot: float = 1.0
-    """A draw that takes more than this share of a predicted budget is drawn again."""
+    """Share of a predicted budget above which a student is drawn again."""
     memory: int = 4
-    """Updates whose rollouts a policy update learns from (N2N: 1, the present one)."""
+    """Updates whose students one policy update learns from, the present one among them (N2N: 1)."""
     gradient_steps: int = 10
     """Gradient steps of one policy update (N2N: 1)."""
-    harmonics: int = 12
-    """Columns of the state that tell where in the network a row stands; 0: none, as in N2N."""
     clip: float = 0.2
-    """How far the probability of a past choice may move in one update before its gradient stops (PPO)."""
+    """A choice's gradient stops once its probability has moved by this share since it was drawn (PPO; N2N: none)."""
+    harmonics: int = 12
+    """Columns of the state that tell where in the network a row stands (N2N: 0)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomSearch:
-    """The yardstick: units removed and widths drawn independently, repaired into the budgets if there are any."""
+    """The yardstick: units, widths and kernels drawn independently, as N2N draws them before it has learned."""
 
     students: int = 120
     """How many are trained."""
@@ -174,7 +174,7 @@ class RandomSearch:
     min_width: int = 8
     """Fewest channels of a group."""
     redraws: int = 20
-    """Draws more for each student while what is drawn breaks the budget or was proposed before."""
+    """Draws more for each student while what is drawn breaks a predicted budget or was proposed before."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,18 +175,17 @@ class ShrinkagePolicy(Policy):
 class Removal:
     """Choices of stage 1 <-> architectures of the Space."""
 
+    name = "removal"
+
     def __init__(self, space: Space, settings: N2N) -> None:
+        self.updates, self.lr, self.prior = settings.removal_updates, settings.removal_lr, settings.keep_bias
         self._space = space
         rows, decided = teacher_rows(space, settings.granularity)
         self._units = [name for _, name in decided]
+        self.decisions = len(decided)
         self.policy = RemovalPolicy(encode(rows, settings), [row for row, _ in decided], settings)
         layers = [set(space.unit(name).layers) for name in self._units]
         self._inside_DD = torch.tensor([[inner < outer for outer in layers] for inner in layers])
-
-    @property
-    def decisions(self) -> int:
-        """D."""
-        return len(self._units)
 
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
@@ -202,7 +201,10 @@ class Removal:
 class Shrinkage:
     """Choices of stage 2 <-> architectures with the units of a start, narrower and with smaller kernels."""
 
+    name = "shrinkage"
+
     def __init__(self, start: Architecture, settings: N2N) -> None:
+        self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
         self._start = start
         rows, self._values, seen = rows_of(start), dict[tuple[str, str], list[int]](), set[str | None]()
         at: list[int] = []
@@ -219,15 +221,12 @@ class Shrinkage:
             if settings.shrink_kernels and len(layer.kernels) > 1:
                 self._values["kernel", layer.name] = [nearest_kernel(layer, f) for f in settings.factors]
                 at.append(index)
-        kinds = torch.tensor([[float(kind == "kernel")] for kind, _ in self._values], dtype=torch.float64)
+        self.decisions = len(at)
+        kinds = torch.tensor([float(kind == "kernel") for kind, _ in self._values], dtype=torch.float64)
         shares = [[value / max(values) for value in values] for values in self._values.values()]
-        rows_DI = torch.cat([encode(rows, settings)[at], kinds], 1)
-        self.policy = ShrinkagePolicy(rows_DI, torch.tensor(shares, dtype=torch.float64), settings)
-
-    @property
-    def decisions(self) -> int:
-        """D."""
-        return len(self._values)
+        rows_DI = torch.cat([encode(rows, settings)[at], kinds[:, None]], 1)
+        shares_DF = torch.tensor(shares, dtype=torch.float64).reshape(-1, len(settings.factors))
+        self.policy = ShrinkagePolicy(rows_DI, shares_DF, settings)
 
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
@@ -284,11 +283,7 @@ class Stage:
         proposals: Proposals,
         generator: torch.Generator,
     ) -> None:
-        first = isinstance(choices, Removal)
-        self.name, self.updates = (
-            ("removal", settings.removal_updates) if first else ("shrinkage", settings.shrinkage_updates)
-        )
-        self.done = 0
+        self.name, self.updates, self.done = choices.name, choices.updates, 0
         self.policy: Policy = choices.policy
         self._choices, self._scoring, self._settings = choices, scoring, settings
         self._proposals, self._generator = proposals, generator
@@ -296,9 +291,8 @@ class Stage:
         self._memory: list[Rollouts] = []
         self._proposed_BD = torch.zeros(0)
         self.policy.draw_weights(generator)
-        lr = settings.removal_lr if first else settings.shrinkage_lr
-        self._adam = torch.optim.Adam(self.policy.parameters(), lr=lr)
-        self._set_prior(settings.keep_bias if first else 0.0)
+        self._adam = torch.optim.Adam(self.policy.parameters(), lr=choices.lr)
+        self._set_prior(choices.prior)
 
     def _set_prior(self, most: float) -> None:
         """Lean the untrained policy until the median of its proposals keeps the predicted budgets."""
@@ -387,7 +381,7 @@ class N2NSearch(Searcher):
     """
 
     def __init__(self, space: Space, reward: Reward, settings: N2N, *, seed: int, predict: Predict) -> None:
-        self._space, self._settings, self._predict = space, settings, predict
+        self._space, self._settings = space, settings
         self._reward = replace(reward, phase_updates=settings.phase_updates)
         self._generator = torch.Generator().manual_seed(seed)
         self._proposals = Proposals(predict, redraws=settings.redraws, overshoot=settings.overshoot)
@@ -409,7 +403,11 @@ class N2NSearch(Searcher):
         if self._removal and self._removal.done < self._removal.updates:
             return self._removal
         if self._shrinkage is None and self._shrinkage_updates:
-            self._shrinkage = self._stage(Shrinkage(self._start(), self._settings), Scoring(self._reward))
+            choices = Shrinkage(self._start(), self._settings)
+            if not choices.decisions:  # what could shrink is gone
+                self._shrinkage_updates = 0
+                return None
+            self._shrinkage = self._stage(choices, Scoring(self._reward))
         return self._shrinkage if self._shrinkage and self._shrinkage.done < self._shrinkage.updates else None
 
     def _start(self) -> Architecture:

@@ -1,0 +1,118 @@
+"""The folder that a student lives in, and how it comes back.
+
+student.safetensors   its weights
+architecture.json     what was decided
+space.json            about which teacher
+model.json            how the teacher is made, what goes in, what comes out, how good it is
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from understudy import cost, surgery
+from understudy.analysis import analyse
+from understudy.architecture import Architecture
+from understudy.data import Data
+from understudy.errors import DataError, ModelError
+from understudy.files import write_whole
+from understudy.models import ModelSpec, read_weights, save_weights
+from understudy.teach import check_outputs, first_images
+from understudy.train import Compute, accuracy
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A student's figures on a split."""
+
+    accuracy: float
+    examples: int
+    parameters: int
+    latency_ms: float  # median of one forward pass of one image, 1 thread
+    latency_spread_ms: float  # interquartile range
+
+
+def save_student(folder: str | Path, student: nn.Module, architecture: Architecture, card: Mapping[str, Any]) -> None:
+    """Write a student's folder. `card` goes into model.json; `load_student` reads "model", "arguments", "input"."""
+    folder = Path(folder)
+    save_weights(folder / "student.safetensors", student)
+    write_whole(folder / "space.json", architecture.space.to_json())
+    write_whole(folder / "architecture.json", architecture.to_json())
+    write_whole(folder / "model.json", json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
+
+
+def load_student(
+    folder: str | Path, teacher: nn.Module | None = None, *, leaf_modules: tuple[type[nn.Module], ...] = ()
+) -> nn.Module:
+    """Return the student of a folder, in evaluation mode, on the CPU.
+
+    Args:
+        folder: what `Result.save` or a run left.
+        teacher: a module of the teacher's class and size, for its structure only, where the teacher was
+            not given by name; its weights do not matter and it is not touched.
+        leaf_modules: as `compress` was given them.
+
+    Raises:
+        ModelError: the folder is not a student's, or the teacher is needed and not given.
+        ArchitectureError, SurgeryError: the teacher is not of the structure that the student was made from.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    if teacher is None:
+        if card["model"] is None:
+            raise ModelError(
+                f"the teacher of {folder} was made in Python, so only Python can make it again: "
+                "load_student(folder, teacher=the_same_module)"
+            )
+        teacher = ModelSpec(name=card["model"], arguments=card["arguments"]).build()
+    analysis = analyse(teacher, torch.zeros(2, *card["input"]), leaf_modules)
+    architecture = Architecture.from_json(analysis.space, (folder / "architecture.json").read_text(encoding="utf-8"))
+    return surgery.rebuild(analysis, architecture, read_weights(folder / "student.safetensors")).eval()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return what a student's model.json says.
+
+    Raises:
+        ModelError: there is none, or it is of a newer format.
+    """
+    if not (folder / "model.json").is_file():
+        raise ModelError(f"a student folder must have a model.json, but there is none in {folder}")
+    card: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if card["format"] > FORMAT:
+        raise ModelError(
+            f"a student is read by the version that wrote it or a later one: {folder} has format {card['format']}, "
+            f"this version reads up to {FORMAT}; pip install --upgrade understudy"
+        )
+    return card
+
+
+def score(folder: str | Path, data: Data, split: Literal["test", "val"]) -> Score:
+    """Measure the student of a folder on a split, in float32 with one thread.
+
+    Raises:
+        DataError: there is no such split, or the data are not what the student takes.
+    """
+    card, student = read_card(Path(folder)), load_student(folder)
+    fitted = data if data.train.dtype != torch.uint8 else data.with_normalisation(card["mean"], card["std"])
+    examples = fitted.test if split == "test" else fitted.val
+    if examples is None:
+        raise DataError(f"the data must have a test split to evaluate on, but {data.source} has none")
+    check_outputs(student, fitted)
+    median, spread = cost.latency(student, first_images(fitted, examples, 1))
+    return Score(
+        accuracy=accuracy(student, examples, normalise=fitted.normalise, compute=Compute()),
+        examples=len(examples),
+        parameters=sum(p.numel() for p in student.parameters()),
+        latency_ms=median,
+        latency_spread_ms=spread,
+    )

@@ -1,0 +1,148 @@
+"""What a compression works on: teacher, data and settings that fit each other, checked before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from understudy import cost, surgery
+from understudy.analysis import Analysis, analyse
+from understudy.architecture import Architecture, Space
+from understudy.config import Compression
+from understudy.data import Data
+from understudy.errors import RunError, SurgeryError
+from understudy.evaluation import Cost
+from understudy.evaluator import Evaluator, weights_digest
+from understudy.models import ModelSpec, Teacher, load_into, read_weights
+from understudy.reach import refuse_what_is_out_of_reach
+from understudy.run import Identity, Run
+from understudy.settings import Settings, check
+from understudy.teach import check_outputs, first_images
+from understudy.train import Compute
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """Teacher, data and settings of one compression. Make one with `Task.of`."""
+
+    teacher: Teacher  # a copy, on the CPU, in evaluation mode
+    data: Data
+    settings: Compression
+    analysis: Analysis
+    opened: Mapping[str, Any] | None = None  # how `Data.open` was called, if it was
+    _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        teacher: nn.Module | Teacher,
+        data: Data,
+        settings: Compression,
+        *,
+        leaf_modules: tuple[type[nn.Module], ...] = (),
+        opened: Mapping[str, Any] | None = None,
+    ) -> Task:
+        """Check that everything fits, without training anything, and return the task.
+
+        Args:
+            teacher: any traceable trained module; it is not touched.
+            data: what it was trained for.
+            settings: all that decides the result.
+            leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
+            opened: how `Data.open` was called, if it was, so that a later process can do it again.
+
+        Raises:
+            ConfigError: a setting is impossible.
+            DataError: the teacher's outputs are not the data's classes.
+            TraceError: the teacher cannot be traced.
+            GoalError: not even the smallest student would keep the budgets.
+        """
+        check(Settings.of(settings))
+        known = teacher if isinstance(teacher, Teacher) else Teacher(module=teacher)
+        own = replace(known, module=copy.deepcopy(known.module).cpu().float().eval())
+        data = own.fit(data)
+        check_outputs(own.module, data)
+        analysis = analyse(own.module, first_images(data, data.val, 2), leaf_modules)
+        task = cls(teacher=own, data=data, settings=settings, analysis=analysis, opened=opened)
+        # What is measured, latency and accuracy, cannot be judged yet.
+        predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
+        budgets = predicted.budgets(task.cost, accuracy=0.0)
+        refuse_what_is_out_of_reach(budgets, task.space, settings.method, task.predict)
+        return task
+
+    @classmethod
+    def of_run(cls, run: Run) -> Task:
+        """Return the task of a run that the command line started, from what its folder says.
+
+        Raises:
+            RunError: it was started in Python, so that teacher and data are not known by name.
+        """
+        source = run.recall("source")
+        if source is None or source["model"] is None or source["data"] is None:
+            raise RunError(
+                f"a run is resumed by the command line if the command line started it, but {run.folder} was "
+                f"started in Python: call compress(teacher, data, run={str(run.folder)!r}, ...) again"
+            )
+        spec = ModelSpec(**source["model"])
+        module, weights = spec.build(), run.folder / "teacher.safetensors"
+        load_into(module, read_weights(weights), source=str(weights))
+        mean, std = (None if source[name] is None else tuple(source[name]) for name in ("mean", "std"))
+        teacher = Teacher(module=module, spec=spec, mean=mean, std=std)
+        return cls.of(teacher, Data.open(**source["data"]), run.settings.compression(), opened=source["data"])
+
+    @property
+    def space(self) -> Space:
+        """What the teacher allows."""
+        return self.analysis.space
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the teacher costs, predicted."""
+        return cost.predict(self.analysis, self.space.full)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """The digests that a run of this task belongs to."""
+        return Identity(teacher=weights_digest(self.teacher.module), data=self.data.digest, space=self.space.digest)
+
+    @property
+    def example(self) -> Tensor:
+        """One normalised image, (1, c, h, w)."""
+        return first_images(self.data, self.data.val, 1)
+
+    def predict(self, architecture: Architecture) -> Cost | None:
+        """Return the exact cost of an architecture, None if it cannot be built."""
+        if architecture.digest not in self._costs:
+            try:
+                self._costs[architecture.digest] = cost.predict(self.analysis, architecture)
+            except SurgeryError:
+                self._costs[architecture.digest] = None
+        return self._costs[architecture.digest]
+
+    def build(self, architecture: Architecture) -> nn.Module:
+        """Return the untrained student of an architecture, for its structure."""
+        return surgery.build(self.analysis, architecture, weights="fresh")
+
+    def with_latency(self, predicted: Cost, model: nn.Module) -> Cost:
+        """Return that cost with the measured latency (ms, batch 1, one thread) of a model."""
+        median, spread = cost.latency(model, self.example)
+        return replace(predicted, latency_ms=median, latency_spread_ms=spread)
+
+    def evaluator(self, compute: Compute, folder: Path) -> Evaluator:
+        """Return what trains and scores students; `folder` caches the teacher's logits."""
+        settings = self.settings
+        return Evaluator(
+            analysis=self.analysis,
+            data=self.data,
+            candidates=settings.candidates,
+            augmentation=settings.augmentation,
+            compute=compute,
+            seed=settings.seed,
+            folder=folder,
+        )

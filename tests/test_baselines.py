@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from understudy.architecture import Architecture
+from understudy.config import N2N, Method, RandomSearch, UniformWidth
+from understudy.evaluation import Cost
+from understudy.goal import Goal
+from understudy.search.base import Searcher
+from understudy.search.baselines import RandomSearcher, UniformSearcher, searcher_for
+from understudy.search.n2n import N2NSearch
+from understudy.testing import SearcherContract, ToyKind, run_searcher, toy_cost, toy_reward, toy_space
+
+
+class TestRandomSearcher(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        space = toy_space()
+        reward = toy_reward(space, Goal(params="20x"))
+        return RandomSearcher(space, reward, RandomSearch(students=23), seed=seed, predict=toy_cost)
+
+
+class TestUniformSearcher(SearcherContract):
+    deterministic = True
+
+    def make(self, seed: int) -> Searcher:
+        space = toy_space()
+        return UniformSearcher(space, toy_reward(space), UniformWidth(students=16))
+
+
+@pytest.mark.parametrize(
+    ("method", "searcher"), [(N2N(), N2NSearch), (RandomSearch(), RandomSearcher), (UniformWidth(), UniformSearcher)]
+)
+def test_each_method_has_its_searcher(method: Method, searcher: type[Searcher]) -> None:
+    space = toy_space()
+    assert type(searcher_for(method, space, toy_reward(space), seed=0, predict=toy_cost)) is searcher
+
+
+@pytest.mark.parametrize(("kind", "params"), [("chain", "127x"), ("chain", "3x"), ("residual", "60x")])
+def test_random_students_keep_the_budget_and_use_it(kind: ToyKind, params: str) -> None:
+    space = toy_space(kind)
+    reward = toy_reward(space, Goal(params=params))
+    students = run_searcher(RandomSearcher(space, reward, RandomSearch(students=40), seed=0, predict=toy_cost))
+    used = sorted(e.cost.parameters / (reward.budgets.parameters or 0) for e in students if e.cost)
+    assert len({e.architecture.digest for e in students}) == len(used) == 40
+    assert used[-1] <= 1.0
+    assert used[20] > 0.2
+
+
+def test_random_draws_only_what_the_settings_allow() -> None:
+    space = toy_space()
+    settings = RandomSearch(students=30, round_to=16, min_width=32)
+    students = run_searcher(RandomSearcher(space, toy_reward(space), settings, seed=0, predict=toy_cost))
+    widths = [width for e in students for _, width in e.architecture.widths]
+    assert min(widths) == 32
+    assert {width % 16 for width in widths} == {0}
+    assert {kernel for e in students for _, kernel in e.architecture.kernels} == {1}
+
+
+def test_random_proposes_although_nothing_can_be_built() -> None:
+    def never(architecture: Architecture) -> Cost | None:
+        return None
+
+    space = toy_space()
+    searcher = RandomSearcher(space, toy_reward(space, Goal(params="9x")), RandomSearch(), seed=0, predict=never)
+    assert len(searcher.propose()) == 5
+
+
+def test_uniform_goes_down_in_even_steps() -> None:
+    space = replace(toy_space(), units=())
+    reward = toy_reward(space)
+    students = run_searcher(UniformSearcher(space, reward, UniformWidth(students=5)))
+    widths = [[e.architecture.width(name) for e in students] for name in ("features.0", "features.13")]
+    assert widths == [[64, 48, 32, 16, 8], [512, 384, 256, 128, 8]]
+    assert students[0].architecture == space.full
+
+
+def test_uniform_widths_that_round_to_the_same_are_one_student() -> None:
+    space = toy_space()
+    searcher = UniformSearcher(space, toy_reward(space), UniformWidth(students=20, min_width=256))
+    students = run_searcher(searcher)
+    assert len({e.architecture.digest for e in students}) == len(students) < 20
+    assert searcher.updates == -(-len(students) // 5)

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import FACTORY, teach_tiny
+from understudy.cli import COMMANDS, Compress, main, parse
+from understudy.errors import ConfigError
+from understudy.run import Run
+
+ALLOWED = Path(__file__).parent / "assets" / "flags.txt"
+PINNED = ["--device.device=cpu", "--device.precision=fp32", "--device.memory-format=contiguous", "--device.threads=1"]
+QUICK = [
+    *("--n2n.removal-updates=1", "--n2n.shrinkage-updates=1", "--n2n.rollouts=2", "--n2n.round-to=1"),
+    *("--n2n.min-width=2", "--candidates.epochs=1", "--candidates.examples=128", "--candidates.batch-size=32"),
+    *("--final.students=1", "--final.training.epochs=1", *PINNED),
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("teachers") / "tiny"
+    teach_tiny(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def run(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished run, not to be changed."""
+    folder = str(tmp_path_factory.mktemp("runs") / "done")
+    assert main(["compress", teacher, "--data", "digits", "--params", "3x", "--run", folder, *QUICK]) == 0
+    return folder
+
+
+def flags_of(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    return {f"{command} {flag}" for flag in re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9.-]*", capsys.readouterr().out)}
+
+
+def test_no_new_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    # A flag that is added or removed is a decision: change the list together with the field.
+    found = set().union(*(flags_of(command, capsys) for command in COMMANDS))
+    assert sorted(found) == ALLOWED.read_text().splitlines()
+
+
+def test_every_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert f"Example: understudy {command}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert set(COMMANDS) <= set(re.findall(r"• (\w+)", capsys.readouterr().out))
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom understudy.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: print([x for x in ('torch', 'optuna') if x in sys.modules])"
+    )
+    for args in (["--help"], ["compress", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("[]\n")
+
+
+def test_teach_says_what_came_of_it_and_what_is_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["teach", FACTORY, "--data", "digits", "--out", str(tmp_path / "t"), "--training.epochs", "1"]
+    assert main([*args, "--arguments", "width=4", "--training.lr", "0.01", *PINNED]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"[\d.]+% on validation, [\d.]+% on test, [\d.]+ s of training", out)
+    assert f"next: understudy compress {tmp_path / 't'} --data digits --params 10x" in out
+    assert json.loads((tmp_path / "t" / "teacher.json").read_text())["arguments"]["width"] == 4
+
+
+def test_compress_prints_the_table_and_leaves_a_student(
+    run: str, teacher: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compress", teacher, "--data", "digits", "--params", "3x", "--run", run, *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "Teacher and understudy" in out and re.search(r"params .* 3x .* ✓", out)
+    assert f"next: understudy evaluate {run}/student --data digits" in out
+    assert (Path(run) / "student" / "student.safetensors").is_file()
+
+
+def test_resume_needs_the_folder_only(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = (Path(run) / "student" / "student.safetensors").read_bytes()
+    (Path(run) / "summary.json").unlink()
+    assert main(["resume", run]) == 0
+    assert "Teacher and understudy" in capsys.readouterr().out
+    assert (Path(run) / "student" / "student.safetensors").read_bytes() == weights
+
+
+def test_resume_of_a_run_that_python_started(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = (Path(run) / "source.json").read_text()
+    try:
+        (Path(run) / "source.json").write_text(json.dumps({**json.loads(source), "data": None}))
+        assert main(["resume", run]) == 2
+    finally:
+        (Path(run) / "source.json").write_text(source)
+    assert "started in Python: call compress(teacher, data" in capsys.readouterr().err
+
+
+def test_runs_are_listed(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(Path(run).parent)]) == 0
+    row = " ".join(capsys.readouterr().out.split())
+    assert "finished" in row and "n2n" in row and "4/4" in row and "params 3x" in row
+    assert main(["runs", str(tmp_path / "none")]) == 0
+    assert "next: understudy compress" in capsys.readouterr().out
+
+
+def test_evaluate_gives_the_reported_accuracy(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((Path(run) / "summary.json").read_text())["student"]
+    for split in ("test", "val"):
+        assert main(["evaluate", f"{run}/student", "--data", "digits", "--split", split]) == 0
+        assert f"{100 * summary[split]:.2f}% of" in capsys.readouterr().out
+
+
+def test_dry_run_leaves_nothing(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(["compress", teacher, "--data", "digits", "--run", str(folder), "--dry-run", *QUICK]) == 0
+    out = capsys.readouterr().out
+    for text in ("can be removed", "least parameters", "x fewer", "students to train │ 4", "about", "it is an output"):
+        assert text in out
+    assert not folder.exists()
+
+
+def test_job_file_and_flags_that_override_it(teacher: str, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(
+        f'model = "{teacher}"\ndata = "digits"\nrun = "runs/x"\nmethod = "random"\nmean = [0.5]\n'
+        '[random]\nstudents = 7\n[goal]\nparams = "5x"\n[final.training]\nlr = 1\n'
+    )
+    command = parse(["compress", "--config", str(job), "--random.students", "9"])
+    assert isinstance(command, Compress)
+    assert (command.model, command.data, command.run_folder) == (teacher, "digits", Path("runs/x"))
+    assert (command.method, command.random.students, command.goal.params) == ("random", 9, "5x")
+    assert (command.mean, command.final.training.lr) == ((0.5,), 1.0)
+
+
+def test_configuration_of_a_run_is_a_job_file(run: str, teacher: str) -> None:
+    command = parse(["compress", teacher, "--data", "digits", f"--config={run}/config.toml"])
+    assert isinstance(command, Compress)
+    assert command.compression() == Run(run).settings.compression()
+
+
+def test_mistakes_of_a_job_file_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.toml").write_text('modl = "zoo:resnet20"\n[goal]\nparms = "10x"\n')
+    assert main(["compress", "--config", str(tmp_path / "job.toml")]) == 2
+    error = capsys.readouterr().err
+    assert "'modl' (did you mean 'model'?)" in error and "'goal.parms' (did you mean 'params'?)" in error
+    (tmp_path / "job.toml").write_text("seed = 1")
+    assert main(["compress", "--config", str(tmp_path / "job.toml"), "--data", "digits"]) == 2
+    assert "model must be given" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="must be readable"):
+        parse(["compress", "--config", str(tmp_path / "none.toml")])
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["compress", "TEACHER", "--data", "digts"], "did you mean 'digits'"),
+        (["compress", "zoo:resnet20", "--data", "digits"], "must be trained"),
+        (["compress", "TEACHER", "--data", "digits", "--params", "ten"], "goal 'params' must be a positive amount"),
+        (["compress", "TEACHER", "--data", "digits", "--params", "9999x"], "within reach of the smallest student"),
+        (["compress", "TEACHER", "--data", "digits", "--random.students", "3"], "the method is 'n2n', but"),
+        (["compress", FACTORY, "--data", "digits", "--weights", __file__], "where no code can hide"),
+        (["compress", FACTORY, "--data", "digits", "--arguments", "width"], "must be NAME=VALUE"),
+        (["compress", "TEACHER", "--data", "digits", "--mean", "0.5"], "says all that itself, but mean was given"),
+        (["compress", FACTORY, "--data", "digits", "--mean", "0.5"], "must be a mean and a std"),
+        (["resume", "nowhere"], "must be a folder|a run is a folder with a config.toml"),
+        (["evaluate", "nowhere", "--data", "digits"], "must have a model.json"),
+        (["teach", "zoo:resnet2O", "--data", "digits", "--out", "x"], "did you mean 'resnet20'"),
+    ],
+)
+def test_errors_are_one_message_without_a_traceback(
+    teacher: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str], args: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([teacher if arg == "TEACHER" else arg for arg in args]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and re.search(text, error) and "Traceback" not in error
+
+
+def test_a_budget_that_is_not_kept_is_an_exit_code(
+    teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["compress", teacher, "--data", "digits", "--accuracy", "1.0", "--run", str(tmp_path / "run"), *QUICK]
+    assert main(args) == 1
+    out = capsys.readouterr().out
+    assert "✗" in out and "not every budget is kept" in out
+
+
+def test_ctrl_c_says_how_to_go_on(
+    teacher: str, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("understudy.evaluator.train", interrupt)
+    folder = tmp_path / "run"
+    assert main(["compress", teacher, "--data", "digits", "--run", str(folder), *QUICK]) == 130
+    assert f"Continue with: understudy resume {folder}" in capsys.readouterr().err.replace("\n", " ")
+    monkeypatch.undo()
+    assert main(["runs", str(folder)]) == 0
+    assert f"next: understudy resume {folder}" in capsys.readouterr().out
+    assert main(["resume", str(folder)]) == 0

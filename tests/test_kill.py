@@ -1,0 +1,65 @@
+"""A run that is killed at any moment and continued ends as if it had never been disturbed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+
+from tests.tiny import outcome, squeeze, teach_tiny
+from understudy.goal import Goal
+from understudy.teach import load_teacher
+
+KILLS = 10
+
+
+def drive(teacher: str, folder: str) -> None:
+    """Compress, in a process that may be killed."""
+    squeeze(load_teacher(teacher), Path(folder), goal=Goal(params="4x"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
+def test_ten_kills_change_nothing(tmp_path: Path) -> None:
+    # A server that has imported everything forks each process, so the time goes into the run.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.tiny"])
+    teach_tiny(tmp_path / "teacher")
+    numbers = random.Random(0)
+
+    def drives(folder: Path, seconds: float | None = None) -> bool:
+        """Run, kill it after that time, and say whether it came to its end."""
+        process = context.Process(target=drive, args=(str(tmp_path / "teacher"), str(folder)))
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -9)
+        return process.exitcode == 0
+
+    assert drives(tmp_path / "warm")
+    start = time.monotonic()
+    assert drives(tmp_path / "undisturbed")
+    whole = time.monotonic() - start
+    kills = rounds = 0
+    while kills < KILLS:
+        rounds += 1
+        folder = tmp_path / f"round {rounds}"
+        # Most of a continuation goes into getting where it was; half of the whole time still brings it further.
+        while not drives(folder, numbers.uniform(0.0, 0.7) * whole if kills < KILLS else None):
+            kills += 1
+        assert outcome(folder) == outcome(tmp_path / "undisturbed")
+        assert set(Counter(stored(folder)).values()) == {1}
+        assert stored(folder) == stored(tmp_path / "undisturbed")
+
+
+def stored(folder: Path) -> list[str]:
+    """Return the digests of the students in the store, in order."""
+    study = optuna.load_study(study_name="candidates", storage=f"sqlite:///{folder / 'study.db'}")
+    return [trial.user_attrs["digest"] for trial in study.trials]
