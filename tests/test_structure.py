@@ -61,7 +61,10 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "training": (["distill", "compute", "train"], ["values", "data"]),
     "evaluation": (["evaluator"], ["values", "surgery", "data", "training"]),
-    "search": (["search", "search.base", "search.budget", "search.state", "search.n2n", "search.baselines"], ["values"]),
+    "search": (
+        ["search", "search.base", "search.budget", "search.state", "search.n2n", "search.baselines"],
+        ["values"],
+    ),
     "memory": (["store", "workers", "run"], ["values"]),
     "loop": (["search.loop"], ["values", "search", "memory"]),
 }

@@ -24,7 +24,7 @@ def test_vgg_offers_all_but_the_first_convolution_and_its_pools() -> None:
 
 
 def test_resnet_offers_blocks_that_keep_their_shape_and_what_can_go_inside() -> None:
-    blocks = ["stages.0", "stages.0.0", "stages.0.1", "stages.0.2", "stages.1.1", "stages.1.2", "stages.2.1", "stages.2.2"]
+    blocks = ["stages.0", *(f"stages.{name}" for name in ("0.0", "0.1", "0.2", "1.1", "1.2", "2.1", "2.2"))]
     assert sorted(kinds("resnet20", "block")) == blocks
     # The second convolution of a branch meets the shortcut, and strided ones stay.
     assert all(name.endswith("conv1") for name in kinds("resnet20", "conv"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from typing import Literal
 
@@ -139,8 +140,8 @@ class SearcherContract:
         assert (self.digests(3) == self.digests(4)) is self.deterministic
 
     def test_same_in_another_process(self) -> None:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(_digests_of, (type(self), 3)) == self.digests(3)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            assert pool.submit(_digests_of, type(self), 3).result() == self.digests(3)
 
     def test_global_randomness_is_untouched(self) -> None:
         import torch
