@@ -121,3 +121,12 @@ def test_crops_flips_and_squares_are_all_drawn_evenly() -> None:
     squares = Views(9000, Augmentation(cutout=1), seed=0).epoch(0).apply(images, indices) == 0
     assert torch.equal(squares.sum((1, 2, 3)), torch.ones(9000, dtype=torch.int64))
     assert squares.sum(0).sub(1000).abs().max() < 150
+
+
+def test_a_cycle_repeats_looks_in_a_new_order() -> None:
+    views = Views(50, Augmentation(crop=2, flip=True), 3, cycle=2)
+    first, second, third = (views.epoch(number) for number in range(3))
+    assert torch.equal(first.draws, third.draws) and not torch.equal(first.draws, second.draws)
+    assert not torch.equal(first.order, third.order)
+    assert [views.look(number) for number in range(4)] == [0, 1, 0, 1]
+    assert Views(50, Augmentation(), 3).look(7) == 0

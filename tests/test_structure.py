@@ -52,7 +52,19 @@ PUBLIC = {
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "values": (["errors", "architecture", "evaluation", "goal", "config", "settings", "files"], []),
     "surgery": (
-        ["trace", "walk", "rules", "groups", "refit", "units", "analysis", "surgery", "cost"],
+        [
+            *("trace", "walk"),
+            *(
+                "rules.tables",
+                "rules.layers",
+                "rules.pointwise",
+                "rules.spatial",
+                "rules.movement",
+                "rules.sizes",
+                "rules",
+            ),
+            *("groups", "refit", "units", "analysis", "surgery", "cost", "masked"),
+        ],
         ["values"],
     ),
     "data": (

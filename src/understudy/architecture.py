@@ -229,8 +229,9 @@ class Architecture:
         values equal to the teacher's say nothing and are dropped.
         """
         space = self.space
-        removed = frozenset(u for u in self.removed if not self._covered(space.unit(u)))
-        gone = {layer for unit in removed for layer in space.unit(unit).layers}
+        units = {name: frozenset(space.unit(name).layers) for name in self.removed}
+        removed = frozenset(u for u, layers in units.items() if not any(layers < other for other in units.values()))
+        gone = frozenset[str]().union(*units.values())
         kept = {g.name for g in space.groups if g.name not in gone and not (g.layers and gone.issuperset(g.layers))}
         return Architecture(
             space=space,
@@ -241,14 +242,6 @@ class Architecture:
                 (g, slots) for g, slots in self.channels if g in kept and self.width(g) != space.group(g).width
             ),
         )
-
-    def _covered(self, unit: Unit) -> bool:
-        larger = (
-            self.space.unit(other).layers
-            for other in self.removed
-            if other != unit.name and len(self.space.unit(other).layers) >= len(unit.layers)
-        )
-        return any(set(unit.layers) < set(layers) for layers in larger)
 
     def _changed(self, **changes: Any) -> Architecture:
         decisions: dict[str, Any] = {

@@ -102,6 +102,9 @@ class Final:
     """Their training, by distillation."""
     weights: Literal["fresh", "inherited"] = "inherited"
     """What they start from."""
+    views: int = 0
+    """Looks of each image, used in turn, for which the teacher is asked (0: a new one in every epoch, which costs
+    a pass of the teacher over all images for each)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ class N2N:
     """Hidden units of each LSTM layer (N2N: 30)."""
     removal_lr: float = 0.03
     """Adam's learning rate in stage 1 (N2N: 0.003)."""
-    shrinkage_lr: float = 0.03
+    shrinkage_lr: float = 0.02
     """Adam's learning rate in stage 2 (authors' code: 0.1)."""
     keep_bias: float = 1.0
     """Logit towards keeping a unit before anything is learned (0: each is kept with probability 1/2, as in N2N)."""

@@ -78,9 +78,7 @@ class TeacherLogits:
             on_epoch(number + 1, epochs)
 
     def _file(self, number: int) -> Path:
-        # Without augmentation all epochs look the same.
-        varied = self.views.augmentation != Augmentation()
-        return self.folder / f"{self.key}-{number if varied else 0}.npy"
+        return self.folder / f"{self.key}-{self.views.look(number)}.npy"
 
     def _compute(self, number: int, path: Path) -> None:
         epoch = self.views.epoch(number)
@@ -202,8 +200,10 @@ class Evaluator:
 
     def final_lesson(self, final: Final, repeat: int = 0) -> Lesson:
         """Return what final students are taught; each repeat sees other views in another order."""
-        recipe = self._recipe(final=asdict(final.training), weights=final.weights, repeat=repeat)
-        return self._lesson(self.data.train, final.training, final.weights, repeat=repeat, recipe=recipe)
+        recipe = self._recipe(final=asdict(final.training), weights=final.weights, views=final.views, repeat=repeat)
+        return self._lesson(
+            self.data.train, final.training, final.weights, repeat=repeat, recipe=recipe, cycle=final.views
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a worker makes for itself: copies of the teacher and of the data."""
@@ -316,9 +316,16 @@ class Evaluator:
         return accuracy(student, some, normalise=self.data.normalise, compute=self.compute)
 
     def _lesson(
-        self, split: AnySplit, training: Training, weights: Literal["fresh", "inherited"], *, repeat: int, recipe: str
+        self,
+        split: AnySplit,
+        training: Training,
+        weights: Literal["fresh", "inherited"],
+        *,
+        repeat: int,
+        recipe: str,
+        cycle: int = 0,
     ) -> Lesson:
-        views = Views(len(split), self.augmentation, _seed(self.seed, "views", repeat))
+        views = Views(len(split), self.augmentation, _seed(self.seed, "views", repeat), cycle)
         logits = None
         if needs_teacher(training):
             examples = {"examples": len(split), "repeat": repeat, "teacher": self.teacher_digest}

@@ -22,20 +22,30 @@ class Views:
 
     What an example looks like depends on the seed, the epoch and its index alone. All numbers of an
     epoch are drawn at once on the CPU, so they are the same for every batch size, order and device.
+    With a `cycle` there are only so many looks, used in turn; the order is always a new one.
     """
 
     n: int
     augmentation: Augmentation
     seed: int
+    cycle: int = 0
+
+    def look(self, number: int) -> int:
+        """Return the first epoch in which every example looks as in this one."""
+        if self.augmentation == Augmentation():
+            return 0
+        return number % self.cycle if self.cycle else number
 
     def epoch(self, number: int) -> Epoch:
         """Return the order and the views of one epoch."""
-        key = hashlib.sha256(f"views {self.seed} {number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
         # Drawn whatever is switched on: a flip stays the same flip when a crop joins it.
-        draws = torch.rand((self.n, _DRAWS), generator=generator)
-        order = torch.randperm(self.n, generator=generator)
+        draws = torch.rand((self.n, _DRAWS), generator=self._generator("views", self.look(number)))
+        order = torch.randperm(self.n, generator=self._generator("order", number))
         return Epoch(order=order, augmentation=self.augmentation, draws=draws)
+
+    def _generator(self, purpose: str, number: int) -> torch.Generator:
+        key = hashlib.sha256(f"{purpose} {self.seed} {number}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
 
 
 @dataclass(frozen=True, eq=False)
