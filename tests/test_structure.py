@@ -53,16 +53,9 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "values": (["errors", "architecture", "evaluation", "goal", "config", "settings", "files"], []),
     "surgery": (
         [
-            *("trace", "walk"),
-            *(
-                "rules.tables",
-                "rules.layers",
-                "rules.pointwise",
-                "rules.spatial",
-                "rules.movement",
-                "rules.sizes",
-                "rules",
-            ),
+            *("numbers", "trace", "labels", "walk"),
+            *(f"rules.{name}" for name in ("tables", "layers", "pointwise", "spatial", "movement", "parts", "sizes")),
+            *("rules.functional", "rules"),
             *("groups", "refit", "units", "analysis", "surgery", "cost", "masked"),
         ],
         ["values"],

@@ -19,7 +19,7 @@ from understudy.surgery import build, kept_slots, rebuild
 
 NAMES = zoo.names()
 # The thin and deep ones have the structure of their smaller kin; the slow set holds them to it as well.
-QUICK = [name for name in NAMES if name not in ("resnet56", "resnet110", "resnet34", "vgg16", "vgg19")]
+QUICK = [name for name in NAMES if name not in ("resnet56", "resnet110", "resnet34", "vgg16", "vgg19", "densenet40")]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK]
 
 

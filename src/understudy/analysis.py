@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from understudy.architecture import Architecture, Space
@@ -33,6 +34,20 @@ class Analysis:
         """What the teacher allows."""
         groups = self.groups
         return Space(layers=layers_of(groups), groups=groups.groups, units=units_of(groups), frozen=groups.frozen)
+
+    @cached_property
+    def shrinkable(self) -> float:
+        """The share of the parameters that lie in layers whose width can shrink, 0..1."""
+        free = np.zeros(self.groups.slots + 1, dtype=bool)
+        free[np.concatenate([*self.groups.slots_of, np.zeros(0, dtype=np.int64)])] = True
+        plans = self.groups.plan.parameters
+        sizes = {name: p.numel() for name, p in self.teacher.named_parameters()}
+        shrinking = (
+            size
+            for name, size in sizes.items()
+            if name in plans and any(isinstance(d, np.ndarray) and free[d].any() for d in plans[name].dims)
+        )
+        return sum(shrinking) / max(sum(sizes.values()), 1)
 
     @cached_property
     def _refits(self) -> dict[frozenset[str], Refit]:

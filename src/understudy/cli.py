@@ -1,4 +1,4 @@
-"""The command line: `understudy teach | compress | resume | runs | evaluate`.
+"""The command line: `understudy inspect | teach | compress | resume | runs | evaluate`.
 
 Flags are the fields of the settings, their help is the fields' docstrings. Nothing here imports torch
 before a command starts its work, so that help comes at once.
@@ -163,6 +163,52 @@ class Compress(Settings, _Subject):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Show what a model allows before any hour is spent: what can go, what cannot and why, what it costs.
+
+    Example: understudy inspect torchvision:resnet18 --check
+    """
+
+    model: tyro.conf.Positional[str]
+    """zoo:NAME, torchvision:NAME, timm:NAME, or FILE.py:FACTORY."""
+    weights: Path | None = None
+    """Weights of the model: safetensors, or a state dict of tensors; default: at random."""
+    arguments: tuple[str, ...] = ()
+    """More arguments of the model, such as width=16."""
+    size: int | None = None
+    """Height and width of its images, pixels; default: 32 for the zoo, 224 for others."""
+    channels: int = 3
+    """Channels of its images."""
+    check: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Prove group by group that slicing channels is multiplying them by zero."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON for machines."""
+
+    def run(self) -> int:
+        """Print the tables, or JSON."""
+        from understudy.inspect_model import inspect_model, inspection_tables
+
+        found = inspect_model(
+            self.model,
+            weights=self.weights,
+            arguments=_arguments(self.arguments),
+            size=self.size,
+            channels=self.channels,
+            check=self.check,
+        )
+        if self.json:
+            print(found.to_json())
+        else:
+            _out.print(inspection_tables(found))
+            _next(f"understudy compress {self.model} --data SPEC --params 10x --run runs/first")
+        return 0 if found.holds else 1
+
+    def again(self) -> str:
+        """Return how to go on after an interruption."""
+        return "the same command"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resume:
     """Continue a run that was interrupted, or show the result of one that is finished.
 
@@ -261,8 +307,9 @@ class Evaluate:
         return "the same command"
 
 
-Command = Teach | Compress | Resume | Runs | Evaluate
+Command = Inspect | Teach | Compress | Resume | Runs | Evaluate
 COMMANDS: dict[str, Any] = {
+    "inspect": Inspect,
     "teach": Teach,
     "compress": Compress,
     "resume": Resume,

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,11 @@ from understudy.analysis import Analysis
 from understudy.architecture import Architecture
 from understudy.errors import SurgeryError
 from understudy.evaluation import Cost
+from understudy.labels import Labelled, Labels, ParameterPlan
 from understudy.refit import Refit
+from understudy.surgery import kept_slots
 from understudy.units import removed_paths
-from understudy.walk import Labelled, Labels, count, describe
+from understudy.walk import VIEWS, count, describe
 
 
 def predict(analysis: Analysis, architecture: Architecture) -> Cost:
@@ -46,6 +49,55 @@ def predict_many(analysis: Analysis, architectures: Sequence[Architecture]) -> l
         members = [architectures[i] for i in indices]
         costs.update(zip(indices, _forms(analysis, members[0]).costs(members), strict=True))
     return [costs[i] for i in range(len(architectures))]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer of a student costs for one example."""
+
+    parameters: int
+    macs: int
+    activation_bytes: int  # of all that is alive while it runs
+
+
+def per_layer(analysis: Analysis, architecture: Architecture) -> dict[str, LayerCost]:
+    """Return what each layer of an architecture's student costs, by its name in the teacher.
+
+    Raises:
+        SurgeryError: the architecture cannot be built.
+    """
+    forms, refit = _forms(analysis, architecture), analysis.refit(architecture)
+    kept, batch = kept_slots(analysis, architecture), analysis.trace.batch
+    chosen = dict(architecture.widths)
+    slots = [chosen.get(g.name, g.width) // g.step for g in analysis.space.groups]
+    alive = forms.activations @ np.array([*slots, 1], dtype=np.int64)
+    macs: dict[str, int] = {}
+    for work in refit.plan.work:
+        sides: Any = analysis.trace.root.get_submodule(work.kernel_of).kernel_size if work.kernel_of else ()
+        if work.kernel_of in dict(architecture.kernels):
+            sides = (architecture.kernel(str(work.kernel_of)),) * work.kernel_dims
+        kernel = count(sides)
+        macs[work.layer] = macs.get(work.layer, 0) + work.constant * kernel * count(
+            int(kept[f].sum()) for f in work.factors
+        )
+    sizes = {name: _elements(plan, kept, architecture) for name, plan in refit.plan.parameters.items()}
+    parameters = {name: p.numel() for name, p in analysis.teacher.named_parameters()}
+    parameters = {name: sizes.get(name, number) for name, number in parameters.items()}
+    found = {}
+    for layer in analysis.space.layers:
+        own = [n for n in analysis.trace.members[layer.name] if n.graph is analysis.trace.graph]
+        gone = all(refit.passes_by(n) for n in own)
+        inside = (number for name, number in parameters.items() if name.startswith(f"{layer.name}.") and not gone)
+        bytes_alive = max(int(alive[analysis.trace.order[n]]) for n in own) // batch
+        found[layer.name] = LayerCost(sum(inside), macs.get(layer.name, 0) // batch, 0 if gone else bytes_alive)
+    return found
+
+
+def _elements(plan: ParameterPlan, kept: npt.NDArray[np.bool_], architecture: Architecture) -> int:
+    sides = [int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in plan.dims]
+    if plan.kernel_of in dict(architecture.kernels):
+        sides[plan.kernel_from :] = [architecture.kernel(str(plan.kernel_of))] * (len(sides) - plan.kernel_from)
+    return count(sides)
 
 
 def latency(
@@ -234,24 +286,6 @@ def _compiled(analysis: Analysis, architecture: Architecture) -> _Forms:
     )
 
 
-# Operations whose result shares its input's memory.
-_VIEWS = frozenset(
-    (
-        "flatten",
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "unsqueeze",
-        "squeeze",
-        "getitem",
-        "chunk",
-        "split",
-        "detach",
-    )
-)
-
-
 def _live_bytes(analysis: Analysis, refit: Refit, collect: _Collector) -> npt.NDArray[np.int64]:
     """Return, per node, a linear form of the bytes of all activations that are alive while it runs."""
     nodes = analysis.trace.nodes
@@ -260,7 +294,7 @@ def _live_bytes(analysis: Analysis, refit: Refit, collect: _Collector) -> npt.ND
     for index, node in enumerate(nodes):
         value, recorded = refit.plan.values[node], node.meta["value"]
         owns = node.op in ("call_module", "call_function", "call_method", "placeholder")
-        if isinstance(value, Labelled) and owns and not refit.passes_by(node) and describe(node) not in _VIEWS:
+        if isinstance(value, Labelled) and owns and not refit.passes_by(node) and describe(node) not in VIEWS:
             whole = count(s for s, n in zip(value.shape, value.labels.shape, strict=True) if n == 1)
             live[index : last[node] + 1] += whole * recorded.dtype.itemsize * collect.row(value.labels)
     return live

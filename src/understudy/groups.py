@@ -12,8 +12,9 @@ from torch import fx
 
 from understudy import rules as _rules  # noqa: F401  fills the tables that Walk reads
 from understudy.architecture import Frozen, Group
+from understudy.labels import FIXED, Labelled, Labels, ParameterPlan, Part, Plan
 from understudy.trace import Trace, map_structure, source_line
-from understudy.walk import FIXED, Labelled, Labels, ParameterPlan, Part, Plan, Walk
+from understudy.walk import Walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,15 @@ class Groups:
     slots_of: tuple[Labels, ...]
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
+
+    @cached_property
+    def sharers(self) -> dict[Any, list[fx.Node]]:
+        """The nodes that use each parameter, or number of a module, that several use."""
+        users: dict[Any, list[fx.Node]] = defaultdict(list)
+        for node, part in self.plan.parts.items():
+            for key in part.uses:
+                users[key].append(node)
+        return {key: nodes for key, nodes in users.items() if len(nodes) > 1}
 
     @cached_property
     def held(self) -> Labels:
@@ -58,6 +68,8 @@ class _Joiner(Walk):
         return self.emitted[name]
 
     def tie(self, a: Labels, b: Labels, node: fx.Node) -> Labels:
+        if np.array_equal(a, b):
+            return a
         for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True):
             if x == FIXED or y == FIXED:
                 self.freeze(np.array([x, y]), "it is tied to channels of fixed size", node)
@@ -154,9 +166,10 @@ def _named(
     slots_of: list[Labels] = []
     frozen: list[Frozen] = []
     taken: dict[str, int] = {}
-    readers = _readers(plan)
+    readers, first = _readers(plan), _first_emitters(emitted)
     for slots in members:
-        producer, step = _producer(slots, emitted)
+        producer = min((first[s] for s in slots.tolist()), key=lambda found: found[1])[0]
+        step = int(np.isin(emitted[producer], slots).sum()) // len(slots)
         taken[producer] = taken.get(producer, 0) + 1
         name = producer if taken[producer] == 1 else f"{producer}#{taken[producer]}"
         # One frozen slot freezes all that cannot be told from it: a width says nothing of which ones go.
@@ -171,13 +184,13 @@ def _named(
     return tuple(groups), tuple(slots_of), tuple(frozen)
 
 
-def _producer(slots: Labels, emitted: dict[str, Labels]) -> tuple[str, int]:
-    """Return the first layer that emits these slots, and how many of its channels one slot has."""
-    for name, labels in emitted.items():
-        channels = int(np.isin(labels, slots).sum())
-        if channels:
-            return name, channels // len(slots)
-    raise AssertionError("every slot is emitted somewhere")
+def _first_emitters(emitted: dict[str, Labels]) -> dict[int, tuple[str, int]]:
+    """Return, for each slot, the first layer that emits it and that layer's place among all."""
+    found: dict[int, tuple[str, int]] = {}
+    for place, (name, labels) in enumerate(emitted.items()):
+        for slot in np.unique(labels).tolist():
+            found.setdefault(slot, (name, place))
+    return found
 
 
 def _readers(plan: Plan) -> dict[int, list[str]]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from understudy.analysis import Analysis
 from understudy.architecture import Architecture
 from understudy.errors import ArchitectureError
+from understudy.labels import Labelled
 from understudy.surgery import kept_slots
-from understudy.walk import Labelled
 
 
 class Masked(fx.Interpreter):
@@ -47,3 +48,27 @@ class Masked(fx.Interpreter):
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
         return value * self._kept[torch.from_numpy(known.labels.copy())].to(value.device)
+
+
+def relative_error(analysis: Analysis, architecture: Architecture, student: nn.Module, x: Tensor) -> float:
+    """Return the largest difference between a student and the masked teacher, in evaluation mode on x (B, ...).
+
+    It is relative to the largest output of the teacher.
+    """
+    with torch.no_grad():
+        masked = tensors_of(Masked(analysis, architecture).run(x))
+        sliced = tensors_of(student(x))
+        scale = max(float(t.abs().max()) for t in tensors_of(analysis.trace.root(x)))
+        worst = max(float((a - b).abs().max()) for a, b in zip(masked, sliced, strict=True))
+    return worst / scale if scale else worst
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a module's output, whatever holds them."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, dict):
+        yield from tensors_of(tuple(output.values()))
+    elif isinstance(output, tuple | list):
+        for part in output:
+            yield from tensors_of(part)

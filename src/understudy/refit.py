@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import ChainMap
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,9 @@ from torch import fx
 
 from understudy.errors import SurgeryError
 from understudy.groups import Groups
+from understudy.labels import FIXED, Labelled, Labels, Plan
 from understudy.trace import source_line
-from understudy.walk import FIXED, Labelled, Labels, Walk
+from understudy.walk import Walk
 
 
 class Refit(Walk):
@@ -25,20 +29,34 @@ class Refit(Walk):
         self.met: list[tuple[Labels, Labels, fx.Node]] = []
         self._groups = groups
         self._strict = strict
-        self._changed: set[fx.Node] = set()
+        self.plan = Plan(values=ChainMap({}, groups.plan.values), parts=ChainMap({}, groups.plan.parts))
 
-    def visit(self, node: fx.Node) -> Any:
-        """Return a node's value; the analysis's where nothing that it depends on has changed."""
-        before = self._groups.plan.values[node]
-        if not self._concerned(node):
-            self.part = self._groups.plan.parts[node]
-            for name, plan in self.part.parameters.items():
-                self._known.setdefault(name, plan)
-            return before
-        value = super().visit(node)
-        if not _same(before, value):
-            self._changed.add(node)
-        return value
+    def run(self) -> Plan:
+        """Visit the removed units and whatever the change reaches, in order.
+
+        Raises:
+            SurgeryError: what a removal left does not fit, with the node and both shapes.
+        """
+        order = self.trace.order
+        waiting = [order[node] for path in self._removed for node in self.trace.members[path]]
+        nodes, seen = list(order), set(waiting)
+        heapq.heapify(waiting)
+
+        def push(near: Iterable[fx.Node]) -> None:
+            for other in near:
+                if order[other] not in seen:
+                    seen.add(order[other])
+                    heapq.heappush(waiting, order[other])
+
+        while waiting:
+            node = nodes[heapq.heappop(waiting)]
+            self.step(node)
+            # A parameter that is used twice is cut in one way, so all its uses are looked at again.
+            for key in self.part.uses & self._groups.sharers.keys():
+                push(self._groups.sharers[key])
+            if not _same(self._groups.plan.values[node], self.plan.values[node]):
+                push(node.users)
+        return self.plan
 
     def emit(self, name: str, size: int) -> Labels:
         """Return the slots that the layer emits in the teacher."""
@@ -63,9 +81,6 @@ class Refit(Walk):
         if self._strict:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {reason}")
         self.met.append((held, np.full(held.size, FIXED), node))
-
-    def _concerned(self, node: fx.Node) -> bool:
-        return any(n in self._changed for n in node.all_input_nodes) or self.passes_by(node)
 
     def passes_by(self, node: fx.Node) -> bool:
         """Return whether a node is inside a removed module."""

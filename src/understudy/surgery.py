@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from understudy.analysis import Analysis
 from understudy.architecture import Architecture
 from understudy.errors import SurgeryError
+from understudy.labels import FIXED, Labels, ParameterPlan
 from understudy.refit import Refit
 from understudy.trace import source_line
 from understudy.units import removed_paths
-from understudy.walk import FIXED, Labels, ParameterPlan
+from understudy.walk import VIEWS, describe, inside, is_in_place
 
 Mask = npt.NDArray[np.bool_]
 
@@ -70,8 +72,11 @@ def rebuild(analysis: Analysis, architecture: Architecture, state: Mapping[str, 
         SurgeryError: the weights are of another student.
     """
     student = build(analysis, architecture)
+    # Versions of modules stand beside the tensors, and files of tensors do not have them.
+    tensors = OrderedDict(state)
+    setattr(tensors, "_metadata", getattr(student.state_dict(), "_metadata", {}))  # noqa: B010
     try:
-        student.load_state_dict(dict(state))
+        student.load_state_dict(tensors)
     except RuntimeError as error:
         raise SurgeryError(f"weights must be of a student of this architecture: {error}") from error
     return student
@@ -143,9 +148,9 @@ def _cut(
     known = all(_same_dim(a, b) for a, b in zip(before.dims, plan.dims, strict=True))
     if not known:
         sizes = [int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in plan.dims]
-        if plan.kernel_of is not None:
+        if plan.kernel_of in dict(architecture.kernels):
             spatial = len(sizes) - plan.kernel_from
-            sizes[plan.kernel_from :] = [architecture.kernel(plan.kernel_of)] * spatial
+            sizes[plan.kernel_from :] = [architecture.kernel(str(plan.kernel_of))] * spatial
         return tensor.detach().new_zeros(sizes), True
     cut = tensor.detach()
     for dim, labels in enumerate(plan.dims):
@@ -173,15 +178,43 @@ def _copied(analysis: Analysis, architecture: Architecture, tensors: Mapping[str
     """Deep-copy the teacher with these tensors in place of its own and identities for removed modules."""
     teacher = analysis.teacher
     memo: dict[int, Any] = {}
-    for unit in architecture.removed:
-        for path in removed_paths(analysis.space.unit(unit)):
-            identity = nn.Identity()
-            module = teacher.get_submodule(path)
-            memo[id(module)] = identity.train(module.training)
+    gone = {path for unit in architecture.removed for path in removed_paths(analysis.space.unit(unit))}
+    for path in gone:
+        identity = Copy() if _is_overwritten(analysis, path, gone) else nn.Identity()
+        module = teacher.get_submodule(path)
+        memo[id(module)] = identity.train(module.training)
     for name, cut in tensors.items():
         old = _tensor(teacher, name)
         memo[id(old)] = nn.Parameter(cut, old.requires_grad) if isinstance(old, nn.Parameter) else cut
-    return copy.deepcopy(teacher, memo)
+    student = copy.deepcopy(teacher, memo)
+    # What passes by a removed layer may be needed elsewhere, so nothing may overwrite it.
+    for module in student.modules() if gone else ():
+        if getattr(module, "inplace", False) is True:
+            setattr(module, "inplace", False)  # noqa: B010  modules declare what they are, not what they have
+    return student
+
+
+class Copy(nn.Identity):
+    """An identity whose result may be overwritten: it stands for a removed layer before an in-place operation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return a copy of the input."""
+        return input.clone()
+
+
+def _is_overwritten(analysis: Analysis, path: str, gone: set[str]) -> bool:
+    """Return whether the forward pass itself writes in place into what passes by a module."""
+    inner = set(analysis.trace.members[path])
+    waiting, seen = [user for node in inner for user in node.users if user not in inner], set(inner)
+    while waiting:
+        node = waiting.pop()
+        if is_in_place(node):
+            return True
+        passes = any(inside(node, other) for other in gone) or describe(node) in VIEWS
+        if node not in seen and passes:
+            waiting.extend(node.users)
+        seen.add(node)
+    return False
 
 
 def _shrink_kernel(module: Any, kernel: int) -> None:

@@ -7,13 +7,16 @@ values is refused, with its line.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import itertools
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +29,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from understudy.errors import TraceError
+from understudy.numbers import Key, plain, track_numbers
 
 # Frames between the user's line and the recorded node; the last two check types where that is on.
 _RECORDERS = ("/torch/", __file__, "/jaxtyping/", "beartype")
@@ -50,7 +54,9 @@ class Signature:
 class Trace:
     """A teacher's forward pass as a graph; `node.meta["value"]` holds a Signature or a plain value.
 
-    `root` shares the teacher's tensors, is in evaluation mode and is never handed out.
+    `root` shares the teacher's tensors, is in evaluation mode and is never handed out. `training` is the graph of
+    the forward pass in training mode where that reaches parameters that evaluation does not (auxiliary heads).
+    `spoiled` are the modules' integers that the forward pass computes with.
     """
 
     teacher: nn.Module
@@ -58,11 +64,32 @@ class Trace:
     root: nn.Module
     graph: fx.Graph
     batch: int
+    training: fx.Graph | None = None
+    spoiled: frozenset[Key] = field(default_factory=frozenset)
 
     @property
+    def graphs(self) -> tuple[fx.Graph, ...]:
+        """The graph, and that of training where it has one of its own."""
+        return (self.graph,) if self.training is None else (self.graph, self.training)
+
+    @cached_property
     def nodes(self) -> list[fx.Node]:
         """The nodes in the order of execution."""
         return list(self.graph.nodes)
+
+    @cached_property
+    def order(self) -> dict[fx.Node, int]:
+        """The place of each node of all graphs."""
+        return {node: index for index, node in enumerate(n for graph in self.graphs for n in graph.nodes)}
+
+    @cached_property
+    def members(self) -> dict[str, list[fx.Node]]:
+        """The nodes of all graphs that belong to the forward of each module, by its path."""
+        found: dict[str, list[fx.Node]] = {}
+        for node in self.order:
+            for path in node.meta.get("nn_module_stack", {}):
+                found.setdefault(path, []).append(node)
+        return found
 
 
 def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Trace:
@@ -78,19 +105,64 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
     """
     shared = {id(t): t for t in (*teacher.parameters(), *teacher.buffers())}
     root = copy.deepcopy(teacher, dict(shared)).eval()
-    tracer = _Tracer(_positional(root, example), leaf_modules)
     try:
-        graph = tracer.trace(root, concrete_args=_defaults(root, example))
+        graph, spoiled = _recorded(root, example, leaf_modules)
     except TraceError:
         raise
     except Exception as error:
         raise TraceError(_explain(root, example, error)) from error
+    training = None
+    if _unreached(root, graph):
+        training, more = _in_training(teacher, example, leaf_modules)
+        if training is not None and _unreached(root, training) < _unreached(root, graph):
+            spoiled |= more
+        else:
+            training = None
+    batches = [n.meta["value"].shape[0] for n in graph.find_nodes(op="placeholder") if _is_batched(n)]
+    return Trace(
+        teacher=teacher,
+        example=example,
+        root=root,
+        graph=graph,
+        batch=batches[0] if batches else 1,
+        training=training,
+        spoiled=frozenset(spoiled),
+    )
+
+
+def _recorded(
+    root: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...]
+) -> tuple[fx.Graph, set[Key]]:
+    tracer = _Tracer(_positional(root, example), leaf_modules)
+    tracer.root = root
+    spoiled = track_numbers(root, lambda module, path: path != "" and tracer.is_leaf_module(module, path))
+    graph = tracer.trace(root, concrete_args=_defaults(root, example))
     for node in graph.nodes:
         if node.op == "output":
             node.meta["value"] = fx.node.map_arg(node.args[0], lambda n: n.meta["value"])
+        elif "value" not in node.meta:  # a named tuple or a dataclass that holds tensors
+            node.meta["value"] = fx.node.map_arg((*node.args, *node.kwargs.values()), lambda n: n.meta["value"])
         node.meta["value"] = map_structure(node.meta["value"], _signature)
-    batches = [n.meta["value"].shape[0] for n in graph.find_nodes(op="placeholder") if _is_batched(n)]
-    return Trace(teacher=teacher, example=example, root=root, graph=graph, batch=batches[0] if batches else 1)
+    return graph, spoiled
+
+
+def _in_training(
+    teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...]
+) -> tuple[fx.Graph | None, set[Key]]:
+    """Record the forward pass of a copy in training mode; what cannot be traced is left alone."""
+    copied = copy.deepcopy(teacher).train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _recorded(copied, example, leaf_modules)
+    except Exception:
+        return None, set()
+
+
+def _unreached(root: nn.Module, graph: fx.Graph) -> set[str]:
+    """Return the parameters that no node of a graph uses."""
+    modules = tuple(f"{node.target}." for node in graph.find_nodes(op="call_module"))
+    direct = {str(node.target) for node in graph.find_nodes(op="get_attr")}
+    return {name for name, _ in root.named_parameters() if name not in direct and not name.startswith(modules)}
 
 
 def source_line(node: fx.Node) -> str:
@@ -116,13 +188,24 @@ def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:
 def run_fake(call: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
     """Run an operation on fake tensors; one that looks at values inside runs on real zeros instead."""
     try:
-        with torch.no_grad(), mode:
+        with torch.no_grad(), mode, _quietly():
             return call(*args, **kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             zeros = map_structure((args, kwargs), _zeros)
             out = copy.deepcopy(call)(*zeros[0], **zeros[1])
         return map_structure(out, lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Torch prints a stack for what does not fit on fake tensors; here that is an answer, not an accident."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
 
 
 def _zeros(value: Any) -> Any:
@@ -155,6 +238,19 @@ class _Proxy(fx.Proxy):
 
     def __floor__(self) -> int:
         return int(self._plain() // 1)
+
+    # Without these Python would record `x += 1` as an addition, which leaves x as it was.
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
     def __hash__(self) -> int:
         return id(self)
@@ -213,6 +309,7 @@ class _Tracer(fx.Tracer):
             if node.op == "get_attr":
                 return self._to_fake(operator.attrgetter(str(node.target))(self.root))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+            args, kwargs = map_structure((args, kwargs), plain)
             return run_fake(self._call(node), args, kwargs, self._fake)
         finally:
             self._running = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ from torch import fx, nn
 from understudy.architecture import Layer, Unit
 from understudy.errors import SurgeryError
 from understudy.groups import Groups
+from understudy.labels import Labelled
 from understudy.refit import Refit
 from understudy.trace import Trace
-from understudy.walk import Labelled, enclosing_modules, entry_nodes, inside
+from understudy.walk import enclosing_modules, entry_nodes, inside
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (
@@ -21,9 +24,10 @@ _NORMS = (
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
 )
 _MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _POOLS = (
     *_MAX_POOLS,
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *_AVERAGE_POOLS,
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
@@ -33,29 +37,57 @@ _ACTIVATIONS = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """A layer where the forward pass runs it first: one call, or what a subclass of torch's layers does."""
+
+    name: str
+    module: Any
+    nodes: tuple[fx.Node, ...]
+    calls: int
+
+    @cached_property
+    def entries(self) -> list[fx.Node]:
+        """The nodes before it whose values it reads, parameters aside."""
+        own = set(self.nodes)
+        read = (n for node in self.nodes for n in node.all_input_nodes if n not in own and n.op != "get_attr")
+        return list(dict.fromkeys(read))
+
+    @cached_property
+    def users(self) -> list[fx.Node]:
+        """The nodes behind it that read its values."""
+        own = set(self.nodes)
+        return list(dict.fromkeys(user for node in self.nodes for user in node.users if user not in own))
+
+    @property
+    def stride(self) -> int:
+        """Its stride, 0 if it has none."""
+        return _number(getattr(self.module, "stride", 0))
+
+
 def layers_of(groups: Groups) -> tuple[Layer, ...]:
     """Return one row per layer in the order of execution; layers without any effect on size are left out."""
-    nodes = _layer_nodes(groups.trace)
-    starts, ends = _skips(groups.trace, nodes)
+    sites = _sites(groups.trace)
+    starts, ends = _skips(groups.trace, sites)
     group_of = {int(s): g.name for g, slots in zip(groups.groups, groups.slots_of, strict=True) for s in slots}
     rows = []
-    for index, node in enumerate(nodes):
-        module = groups.trace.root.get_submodule(str(node.target))
-        emitted = groups.emitted.get(str(node.target))
+    for index, site in enumerate(sites):
+        module = site.module
+        emitted = groups.emitted.get(site.name)
         owners = {group_of.get(int(s)) for s in np.unique(emitted)} if emitted is not None else {None}
         rows.append(
             Layer(
-                name=str(node.target),
+                name=site.name,
                 type=layer_type(module),
                 kernel=_number(getattr(module, "kernel_size", 0)),
-                stride=_number(getattr(module, "stride", 0)),
+                stride=site.stride,
                 padding=_number(getattr(module, "padding", 0)),
                 outputs=0 if emitted is None else len(emitted),
                 parameters=sum(p.numel() for p in module.parameters()),
                 skip_start=starts[index],
                 skip_end=ends[index],
                 group=owners.pop() if len(owners) == 1 else None,
-                kernels=_legal_kernels(module),
+                kernels=_legal_kernels(module) if site.nodes[0].op == "call_module" else (),
             )
         )
     return tuple(rows)
@@ -64,27 +96,27 @@ def layers_of(groups: Groups) -> tuple[Layer, ...]:
 def units_of(groups: Groups) -> tuple[Unit, ...]:
     """Return what can be removed: convolutions with norm and activation, max pooling, blocks, single layers.
 
-    The first and the last layer, strided convolutions, average pooling and linear layers stay, as in the
-    authors' code of N2N. A unit is offered only if the rest fits at any width; a single layer (kind
-    "layer") also where it fits at full width only.
+    The first and the last layer and strided convolutions stay, as in the authors' code of N2N. A unit is
+    offered only if the rest fits at any width; a single layer (kind "layer") also where it fits at full
+    width only. Linear layers and average pooling go as single layers.
     """
-    nodes = _layer_nodes(groups.trace)
-    modules = {node: groups.trace.root.get_submodule(str(node.target)) for node in nodes}
-    called = [str(n.target) for n in groups.trace.nodes if n.op == "call_module"]
-    core = [n for n in nodes if isinstance(modules[n], (*_CONVOLUTIONS, nn.Linear))]
-    ends = {str(n.target) for n in (core[:1] + core[-1:])}
-    free = [n for n in nodes if str(n.target) not in ends and called.count(str(n.target)) == 1]
-    convs = [n for n in free if isinstance(modules[n], _CONVOLUTIONS) and _number(modules[n].stride) == 1]
-    pools = [n for n in free if isinstance(modules[n], _MAX_POOLS)]
-    first = _chain(core[0], modules) if core else ()
-    units = [Unit(name=str(n.target), kind="conv", layers=_chain(n, modules)) for n in convs]
-    units += [Unit(name=str(n.target), kind="pool", layers=(str(n.target),)) for n in pools]
-    units += _blocks(groups, ends)
+    sites = _sites(groups.trace)
+    core = [s for s in sites if isinstance(s.module, (*_CONVOLUTIONS, nn.Linear))]
+    ends = {s.name for s in (core[:1] + core[-1:])}
+    free = [s for s in sites if s.name not in ends and s.calls == 1]
+    convs = [s for s in free if isinstance(s.module, _CONVOLUTIONS) and s.stride == 1]
+    pools = [s for s in free if isinstance(s.module, _MAX_POOLS)]
+    owner = {node: site for site in sites for node in site.nodes}
+    first = _chain(core[0], owner) if core else ()
+    units = [Unit(name=s.name, kind="conv", layers=_chain(s, owner)) for s in convs]
+    units += [Unit(name=s.name, kind="pool", layers=(s.name,)) for s in pools]
+    units += _blocks(groups, sites, ends)
     offered = [unit for unit in units if _fits(groups, unit, strict=True)]
-    singles = [n for n in free if isinstance(modules[n], (*_NORMS, *_ACTIVATIONS)) and str(n.target) not in first]
-    layers = [Unit(name=f"layer:{n.target}", kind="layer", layers=(str(n.target),)) for n in convs + pools + singles]
+    alone = (*_NORMS, *_ACTIVATIONS, *_AVERAGE_POOLS, nn.Linear)
+    singles = [s for s in free if isinstance(s.module, alone) and s.name not in first]
+    layers = [Unit(name=f"layer:{s.name}", kind="layer", layers=(s.name,)) for s in convs + pools + singles]
     offered += [unit for unit in layers if _fits(groups, unit, strict=False)]
-    order = {str(node.target): index for index, node in enumerate(groups.trace.nodes)}
+    order = {site.name: index for index, site in enumerate(sites)}
     return tuple(sorted(offered, key=lambda u: (order[u.layers[0]], -len(u.layers), u.kind)))
 
 
@@ -105,15 +137,35 @@ def layer_type(module: nn.Module) -> str:
     return next((name for name, classes in kinds if isinstance(module, classes)), "other")
 
 
-def _layer_nodes(trace: Trace) -> list[fx.Node]:
-    """Return the first call of every leaf module that computes something."""
-    found: dict[str, fx.Node] = {}
-    for node in trace.graph.nodes:
-        if node.op == "call_module":
-            module = trace.root.get_submodule(str(node.target))
-            if layer_type(module) != "other" or any(True for _ in module.parameters()):
-                found.setdefault(str(node.target), node)
-    return list(found.values())
+def _sites(trace: Trace) -> list[_Site]:
+    """Return every layer that computes something, in the order of execution."""
+    nodes: dict[str, list[fx.Node]] = {}
+    calls: dict[str, int] = {}
+    for node in trace.nodes:
+        name = _layer_at(trace, node)
+        if name is not None:
+            path = name.partition("@")[0]
+            calls.setdefault(path, 0)
+            if name not in nodes or (node.op == "call_module" and node.target == path):
+                calls[path] += 1
+            nodes.setdefault(name, []).append(node)
+    modules = {name: trace.root.get_submodule(name) for name in calls if name in nodes}
+    found = []
+    for name, module in modules.items():
+        leaf = nodes[name][0].op == "call_module" and str(nodes[name][0].target) == name
+        first = tuple(nodes[name][:1] if leaf else (n for n in nodes[name] if n.op != "get_attr"))
+        found.append(_Site(name, module, first, calls[name]))
+    return sorted(found, key=lambda site: trace.order[site.nodes[0]])
+
+
+def _layer_at(trace: Trace, node: fx.Node) -> str | None:
+    """Return the outermost layer that a node belongs to; a later call of it has a name with "@"."""
+    for path in enclosing_modules(node):
+        module = trace.root.get_submodule(path.partition("@")[0])
+        leaf = node.op == "call_module" and str(node.target) == path.partition("@")[0]
+        if layer_type(module) != "other" or (leaf and any(True for _ in module.parameters())):
+            return path
+    return None
 
 
 def _number(value: Any) -> int:
@@ -134,41 +186,41 @@ def _legal_kernels(module: nn.Module) -> tuple[int, ...]:
     return sizes if len(sizes) > 1 else ()
 
 
-def _chain(conv: fx.Node, modules: dict[fx.Node, Any]) -> tuple[str, ...]:
+def _chain(conv: _Site, owner: dict[fx.Node, _Site]) -> tuple[str, ...]:
     """Return a convolution with the norm and activation that only it feeds, or that feed only it."""
-    after = _follow(conv, modules, forward=True)
-    before = [] if any(isinstance(modules[n], _NORMS) for n in after) else _follow(conv, modules, forward=False)
-    return tuple(str(n.target) for n in (*reversed(before), conv, *after))
+    after = _follow(conv, owner, forward=True)
+    before = [] if any(isinstance(s.module, _NORMS) for s in after) else _follow(conv, owner, forward=False)
+    return tuple(s.name for s in (*reversed(before), conv, *after))
 
 
-def _follow(conv: fx.Node, modules: dict[fx.Node, Any], *, forward: bool) -> list[fx.Node]:
-    chain: list[fx.Node] = []
-    wanted = [_NORMS, _ACTIVATIONS] if forward else [_ACTIVATIONS, _NORMS]
-    node = conv
-    for classes in wanted:
-        near = list(node.users) if forward else node.all_input_nodes
-        single = len(near) == 1 and len(near[0].users if not forward else near[0].all_input_nodes) == 1
-        if single and isinstance(modules.get(near[0]), classes):
-            chain.append(near[0])
-            node = near[0]
+def _follow(conv: _Site, owner: dict[fx.Node, _Site], *, forward: bool) -> list[_Site]:
+    chain: list[_Site] = []
+    site = conv
+    for classes in [_NORMS, _ACTIVATIONS] if forward else [_ACTIVATIONS, _NORMS]:
+        near = site.users if forward else site.entries
+        other = owner.get(near[0]) if len(near) == 1 else None
+        single = other is not None and other.calls == 1 and len(other.entries if forward else other.users) == 1
+        if other is not None and single and isinstance(other.module, classes):
+            chain.append(other)
+            site = other
     # Without a norm in front, the activation belongs to what comes before it.
-    return chain if forward or any(isinstance(modules[n], _NORMS) for n in chain) else []
+    return chain if forward or any(isinstance(s.module, _NORMS) for s in chain) else []
 
 
-def _blocks(groups: Groups, ends: set[str]) -> Iterator[Unit]:
+def _blocks(groups: Groups, sites: list[_Site], ends: set[str]) -> Iterator[Unit]:
     """Yield the modules that turn one tensor into another of the same shape and the same channels."""
     trace, values = groups.trace, groups.plan.values
-    members: dict[str, list[fx.Node]] = {}
-    for node in trace.graph.nodes:
-        for path in enclosing_modules(node):
-            members.setdefault(path, []).append(node)
-    rows = {str(n.target) for n in _layer_nodes(trace)}
-    for path, nodes in members.items():
-        layers = tuple(dict.fromkeys(str(n.target) for n in nodes if str(n.target) in rows))
-        leaves = [n for n in layers if any(True for _ in trace.root.get_submodule(n).parameters())]
-        if path == "" or "@" in path or len(leaves) < 2 or ends & set(layers) or f"{path}@1" in members:
+    inner: dict[str, list[_Site]] = {}
+    for site in sites:
+        for path in enclosing_modules(site.nodes[0]):
+            inner.setdefault(path, []).append(site)
+    for path, members in inner.items():
+        layers = tuple(site.name for site in members)
+        heavy = [site for site in members if any(True for _ in site.module.parameters())]
+        if path == "" or "@" in path or len(heavy) < 2 or ends & set(layers) or f"{path}@1" in trace.members:
             continue
         entries = entry_nodes(trace, path)
+        nodes = [n for n in trace.members[path] if n.graph is trace.graph]
         exits = [n for n in nodes if any(not inside(user, path) for user in n.users)]
         if len(entries) == len(exits) == 1 and _alike(values[entries[0]], values[exits[0]]):
             yield Unit(name=path, kind="block", layers=layers)
@@ -187,7 +239,7 @@ def _fits(groups: Groups, unit: Unit, *, strict: bool) -> bool:
     return True
 
 
-def _skips(trace: Trace, layers: list[fx.Node]) -> tuple[list[int], list[int]]:
+def _skips(trace: Trace, sites: list[_Site]) -> tuple[list[int], list[int]]:
     """Return, per layer, how many layers back its innermost skip starts and how many ahead it ends.
 
     A skip is a place where two tensors meet that have a common ancestor: it spans from there to here.
@@ -207,8 +259,8 @@ def _skips(trace: Trace, layers: list[fx.Node]) -> tuple[list[int], list[int]]:
             common = ancestors[tensors[0]] & ancestors[tensors[1]]
             if common:
                 spans.append((common.bit_length() - 1, position[node]))
-    rank = [position[layer] for layer in layers]
-    starts, ends = [0] * len(layers), [0] * len(layers)
+    rank = [position[site.nodes[0]] for site in sites]
+    starts, ends = [0] * len(sites), [0] * len(sites)
     for index, at in enumerate(rank):
         enclosing = [(e - s, s, e) for s, e in spans if s < at < e]
         if enclosing:

@@ -12,134 +12,34 @@ import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.errors import SurgeryError
+from understudy.labels import FIXED, Attribute, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Work
+from understudy.numbers import Key, Number, plain
 from understudy.trace import Signature, Trace, map_structure, run_fake, source_line
 
-Labels = npt.NDArray[np.int64]
-FIXED = -1
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """A tensor of the pass: its shape, and labels of as many dimensions, each of full size or 1."""
-
-    shape: tuple[int, ...]
-    labels: Labels
-
-    @classmethod
-    def fixed(cls, shape: Iterable[int]) -> Labelled:
-        """A tensor without channels."""
-        shape = tuple(shape)
-        return cls(shape, np.full((1,) * len(shape), FIXED))
-
-    @classmethod
-    def along(cls, shape: Iterable[int], dim: int, labels: Labels) -> Labelled:
-        """A tensor with channels along one dimension; its size there is the number of labels."""
-        sizes = list(shape)
-        sizes[dim] = len(labels)
-        outline = [1] * len(sizes)
-        outline[dim] = len(labels)
-        return cls(tuple(sizes), labels.reshape(outline))
-
-    @property
-    def varying(self) -> tuple[int, ...]:
-        """The dimensions along which labels differ."""
-        return tuple(d for d, size in enumerate(self.labels.shape) if size > 1)
-
-    @property
-    def is_fixed(self) -> bool:
-        """True if no element belongs to a channel."""
-        return bool((self.labels == FIXED).all())
-
-
-@dataclass(frozen=True)
-class ParameterUse:
-    """A parameter or buffer that the forward pass uses directly, not yet tied to anything."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class ParameterPlan:
-    """How one parameter or buffer is cut: per dimension the labels along it, or a size that stays."""
-
-    dims: tuple[Labels | int, ...]
-    kernel_of: str | None = None  # the layer whose kernel size the dimensions from `kernel_from` on have
-    kernel_from: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Attribute:
-    """A number of a module that counts channels: `labels` kept, divided by `per`."""
-
-    module: str
-    name: str
-    labels: Labels
-    per: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """MACs of one operation for the whole example: `constant` times the count of each of `factors`."""
-
-    layer: str
-    constant: int
-    factors: tuple[Labels, ...] = ()
-    kernel_of: str | None = None  # the layer whose kernel size takes part, `kernel_dims` times
-    kernel_dims: int = 0
-
-
-@dataclass(eq=False)
-class Part:
-    """What one node asks for: how its parameters are cut, which numbers follow, what it computes."""
-
-    parameters: dict[str, ParameterPlan] = field(default_factory=dict)
-    attributes: list[Attribute] = field(default_factory=list)
-    work: list[Work] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Plan:
-    """What a pass found: everything that building and costing a student needs."""
-
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    parts: dict[fx.Node, Part] = field(default_factory=dict)
-
-    @property
-    def parameters(self) -> dict[str, ParameterPlan]:
-        """How each parameter and buffer that the forward pass reaches is cut; the first use decides."""
-        found: dict[str, ParameterPlan] = {}
-        for part in self.parts.values():
-            for name, plan in part.parameters.items():
-                found.setdefault(name, plan)
-        return found
-
-    @property
-    def attributes(self) -> list[Attribute]:
-        """All numbers of modules that follow the channels."""
-        return [attribute for part in self.parts.values() for attribute in part.attributes]
-
-    @property
-    def work(self) -> list[Work]:
-        """All operations that MACs are counted for, in order."""
-        return [work for part in self.parts.values() for work in part.work]
-
-
+# Operations whose result shares its input's memory.
+VIEWS = frozenset(
+    (
+        *("flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "getitem", "chunk"),
+        *("split", "detach", "unbind", "expand", "expand_as", "view_as", "movedim", "swapaxes"),
+    )
+)
 Rule = Callable[..., Any]
 # Operation -> rule, filled by `understudy.rules`: a module class, a function, or the name of a tensor method.
 MODULE_RULES: dict[type[nn.Module], Rule] = {}
+# A function of a library that the core does not import goes by its qualified name.
 CALL_RULES: dict[Any, Rule] = {}
+# Rules that read parameters of several dimensions; the others get them as tensors.
+PARAMETER_RULES: set[Rule] = set()
 
 
 class Walk(ABC):
@@ -150,8 +50,10 @@ class Walk(ABC):
         self.plan = Plan()
         self.part = Part()
         self._known: dict[str, ParameterPlan] = {}
+        self._counted: dict[Key, tuple[Labels, int, fx.Node]] = {}
+        self._read: set[Key] = set()
+        self._pinned: set[Key] = set()
         self._removed = removed
-        self._entries = {path: entry_nodes(trace, path)[0] for path in removed}
 
     @abstractmethod
     def emit(self, name: str, size: int) -> Labels:
@@ -183,6 +85,42 @@ class Walk(ABC):
                 labels = a if isinstance(a, np.ndarray) else b
                 self.freeze(np.asarray(labels), "a parameter is shared with a place of fixed size", node)
 
+    def count_in(self, key: Key, labels: Labels, node: fx.Node, *, per: int = 1) -> None:
+        """Let a number of a module be how many of `labels` stay, divided by `per`."""
+        self.part.attributes.append(Attribute(*key, labels, per))
+        known, times, _ = self._counted.setdefault(key, (labels, per, node))
+        if times == per and len(known) == len(labels):
+            self.tie(known, labels, node)
+        else:
+            self.freeze(known, f"{key[1]} counts several kinds of channels", node)
+            self.freeze(labels, f"{key[1]} counts several kinds of channels", node)
+
+    def follow(self, number: Any, labels: Labels, node: fx.Node, *, per: int = 1) -> bool:
+        """As `count_in` for a number that an operation was given; False if it is written in the code."""
+        if not isinstance(number, Number):
+            return False
+        self._read.add(number.key)
+        self.count_in(number.key, labels, node, per=per)
+        return True
+
+    def leave(self, number: Any) -> None:
+        """Say that an operation is right with a number of a module whatever its channels are."""
+        if isinstance(number, Number):
+            self._read.add(number.key)
+
+    def as_tensor(self, value: Labelled | ParameterUse, node: fx.Node) -> Labelled:
+        """Return a parameter as a tensor: it has channels if one dimension has several elements."""
+        if isinstance(value, Labelled):
+            return value
+        wide = [d for d, size in enumerate(value.shape) if size > 1]
+        if len(wide) != 1:
+            self.parameter(value.name, ParameterPlan(value.shape), node)
+            return Labelled.fixed(value.shape)
+        labels = self.emit(value.name, value.shape[wide[0]])
+        dims = tuple(labels if d == wide[0] else size for d, size in enumerate(value.shape))
+        self.parameter(value.name, ParameterPlan(dims), node)
+        return Labelled.along(value.shape, wide[0], labels)
+
     def channels(self, x: Labelled, dim: int, node: fx.Node) -> Labels:
         """Return the labels along one dimension (shape[dim],); labels along others are frozen."""
         dim %= len(x.shape)
@@ -197,16 +135,27 @@ class Walk(ABC):
         Raises:
             SurgeryError: what a removal left does not fit, with the node and both shapes.
         """
-        for node in self.trace.graph.nodes:
-            self.part = Part()
-            try:
-                self.plan.values[node] = self.visit(node)
-            except SurgeryError:
-                raise
-            except (ValueError, RuntimeError, IndexError) as error:
-                raise SurgeryError(f"at node {node.name} ({source_line(node)}): {error}") from error
-            self.plan.parts[node] = self.part
+        for graph in self.trace.graphs:
+            for node in graph.nodes:
+                self.step(node)
+        for key in self._pinned | self.trace.spoiled:
+            if key in self._counted:
+                labels, _, node = self._counted[key]
+                self.freeze(labels, f"{key[1]} is used for something else as well", node)
         return self.plan
+
+    def step(self, node: fx.Node) -> None:
+        """Visit one node and keep its value and part; what only training runs costs nothing."""
+        self.part, self._read = Part(), set()
+        try:
+            self.plan.values[node] = self.visit(node)
+        except SurgeryError:
+            raise
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): {error}") from error
+        if node.graph is not self.trace.graph:
+            self.part.work = []
+        self.plan.parts[node] = self.part
 
     def recorded(self, node: fx.Node) -> Any:
         """Return the teacher's value at a node: a Signature, a plain value, or a structure of them."""
@@ -217,11 +166,17 @@ class Walk(ABC):
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         device = next((p.device for p in self.trace.root.parameters()), torch.device("cpu"))
 
+        dtypes = {
+            id(self.plan.values[n]): n.meta["value"].dtype
+            for n in node.all_input_nodes
+            if isinstance(n.meta["value"], Signature)
+        }
+
         def fake(value: Any) -> Any:
             if isinstance(value, Labelled | ParameterUse):
                 with mode:
-                    return torch.empty(value.shape, device=device)
-            return value
+                    return torch.empty(value.shape, device=device, dtype=dtypes.get(id(value)))
+            return plain(value)
 
         args, kwargs = (map_structure(x, fake) for x in (args, kwargs))
         out = run_fake(self._target(node), args, kwargs, mode)
@@ -255,6 +210,8 @@ class Walk(ABC):
     def _freeze_value(self, value: Any, reason: str, node: fx.Node) -> Any:
         if isinstance(value, Labelled):
             self.freeze(value.labels, reason, node)
+        elif isinstance(value, ParameterUse):
+            self.parameter(value.name, ParameterPlan(value.shape), node)
         return value
 
     def visit(self, node: fx.Node) -> Any:
@@ -275,23 +232,44 @@ class Walk(ABC):
 
     def bypass(self, node: fx.Node) -> fx.Node | None:
         """Return the node whose value stands in for one inside a removed module."""
-        return next((self._entries[path] for path in enclosing_modules(node) if path in self._removed), None)
+        for path in enclosing_modules(node) if self._removed else ():
+            if path in self._removed:
+                return entry_nodes(self.trace, path, node.graph)[0]
+        return None
 
     def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        if node.op == "call_module":
-            module = self.trace.root.get_submodule(str(node.target))
-            rule = MODULE_RULES.get(type(module))
-            if rule is not None:
-                return rule(self, node, module, *args, **kwargs)
-            return self.give_up(node, args, kwargs, f"no rule for the module {type(module).__name__}")
-        rule = CALL_RULES.get(node.target)
+        rule, name = self._rule(node)
         flat: list[Any] = []
         map_structure((args, kwargs), flat.append)
-        if not any(isinstance(v, Labelled | ParameterUse) for v in flat):
+        if node.op == "call_module":
+            args = (self.trace.root.get_submodule(str(node.target)), *args)
+        elif not any(isinstance(v, Labelled | ParameterUse) for v in flat):
             return self._plain(node, args, kwargs)
-        if rule is not None:
-            return rule(self, node, *args, **kwargs)
-        return self.give_up(node, args, kwargs, f"no rule for the operation {describe(node)}")
+        if rule is None:
+            args = args[1:] if node.op == "call_module" else args
+            value = self.give_up(node, args, kwargs, f"no rule for the {name}")
+        else:
+            if rule not in PARAMETER_RULES:
+                uses = (args, kwargs)
+                args, kwargs = map_structure(
+                    uses, lambda v: self.as_tensor(v, node) if isinstance(v, ParameterUse) else v
+                )
+            value = rule(self, node, *args, **kwargs)
+        self._pinned |= {v.key for v in flat if isinstance(v, Number)} - self._read
+        return value
+
+    def _rule(self, node: fx.Node) -> tuple[Rule | None, str]:
+        """Return a node's rule, and what to call its operation."""
+        if node.op == "call_module":
+            module = self.trace.root.get_submodule(str(node.target))
+            return MODULE_RULES.get(type(module)), f"module {type(module).__name__}"
+        rule = CALL_RULES.get(node.target)
+        if isinstance(node.target, type) and (is_dataclass(node.target) or issubclass(node.target, tuple)):
+            return _gathered, describe(node)
+        if rule is None and node.op == "call_function":
+            target = node.target
+            rule = CALL_RULES.get(f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}")
+        return rule, f"operation {describe(node)}"
 
     def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Sizes and other plain values are computed; tensors made of nothing have no channels."""
@@ -308,11 +286,29 @@ class Walk(ABC):
         return node.target  # type: ignore[return-value]
 
 
+def _gathered(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """Named tuples and dataclasses hold what they are given."""
+    return (*args, *kwargs.values())
+
+
 def describe(node: fx.Node) -> str:
     """Return the name of a node's operation as a user would write it."""
     if node.op == "call_function":
         return str(getattr(node.target, "__name__", node.target))
     return str(node.target)
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """Return whether an operation of the forward pass overwrites its first argument."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op == "call_function":
+        name = describe(node)
+        return name in _IN_PLACE or bool(node.kwargs.get("inplace")) or name.endswith("_")
+    return False
+
+
+_IN_PLACE = frozenset(f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor"))
 
 
 def enclosing_modules(node: fx.Node) -> tuple[str, ...]:
@@ -322,12 +318,12 @@ def enclosing_modules(node: fx.Node) -> tuple[str, ...]:
 
 def inside(node: fx.Node, path: str) -> bool:
     """Return whether a node belongs to the forward of the module at `path`."""
-    return path in enclosing_modules(node)
+    return path in node.meta.get("nn_module_stack", {})
 
 
-def entry_nodes(trace: Trace, path: str) -> tuple[fx.Node, ...]:
+def entry_nodes(trace: Trace, path: str, graph: fx.Graph | None = None) -> tuple[fx.Node, ...]:
     """Return the nodes outside a module whose values its forward reads, parameters aside."""
-    members = [node for node in trace.graph.nodes if inside(node, path)]
+    members = [node for node in trace.members.get(path, ()) if node.graph is (graph or trace.graph)]
     outside = (n for member in members for n in member.all_input_nodes if not inside(n, path) and n.op != "get_attr")
     return tuple(dict.fromkeys(outside))
 

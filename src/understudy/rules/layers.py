@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from understudy.labels import Attribute, Labelled, Labels, ParameterPlan, Work
 from understudy.rules.tables import for_modules
-from understudy.walk import Attribute, Labelled, Labels, ParameterPlan, Walk, Work, count
+from understudy.walk import Walk, count
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

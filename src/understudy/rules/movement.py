@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from understudy.labels import FIXED, Labelled, Labels
+from understudy.numbers import Number
 from understudy.rules.pointwise import meet
 from understudy.rules.tables import for_calls, for_modules
-from understudy.walk import FIXED, Labelled, Labels, ParameterUse, Walk, count, describe
+from understudy.walk import Walk, count, describe
 
 
 @for_modules(nn.Flatten)
@@ -39,14 +40,28 @@ def reshape(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any, **kwargs: Any) 
     if kwargs or not isinstance(x, Labelled) or not _are_sizes(sizes):
         return walk.give_up(node, (x, sizes), kwargs, f"no rule for {describe(node)} with these arguments")
     flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
-    written = [isinstance(s, int) and s != -1 for s in _written_sizes(node, len(flat))]
-    shape = tuple(np.empty(x.shape, dtype=bool).reshape(flat).shape)
+    given = _written_sizes(node, len(flat))
+    written = [isinstance(s, int) and s != -1 for s in given]
+    shape = tuple(np.broadcast_to(np.zeros((), dtype=bool), x.shape).reshape(flat).shape)
     result = _reshaped(x, shape)
-    literal = [d for d in result.varying if written[d] and shape[d] > 1]
+    named = [d for d in result.varying if isinstance(given[d], Number)]
+    literal = [d for d in result.varying if written[d] and shape[d] > 1 and d not in named[:1]]
     if literal and len(literal) == len(result.varying):
         walk.freeze(result.labels, f"{describe(node)} writes their number as {shape[literal[0]]}", node)
     elif len(result.varying) > 1:
         _tie_across(walk, node, result, literal)
+    if named and named[0] not in literal:
+        along = np.moveaxis(result.labels, named[0], 0).reshape(result.labels.shape[named[0]], -1)[:, 0]
+        walk.follow(given[named[0]], along, node)
+    return result
+
+
+@for_calls("reshape_as", "view_as")
+def reshape_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
+    """As `reshape` to sizes that are computed."""
+    result = _reshaped(x, other.shape)
+    if len(result.varying) > 1:
+        _tie_across(walk, node, result, [])
     return result
 
 
@@ -85,10 +100,11 @@ def _reshaped(x: Labelled, shape: tuple[int, ...]) -> Labelled:
     middle = shape[front : len(shape) - back]
     labels = np.broadcast_to(x.labels, outline)
     labels = labels.reshape((*x.labels.shape[:front], *middle, *x.labels.shape[end:]))
-    return Labelled(shape, _compressed(labels))
+    return Labelled(shape, compressed(labels))
 
 
-def _compressed(labels: Labels) -> Labels:
+def compressed(labels: Labels) -> Labels:
+    """Return labels with size 1 along each dimension where they do not differ."""
     for d, size in enumerate(labels.shape):
         if size > 1:
             first = labels.take([0], axis=d)
@@ -113,6 +129,70 @@ def transpose(walk: Walk, node: fx.Node, x: Labelled, a: int, b: int) -> Labelle
     return permute(walk, node, x, order)
 
 
+@for_calls(torch.movedim, torch.moveaxis, "movedim", "moveaxis")
+def movedim(walk: Walk, node: fx.Node, x: Labelled, source: Any, destination: Any) -> Labelled:
+    """Channels move with their dimension."""
+    order = np.moveaxis(np.empty(tuple(range(len(x.shape)))), source, destination).shape
+    return permute(walk, node, x, order)
+
+
+@for_calls(torch.flip, "flip")
+def flip(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
+    """Channels run backwards with their elements."""
+    flat = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
+    return Labelled(x.shape, np.flip(x.labels, tuple(flat)))
+
+
+@for_calls(torch.roll, "roll")
+def roll(walk: Walk, node: fx.Node, x: Labelled, shifts: Any, dims: Any = None) -> Any:
+    """Over space it keeps channels."""
+    along = {d % len(x.shape) for d in ((dims,) if isinstance(dims, int) else dims or ())}
+    if dims is None or along & set(x.varying):
+        return walk.give_up(node, (x, shifts, dims), {}, "roll moves these channels by a written number")
+    return x
+
+
+@for_calls("expand", torch.broadcast_to)
+def expand(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any) -> Labelled:
+    """Repeats along dimensions of size 1; a written number of channels stays."""
+    flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    new = len(flat) - len(x.shape)
+    labels = x.labels.reshape((1,) * new + x.labels.shape)
+    shape = tuple(x.shape[d - new] if size == -1 else size for d, size in enumerate(flat))
+    given = _written_sizes(node, len(flat))
+    result = Labelled(shape, labels)
+    for d in result.varying:
+        if (
+            isinstance(given[d], int)
+            and given[d] != -1
+            and not walk.follow(given[d], walk.channels(result, d, node), node)
+        ):
+            walk.freeze(labels, f"expand writes their number as {shape[d]}", node)
+    return result
+
+
+@for_calls("repeat", torch.tile, "tile")
+def repeat(walk: Walk, node: fx.Node, x: Labelled, *times: Any) -> Labelled:
+    """Channels follow one another as often as they are repeated."""
+    flat = tuple(times[0]) if len(times) == 1 and not isinstance(times[0], int) else times
+    flat = (1,) * (len(x.shape) - len(flat)) + tuple(flat)
+    rank = len(flat)
+    shape = (1,) * (rank - len(x.shape)) + x.shape
+    labels = x.labels.reshape((1,) * (rank - len(x.shape)) + x.labels.shape)
+    tiles = tuple(n if labels.shape[d] > 1 else 1 for d, n in enumerate(flat))
+    return Labelled(tuple(s * n for s, n in zip(shape, flat, strict=True)), np.tile(labels, tiles))
+
+
+@for_calls(torch.repeat_interleave, "repeat_interleave")
+def repeat_interleave(walk: Walk, node: fx.Node, x: Labelled, repeats: Any, dim: Any = None, **more: Any) -> Any:
+    """Each channel follows itself."""
+    if not isinstance(repeats, int) or dim is None:
+        return walk.give_up(node, (x, repeats, dim), more, "no rule for repeat_interleave with these arguments")
+    dim %= len(x.shape)
+    shape = tuple(s * repeats if d == dim else s for d, s in enumerate(x.shape))
+    return Labelled(shape, np.repeat(x.labels, repeats, dim) if x.labels.shape[dim] > 1 else x.labels)
+
+
 @for_calls(torch.unsqueeze, "unsqueeze")
 def unsqueeze(walk: Walk, node: fx.Node, x: Labelled, dim: int) -> Labelled:
     """A new dimension of size 1."""
@@ -125,12 +205,23 @@ def squeeze(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None) -> Labelled
     """Dimensions of size 1 go."""
     rank = len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
+    if any(d % rank in x.varying for d in dims):
+        walk.freeze(x.labels, "squeeze would drop the dimension of a single channel", node)
     gone = {d % rank for d in dims if x.shape[d] == 1}
     kept = [d for d in range(rank) if d not in gone]
     return Labelled(tuple(x.shape[d] for d in kept), x.labels.reshape([x.labels.shape[d] for d in kept]))
 
 
-@for_calls(torch.cat, torch.concat)
+@for_calls(torch.stack)
+def stack(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0) -> Any:
+    """Tensors beside one another have the same channels."""
+    if not all(isinstance(t, Labelled) for t in tensors):
+        return walk.give_up(node, (tensors, dim), {}, "no rule for stack with these arguments")
+    dim %= len(tensors[0].shape) + 1
+    return concatenate(walk, node, [unsqueeze(walk, node, t, dim) for t in tensors], dim)
+
+
+@for_calls(torch.cat, torch.concat, torch.concatenate)
 def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Any:
     """Along channels their labels follow one another; along space the channels meet."""
     dim = kwargs.get("axis", dim)
@@ -162,60 +253,4 @@ def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0,
 
 
 def _compressed_if_fixed(labels: Labels) -> Labels:
-    return labels if (labels != FIXED).any() else _compressed(labels)
-
-
-@for_calls(torch.chunk, "chunk")
-def chunk(walk: Walk, node: fx.Node, x: Labelled, chunks: int, dim: int = 0) -> Any:
-    """Equal parts: the channels at the same place of each part go together, so parts stay equal."""
-    dim %= len(x.shape)
-    if dim in x.varying and x.shape[dim] % chunks == 0:
-        walk.bundle(walk.channels(x, dim, node).reshape(chunks, -1).T, node)
-    elif dim in x.varying:
-        return walk.give_up(node, (x, chunks, dim), {}, "chunk cuts them into unequal parts")
-    size = -(-x.shape[dim] // chunks)
-    return tuple(_sliced(x, dim, start, min(start + size, x.shape[dim])) for start in range(0, x.shape[dim], size))
-
-
-@for_calls(torch.split, "split")
-def split(walk: Walk, node: fx.Node, x: Labelled, sizes: Any, dim: int = 0) -> Any:
-    """Parts of written sizes freeze their channels."""
-    dim %= len(x.shape)
-    if dim in x.varying:
-        walk.freeze(x.labels, "split writes the numbers of its parts", node)
-    whole = x.shape[dim]
-    parts = [min(sizes, whole - at) for at in range(0, whole, sizes)] if isinstance(sizes, int) else sizes
-    ends = np.cumsum(parts)
-    return tuple(_sliced(x, dim, int(end - part), int(end)) for part, end in zip(parts, ends, strict=True))
-
-
-def _sliced(x: Labelled, dim: int, start: int, stop: int) -> Labelled:
-    sizes = list(x.shape)
-    sizes[dim] = stop - start
-    index = [slice(None)] * len(sizes)
-    if x.labels.shape[dim] > 1:
-        index[dim] = slice(start, stop)
-    return Labelled(tuple(sizes), x.labels[tuple(index)])
-
-
-@for_calls(operator.getitem)
-def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
-    """Of a tuple or dict: its member. Of a tensor: a slice, which freezes channels that it cuts."""
-    if not isinstance(x, Labelled):
-        return x[key] if not isinstance(x, ParameterUse) else walk.give_up(node, (x, key), {}, "a parameter is sliced")
-    keys = key if isinstance(key, tuple) else (key,)
-    plain = all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys)
-    if not plain:
-        return walk.give_up(node, (x, key), {}, "no rule for an index that is a tensor")
-    flat = np.broadcast_to(x.labels, x.shape)[key]
-    untouched = np.isin(np.unique(x.labels), np.unique(flat)).all() and _whole(x, keys)
-    if not untouched:
-        walk.freeze(x.labels, "a slice cuts these channels at written places", node)
-    return Labelled(flat.shape, _compressed(flat))
-
-
-def _whole(x: Labelled, keys: tuple[Any, ...]) -> bool:
-    """Return whether no dimension with channels is cut."""
-    if any(k is None or k is Ellipsis for k in keys):
-        return not x.varying or all(k in (None, Ellipsis) or k == slice(None) for k in keys)
-    return all(k == slice(None) for d, k in enumerate(keys) if d in x.varying)
+    return labels if (labels != FIXED).any() else compressed(labels)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from understudy.labels import FIXED, Labelled, Labels
 from understudy.rules.tables import for_calls, for_modules
-from understudy.walk import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Walk, describe
+from understudy.walk import Walk, describe
 
 
 @for_modules(
@@ -54,28 +55,45 @@ def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled
     *("add", "sub", "mul", "div", "neg", "pow", "exp", "sqrt", "abs", "relu", "sigmoid", "tanh", "clamp"),
     *("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "tanh_", "clamp_", "erf", "rsqrt"),
     *("contiguous", "clone", "detach", "float", "half", "double", "to", "type", "type_as"),
+    *(torch.square, torch.log, torch.sin, torch.cos, torch.where, torch.zeros_like, torch.ones_like, torch.clone),
+    *("square", "log", "sin", "cos", "pow_", "hardswish", "softplus", "masked_fill", "bfloat16", "requires_grad_"),
+    *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
+    # These multiply each example, or each example's tensor, by one random number.
+    "torchvision.ops.stochastic_depth.stochastic_depth",
 )
 def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
     """Operands that meet element by element keep the same channels; broadcasting ones follow."""
-    operands = [_as_labelled(walk, node, v) for v in args if isinstance(v, Labelled | ParameterUse)]
-    operands += [_as_labelled(walk, node, v) for v in kwargs.values() if isinstance(v, Labelled | ParameterUse)]
+    operands = [v for v in (*args, *kwargs.values()) if isinstance(v, Labelled)]
     result = operands[0]
     for other in operands[1:]:
         result = meet(walk, node, result, other)
     return result
 
 
-def _as_labelled(walk: Walk, node: fx.Node, value: Labelled | ParameterUse) -> Labelled:
-    """A parameter with one dimension of several elements has channels there, any other has none."""
-    if isinstance(value, Labelled):
-        return value
-    wide = [d for d, size in enumerate(value.shape) if size > 1]
-    if len(wide) != 1:
-        return Labelled.fixed(value.shape)
-    labels = walk.emit(value.name, value.shape[wide[0]])
-    dims = tuple(labels if d == wide[0] else size for d, size in enumerate(value.shape))
-    walk.parameter(value.name, ParameterPlan(dims), node)
-    return Labelled.along(value.shape, wide[0], labels)
+@for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.normalize, "softmax", "log_softmax")
+def over_one_dimension(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
+    """What mixes elements along a dimension; over channels it freezes them."""
+    return _mixing(walk, node, x, node.kwargs.get("dim", None if describe(node) == "normalize" else args[:1]))
+
+
+@for_modules(nn.Softmax, nn.LogSoftmax)
+def softmax_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """As the functions."""
+    return _mixing(walk, node, x, module.dim)
+
+
+def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:
+    dim = dim[0] if isinstance(dim, tuple) and dim else dim
+    if not isinstance(dim, int) or dim % len(x.shape) in x.varying:
+        walk.freeze(x.labels, f"{describe(node)} runs over these channels", node)
+    return x
+
+
+@for_calls("expand_as")
+def expand_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
+    """Takes on another's shape; channels that both have are the same."""
+    meet(walk, node, x, other)
+    return Labelled(other.shape, _with_rank(x, len(other.shape)).labels)
 
 
 def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:

@@ -7,24 +7,37 @@ from typing import Any
 import torch
 from torch import fx
 
+from understudy.labels import Labelled, ParameterUse
 from understudy.rules.tables import for_calls
 from understudy.trace import Signature
-from understudy.walk import Labelled, ParameterUse, Walk
+from understudy.walk import Walk, count
 
 
-@for_calls("size")
+@for_calls("size", parameters=True)
 def size(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, dim: int | None = None) -> Any:
     """Plain numbers."""
     return x.shape if dim is None else x.shape[dim]
 
 
-@for_calls("dim", "numel", "get_device", "is_floating_point", torch._assert)
+@for_calls("dim", "get_device", "is_floating_point", "is_contiguous", torch._assert, parameters=True)
 def fact(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """What does not depend on channels in a network that can be traced."""
     return walk.recorded(node)
 
 
-@for_calls(getattr)
+@for_calls("numel", parameters=True)
+def numel(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> int:
+    """The product of the sizes."""
+    return count(x.shape)
+
+
+@for_calls("new_zeros", "new_ones", "new_full", "new_empty", parameters=True)
+def made_new(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Labelled:
+    """A tensor that has only the dtype and the device in common."""
+    return Labelled.fixed(walk.outcome(node, (x, *args), kwargs).shape)
+
+
+@for_calls(getattr, parameters=True)
 def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
     """The shape is computed; dtype, device and rank are the teacher's."""
     if name == "shape":

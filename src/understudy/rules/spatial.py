@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from understudy.labels import Labelled
 from understudy.rules.tables import for_calls, for_modules
 from understudy.trace import Signature
-from understudy.walk import Labelled, Walk, describe
+from understudy.walk import Walk, describe
 
 
 @for_modules(
@@ -54,9 +55,14 @@ def _spatial(walk: Walk, node: fx.Node, x: Labelled) -> Any:
     return Labelled((*x.shape[:2], *walk.spatial(node, x)), x.labels)
 
 
-@for_calls(torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin")
+@for_calls(
+    *(torch.mean, torch.sum, torch.amax, torch.amin, torch.std, torch.var, torch.logsumexp),
+    *("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "all", "any"),
+)
 def reduce(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Over space it keeps channels; over channels it freezes them."""
+    if not isinstance(dim, int | tuple | list) and dim is not None:
+        return walk.give_up(node, (x, dim, keepdim), kwargs, f"no rule for {describe(node)} with these arguments")
     rank = len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     reduced = {d % rank for d in dims}

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from understudy.walk import CALL_RULES, MODULE_RULES, Rule
+from understudy.walk import CALL_RULES, MODULE_RULES, PARAMETER_RULES, Rule
 
 R = TypeVar("R", bound=Rule)
 
@@ -22,10 +22,15 @@ def for_modules(*classes: type[nn.Module]) -> Callable[[R], R]:
     return register
 
 
-def for_calls(*targets: Any) -> Callable[[R], R]:
-    """Register a rule (walk, node, *arguments) for functions, and for tensor methods by name."""
+def for_calls(*targets: Any, parameters: bool = False) -> Callable[[R], R]:
+    """Register a rule (walk, node, *arguments) for functions, and for tensor methods by name.
+
+    A rule with `parameters` gets those that the forward pass uses directly as they are, the others as tensors.
+    """
 
     def register(rule: R) -> R:
+        if parameters:
+            PARAMETER_RULES.add(rule)
         CALL_RULES.update(dict.fromkeys(targets, rule))
         return rule
 

@@ -107,7 +107,7 @@ class RemovalPolicy(Policy):
             logits_B11, state = self.read(row_BI[:, None], state)
             here = self._at_D == row
             choices_BD[:, here] = (uniform_BD[:, here] < logits_B11[:, 0].sigmoid()).long()
-            before_B1 = (2.0 * choices_BD[:, here] - 1.0).sum(1, keepdim=True)
+            before_B1 = (2.0 * choices_BD[:, here].double() - 1.0).sum(1, keepdim=True)
         return choices_BD
 
     def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
@@ -121,7 +121,7 @@ class RemovalPolicy(Policy):
         rows_BLI = self._rows_LI[None]
         if self._in_turn:
             before_BL = torch.zeros(len(choices_BD), len(self._rows_LI) + 1, dtype=torch.float64)
-            before_BL.index_add_(1, self._at_D + 1, 2.0 * choices_BD - 1.0)
+            before_BL.index_add_(1, self._at_D + 1, 2.0 * choices_BD.double() - 1.0)
             rows_BLI = torch.cat([rows_BLI.expand(len(choices_BD), -1, -1), before_BL[:, :-1, None]], -1)
         logits_BL1, _ = self.read(rows_BLI)
         return logits_BL1[:, self._at_D, 0].expand(len(choices_BD), -1)
@@ -140,7 +140,9 @@ class ShrinkagePolicy(Policy):
         self._rows_DI, self._shares_DF = rows_DI, shares_DF
         self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
         smallest, largest = min(settings.factors), max(settings.factors)
-        self._slope_F = (2.0 * torch.tensor(settings.factors) - smallest - largest) / max(largest - smallest, 1e-9)
+        self._slope_F = (2.0 * torch.tensor(settings.factors, dtype=torch.float64) - smallest - largest) / max(
+            largest - smallest, 1e-9
+        )
 
     def lean(self, prior: float) -> None:
         with torch.no_grad():
@@ -303,7 +305,7 @@ class Stage:
 
         if self._settings.calibrate and self._scoring.reward.budgets.limits():
             uniform_BD = self._uniform(CALIBRATION)
-            most = calibrated(usages_at, most - 12.0, most)
+            most = calibrated(usages_at, most - 16.0, most)
         self.policy.lean(most)
 
     def _uniform(self, count: int) -> Tensor:

@@ -8,6 +8,9 @@ from functools import partial
 from torch import nn
 
 from understudy.errors import ConfigError, did_you_mean
+from understudy.zoo.densenet import densenet
+from understudy.zoo.googlenet import googlenet
+from understudy.zoo.mobilenet import mobilenet_v2
 from understudy.zoo.resnet import resnet, resnet_thin
 from understudy.zoo.vgg import vgg
 
@@ -15,6 +18,9 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"vgg{depth}": partial(vgg, depth) for depth in (11, 13, 16, 19)},
     **{f"resnet{depth}": partial(resnet, depth) for depth in (18, 34)},
     **{f"resnet{depth}": partial(resnet_thin, depth) for depth in (20, 56, 110)},
+    "densenet40": partial(densenet, 40),
+    "googlenet": googlenet,
+    "mobilenet_v2": mobilenet_v2,
 }
 
 

@@ -1,0 +1,126 @@
+"""What a walk over a teacher's graph carries and finds: labelled tensors, and how parameters are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+
+Labels = npt.NDArray[np.int64]
+FIXED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A tensor of the pass: its shape, and labels of as many dimensions, each of full size or 1."""
+
+    shape: tuple[int, ...]
+    labels: Labels
+
+    @classmethod
+    def fixed(cls, shape: Iterable[int]) -> Labelled:
+        """A tensor without channels."""
+        shape = tuple(shape)
+        return cls(shape, np.full((1,) * len(shape), FIXED))
+
+    @classmethod
+    def along(cls, shape: Iterable[int], dim: int, labels: Labels) -> Labelled:
+        """A tensor with channels along one dimension; its size there is the number of labels."""
+        sizes = list(shape)
+        sizes[dim] = len(labels)
+        outline = [1] * len(sizes)
+        outline[dim] = len(labels)
+        return cls(tuple(sizes), labels.reshape(outline))
+
+    @property
+    def varying(self) -> tuple[int, ...]:
+        """The dimensions along which labels differ."""
+        return tuple(d for d, size in enumerate(self.labels.shape) if size > 1)
+
+    @property
+    def is_fixed(self) -> bool:
+        """True if no element belongs to a channel."""
+        return bool((self.labels == FIXED).all())
+
+
+@dataclass(frozen=True)
+class ParameterUse:
+    """A parameter or buffer that the forward pass uses directly, not yet tied to anything."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterPlan:
+    """How one parameter or buffer is cut: per dimension the labels along it, or a size that stays."""
+
+    dims: tuple[Labels | int, ...]
+    kernel_of: str | None = None  # the layer whose kernel size the dimensions from `kernel_from` on have
+    kernel_from: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """A number of a module that counts channels: `labels` kept, divided by `per`."""
+
+    module: str
+    name: str
+    labels: Labels
+    per: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """MACs of one operation for the whole example: `constant` times the count of each of `factors`."""
+
+    layer: str
+    constant: int
+    factors: tuple[Labels, ...] = ()
+    kernel_of: str | None = None  # the layer whose kernel size takes part, `kernel_dims` times
+    kernel_dims: int = 0
+
+
+@dataclass(eq=False)
+class Part:
+    """What one node asks for: how its parameters are cut, which numbers follow, what it computes."""
+
+    parameters: dict[str, ParameterPlan] = field(default_factory=dict)
+    attributes: list[Attribute] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+
+    @property
+    def uses(self) -> set[Any]:
+        """Names of its parameters, and (module, name) of its numbers."""
+        return {*self.parameters, *((a.module, a.name) for a in self.attributes)}
+
+
+@dataclass(eq=False)
+class Plan:
+    """What a pass found: everything that building and costing a student needs."""
+
+    values: MutableMapping[fx.Node, Any] = field(default_factory=dict)
+    parts: MutableMapping[fx.Node, Part] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, ParameterPlan]:
+        """How each parameter and buffer that the forward pass reaches is cut; the first use decides."""
+        found: dict[str, ParameterPlan] = {}
+        for part in self.parts.values():
+            for name, plan in part.parameters.items():
+                found.setdefault(name, plan)
+        return found
+
+    @property
+    def attributes(self) -> list[Attribute]:
+        """All numbers of modules that follow the channels."""
+        return [attribute for part in self.parts.values() for attribute in part.attributes]
+
+    @property
+    def work(self) -> list[Work]:
+        """All operations that MACs are counted for, in order."""
+        return [work for part in self.parts.values() for work in part.work]
