@@ -248,7 +248,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_the_driver(script: Callable[[str], list[str]], tmp_path: Path, how: signal.Signals) -> None:
-    command = script('if __name__ == "__main__":\n    main(slowly)')
+    # A suite that runs in a shell's background hands down an ignored SIGINT.
+    heed = "    import signal\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = script(f'if __name__ == "__main__":\n{heed}    main(slowly)')
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "beats"
     wait_until(lambda: len(beats(folder)) == 2)
