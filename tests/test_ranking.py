@@ -25,7 +25,9 @@ def scored(width: int, accuracy: float) -> Evaluation:
 def test_within_the_budgets_reward_decides_and_outside_accuracy() -> None:
     merit = merit_for(toy_reward(SPACE, Goal(params="4x", accuracy=0.8)))
     good, smaller, unsure, hopeless = scored(128, 0.9), scored(64, 0.89), scored(64, 0.79), scored(16, 0.5)
-    assert sorted([hopeless, unsure, good, smaller], key=merit, reverse=True) == [smaller, good, unsure, hopeless]
+    large = scored(512, 0.94)
+    ordered = sorted([large, hopeless, unsure, good, smaller], key=merit, reverse=True)
+    assert ordered == [smaller, good, unsure, hopeless, large]
 
 
 def test_equal_students_are_ranked_by_parameters() -> None:

@@ -46,19 +46,21 @@ def winner(finished: Sequence[Evaluation], reward: Reward) -> Evaluation:
     return max(trained, key=merit_for(reward))
 
 
-def merit_for(reward: Reward) -> Callable[[Evaluation], tuple[bool, float, int, str]]:
+def merit_for(reward: Reward) -> Callable[[Evaluation], tuple[int, float, int, str]]:
     """Return what evaluations that were not failures are ranked by, larger is better.
 
-    Whether it keeps every budget, then the reward of those that do and the accuracy of the others, then
-    fewer parameters; at last the digest, so that nothing hangs on who was finished first.
+    Whether it keeps every budget or at least those on cost, then the reward of those that keep every one
+    and the accuracy of the others, then fewer parameters; at last the digest, so that nothing hangs on
+    who was finished first.
     """
     plain = replace(reward, budgets=Budgets())
 
-    def merit(evaluation: Evaluation) -> tuple[bool, float, int, str]:
+    def merit(evaluation: Evaluation) -> tuple[int, float, int, str]:
         assert evaluation.cost is not None, "what was trained has a cost"
-        keeps = not reward.budgets.broken_by(evaluation.cost, evaluation.accuracy)
-        score = plain(evaluation) if keeps else evaluation.accuracy
-        return keeps, score, -evaluation.cost.parameters, evaluation.architecture.digest
+        broken = reward.budgets.broken_by(evaluation.cost, evaluation.accuracy)
+        kept = 0 if broken and broken != ("accuracy",) else 1 if broken else 2
+        score = plain(evaluation) if kept == 2 else evaluation.accuracy
+        return kept, score, -evaluation.cost.parameters, evaluation.architecture.digest
 
     return merit
 

@@ -239,21 +239,26 @@ class _Proxy(fx.Proxy):
     def __floor__(self) -> int:
         return int(self._plain() // 1)
 
-    # Without these Python would record `x += 1` as an addition, which leaves x as it was.
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
-
     def __hash__(self) -> int:
         return id(self)
+
+    def _overwritten(self, target: Callable[..., Any], other: Any) -> Any:
+        # Without these, fx records `x += y` as `x + y`, and what a student really does would be lost.
+        if not isinstance(self.node.meta["value"], Tensor):
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._overwritten(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._overwritten(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._overwritten(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._overwritten(operator.itruediv, other)
 
 
 class _Tracer(fx.Tracer):

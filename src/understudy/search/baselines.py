@@ -13,10 +13,20 @@ from understudy.config import N2N, Method, RandomSearch, UniformWidth
 from understudy.evaluation import Evaluation
 from understudy.goal import Reward
 from understudy.search.base import Searcher
-from understudy.search.budget import Predict, Proposals, Scoring, calibrated, foresight, nearest_kernel, offered_units
+from understudy.search.budget import (
+    CALIBRATION,
+    REMOVAL_LEAN,
+    SHRINKAGE_LEAN,
+    Predict,
+    Proposals,
+    Scoring,
+    calibrated,
+    foresight,
+    nearest_kernel,
+    offered_units,
+)
 
 _AT_A_TIME = 5
-_CALIBRATION = 16  # draws whose median is led to the budget, as for N2N
 _START = N2N()  # whose untrained policies random search draws like
 
 
@@ -63,14 +73,14 @@ class RandomSearcher(Searcher):
         share = _START.stage_one_share if shrinks else 1.0
         ahead = foresight(self._space, self._units, self._reward, predict, share=share)
         first, last = Scoring(self._reward, ahead), Scoring(self._reward)
-        draws = [self._draw() for _ in range(_CALIBRATION)]
+        draws = [self._draw() for _ in range(CALIBRATION)]
 
         def usages(scoring: Scoring, bias: float, lean: float | None) -> list[float]:
             return [scoring.usage(self._proposals.cost(self._decode(draw, bias, lean))) for draw in draws]
 
-        self._bias = calibrated(lambda bias: usages(first, bias, None), self._bias - 12.0, self._bias)
+        self._bias = calibrated(lambda bias: usages(first, bias, None), self._bias - REMOVAL_LEAN, self._bias)
         if shrinks:
-            self._lean = calibrated(lambda lean: usages(last, self._bias, lean), -12.0, 0.0)
+            self._lean = calibrated(lambda lean: usages(last, self._bias, lean), *SHRINKAGE_LEAN)
 
     def _draw(self) -> NDArray[np.float64]:
         """Return uniform numbers, one for each decision: units, groups, kernels."""

@@ -15,6 +15,9 @@ from understudy.goal import Budgets, Reward
 T = TypeVar("T")
 Predict = Callable[[Architecture], Cost | None]
 
+CALIBRATION = 16  # draws whose median is led to the budgets
+REMOVAL_LEAN = 12.0  # how far below its usual bias keeping is led
+SHRINKAGE_LEAN = (-12.0, 4.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
 _STEPS = 8  # of a bisection
 _LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
 

@@ -24,11 +24,10 @@ from understudy.architecture import Architecture, Space
 from understudy.config import N2N
 from understudy.evaluation import Evaluation
 from understudy.goal import Reward
+from understudy.search import budget
 from understudy.search.base import Searcher
-from understudy.search.budget import Predict, Proposals, Scoring, calibrated, foresight, nearest_kernel, offered_units
+from understudy.search.budget import Predict, Proposals, Scoring
 from understudy.search.state import encode, rows_of, teacher_rows
-
-CALIBRATION = 16  # draws whose median is led to the budget
 
 # --- The policies (section 3.2): LSTMs of 2 layers whose shapes do not depend on the teacher ---
 
@@ -155,9 +154,8 @@ class ShrinkagePolicy(Policy):
         for decision, row_I in enumerate(self._rows_DI):
             row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B[:, None]], 1)
             logits_B1F, state = self.read(row_BI[:, None], state)
-            below_BF = logits_B1F[:, 0].softmax(-1).cumsum(-1)
-            passed_BF = uniform_BD[:, decision, None] >= below_BF[:, :-1]
-            choices_BD[:, decision] = passed_BF.sum(-1)
+            below_BF = logits_B1F[:, 0].softmax(-1).cumsum(-1)[:, :-1]
+            choices_BD[:, decision] = (uniform_BD[:, decision, None] >= below_BF).sum(-1)
             before_B = self._shares_DF[decision, choices_BD[:, decision]]
         return choices_BD
 
@@ -181,6 +179,7 @@ class Removal:
 
     def __init__(self, space: Space, settings: N2N) -> None:
         self.updates, self.lr, self.prior = settings.removal_updates, settings.removal_lr, settings.keep_bias
+        self.leans = (self.prior - budget.REMOVAL_LEAN, self.prior)
         self._space = space
         rows, decided = teacher_rows(space, settings.granularity)
         self._units = [name for _, name in decided]
@@ -207,6 +206,7 @@ class Shrinkage:
 
     def __init__(self, start: Architecture, settings: N2N) -> None:
         self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
+        self.leans = budget.SHRINKAGE_LEAN
         self._start = start
         rows, self._values, seen = rows_of(start), dict[tuple[str, str], list[int]](), set[str | None]()
         at: list[int] = []
@@ -221,7 +221,7 @@ class Shrinkage:
                 ]
                 at.append(index)
             if settings.shrink_kernels and len(layer.kernels) > 1:
-                self._values["kernel", layer.name] = [nearest_kernel(layer, f) for f in settings.factors]
+                self._values["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in settings.factors]
                 at.append(index)
         self.decisions = len(at)
         kinds = torch.tensor([float(kind == "kernel") for kind, _ in self._values], dtype=torch.float64)
@@ -294,19 +294,20 @@ class Stage:
         self._proposed_BD = torch.zeros(0)
         self.policy.draw_weights(generator)
         self._adam = torch.optim.Adam(self.policy.parameters(), lr=choices.lr)
-        self._set_prior(choices.prior)
+        self._set_prior()
 
-    def _set_prior(self, most: float) -> None:
-        """Lean the untrained policy until the median of its proposals keeps the predicted budgets."""
-
-        def usages_at(prior: float) -> list[float]:
-            self.policy.lean(prior)
-            return [self._usage(self._choices.architecture(c_D)) for c_D in self.policy.sample(uniform_BD)]
-
+    def _set_prior(self) -> None:
+        """Lean the untrained policy until the median of its proposals keeps the predicted budgets, if only just."""
+        prior = self._choices.prior
         if self._settings.calibrate and self._scoring.reward.budgets.limits():
-            uniform_BD = self._uniform(CALIBRATION)
-            most = calibrated(usages_at, most - 16.0, most)
-        self.policy.lean(most)
+            uniform_BD = self._uniform(budget.CALIBRATION)
+
+            def usages_at(lean: float) -> list[float]:
+                self.policy.lean(lean)
+                return [self._usage(self._choices.architecture(c_D)) for c_D in self.policy.sample(uniform_BD)]
+
+            prior = budget.calibrated(usages_at, *self._choices.leans)
+        self.policy.lean(prior)
 
     def _uniform(self, count: int) -> Tensor:
         return torch.rand(count, self._choices.decisions, generator=self._generator, dtype=torch.float64)
@@ -388,12 +389,12 @@ class N2NSearch(Searcher):
         self._generator = torch.Generator().manual_seed(seed)
         self._proposals = Proposals(predict, redraws=settings.redraws, overshoot=settings.overshoot)
         self._best: Evaluation | None = None
-        units = offered_units(space, settings.granularity)
+        units = budget.offered_units(space, settings.granularity)
         kernels = settings.shrink_kernels and any(len(layer.kernels) > 1 for layer in space.layers)
         removes, shrinks = bool(units) and settings.removal_updates > 0, bool(space.groups) or kernels
         self._shrinkage_updates = settings.shrinkage_updates if shrinks else 0
         # Where one stage has nothing to do, the other is asked for all.
-        ahead = foresight(space, units, reward, predict, share=settings.stage_one_share)
+        ahead = budget.foresight(space, units, reward, predict, share=settings.stage_one_share)
         self._first = Scoring(self._reward, ahead if self._shrinkage_updates else None)
         self._removal = self._stage(Removal(space, settings), self._first) if removes else None
         self._shrinkage: Stage | None = None

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.policies import CASES, figures
+from understudy.architecture import Space
+from understudy.config import N2N, RandomSearch
+from understudy.evaluation import Evaluation
+from understudy.goal import Goal
+from understudy.search.base import Searcher
+from understudy.search.budget import foresight, offered_units
+from understudy.search.n2n import Baseline, N2NSearch, Policy, Removal, RemovalPolicy, Shrinkage, ShrinkagePolicy
+from understudy.search.state import TYPES, encode, rows_of, teacher_rows
+from understudy.testing import (
+    SearcherContract,
+    ToyKind,
+    run_searcher,
+    toy_cost,
+    toy_evaluation,
+    toy_reward,
+    toy_space,
+)
+
+QUICK = N2N(removal_updates=4, shrinkage_updates=4, gradient_steps=2)
+
+
+def n2n(settings: N2N, *, kind: ToyKind = "chain", params: str | None = None, seed: int = 0) -> N2NSearch:
+    space = toy_space(kind)
+    return N2NSearch(space, toy_reward(space, Goal(params=params)), settings, seed=seed, predict=toy_cost)
+
+
+class TestN2N(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        return n2n(QUICK, params="127x", seed=seed)
+
+
+class TestAutoregressiveN2N(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        settings = replace(QUICK, removal_controller="autoregressive", removal_updates=3, shrinkage_updates=1)
+        return n2n(settings, kind="residual", seed=seed)
+
+
+class TestPublishedN2N(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        published = N2N(
+            removal_updates=3,
+            shrinkage_updates=2,
+            granularity="layers",
+            advantage="update",
+            scale_rows=False,
+            calibrate=False,
+            redraws=0,
+            memory=1,
+            gradient_steps=1,
+            harmonics=0,
+        )
+        return n2n(published, params="5x", seed=seed)
+
+
+# --- The state ---
+
+
+def test_blocks_have_a_row_before_their_first_layer() -> None:
+    space = toy_space("residual")
+    rows, decided = teacher_rows(space, "units")
+    blocks = [unit for unit in space.units if unit.kind == "block"]
+    assert len(rows) == len(space.layers) + len(blocks)
+    assert [row.name for row in rows if row.type != "block"] == [layer.name for layer in space.layers]
+    at = {name: row for row, name in decided}
+    for block in blocks:
+        assert rows[at[block.name]].name == block.name
+        assert rows[at[block.name] + 1].name == block.layers[0]
+    assert at["stage0.0.conv1"] == at["stage0.0"] + 1
+
+
+def test_single_layers_are_decided_at_their_own_rows() -> None:
+    rows, decided = teacher_rows(toy_space("residual"), "layers")
+    assert "block" not in {row.type for row in rows}
+    assert all(rows[row].name + "!" == name for row, name in decided)
+
+
+def test_rows_describe_what_is_left() -> None:
+    space = toy_space("residual")
+    architecture = space.architecture(
+        removed=["stage0.1", "stage0.0.conv1"], widths={"stem.conv": 16}, kernels={"stage0.0.conv2": 1}
+    )
+    rows = {row.name: row for row in rows_of(architecture)}
+    assert len(rows) == len(space.layers) - 6 - 3
+    second = rows["stage0.0.conv2"]
+    assert (second.outputs, second.kernel, second.padding, second.skip_start) == (16, 1, 0, 0)
+    assert rows["stage0.2.conv2"].skip_start == 3
+    assert rows["stage0.2.conv1"].outputs == 64
+
+
+def test_scaled_rows_lie_in_range_and_do_not_depend_on_other_rows() -> None:
+    rows, _ = teacher_rows(toy_space("residual"), "units")
+    state_LI = encode(rows, N2N(harmonics=0))
+    assert state_LI.shape == (len(rows), len(TYPES) + 6)
+    assert state_LI.min() >= 0.0 and state_LI.max() <= 1.0
+    assert torch.equal(encode(rows[:5], N2N(harmonics=0)), state_LI[:5])
+
+
+def test_places_differ_within_a_network_and_agree_between_depths() -> None:
+    rows, _ = teacher_rows(toy_space(), "units")
+    short_LI, long_LI = encode(rows[:9], N2N())[:, -12:], encode(rows[:27], N2N())[:, -12:]
+    assert len({tuple(row) for row in long_LI.tolist()}) == 27
+    torch.testing.assert_close(short_LI, long_LI[1::3])  # the middle third of each row's stretch of depth
+
+
+# --- The policies ---
+
+
+def small(settings: N2N, kind: ToyKind) -> Space:
+    """A Space with few decisions."""
+    space = toy_space(kind)
+    layers = space.layers[:15]
+    names = {layer.name for layer in layers}
+    units = (u for u in offered_units(space, settings.granularity) if names.issuperset(u.layers))
+    return replace(space, layers=layers, units=tuple(units), groups=tuple(g for g in space.groups if g.name in names))
+
+
+def policies() -> list[tuple[Policy, int, int]]:
+    """Each policy with random weights, its D and its number of choices."""
+    made: list[tuple[Policy, int, int]] = []
+    for settings in (N2N(), N2N(removal_controller="autoregressive")):
+        removal = Removal(small(settings, "residual"), settings)
+        made.append((removal.policy, removal.decisions, 2))
+    settings = N2N(factors=(0.25, 0.5, 1.0), shrink_kernels=False)
+    shrinkage = Shrinkage(small(settings, "chain").full, settings)
+    made.append((shrinkage.policy, shrinkage.decisions, 3))
+    for policy, _, _ in made:
+        generator = torch.Generator().manual_seed(1)
+        for parameter in policy.parameters():
+            torch.nn.init.uniform_(parameter, -0.7, 0.7, generator=generator)
+    return made
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_probabilities_of_all_choices_sum_to_one_and_give_the_entropy(number: int) -> None:
+    policy, decisions, choices = policies()[number]
+    all_BD = torch.tensor(list(itertools.product(range(choices), repeat=decisions)))
+    logs_BD, entropy_BD = policy.log_probabilities(all_BD)
+    p_B = logs_BD.sum(1).exp()
+    assert p_B.sum().item() == pytest.approx(1.0)
+    assert (p_B @ entropy_BD.sum(1)).item() == pytest.approx(-(p_B @ logs_BD.sum(1)).item())
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_draws_follow_the_probabilities(number: int) -> None:
+    policy, decisions, choices = policies()[number]
+    uniform_BD = torch.rand(40, decisions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn_BD = policy.sample(uniform_BD)
+    assert len({tuple(row) for row in drawn_BD.tolist()}) > 5
+    for decision in range(decisions):
+        p_CB = []
+        for choice in range(choices):  # given the same choices before
+            other_BD = drawn_BD.clone()
+            other_BD[:, decision] = choice
+            p_CB.append(policy.log_probabilities(other_BD)[0][:, decision].exp())
+        # 1 is drawn below the probability to keep; a factor, where the sum up to it is passed.
+        order = [1, 0] if choices == 2 else list(range(choices))
+        below_CB = torch.stack([p_CB[choice] for choice in order]).cumsum(0)
+        expected_B = (uniform_BD[:, decision] >= below_CB[:-1]).sum(0)
+        assert torch.equal(torch.tensor(order)[expected_B], drawn_BD[:, decision])
+
+
+def test_the_bidirectional_policy_reads_ahead_and_the_other_does_not() -> None:
+    rows_LI = torch.rand(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    changed_LI = rows_LI.clone()
+    changed_LI[5] += 1.0
+    for controller, same in (("bidirectional", False), ("autoregressive", True)):
+        logs = []
+        for state_LI in (rows_LI, changed_LI):
+            policy = RemovalPolicy(state_LI, [0, 3], N2N(removal_controller=controller))  # type: ignore[arg-type]
+            for parameter in policy.parameters():
+                torch.nn.init.uniform_(parameter, -0.7, 0.7, generator=torch.Generator().manual_seed(1))
+            logs.append(policy.log_probabilities(torch.ones(1, 2, dtype=torch.int64))[0])
+        assert torch.equal(*logs) is same
+
+
+def test_factors_of_the_same_value_share_their_probability() -> None:
+    settings = N2N(factors=(0.1, 0.2, 0.9, 1.0))
+    shares_DF = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.1, 0.2, 0.9, 1.0]], dtype=torch.float64)
+    policy = ShrinkagePolicy(torch.zeros(2, 3, dtype=torch.float64), shares_DF, settings)
+    policy.draw_weights(torch.Generator().manual_seed(0))
+    logs_BD, entropy_BD = policy.log_probabilities(torch.tensor([[0, 0], [3, 3]]))
+    torch.testing.assert_close(logs_BD[0].exp(), torch.tensor([0.5, 0.25], dtype=torch.float64))
+    torch.testing.assert_close(entropy_BD[0].exp(), torch.tensor([2.0, 4.0], dtype=torch.float64))
+
+
+def test_parameters_do_not_depend_on_the_teacher() -> None:
+    shapes = []
+    for kind in ("chain", "residual"):
+        searcher = n2n(replace(QUICK, removal_updates=1), kind=kind)  # type: ignore[arg-type]
+        searcher.learn([toy_evaluation(a) for a in searcher.propose()])
+        searcher.propose()
+        tensors = {name: value for name, value in searcher.state_dict().items() if isinstance(value, torch.Tensor)}
+        shapes.append({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    assert shapes[0] == shapes[1]
+    assert {name.split(".")[0] for name in shapes[0]} == {"removal", "shrinkage"}
+
+
+def test_global_generator_is_left_alone_while_weights_are_made() -> None:
+    before = torch.get_rng_state()
+    n2n(QUICK)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- REINFORCE ---
+
+
+def test_what_is_inside_a_removed_block_does_not_count() -> None:
+    removal = Removal(toy_space("residual"), N2N())
+    names = [name for _, name in teacher_rows(toy_space("residual"), "units")[1]]
+    choices_BD = torch.ones(2, removal.decisions, dtype=torch.int64)
+    choices_BD[0, names.index("stage1.1")] = 0
+    counts_BD = removal.counts(choices_BD)
+    assert [names[d] for d in (counts_BD[0] == 0).nonzero()[:, 0].tolist()] == ["stage1.1.conv1"]
+    assert counts_BD[1].all()
+
+
+def test_one_step_without_memory_is_the_gradient_of_reinforce() -> None:
+    settings = N2N(memory=1, gradient_steps=1, entropy_bonus=0.0)
+    searcher = n2n(settings)
+    found = [toy_evaluation(a) for a in searcher.propose()]
+    stage = searcher._removal
+    assert stage is not None
+    reward_B = torch.tensor(searcher.rewards(found), dtype=torch.float64)
+    logs_BD, _ = stage.policy.log_probabilities(stage._proposed_BD)
+    advantage_B = (reward_B - reward_B.mean()) / reward_B.std(correction=0)
+    (-(advantage_B * logs_BD.sum(1)).mean()).backward()
+    expected = [p.grad.clone() for p in stage.policy.parameters() if p.grad is not None]
+    searcher.learn(found)
+    got = [p.grad for p in stage.policy.parameters() if p.grad is not None]
+    assert len(got) == len(expected) == len(list(stage.policy.parameters()))
+    for gradient, same in zip(got, expected, strict=True):
+        torch.testing.assert_close(gradient, same, rtol=1e-6, atol=1e-9)
+
+
+def test_baseline_is_the_mean_and_spread_with_recent_updates_first() -> None:
+    baseline = Baseline(0.5)
+    baseline.add(torch.tensor([0.0, 2.0]))
+    assert (baseline.mean, baseline.spread) == (1.0, 1.0)
+    baseline.add(torch.tensor([4.0, 4.0]))
+    assert baseline.mean == pytest.approx((0.5 * 1 + 4) / 1.5)
+    assert baseline.spread == pytest.approx(math.sqrt((0.5 * 2 + 16) / 1.5 - 3.0**2))
+
+
+# --- Budgets and stages ---
+
+
+@pytest.mark.parametrize(("kind", "params"), [("chain", "127x"), ("residual", "60x"), ("residual", "2x")])
+def test_students_keep_a_hard_budget_and_are_never_the_same(kind: ToyKind, params: str) -> None:
+    searcher = n2n(QUICK, kind=kind, params=params)
+    students = run_searcher(searcher)
+    assert len({e.architecture.digest for e in students}) == len(students) == 40
+    most = toy_cost(toy_space(kind).full).parameters / float(params[:-1])
+    assert all(toy_cost(e.architecture).parameters <= most for e in students[20:])
+    assert statistics.median(toy_cost(e.architecture).parameters for e in students[20:]) > 0.2 * most
+
+
+def test_stage_two_shrinks_the_best_of_stage_one() -> None:
+    searcher, found = n2n(QUICK, params="20x"), list[Evaluation]()
+    for _ in range(4):
+        assert searcher.stage == "removal"
+        proposals = searcher.propose()
+        assert all(not a.widths and not a.kernels for a in proposals)
+        found += [toy_evaluation(a) for a in proposals]
+        searcher.learn(found[-5:])
+    assert searcher.stage == "shrinkage"
+    best = max(found, key=lambda e: e.accuracy)  # nearly: the reward is all but saturated
+    starts = {a.removed for a in searcher.propose()}
+    assert len(starts) == 1
+    accuracies = {e.architecture.removed: e.accuracy for e in found}
+    assert accuracies[starts.pop()] > best.accuracy - 0.1
+
+
+def test_stage_two_starts_from_the_teacher_if_all_failed() -> None:
+    searcher = n2n(replace(QUICK, removal_updates=1))
+    searcher.learn([toy_evaluation(a).with_error("diverged") for a in searcher.propose()])
+    assert {a.removed for a in searcher.propose()} == {frozenset()}
+
+
+def test_stage_one_is_asked_for_no_more_than_its_share_of_what_removals_reach() -> None:
+    for kind, asked in (("chain", math.sqrt(100.0)), ("residual", math.sqrt(17442890 / 4827466))):
+        space = toy_space(kind)  # type: ignore[arg-type]
+        reward = toy_reward(space, Goal(params="100x"))
+        units = offered_units(space, "units")
+        ahead = foresight(space, units, reward, toy_cost, share=0.5)
+        full = toy_cost(space.full)
+        for factor, fits in ((0.99, False), (1.01, True)):
+            left = replace(full, parameters=round(full.parameters / (asked * factor)))
+            assert (not reward.budgets.broken_by(ahead(left))) is fits
+
+
+def test_a_stage_without_decisions_is_left_out() -> None:
+    space = toy_space()
+    fixed = replace(space, groups=(), layers=tuple(replace(layer, group=None, kernels=()) for layer in space.layers))
+    for which, name in ((fixed, "removal"), (replace(space, units=()), "shrinkage")):
+        searcher = N2NSearch(which, toy_reward(which), QUICK, seed=0, predict=toy_cost)
+        assert (searcher.updates, searcher.stage) == (4, name)
+        assert len(run_searcher(searcher)) == 20
+        assert searcher.stage == "done"
+
+
+# --- The claim: on a known landscape, what is learned beats chance at equal numbers of students ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rt", "st"])  # benchmarks/policies.py has the others, too long for here
+def test_it_beats_random_search_with_the_same_help(name: str) -> None:
+    case, seeds = CASES[name], range(10)
+    learned = [figures(case, N2N(), seed) for seed in seeds]
+    chance = [figures(case, RandomSearch(students=case.students), seed) for seed in seeds]
+    best = [a[0] - b[0] for a, b in zip(learned, chance, strict=True)]
+    late = [a[1] - b[1] for a, b in zip(learned, chance, strict=True)]
+    assert sum(gain > 0 for gain in best) >= 8
+    assert sum(gain > 0 for gain in late) >= 9
+    assert statistics.fmean(best) > statistics.stdev(best) / math.sqrt(len(best))
+    assert statistics.fmean(late) > 0.05
+
+
+@pytest.mark.parametrize("name", ["rt", "st"])
+def test_each_stage_learns(name: str) -> None:
+    learned = [figures(CASES[name], N2N(), seed) for seed in range(2)]
+    chance = [figures(CASES[name], RandomSearch(students=60), seed) for seed in range(2)]
+    for figure in (0, 1):
+        assert statistics.fmean(x[figure] for x in learned) > statistics.fmean(x[figure] for x in chance)
