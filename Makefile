@@ -16,7 +16,6 @@ help:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[test,dev]' --constraint constraints.txt
-	$(BIN)/pip install --quiet --no-deps torchvision timm --constraint constraints.txt
 	touch $@
 
 demo: $(READY)

@@ -1,0 +1,107 @@
+"""What must hold exactly, on models that nobody here wrote."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.models import images, macs, parameters, random_architecture, random_widths
+from tests.third_party import MODELS, Model
+from understudy.analysis import Analysis, analyse
+from understudy.architecture import Architecture
+from understudy.cost import predict
+from understudy.masked import relative_error, tensors_of
+from understudy.surgery import build, rebuild
+
+# One of each kind of difficulty in every run; the others in the slow set.
+QUICK = {"resnet18", "squeezenet1_0", "shufflenet_v2_x1_0", "ghostnet_100", "convnext_atto"}
+EACH = [pytest.param(model, id=model.name, marks=() if model.name in QUICK else pytest.mark.slow) for model in MODELS]
+# Share of the parameters in layers whose width can shrink, at least. Layer norms over channels hold those of
+# ConvNeXt's trunk: a mean over fewer channels is another mean.
+SHRINKABLE = dict.fromkeys(("resnet18", "resnet50", "resnext50_32x4d", "vgg16_bn", "mobilenet_v2"), 0.95)
+SHRINKABLE |= dict.fromkeys(("mobilenet_v3_small", "densenet121", "googlenet", "efficientnet_b0"), 0.95)
+SHRINKABLE |= dict.fromkeys(("regnet_y_400mf", "seresnet50", "mobilenetv3_large_100", "regnety_004"), 0.95)
+SHRINKABLE |= {"convnext_tiny": 0.9, "convnext_atto": 0.8}
+
+
+@pytest.fixture(scope="module", params=EACH)
+def model(request: pytest.FixtureRequest) -> Model:
+    """One after the other, so that each is analysed once."""
+    found: Model = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def analysis(model: Model) -> Analysis:
+    return analyse(model.create(), images(2, size=model.size))
+
+
+@pytest.fixture(autouse=True)
+def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's flop counter does not see into the fused kernel of attention."""
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+
+
+def check_student(analysis: Analysis, architecture: Architecture, size: int) -> None:
+    """A student is what was predicted, runs at two batch sizes, trains, and can be made again."""
+    cost = predict(analysis, architecture)
+    student = build(analysis, architecture).eval()
+    assert cost.parameters == parameters(student)
+    assert cost.macs == macs(student, images(2, size=size))
+    with torch.no_grad():
+        assert all(len(t) == 3 for t in tensors_of(student(images(3, size=size))))
+    again = rebuild(analysis, architecture, student.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), student.parameters(), strict=True))
+    student.train()
+    sum(t.sum() for t in tensors_of(student(images(2, size=size)))).backward()
+    assert any(p.grad is not None for p in student.parameters())
+    assert all(p.grad is None or p.grad.shape == p.shape for p in student.parameters())
+
+
+def draws(model: Model, number: int) -> int:
+    """Large images get a quarter of the architectures."""
+    return number if model.size < 200 else number // 4
+
+
+def test_keep_all_is_the_teacher_bit_for_bit(model: Model, analysis: Analysis) -> None:
+    teacher, student = copy.deepcopy(analysis.teacher), build(analysis, analysis.space.full)
+    x = images(2, size=model.size)
+    with torch.no_grad():
+        for training in (False, True):
+            outputs = []
+            for module in (teacher.train(training), student.train(training)):
+                torch.manual_seed(0)  # of dropout
+                outputs.append(list(tensors_of(module(x))))
+            assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+
+
+def test_students_of_any_width(model: Model, analysis: Analysis) -> None:
+
+    @settings(max_examples=draws(model, 20))
+    @given(seed=st.integers(0, 2**32))
+    def hold(seed: int) -> None:
+        architecture = random_widths(analysis.space, seed)
+        check_student(analysis, architecture, model.size)
+        # Dropping channels is multiplying them by zero.
+        student = build(analysis, architecture).eval()
+        assert relative_error(analysis, architecture, student, images(2, size=model.size)) < 1e-5
+
+    hold()
+
+
+def test_students_without_units(model: Model, analysis: Analysis) -> None:
+
+    @settings(max_examples=draws(model, 10))
+    @given(seed=st.integers(0, 2**32))
+    def hold(seed: int) -> None:
+        check_student(analysis, random_architecture(analysis.space, seed), model.size)
+
+    hold()
+
+
+def test_most_of_it_can_shrink(model: Model, analysis: Analysis) -> None:
+    assert analysis.shrinkable >= SHRINKABLE.get(model.name, 0)
