@@ -265,3 +265,19 @@ def test_no_worker_outlives_the_driver(script: Callable[[str], list[str]], tmp_p
         return beats(folder) == before
 
     wait_until(silent)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Takes its time."""
+
+    def __call__(self, architecture: Architecture) -> Evaluation:
+        time.sleep(2.5)
+        return toy_evaluation(architecture)
+
+
+def test_the_driver_is_called_while_it_waits_for_workers() -> None:
+    calls: list[float] = []
+    with Pool(Slow(), failed=failed, workers=2, on_wait=lambda: calls.append(time.monotonic())) as pool:
+        assert len(pool.evaluate_all(ARCHITECTURES[:2])) == 2
+    assert calls

@@ -260,14 +260,18 @@ class _Job:
         final, workers = self.settings.final, self.settings.device.workers
         chosen = finalists(evaluations, self.reward, final.students)
         workers = min(workers, len(chosen))
-        told = None if workers > 1 else (lambda progress: self.display.step())
-        finisher = Finisher(evaluator=self.evaluator, final=final, folder=self.run.students, on_epoch=told)
+        finisher = Finisher(evaluator=self.evaluator, final=final, folder=self.run.students)
+
+        def look() -> None:
+            self.display.step(finisher.epochs_done(chosen))
+
+        taught = finisher if workers > 1 else replace(finisher, on_epoch=look)
         lesson = self.evaluator.final_lesson(final)
         if lesson.logits is not None:
             with self.display.steps("teacher's answers for the final training", final.training.epochs):
                 lesson.logits.prepare(final.training.epochs, on_epoch=lambda done, of: self.display.step(done))
         with (
-            Pool(finisher, failed=self.evaluator.failed, workers=workers) as pool,
+            Pool(taught, failed=self.evaluator.failed, workers=workers, on_wait=look) as pool,
             self.display.steps(f"training {len(chosen)} final students", len(chosen) * final.training.epochs),
         ):
             finished = [self._with_latency(e) for e in pool.evaluate_all(chosen, on_done=self._tell_of_final)]

@@ -20,17 +20,20 @@ from understudy.search.loop import Update
 
 _log = logging.getLogger("understudy")
 
+_LINE_EVERY = 60.0  # seconds between the lines that stand for a bar where there is none
+
 
 class Display:
     """A bar for what is going on, and a line for all that was finished; lines go to the log as well.
 
-    There is no bar where nobody watches, as in a pipe. A display that is not `shown` still logs. Use it
-    in a `with` statement.
+    Where there can be no bar, as in a pipe, a line a minute stands for it. A display that is not `shown`
+    still logs. Use it in a `with` statement.
     """
 
     def __init__(self, *, shown: bool, console: Console | None = None) -> None:
         self._shown = shown
         self._console = console or Console(stderr=True)
+        watched = self._console.is_terminal or self._console.is_jupyter
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,9 +42,11 @@ class Display:
             TextColumn("{task.fields[left]}"),
             console=self._console,
             transient=True,
-            disable=not (shown and (self._console.is_terminal or self._console.is_jupyter)),
+            disable=not (shown and watched),
         )
+        self._lines = shown and not watched
         self._task: TaskID | None = None
+        self._pace = Pace(total=0)
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -68,6 +73,7 @@ class Display:
     def steps(self, title: str, total: int) -> Iterator[None]:
         """Show a bar of so many steps inside; `step` moves it."""
         self._task = self._bar.add_task(title, total=total, left="")
+        self._pace = Pace(total=total)
         try:
             yield
         finally:
@@ -75,13 +81,43 @@ class Display:
             self._task = None
 
     def step(self, done: int | None = None, *, title: str | None = None, left: float | None = None) -> None:
-        """Move the bar by one, or to `done`; `left` is the remaining time in seconds."""
+        """Move the bar by one, or to `done`; `left` is the remaining time in seconds, from the pace if None."""
         if self._task is None:
             return
-        completed = self._bar.tasks[0].completed + 1 if done is None else done
-        self._bar.update(self._task, completed=completed, description=title)
-        if left is not None:
-            self._bar.update(self._task, left=f"about {duration(left)} left")
+        bar = self._bar.tasks[0]
+        completed = int(bar.completed) + 1 if done is None else done
+        line_due = self._pace.moved(completed)
+        left = self._pace.left if left is None else left
+        rest = "" if left is None else f"about {duration(left)} left"
+        self._bar.update(self._task, completed=completed, description=title, left=rest)
+        if self._lines and line_due:
+            self.say(f"{bar.description}  {completed}/{bar.total:.0f}  {rest}")
+
+
+class Pace:
+    """How fast steps go, judged from the first that this process saw: what was done before it was not timed."""
+
+    def __init__(self, *, total: int) -> None:
+        self._total = total
+        self._first: tuple[float, int] | None = None
+        self._now = (time.monotonic(), 0)
+        self._line = self._now[0]
+
+    def moved(self, done: int) -> bool:
+        """Note how many steps are done now; return whether it is time for another line."""
+        self._now = (time.monotonic(), done)
+        self._first = self._first or self._now
+        due = self._now[0] - self._line >= _LINE_EVERY
+        self._line = self._now[0] if due else self._line
+        return due
+
+    @property
+    def left(self) -> float | None:
+        """The remaining time in seconds, None as long as nothing tells."""
+        if self._first is None or self._now[1] <= self._first[1]:
+            return None
+        seconds, steps = self._now[0] - self._first[0], self._now[1] - self._first[1]
+        return seconds / steps * (self._total - self._now[1])
 
 
 class SearchProgress:

@@ -26,6 +26,7 @@ Evaluate = Callable[[Architecture], Evaluation]
 
 _NO_GUARD = 86  # exit code of a worker that came back to the script's call for workers
 _GUARD = 'a script that uses workers > 1 must make its calls below `if __name__ == "__main__":`'
+_LOOK_EVERY = 1.0  # seconds between two calls of `on_wait`
 _PATIENCE = 5.0  # seconds until a worker that does not end by itself is ended
 
 
@@ -41,14 +42,21 @@ class Pool:
         evaluate: gives the evaluation of an architecture; it can be pickled if there are several workers.
         failed: gives the failed evaluation of an architecture, for the reason given.
         workers: how many.
+        on_wait: called every second or so while workers are busy.
     """
 
     def __init__(
-        self, evaluate: Evaluate, *, failed: Callable[[Architecture, str], Evaluation], workers: int = 1
+        self,
+        evaluate: Evaluate,
+        *,
+        failed: Callable[[Architecture, str], Evaluation],
+        workers: int = 1,
+        on_wait: Callable[[], object] = lambda: None,
     ) -> None:
         self._evaluate = evaluate
         self._failed = failed
         self._count = workers
+        self._on_wait = on_wait
         self._workers: list[_Worker] = []
 
     def evaluate_all(
@@ -91,7 +99,7 @@ class Pool:
         done: dict[int, Evaluation] = {}
         while len(done) < len(architectures):
             self._hand_out(waiting)
-            for worker in _first_to_answer(self._workers):
+            for worker in _first_to_answer(self._workers, self._on_wait):
                 number, architecture = worker.task()
                 evaluation = worker.answer()
                 if evaluation is None:
@@ -224,10 +232,11 @@ class _Worker:
         return f"was ended by {name}" + (" (memory ran out?)" if name == "SIGKILL" else "")
 
 
-def _first_to_answer(workers: list[_Worker]) -> list[_Worker]:
+def _first_to_answer(workers: list[_Worker], on_wait: Callable[[], object]) -> list[_Worker]:
     """Wait until at least one busy worker has answered or died, and return those."""
     busy = [worker for worker in workers if not worker.idle]
-    ready = wait([worker.connection for worker in busy])
+    while not (ready := wait([worker.connection for worker in busy], timeout=_LOOK_EVERY)):
+        on_wait()
     return [worker for worker in busy if worker.connection in ready]
 
 
