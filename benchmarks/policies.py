@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from understudy.architecture import Space
 from understudy.config import N2N, Method, RandomSearch
 from understudy.goal import Goal
-from understudy.search.baselines import searcher_for
+from understudy.search.searchers import searcher_for
 from understudy.testing import ToyKind, run_searcher, toy_cost, toy_reward, toy_space
 
 

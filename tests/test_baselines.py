@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 
 from understudy.architecture import Architecture
-from understudy.config import N2N, Method, RandomSearch, UniformWidth
+from understudy.config import RandomSearch, UniformWidth
 from understudy.evaluation import Cost
 from understudy.goal import Goal
 from understudy.search.base import Searcher
-from understudy.search.baselines import RandomSearcher, UniformSearcher, searcher_for
-from understudy.search.n2n import N2NSearch
+from understudy.search.baselines import RandomSearcher, UniformSearcher
 from understudy.testing import SearcherContract, ToyKind, run_searcher, toy_cost, toy_reward, toy_space
 
 
@@ -27,14 +26,6 @@ class TestUniformSearcher(SearcherContract):
     def make(self, seed: int) -> Searcher:
         space = toy_space()
         return UniformSearcher(space, toy_reward(space), UniformWidth(students=16))
-
-
-@pytest.mark.parametrize(
-    ("method", "searcher"), [(N2N(), N2NSearch), (RandomSearch(), RandomSearcher), (UniformWidth(), UniformSearcher)]
-)
-def test_each_method_has_its_searcher(method: Method, searcher: type[Searcher]) -> None:
-    space = toy_space()
-    assert type(searcher_for(method, space, toy_reward(space), seed=0, predict=toy_cost)) is searcher
 
 
 @pytest.mark.parametrize(("kind", "params"), [("chain", "127x"), ("chain", "3x"), ("residual", "60x")])

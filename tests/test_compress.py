@@ -4,6 +4,7 @@ import copy
 import errno
 import fcntl
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,24 @@ def test_settings_come_one_by_one_or_as_one(teacher: Teacher, done: us.Result) -
     assert us.compress(teacher, Data.digits(), run=done.run, settings=whole, progress=False).summary == done.summary
     with pytest.raises(ConfigError, match="one by one or as a Compression, but both were: seed"):
         us.compress(teacher, Data.digits(), run=done.run, settings=whole, seed=1)
+
+
+def test_a_search_starts_from_the_policy_of_another_run(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes((done.run / "policy.safetensors").read_bytes())
+    method = replace(METHOD, policy_from=str(start))
+    first = squeeze(teacher, tmp_path / "run", method=method)
+    again = squeeze(teacher, tmp_path / "again", method=replace(METHOD, policy_from=str(done.run)))
+    assert keys(first.run) == keys(again.run) != keys(done.run)
+    start.write_bytes((first.run / "policy.safetensors").read_bytes())
+    with pytest.raises(RunError, match=r"policy was [0-9a-f]{16}, is"):
+        squeeze(teacher, tmp_path / "run", method=method)
+
+
+def test_a_policy_that_is_not_there_is_refused_before_anything_is_made(teacher: Teacher, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"policy_from must name a run with a policy, but there is no .*nowhere"):
+        squeeze(teacher, tmp_path / "run", method=replace(METHOD, policy_from=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_saved_student_comes_back(done: us.Result, teacher: Teacher, tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 from benchmarks.policies import CASES, figures
 from understudy.architecture import Space
 from understudy.config import N2N, RandomSearch
+from understudy.errors import ConfigError
 from understudy.evaluation import Evaluation
 from understudy.goal import Goal
 from understudy.search.base import Searcher
 from understudy.search.budget import foresight, offered_units
-from understudy.search.n2n import Baseline, N2NSearch, Policy, Removal, RemovalPolicy, Shrinkage, ShrinkagePolicy
+from understudy.search.n2n import Baseline, N2NSearch, Refinement, Removal, Shrinkage, refuse_other_policy
+from understudy.search.policies import Policy, RemovalPolicy, ShrinkagePolicy
 from understudy.search.state import TYPES, encode, rows_of, teacher_rows
 from understudy.testing import (
     SearcherContract,
@@ -229,8 +231,7 @@ def test_one_step_without_memory_is_the_gradient_of_reinforce() -> None:
     settings = N2N(memory=1, gradient_steps=1, entropy_bonus=0.0)
     searcher = n2n(settings)
     found = [toy_evaluation(a) for a in searcher.propose()]
-    stage = searcher._removal
-    assert stage is not None
+    stage = searcher._stages[-1]
     reward_B = torch.tensor(searcher.rewards(found), dtype=torch.float64)
     logs_BD, _ = stage.policy.log_probabilities(stage._proposed_BD)
     advantage_B = (reward_B - reward_B.mean()) / reward_B.std(correction=0)
@@ -307,6 +308,93 @@ def test_a_stage_without_decisions_is_left_out() -> None:
         assert (searcher.updates, searcher.stage) == (4, name)
         assert len(run_searcher(searcher)) == 20
         assert searcher.stage == "done"
+
+
+# --- Refinement, and policies that learned elsewhere ---
+
+
+class TestRefinedN2N(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        return n2n(
+            replace(QUICK, removal_updates=2, shrinkage_updates=2, refinement_updates=3), params="20x", seed=seed
+        )
+
+
+@pytest.mark.parametrize("kind", ["chain", "residual"])
+def test_refinement_changes_a_few_decisions_of_the_best_student(kind: ToyKind) -> None:
+    settings = replace(QUICK, refinement_updates=8, rollouts=20, refinement_changes=3.0, redraws=40)
+    searcher, found = n2n(settings, kind=kind, params="20x"), list[Evaluation]()
+    while searcher.stage != "refinement":
+        found += [toy_evaluation(a) for a in searcher.propose()]
+        searcher.learn(found[-20:])
+    reward = toy_reward(toy_space(kind), Goal(params="20x"))
+    best = max(found, key=reward).architecture
+    proposals = searcher.propose()
+    changes = [changed(best, a) for a in proposals]
+    assert best not in proposals
+    assert 1.0 < statistics.fmean(changes) < 6.0
+    assert any(a.removed != best.removed for a in proposals)
+    assert any(a.removed == best.removed for a in proposals)
+    assert all(not reward.budgets.broken_by(toy_cost(a)) for a in proposals)
+
+
+def changed(one: Architecture, other: Architecture) -> int:
+    """Return how many units, widths and kernels differ."""
+    space = one.space
+    widths = sum(one.width(group.name) != other.width(group.name) for group in space.groups)
+    kernels = sum(one.kernel(x.name) != other.kernel(x.name) for x in space.layers if len(x.kernels) > 1)
+    return len(one.removed ^ other.removed) + widths + kernels
+
+
+def test_choices_inside_of_what_goes_get_no_gradient_in_a_refinement() -> None:
+    space = toy_space("residual")
+    refinement = Refinement(space.full, N2N())
+    names = [name for _, name in refinement._values]
+    choices_BD = torch.full((2, refinement.decisions), 9)
+    choices_BD[0, names.index("stage1.1")] = 0
+    counts_BD = refinement.counts(choices_BD)
+    assert {n for n, counts in zip(names, counts_BD[0], strict=True) if not counts} == {
+        *("stage1.1.conv1", "stage1.1.conv2")
+    }
+    assert counts_BD[1].all()
+    assert refinement.architecture(choices_BD[1]) == space.full
+
+
+@pytest.mark.parametrize(("learned_on", "used_on"), [("chain", "chain"), ("residual", "chain")])
+def test_a_policy_that_learned_elsewhere_is_where_it_starts(learned_on: ToyKind, used_on: ToyKind) -> None:
+    teacher = n2n(replace(QUICK, removal_updates=6), kind=learned_on, params="20x")
+    run_searcher(teacher)
+    policy = {name: tensor for name, tensor in teacher.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    space = toy_space(used_on)
+    refuse_other_policy(policy, space, QUICK)
+    reward = toy_reward(space, Goal(params="40x"))
+    searcher = N2NSearch(space, reward, QUICK, seed=3, predict=toy_cost, policy=policy)
+    while stage := (searcher.propose() and searcher._stages[-1]):
+        begun = stage.policy.state_dict()
+        same = [torch.equal(begun[name], policy[f"{stage.name}.{name}"]) for name in begun if name != "out.bias"]
+        assert all(same) is (stage._done == 0)
+        searcher.learn([toy_evaluation(a) for a in map(stage._choices.architecture, stage._proposed_BD)])
+
+
+def test_a_learned_removal_is_repeated_without_a_budget() -> None:
+    space = toy_space()
+    settings = N2N(removal_updates=12, shrinkage_updates=0, redraws=0)
+    teacher = N2NSearch(space, toy_reward(space), settings, seed=0, predict=toy_cost)
+    learned = [toy_reward(space)(e) for e in run_searcher(teacher)]
+    policy = {name: tensor for name, tensor in teacher.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    searcher = N2NSearch(space, toy_reward(space), settings, seed=7, predict=toy_cost, policy=policy)
+    first = [toy_reward(space)(toy_evaluation(a)) for a in searcher.propose()]
+    assert statistics.fmean(first) > statistics.fmean(learned[:10]) + 0.1
+
+
+def test_a_policy_of_other_settings_is_refused() -> None:
+    teacher = n2n(replace(QUICK, hidden=7))
+    teacher.propose()
+    policy = {name: tensor for name, tensor in teacher.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    with pytest.raises(ConfigError, match="policy_from must name a policy of the same hidden"):
+        refuse_other_policy(policy, toy_space(), QUICK)
+    with pytest.raises(ConfigError, match="there is none in it"):
+        refuse_other_policy({}, toy_space(), QUICK)
 
 
 # --- The claim: on a known landscape, what is learned beats chance at equal numbers of students ---

@@ -47,7 +47,7 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
     assert str(caught.value).splitlines() == [
         "settings must be known and possible, but in job.toml:",
         "  there is no setting 'sed' (did you mean 'seed'?)",
-        "  method must be one of n2n, random, uniform, but got 'n3n'",
+        "  method must be one of n2n, random, optuna, uniform, but got 'n3n'",
         "  there is no setting 'epochs' (did you mean 'candidates.epochs'?)",
         "  there is no setting 'goal.parms' (did you mean 'params'?)",
         "  goal 'accuracy' must be in 0..1, but got 3.0",
@@ -83,7 +83,7 @@ def test_differences_name_what_was_and_what_is() -> None:
         (Compression(candidates=Candidates(lr=float("nan"))), "candidates.lr must be at least 0, but got nan"),
         (Compression(candidates=Candidates(stop_below=1.5)), "candidates.stop_below must be in 0..1, but got 1.5"),
         (Compression(method=N2N(factors=())), r"n2n.factors must be shares in 0..1, at least one, but got \(\)"),
-        (Compression(method=N2N(removal_updates=0, shrinkage_updates=0)), "must not both be 0"),
+        (Compression(method=N2N(removal_updates=0, shrinkage_updates=0)), "refinement_updates must be at least 1"),
     ],
 )
 def test_impossible_numbers(compression: Compression, text: str) -> None:
@@ -103,7 +103,8 @@ def test_files_that_are_no_toml(tmp_path: Path) -> None:
 def test_expected_students() -> None:
     methods = (
         N2N(removal_updates=3, shrinkage_updates=4, rollouts=5),
+        N2N(removal_updates=0, shrinkage_updates=0, refinement_updates=2, rollouts=3),
         RandomSearch(students=9),
         UniformWidth(students=2),
     )
-    assert [expected_students(method) for method in methods] == [35, 9, 2]
+    assert [expected_students(method) for method in methods] == [35, 6, 9, 2]

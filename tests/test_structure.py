@@ -30,6 +30,7 @@ PUBLIC = {
     "Final",
     "Goal",
     "N2N",
+    "OptunaSearch",
     "RandomSearch",
     "Result",
     "Space",
@@ -50,7 +51,7 @@ PUBLIC = {
 
 # Part -> its files, and the parts that they may see as well. Inside a part a file sees those before it.
 PARTS: dict[str, tuple[list[str], list[str]]] = {
-    "values": (["errors", "architecture", "evaluation", "goal", "config", "settings", "files"], []),
+    "values": (["errors", "architecture", "evaluation", "goal", "config", "settings", "files", "quiet"], []),
     "surgery": (
         [
             *("numbers", "trace", "labels", "walk"),
@@ -67,7 +68,16 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "training": (["distill", "compute", "train"], ["values", "data"]),
     "evaluation": (["evaluator"], ["values", "surgery", "data", "training"]),
     "search": (
-        ["search", "search.base", "search.budget", "search.state", "search.n2n", "search.baselines"],
+        [
+            "search",
+            "search.base",
+            "search.budget",
+            "search.state",
+            "search.policies",
+            "search.n2n",
+            "search.baselines",
+            "search.samplers",
+        ],
         ["values"],
     ),
     "memory": (["store", "workers", "run"], ["values"]),

@@ -19,6 +19,7 @@ from understudy.config import Candidates as Candidates
 from understudy.config import Compression as Compression
 from understudy.config import Device as Device
 from understudy.config import Final as Final
+from understudy.config import OptunaSearch as OptunaSearch
 from understudy.config import RandomSearch as RandomSearch
 from understudy.config import Teaching as Teaching
 from understudy.config import Training as Training
@@ -70,6 +71,7 @@ __all__ = [
     "Evaluation",
     "Final",
     "Goal",
+    "OptunaSearch",
     "RandomSearch",
     "Result",
     "Space",

@@ -27,8 +27,8 @@ from understudy.ranking import finalists, winner
 from understudy.reach import GOAL_NAMES
 from understudy.run import Run, versions
 from understudy.search.base import Searcher
-from understudy.search.baselines import searcher_for
 from understudy.search.loop import EvaluateAll, Update, search
+from understudy.search.searchers import searcher_for
 from understudy.settings import expected_students
 from understudy.store import Store
 from understudy.student import save_student
@@ -187,7 +187,9 @@ class _Job:
 
     def _note_sources(self) -> None:
         """Write down what `understudy resume` needs."""
-        teacher = self.task.teacher
+        teacher, policy = self.task.teacher, self.task.policy
+        if policy is not None and not self.run.policy_from.is_file():
+            write_whole(self.run.policy_from, to_safetensors(dict(policy)))
         if not (self.run.folder / "space.json").is_file():
             write_whole(self.run.folder / "space.json", self.task.space.to_json())
         if self.run.recall("source") is None:
@@ -210,7 +212,12 @@ class _Job:
         """Run the search, or what is left of it, and return all evaluations."""
         method, display = self.settings.method, self.display
         searcher = searcher_for(
-            method, self.task.space, self.search_reward, seed=self.settings.seed, predict=self.task.predict
+            method,
+            self.task.space,
+            self.search_reward,
+            seed=self.settings.seed,
+            predict=self.task.predict,
+            policy=self.task.policy,
         )
         display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; search by {searcher.stage}")
         with display.steps("teacher's answers for the search", self.settings.candidates.epochs):

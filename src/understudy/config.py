@@ -115,6 +115,10 @@ class N2N:
     """Policy updates of stage 1 (N2N: up to 100)."""
     shrinkage_updates: int = 12
     """Policy updates of stage 2 (N2N: up to 100)."""
+    refinement_updates: int = 0
+    """Policy updates of a last stage that changes depth, widths and kernels of the best student together."""
+    refinement_changes: float = 4.0
+    """How many decisions of the best student a proposal of that stage changes, before it has learned."""
     rollouts: int = 5
     """Students proposed for one update."""
     granularity: Literal["units", "layers"] = "units"
@@ -164,6 +168,9 @@ class N2N:
     """A choice's gradient stops once its probability has moved by this share since it was drawn (PPO; N2N: none)."""
     harmonics: int = 12
     """Columns of the state that tell where in the network a row stands (N2N: 0)."""
+    policy_from: str | None = None
+    """Run folder, or policy.safetensors of one, whose policies this search starts from: of any other teacher,
+    data or goal (N2N, section 3.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +179,24 @@ class RandomSearch:
 
     students: int = 120
     """How many are trained."""
+    round_to: int = 8
+    """Widths are multiples of this (1: any)."""
+    min_width: int = 8
+    """Fewest channels of a group."""
+    redraws: int = 20
+    """Draws more for each student while what is drawn breaks a predicted budget or was proposed before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptunaSearch:
+    """The yardstick: a sampler of Optuna over the same units, widths and kernels."""
+
+    sampler: Literal["tpe", "nsga2"] = "tpe"
+    """Tree-structured Parzen estimator, or the genetic algorithm NSGA-II."""
+    students: int = 120
+    """How many are trained."""
+    start: int = 20
+    """How many of them random search draws before the sampler does; the size of NSGA-II's population."""
     round_to: int = 8
     """Widths are multiples of this (1: any)."""
     min_width: int = 8
@@ -192,7 +217,7 @@ class UniformWidth:
     """Fewest channels of a group."""
 
 
-Method = N2N | RandomSearch | UniformWidth
+Method = N2N | RandomSearch | OptunaSearch | UniformWidth
 
 
 @dataclass(frozen=True, kw_only=True)

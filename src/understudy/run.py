@@ -10,6 +10,7 @@ Every file is written whole or not at all, so a run that was killed at any momen
     teacher.json         the teacher's cost and validation accuracy; teacher.safetensors beside it
     study.db             every evaluation (Optuna, SQLite)
     policy.safetensors   what the searcher has learned
+    policy_from.safetensors  what it started from, if it started from another run's
     logits/              the teacher's answers, can be deleted at any time
     students/            the finished students: NAME.safetensors, and NAME.json once it is complete
     summary.json         the final table
@@ -58,6 +59,7 @@ class Identity:
     teacher: str
     data: str
     space: str
+    policy: str = ""  # that the search starts from, if it does
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
 
@@ -119,6 +121,11 @@ class Run:
     def policy(self) -> Path:
         """What the searcher has learned."""
         return self.folder / "policy.safetensors"
+
+    @property
+    def policy_from(self) -> Path:
+        """What the searcher started from, if it did not start anew."""
+        return self.folder / "policy_from.safetensors"
 
     @property
     def logits(self) -> Path:
@@ -184,9 +191,9 @@ class Run:
         now = {name: value for name, value in asdict(identity).items() if name != "versions"}
         was = self.recall("identity")
         unlike = [
-            f"{name} was {was[name]}, is {value} (digests)"
+            f"{name} was {was.get(name) or 'none'}, is {value or 'none'} (digests)"
             for name, value in now.items()
-            if was is not None and was[name] != value
+            if was is not None and was.get(name, "") != value
         ]
         # How many students are trained at a time decides nothing.
         unlike += [line for line in differences(self.settings, settings) if not line.startswith("device.workers ")]

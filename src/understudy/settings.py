@@ -24,6 +24,7 @@ from understudy.config import (
     Device,
     Final,
     Method,
+    OptunaSearch,
     RandomSearch,
     UniformWidth,
 )
@@ -31,8 +32,13 @@ from understudy.errors import ConfigError, UnderstudyError, did_you_mean
 from understudy.goal import Goal
 
 T = TypeVar("T")
-MethodName = Literal["n2n", "random", "uniform"]
-METHODS: dict[MethodName, type[Method]] = {"n2n": N2N, "random": RandomSearch, "uniform": UniformWidth}
+MethodName = Literal["n2n", "random", "optuna", "uniform"]
+METHODS: dict[MethodName, type[Method]] = {
+    "n2n": N2N,
+    "random": RandomSearch,
+    "optuna": OptunaSearch,
+    "uniform": UniformWidth,
+}
 
 _AT_LEAST_ONE = {"epochs", "batch_size", "students", "rollouts", "hidden", "workers", "round_to", "min_width"}
 _SHARES = {"label_smoothing", "baseline_decay", "stop_below", "stage_one_share"}
@@ -43,7 +49,7 @@ class Settings:
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
-    """How students are searched for; n2n learns where to cut, random and uniform are yardsticks."""
+    """How students are searched for; n2n learns where to cut, random, optuna and uniform are yardsticks."""
     seed: int = 0
     """Of the search and of every student in it."""
     goal: Goal = field(default_factory=Goal)
@@ -52,6 +58,8 @@ class Settings:
     """Settings of the method n2n."""
     random: RandomSearch = field(default_factory=RandomSearch)
     """Settings of the method random."""
+    optuna: OptunaSearch = field(default_factory=OptunaSearch)
+    """Settings of the method optuna."""
     uniform: UniformWidth = field(default_factory=UniformWidth)
     """Settings of the method uniform."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -100,7 +108,7 @@ class Settings:
 def expected_students(method: Method) -> int:
     """Return how many students a method proposes, those that it proposes twice included."""
     if isinstance(method, N2N):
-        return (method.removal_updates + method.shrinkage_updates) * method.rollouts
+        return (method.removal_updates + method.shrinkage_updates + method.refinement_updates) * method.rollouts
     return method.students
 
 
@@ -141,8 +149,9 @@ def check(settings: Any) -> None:
     """
     values = dict(flat(settings))
     mistakes = [text for name, value in values.items() if (text := _impossible(name, value))]
-    if values.get("n2n.removal_updates") == values.get("n2n.shrinkage_updates") == 0:
-        mistakes.append("n2n.removal_updates and n2n.shrinkage_updates must not both be 0")
+    updates = [f"n2n.{stage}_updates" for stage in ("removal", "shrinkage", "refinement")]
+    if all(values.get(name) == 0 for name in updates):
+        mistakes.append(f"one of {', '.join(updates)} must be at least 1")
     if mistakes:
         raise ConfigError("settings must be possible, but " + "; ".join(mistakes))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.architecture import Architecture, Space
 from understudy.errors import RunError
 from understudy.evaluation import Evaluation
+from understudy.quiet import quiet_optuna
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -119,16 +119,11 @@ class Store:
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            with quiet_optuna():
                 yield
         except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
             raise RunError(f"the store {self._place} cannot be used: {_reason(error)}") from error
-        finally:
-            optuna.logging.set_verbosity(verbosity)
 
 
 def _storage(address: str) -> RDBStorage:

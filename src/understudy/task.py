@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from understudy import cost, surgery
 from understudy.analysis import Analysis, analyse
 from understudy.architecture import Architecture, Space
-from understudy.config import Compression
+from understudy.config import N2N, Compression, Method
 from understudy.data import Data
-from understudy.errors import RunError, SurgeryError
+from understudy.errors import ConfigError, RunError, SurgeryError
 from understudy.evaluation import Cost
-from understudy.evaluator import Evaluator, weights_digest
+from understudy.evaluator import Evaluator, tensors_digest, weights_digest
 from understudy.models import ModelSpec, Teacher, load_into, read_weights
 from understudy.reach import refuse_what_is_out_of_reach
 from understudy.run import Identity, Run
+from understudy.search.n2n import refuse_other_policy
 from understudy.settings import Settings, check
 from understudy.teach import check_outputs, first_images
 from understudy.train import Compute
@@ -36,6 +37,7 @@ class Task:
     settings: Compression
     analysis: Analysis
     opened: Mapping[str, Any] | None = None  # how `Data.open` was called, if it was
+    policy: Mapping[str, Tensor] | None = None  # that N2N starts from, if it does
     _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -47,6 +49,7 @@ class Task:
         *,
         leaf_modules: tuple[type[nn.Module], ...] = (),
         opened: Mapping[str, Any] | None = None,
+        policy: Mapping[str, Tensor] | None = None,
     ) -> Task:
         """Check that everything fits, without training anything, and return the task.
 
@@ -56,9 +59,10 @@ class Task:
             settings: all that decides the result.
             leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
             opened: how `Data.open` was called, if it was, so that a later process can do it again.
+            policy: what `policy_from` of the settings named when a run of this task was started.
 
         Raises:
-            ConfigError: a setting is impossible.
+            ConfigError: a setting is impossible, or the policy to start from does not fit.
             DataError: the teacher's outputs are not the data's classes.
             TraceError: the teacher cannot be traced.
             GoalError: not even the smallest student would keep the budgets.
@@ -69,7 +73,8 @@ class Task:
         data = own.fit(data)
         check_outputs(own.module, data)
         analysis = analyse(own.module, first_images(data, data.val, 2), leaf_modules)
-        task = cls(teacher=own, data=data, settings=settings, analysis=analysis, opened=opened)
+        start = _policy(settings.method, analysis.space) if policy is None else policy
+        task = cls(teacher=own, data=data, settings=settings, analysis=analysis, opened=opened, policy=start)
         # What is measured, latency and accuracy, cannot be judged yet.
         predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
         budgets = predicted.budgets(task.cost, accuracy=0.0)
@@ -94,7 +99,9 @@ class Task:
         load_into(module, read_weights(weights), source=str(weights))
         mean, std = (None if source[name] is None else tuple(source[name]) for name in ("mean", "std"))
         teacher = Teacher(module=module, spec=spec, mean=mean, std=std)
-        return cls.of(teacher, Data.open(**source["data"]), run.settings.compression(), opened=source["data"])
+        settings, start = run.settings.compression(), run.policy_from
+        policy = read_weights(start) if start.is_file() else None
+        return cls.of(teacher, Data.open(**source["data"]), settings, opened=source["data"], policy=policy)
 
     @property
     def space(self) -> Space:
@@ -109,7 +116,12 @@ class Task:
     @cached_property
     def identity(self) -> Identity:
         """The digests that a run of this task belongs to."""
-        return Identity(teacher=weights_digest(self.teacher.module), data=self.data.digest, space=self.space.digest)
+        return Identity(
+            teacher=weights_digest(self.teacher.module),
+            data=self.data.digest,
+            space=self.space.digest,
+            policy=tensors_digest(self.policy) if self.policy else "",
+        )
 
     @property
     def example(self) -> Tensor:
@@ -146,3 +158,21 @@ class Task:
             seed=settings.seed,
             folder=folder,
         )
+
+
+def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:
+    """Return the policies that a search starts from, or None.
+
+    Raises:
+        ConfigError: there is none under that name, or it does not fit the settings.
+        ModelError: the file cannot be read.
+    """
+    if not isinstance(method, N2N) or method.policy_from is None:
+        return None
+    path = Path(method.policy_from)
+    path = path / "policy.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"n2n.policy_from must name a run with a policy, but there is no {path}")
+    policy = read_weights(path)
+    refuse_other_policy(policy, space, method)
+    return policy

@@ -1,4 +1,4 @@
-"""The yardsticks, random search and uniform widths, and which searcher goes with which settings. No torch."""
+"""The yardsticks, random search and uniform widths. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy.architecture import Architecture, Space
-from understudy.config import N2N, Method, RandomSearch, UniformWidth
+from understudy.config import N2N, RandomSearch, UniformWidth
 from understudy.evaluation import Evaluation
 from understudy.goal import Reward
 from understudy.search.base import Searcher
@@ -30,25 +30,6 @@ _AT_A_TIME = 5
 _START = N2N()  # whose untrained policies random search draws like
 
 
-def searcher_for(method: Method, space: Space, reward: Reward, *, seed: int, predict: Predict) -> Searcher:
-    """Return the searcher that goes with these settings.
-
-    Args:
-        method: its settings.
-        space: what the teacher allows.
-        reward: with the budgets of the search.
-        seed: of the searcher's own randomness.
-        predict: the exact cost of an architecture, None if it cannot be built.
-    """
-    if isinstance(method, N2N):
-        from understudy.search.n2n import N2NSearch  # the only one that needs torch
-
-        return N2NSearch(space, reward, method, seed=seed, predict=predict)
-    if isinstance(method, RandomSearch):
-        return RandomSearcher(space, reward, method, seed=seed, predict=predict)
-    return UniformSearcher(space, reward, method)
-
-
 class RandomSearcher(Searcher):
     """Draws every unit, width and kernel independently, as the policies of N2N do before they have learned.
 
@@ -60,10 +41,10 @@ class RandomSearcher(Searcher):
     def __init__(self, space: Space, reward: Reward, settings: RandomSearch, *, seed: int, predict: Predict) -> None:
         self._space, self._reward, self._settings = space, reward, settings
         self._numbers = np.random.default_rng(seed)
-        self._proposals = Proposals(predict, redraws=settings.redraws)
+        self.proposals = Proposals(predict, redraws=settings.redraws)  # shared with a searcher that starts with this
         self._units = offered_units(space, "units")
         self._kernels = [layer for layer in space.layers if len(layer.kernels) > 1]
-        self._left = settings.students
+        self.left = self.students = settings.students  # to propose, now and in all
         self._bias, self._lean = _START.keep_bias, 0.0
         if reward.budgets.limits():
             self._calibrate(predict)
@@ -76,7 +57,7 @@ class RandomSearcher(Searcher):
         draws = [self._draw() for _ in range(CALIBRATION)]
 
         def usages(scoring: Scoring, bias: float, lean: float | None) -> list[float]:
-            return [scoring.usage(self._proposals.cost(self._decode(draw, bias, lean))) for draw in draws]
+            return [scoring.usage(self.proposals.cost(self._decode(draw, bias, lean))) for draw in draws]
 
         self._bias = calibrated(lambda bias: usages(first, bias, None), self._bias - REMOVAL_LEAN, self._bias)
         if shrinks:
@@ -108,7 +89,7 @@ class RandomSearcher(Searcher):
         return self._space.architecture(removed=removed, widths=widths, kernels=kernels)
 
     def propose(self) -> list[Architecture]:
-        count = min(_AT_A_TIME, self._left)
+        count = min(_AT_A_TIME, self.left)
         if not count:
             return []
 
@@ -117,11 +98,11 @@ class RandomSearcher(Searcher):
                 yield None, self._decode(self._draw(), self._bias, self._lean)
 
         scoring = Scoring(self._reward)
-        picked = self._proposals.pick(draws(), count, lambda a: scoring.usage(self._proposals.cost(a)))
+        picked = self.proposals.pick(draws(), count, lambda a: scoring.usage(self.proposals.cost(a)))
         return [architecture for _, architecture in picked]
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
-        self._left -= len(evaluations)
+        self.left -= len(evaluations)
 
     @property
     def updates(self) -> int:

@@ -5,169 +5,31 @@ shrinks its widths and kernels. Both learn by REINFORCE from the rewards of thei
 numbers every choice with its source.
 
 Shapes: B = proposals, L = rows of the state, I = columns of a row, D = decisions, F = factors, H = hidden
-units, in the order of the suffix. Policies compute in float64, so that no proposal hangs on the last
-bits of a sum, which differ between machines and numbers of threads.
+units, in the order of the suffix.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from understudy.architecture import Architecture, Space
+from understudy.architecture import Architecture, Layer, Space
 from understudy.config import N2N
+from understudy.errors import ConfigError
 from understudy.evaluation import Evaluation
 from understudy.goal import Reward
 from understudy.search import budget
 from understudy.search.base import Searcher
 from understudy.search.budget import Predict, Proposals, Scoring
+from understudy.search.policies import Policy, RemovalPolicy, ShrinkagePolicy
 from understudy.search.state import encode, rows_of, teacher_rows
 
-# --- The policies (section 3.2): LSTMs of 2 layers whose shapes do not depend on the teacher ---
-
-
-class Policy(nn.Module, ABC):
-    """A distribution over D choices, learned by gradient. Draws nothing itself: uniform numbers are passed in."""
-
-    def __init__(self, inputs: int, outputs: int, settings: N2N, *, bidirectional: bool) -> None:
-        super().__init__()
-        # On the meta device nothing is drawn: initial weights come from the searcher's own generator.
-        self.lstm = nn.LSTM(
-            inputs,
-            settings.hidden,
-            2,
-            bidirectional=bidirectional,
-            batch_first=True,
-            device="meta",
-            dtype=torch.float64,
-        ).to_empty(device="cpu")
-        features = settings.hidden * (2 if bidirectional else 1) + inputs
-        self.out = nn.Linear(features, outputs, device="meta", dtype=torch.float64).to_empty(device="cpu")
-
-    def draw_weights(self, generator: torch.Generator) -> None:
-        """Draw the LSTM as torch does, uniform in +-1 / sqrt(H); the output starts at 0, so that only `lean` counts."""
-        bound = 1.0 / math.sqrt(self.lstm.hidden_size)
-        for parameter in self.lstm.parameters():
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
-
-    def read(
-        self, rows_BLI: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the outputs for each row, which see the LSTM and the row itself, and the LSTM's state."""
-        hidden_BLH, state = self.lstm(rows_BLI, state)
-        outputs: Tensor = self.out(torch.cat([hidden_BLH, rows_BLI], -1))
-        return outputs, state
-
-    @abstractmethod
-    def lean(self, prior: float) -> None:
-        """Set the bias of the output: the larger, the larger the students that are drawn."""
-
-    @abstractmethod
-    def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
-        """Return choices from numbers in 0..1."""
-
-    @abstractmethod
-    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        """Return the log-probability of each choice and the entropy of its distribution (nats)."""
-
-
-class RemovalPolicy(Policy):
-    """Stage 1: keep (1) or remove (0), for each unit at its row.
-
-    Bidirectional, it reads all rows before it decides anything. Autoregressive, it reads them once, in
-    order, and sees as one more column what it decided at the row before (1, -1, or 0 for nothing).
-    """
-
-    def __init__(self, rows_LI: Float[Tensor, "l i"], at: Sequence[int], settings: N2N) -> None:
-        in_turn = settings.removal_controller == "autoregressive"
-        super().__init__(rows_LI.shape[1] + in_turn, 1, settings, bidirectional=not in_turn)
-        self._in_turn = in_turn
-        self._rows_LI, self._at_D = rows_LI, torch.tensor(at)
-
-    def lean(self, prior: float) -> None:
-        nn.init.constant_(self.out.bias, prior)
-
-    @torch.no_grad()
-    def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
-        choices_BD = torch.zeros_like(uniform_BD, dtype=torch.int64)
-        if not self._in_turn:
-            return (uniform_BD < self._logits(choices_BD).sigmoid()).long()
-        before_B1, state = uniform_BD.new_zeros(len(uniform_BD), 1), None
-        for row, row_I in enumerate(self._rows_LI):
-            row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B1], 1)
-            logits_B11, state = self.read(row_BI[:, None], state)
-            here = self._at_D == row
-            choices_BD[:, here] = (uniform_BD[:, here] < logits_B11[:, 0].sigmoid()).long()
-            before_B1 = (2.0 * choices_BD[:, here].double() - 1.0).sum(1, keepdim=True)
-        return choices_BD
-
-    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        logits_BD = self._logits(choices_BD)
-        keep_BD, remove_BD = nn.functional.logsigmoid(logits_BD), nn.functional.logsigmoid(-logits_BD)
-        entropy_BD = -(keep_BD.exp() * keep_BD + remove_BD.exp() * remove_BD)
-        return torch.where(choices_BD == 1, keep_BD, remove_BD), entropy_BD
-
-    def _logits(self, choices_BD: Tensor) -> Tensor:
-        """Return the logits to keep, (B, D), in turn given the choices before."""
-        rows_BLI = self._rows_LI[None]
-        if self._in_turn:
-            before_BL = torch.zeros(len(choices_BD), len(self._rows_LI) + 1, dtype=torch.float64)
-            before_BL.index_add_(1, self._at_D + 1, 2.0 * choices_BD.double() - 1.0)
-            rows_BLI = torch.cat([rows_BLI.expand(len(choices_BD), -1, -1), before_BL[:, :-1, None]], -1)
-        logits_BL1, _ = self.read(rows_BLI)
-        return logits_BL1[:, self._at_D, 0].expand(len(choices_BD), -1)
-
-
-class ShrinkagePolicy(Policy):
-    """Stage 2: one of the factors for each width and kernel in turn; what came of it is fed back.
-
-    A row describes the layer and whether a width (0) or a kernel (1) is decided; the last column is the
-    share that the decision before left of its width or kernel (0 at the start). Factors that end in the
-    same legal value are one choice: its probability is their sum.
-    """
-
-    def __init__(self, rows_DI: Float[Tensor, "d i"], shares_DF: Float[Tensor, "d f"], settings: N2N) -> None:
-        super().__init__(rows_DI.shape[1] + 1, len(settings.factors), settings, bidirectional=False)
-        self._rows_DI, self._shares_DF = rows_DI, shares_DF
-        self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
-        smallest, largest = min(settings.factors), max(settings.factors)
-        self._slope_F = (2.0 * torch.tensor(settings.factors, dtype=torch.float64) - smallest - largest) / max(
-            largest - smallest, 1e-9
-        )
-
-    def lean(self, prior: float) -> None:
-        with torch.no_grad():
-            self.out.bias.copy_(prior * self._slope_F)
-
-    @torch.no_grad()
-    def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
-        choices_BD = torch.zeros_like(uniform_BD, dtype=torch.int64)
-        before_B, state = uniform_BD.new_zeros(len(uniform_BD)), None
-        for decision, row_I in enumerate(self._rows_DI):
-            row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B[:, None]], 1)
-            logits_B1F, state = self.read(row_BI[:, None], state)
-            below_BF = logits_B1F[:, 0].softmax(-1).cumsum(-1)[:, :-1]
-            choices_BD[:, decision] = (uniform_BD[:, decision, None] >= below_BF).sum(-1)
-            before_B = self._shares_DF[decision, choices_BD[:, decision]]
-        return choices_BD
-
-    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        shares_BD = self._shares_DF[torch.arange(choices_BD.shape[1]), choices_BD]
-        before_BD = nn.functional.pad(shares_BD[:, :-1], (1, 0))
-        rows_BDI = torch.cat([self._rows_DI.expand(len(choices_BD), -1, -1), before_BD[..., None]], -1)
-        factors_BDF = self.read(rows_BDI)[0].log_softmax(-1)
-        values_BDF = factors_BDF[..., None, :].masked_fill(~self._same_DFF, -math.inf).logsumexp(-1)
-        entropy_BD = -(factors_BDF.exp() * values_BDF).sum(-1)
-        return values_BDF.gather(-1, choices_BD[..., None])[..., 0], entropy_BD
-
+_KINDS = {"width": 0.0, "kernel": 1.0, "unit": -1.0}  # how a row says what is decided there
+_NEAR = 0.2  # how far, in factors, a refinement looks
 
 # --- What the choices mean ---
 
@@ -203,38 +65,53 @@ class Shrinkage:
     """Choices of stage 2 <-> architectures with the units of a start, narrower and with smaller kernels."""
 
     name = "shrinkage"
+    leans: tuple[float, float] | None = budget.SHRINKAGE_LEAN
 
     def __init__(self, start: Architecture, settings: N2N) -> None:
         self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
-        self.leans = budget.SHRINKAGE_LEAN
         self._start = start
-        rows, self._values, seen = rows_of(start), dict[tuple[str, str], list[int]](), set[str | None]()
-        at: list[int] = []
+        self._decide(rows_of(start), [], settings)
+
+    def _decide(self, rows: Sequence[Layer], units: Sequence[tuple[int, str]], settings: N2N) -> None:
+        """Find what is decided at each row, the values that each factor stands for, and the policy for it."""
+        values, seen, at = dict[tuple[str, str], list[int]](), set[str | None](), list[int]()
+        middle = (min(settings.factors) + max(settings.factors)) / 2.0
         for index, layer in enumerate(rows):
+            here = dict[tuple[str, str], list[int]]()
+            for unit in (name for row, name in units if row == index):
+                here["unit", unit] = [int(f >= middle) for f in settings.factors]
             if layer.group and layer.outputs and layer.group not in seen:
                 seen.add(layer.group)
-                width = start.width(layer.group)
-                group = replace(start.space.group(layer.group), width=width)
-                self._values["width", group.name] = [
-                    group.nearest(f * width, round_to=settings.round_to, minimum=settings.min_width)
+                group = replace(self._start.space.group(layer.group), width=self._whole(layer.group))
+                here["width", group.name] = [
+                    group.nearest(f * group.width, round_to=settings.round_to, minimum=settings.min_width)
                     for f in settings.factors
                 ]
-                at.append(index)
             if settings.shrink_kernels and len(layer.kernels) > 1:
-                self._values["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in settings.factors]
-                at.append(index)
-        self.decisions = len(at)
-        kinds = torch.tensor([float(kind == "kernel") for kind, _ in self._values], dtype=torch.float64)
-        shares = [[value / max(values) for value in values] for values in self._values.values()]
-        rows_DI = torch.cat([encode(rows, settings)[at], kinds[:, None]], 1)
-        shares_DF = torch.tensor(shares, dtype=torch.float64).reshape(-1, len(settings.factors))
-        self.policy = ShrinkagePolicy(rows_DI, shares_DF, settings)
+                here["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in settings.factors]
+            values |= here
+            at += [index] * len(here)
+        self._values, self.decisions = values, len(at)
+        self._values_DF = torch.tensor(list(values.values()), dtype=torch.float64).reshape(-1, len(settings.factors))
+        kinds_D1 = torch.tensor([[_KINDS[kind]] for kind, _ in values], dtype=torch.float64).reshape(-1, 1)
+        rows_DI = torch.cat([encode(rows, settings)[at], kinds_D1], 1)
+        shares_DF = self._values_DF / self._values_DF.amax(1, keepdim=True)
+        self.policy = ShrinkagePolicy(rows_DI, shares_DF, settings, self._habit(settings))
+
+    def _whole(self, group: str) -> int:
+        """Return the width (channels) that factors are shares of."""
+        return self._start.width(group)
+
+    def _habit(self, settings: N2N) -> Tensor | None:
+        """Return what leans single decisions before anything is learned, (D, F): nothing."""
+        return None
 
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
         decided = {name: values[c] for (name, values), c in zip(self._values.items(), choices_D.tolist(), strict=True)}
+        units = {name: value for (kind, name), value in decided.items() if kind == "unit"}
         return self._start.space.architecture(
-            removed=self._start.removed,
+            removed=[name for name in {*self._start.removed, *units} if not units.get(name)],
             widths={name: value for (kind, name), value in decided.items() if kind == "width"},
             kernels={name: value for (kind, name), value in decided.items() if kind == "kernel"},
         )
@@ -242,6 +119,58 @@ class Shrinkage:
     def counts(self, choices_BD: Tensor) -> Tensor:
         """Return 1 for each choice, (B, D): all change the student."""
         return torch.ones_like(choices_BD, dtype=torch.float64)
+
+
+class Refinement(Shrinkage):
+    """Choices after both stages (ours) <-> architectures near the best student: depth, widths, kernels together.
+
+    Every unit, width and kernel of the teacher is decided again by a policy of its own, which before it has
+    learned changes `refinement_changes` of the best student's decisions, to values near by rather than far.
+    """
+
+    name = "refinement"
+    leans = None
+
+    def __init__(self, start: Architecture, settings: N2N) -> None:
+        self.updates, self.lr, self.prior = settings.refinement_updates, settings.shrinkage_lr, 0.0
+        self._start = start
+        rows, units = teacher_rows(start.space, settings.granularity)
+        self._decide(rows, units, settings)
+
+    def _whole(self, group: str) -> int:
+        return self._start.space.group(group).width
+
+    def _habit(self, settings: N2N) -> Tensor:
+        now_D1 = torch.tensor([[self._now(kind, name)] for kind, name in self._values], dtype=torch.float64)
+        stays_DF = self._values_DF == now_D1.reshape(-1, 1)
+        factors_F = torch.tensor(settings.factors, dtype=torch.float64)
+        far_DF = (factors_F - (factors_F * stays_DF).sum(1, keepdim=True) / stays_DF.sum(1, keepdim=True)).abs()
+        near_DF = (-far_DF / _NEAR).exp() * ~stays_DF
+        change = min(settings.refinement_changes / max(self.decisions, 1), 0.5)
+        share_D1 = change / (1.0 - change) * stays_DF.sum(1, keepdim=True) / near_DF.sum(1, keepdim=True)
+        return torch.where(stays_DF, 0.0, near_DF.log() + share_D1.log())
+
+    def _now(self, kind: str, name: str) -> int:
+        if kind == "unit":
+            return int(name not in self._start.removed)
+        return self._start.width(name) if kind == "width" else self._start.kernel(name)
+
+    def counts(self, choices_BD: Tensor) -> Tensor:
+        """Return 1 for each choice that changes the student, (B, D); 0 for what is inside of a unit that goes."""
+        space, counts_BD = self._start.space, torch.ones_like(choices_BD, dtype=torch.float64)
+        layers = [
+            frozenset(
+                space.unit(name).layers if kind == "unit" else space.group(name).layers if kind == "width" else [name]
+            )
+            for kind, name in self._values
+        ]
+        for choices_D, counts_D in zip(choices_BD, counts_BD, strict=True):
+            removed = [frozenset(space.unit(name).layers) for name in self.architecture(choices_D).removed]
+            gone = frozenset[str]().union(*removed)
+            for decision, ((kind, _), own) in enumerate(zip(self._values, layers, strict=True)):
+                inside = any(own < unit for unit in removed) if kind == "unit" else own <= gone
+                counts_D[decision] = float(not inside)
+        return counts_BD
 
 
 # --- One stage: its sampling, baseline and REINFORCE updates (section 3.3) ---
@@ -284,29 +213,31 @@ class Stage:
         settings: N2N,
         proposals: Proposals,
         generator: torch.Generator,
+        known: Mapping[str, Tensor],
     ) -> None:
-        self.name, self.updates, self.done = choices.name, choices.updates, 0
+        self.name, self.decisions, self.left, self._done = choices.name, choices.decisions, choices.updates, 0
         self.policy: Policy = choices.policy
         self._choices, self._scoring, self._settings = choices, scoring, settings
         self._proposals, self._generator = proposals, generator
         self._baseline = Baseline(settings.baseline_decay)
         self._memory: list[Rollouts] = []
         self._proposed_BD = torch.zeros(0)
-        self.policy.draw_weights(generator)
+        own = {name.removeprefix(f"{self.name}."): known[name] for name in known if name.startswith(f"{self.name}.")}
+        self.policy.start(generator, own or None)
         self._adam = torch.optim.Adam(self.policy.parameters(), lr=choices.lr)
-        self._set_prior()
+        self._set_prior(0.0 if own else choices.prior)
 
-    def _set_prior(self) -> None:
-        """Lean the untrained policy until the median of its proposals keeps the predicted budgets, if only just."""
-        prior = self._choices.prior
-        if self._settings.calibrate and self._scoring.reward.budgets.limits():
+    def _set_prior(self, prior: float) -> None:
+        """Lean the policy until the median of its first proposals keeps the predicted budgets, if only just."""
+        leans = self._choices.leans
+        if self._settings.calibrate and leans is not None and self._scoring.reward.budgets.limits():
             uniform_BD = self._uniform(budget.CALIBRATION)
 
             def usages_at(lean: float) -> list[float]:
                 self.policy.lean(lean)
                 return [self._usage(self._choices.architecture(c_D)) for c_D in self.policy.sample(uniform_BD)]
 
-            prior = budget.calibrated(usages_at, *self._choices.leans)
+            prior = budget.calibrated(usages_at, *leans)
         self.policy.lean(prior)
 
     def _uniform(self, count: int) -> Tensor:
@@ -328,7 +259,7 @@ class Stage:
 
     def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
         """Return the rewards at the present update."""
-        return [self._scoring(evaluation, update=self.done) for evaluation in evaluations]
+        return [self._scoring(evaluation, update=self._done) for evaluation in evaluations]
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Update baseline and policy by the students proposed last."""
@@ -336,13 +267,14 @@ class Stage:
         with torch.no_grad():
             logs_BD, _ = self.policy.log_probabilities(self._proposed_BD)
         self._memory = [*self._memory, Rollouts(self._proposed_BD, logs_BD, rewards_B)][-self._settings.memory :]
-        if self._settings.advantage == "rollout" or self.done == 0:
+        if self._settings.advantage == "rollout" or self._done == 0:
             self._baseline.add(rewards_B)
             self._reinforce()
         else:  # as in the authors' code, against earlier updates only
             self._reinforce()
             self._baseline.add(rewards_B)
-        self.done += 1
+        self._done += 1
+        self.left -= 1
 
     def _advantages(self) -> Tensor:
         """Return how much better than the baseline each remembered rollout was, in standard deviations, (B,)."""
@@ -373,7 +305,7 @@ class Stage:
 
 
 class N2NSearch(Searcher):
-    """Removal, then shrinkage of the best student of removal.
+    """Removal, then shrinkage of the best student of removal, then, if asked for, refinement of the best of all.
 
     Args:
         space: what the teacher allows.
@@ -381,43 +313,71 @@ class N2NSearch(Searcher):
         settings: of N2N.
         seed: of the searcher's own generator, which draws the policies' weights and their choices.
         predict: the exact cost of an architecture, None if it cannot be built.
+        policy: what another search's `state_dict` gave; policies that are in it start from there (section 3.5).
     """
 
-    def __init__(self, space: Space, reward: Reward, settings: N2N, *, seed: int, predict: Predict) -> None:
-        self._space, self._settings = space, settings
+    def __init__(
+        self,
+        space: Space,
+        reward: Reward,
+        settings: N2N,
+        *,
+        seed: int,
+        predict: Predict,
+        policy: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._space, self._settings, self._policy = space, settings, policy or {}
         self._reward = replace(reward, phase_updates=settings.phase_updates)
         self._generator = torch.Generator().manual_seed(seed)
         self._proposals = Proposals(predict, redraws=settings.redraws, overshoot=settings.overshoot)
-        self._best: Evaluation | None = None
+        self._told: list[Evaluation] = []
+        self._stages: list[Stage] = []
         units = budget.offered_units(space, settings.granularity)
         kernels = settings.shrink_kernels and any(len(layer.kernels) > 1 for layer in space.layers)
         removes, shrinks = bool(units) and settings.removal_updates > 0, bool(space.groups) or kernels
-        self._shrinkage_updates = settings.shrinkage_updates if shrinks else 0
+        shrinks = shrinks and settings.shrinkage_updates > 0
+        refines = bool(units or space.groups or kernels) and settings.refinement_updates > 0
         # Where one stage has nothing to do, the other is asked for all.
         ahead = budget.foresight(space, units, reward, predict, share=settings.stage_one_share)
-        self._first = Scoring(self._reward, ahead if self._shrinkage_updates else None)
-        self._removal = self._stage(Removal(space, settings), self._first) if removes else None
-        self._shrinkage: Stage | None = None
+        self._first, self._last = Scoring(self._reward, ahead if shrinks else None), Scoring(self._reward)
+        self._to_come = [
+            *([self._begin_removal] if removes else []),
+            *([self._begin_shrinkage] if shrinks else []),
+            *([self._begin_refinement] if refines else []),
+        ]
+        self._updates = (
+            removes * settings.removal_updates
+            + shrinks * settings.shrinkage_updates
+            + refines * settings.refinement_updates
+        )
+
+    def _begin_removal(self) -> Stage:
+        return self._stage(Removal(self._space, self._settings), self._first)
+
+    def _begin_shrinkage(self) -> Stage:
+        return self._stage(Shrinkage(self._best(self._first), self._settings), self._last)
+
+    def _begin_refinement(self) -> Stage:
+        return self._stage(Refinement(self._best(self._last), self._settings), self._last)
 
     def _stage(self, choices: Removal | Shrinkage, scoring: Scoring) -> Stage:
-        return Stage(choices, scoring, self._settings, self._proposals, self._generator)
+        return Stage(choices, scoring, self._settings, self._proposals, self._generator, self._policy)
 
     def _now(self) -> Stage | None:
-        if self._removal and self._removal.done < self._removal.updates:
-            return self._removal
-        if self._shrinkage is None and self._shrinkage_updates:
-            choices = Shrinkage(self._start(), self._settings)
-            if not choices.decisions:  # what could shrink is gone
-                self._shrinkage_updates = 0
-                return None
-            self._shrinkage = self._stage(choices, Scoring(self._reward))
-        return self._shrinkage if self._shrinkage and self._shrinkage.done < self._shrinkage.updates else None
+        while self._to_come and not (self._stages and self._stages[-1].left):
+            stage = self._to_come.pop(0)()
+            if stage.decisions:  # else what could change is gone
+                self._stages.append(stage)
+            else:
+                self._updates -= stage.left
+        return self._stages[-1] if self._stages and self._stages[-1].left else None
 
-    def _start(self) -> Architecture:
-        """Return the best student of stage 1, or the teacher if that is better: its reward is 0 if it fits, else -1."""
-        fits = self._first.usage(self._reward.teacher_cost) <= 1.0
-        if self._best and self._first.merit(self._best) > (0.0 if fits else -1.0, fits, self._reward.teacher_accuracy):
-            return self._best.architecture
+    def _best(self, scoring: Scoring) -> Architecture:
+        """Return the best student so far, or the teacher if that is better: its reward is 0 if it fits, else -1."""
+        fits = scoring.usage(self._reward.teacher_cost) <= 1.0
+        best = max(self._told, key=scoring.merit, default=None)
+        if best and scoring.merit(best) > (0.0 if fits else -1.0, fits, self._reward.teacher_accuracy):
+            return best.architecture
         return self._space.full
 
     def propose(self) -> list[Architecture]:
@@ -427,14 +387,12 @@ class N2NSearch(Searcher):
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         now = self._now()
         assert now is not None, "learn follows propose"
-        if now is self._removal:
-            known = [self._best] if self._best else []
-            self._best = max([*known, *evaluations], key=self._first.merit)
+        self._told += evaluations
         now.learn(evaluations)
 
     @property
     def updates(self) -> int:
-        return (self._removal.updates if self._removal else 0) + self._shrinkage_updates
+        return self._updates
 
     @property
     def stage(self) -> str:
@@ -446,5 +404,21 @@ class N2NSearch(Searcher):
         return now.rewards(evaluations) if now else [self._reward(evaluation) for evaluation in evaluations]
 
     def state_dict(self) -> dict[str, object]:
-        stages = [stage for stage in (self._removal, self._shrinkage) if stage]
-        return {f"{s.name}.{name}": tensor for s in stages for name, tensor in s.policy.state_dict().items()}
+        return {f"{s.name}.{name}": tensor for s in self._stages for name, tensor in s.policy.state_dict().items()}
+
+
+def refuse_other_policy(policy: Mapping[str, Tensor], space: Space, settings: N2N) -> None:
+    """Check that policies which learned elsewhere fit these settings; their shapes do not depend on the teacher.
+
+    Raises:
+        ConfigError: a shape differs, or there is no policy in it.
+    """
+    own: list[Removal | Shrinkage] = [Removal(space, settings), Shrinkage(space.full, settings)]
+    shapes = {f"{c.name}.{name}": tuple(t.shape) for c in own for name, t in c.policy.state_dict().items()}
+    known = {name: tuple(policy[name].shape) for name in shapes if name in policy}
+    unlike = [f"{name} is {known[name]}, must be {shapes[name]}" for name in known if known[name] != shapes[name]]
+    if unlike or not known:
+        raise ConfigError(
+            "n2n.policy_from must name a policy of the same hidden, harmonics, factors and removal_controller, "
+            f"but {unlike[0] if unlike else 'there is none in it'}"
+        )

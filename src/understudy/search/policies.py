@@ -1,0 +1,174 @@
+"""The policies of N2N learning (Ashok et al., ICLR 2018, section 3.2): LSTMs whose shapes do not depend on the teacher.
+
+Shapes: B = proposals, L = rows of the state, I = columns of a row, D = decisions, F = factors, H = hidden
+units, in the order of the suffix. Policies compute in float64, so that no proposal hangs on the last
+bits of a sum, which differ between machines and numbers of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from understudy.config import N2N
+
+
+class Policy(nn.Module, ABC):
+    """A distribution over D choices, learned by gradient. Draws nothing itself: uniform numbers are passed in."""
+
+    def __init__(self, inputs: int, outputs: int, settings: N2N, *, bidirectional: bool) -> None:
+        super().__init__()
+        # On the meta device nothing is drawn: initial weights come from the searcher's own generator.
+        self.lstm = nn.LSTM(
+            inputs,
+            settings.hidden,
+            2,
+            bidirectional=bidirectional,
+            batch_first=True,
+            device="meta",
+            dtype=torch.float64,
+        ).to_empty(device="cpu")
+        features = settings.hidden * (2 if bidirectional else 1) + inputs
+        self.out = nn.Linear(features, outputs, device="meta", dtype=torch.float64).to_empty(device="cpu")
+
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Draw the LSTM as torch does, uniform in +-1 / sqrt(H); the output starts at 0, so that only `lean` counts."""
+        bound = 1.0 / math.sqrt(self.lstm.hidden_size)
+        for parameter in self.lstm.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def read(
+        self, rows_BLI: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the outputs for each row, which see the LSTM and the row itself, and the LSTM's state."""
+        hidden_BLH, state = self.lstm(rows_BLI, state)
+        outputs: Tensor = self.out(torch.cat([hidden_BLH, rows_BLI], -1))
+        return outputs, state
+
+    def start(self, generator: torch.Generator, known: Mapping[str, Tensor] | None) -> None:
+        """Draw the weights, or take those of a policy that learned elsewhere."""
+        if known is None:
+            self.draw_weights(generator)
+        else:
+            self.load_state_dict(dict(known))
+        self._level_F = self.out.bias.detach().clone()
+
+    @torch.no_grad()
+    def lean(self, prior: float) -> None:
+        """Shift the bias from where it started: the larger, the larger the students that are drawn."""
+        self.out.bias.copy_(self._level_F + prior * self.slope())
+
+    @abstractmethod
+    def slope(self) -> float | Tensor:
+        """Return how much leaning changes each output."""
+
+    @abstractmethod
+    def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
+        """Return choices from numbers in 0..1."""
+
+    @abstractmethod
+    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Return the log-probability of each choice and the entropy of its distribution (nats)."""
+
+
+class RemovalPolicy(Policy):
+    """Stage 1: keep (1) or remove (0), for each unit at its row.
+
+    Bidirectional, it reads all rows before it decides anything. Autoregressive, it reads them once, in
+    order, and sees as one more column what it decided at the row before (1, -1, or 0 for nothing).
+    """
+
+    def __init__(self, rows_LI: Float[Tensor, "l i"], at: Sequence[int], settings: N2N) -> None:
+        in_turn = settings.removal_controller == "autoregressive"
+        super().__init__(rows_LI.shape[1] + in_turn, 1, settings, bidirectional=not in_turn)
+        self._in_turn = in_turn
+        self._rows_LI, self._at_D = rows_LI, torch.tensor(at)
+
+    def slope(self) -> float:
+        return 1.0
+
+    @torch.no_grad()
+    def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
+        choices_BD = torch.zeros_like(uniform_BD, dtype=torch.int64)
+        if not self._in_turn:
+            return (uniform_BD < self._logits(choices_BD).sigmoid()).long()
+        before_B1, state = uniform_BD.new_zeros(len(uniform_BD), 1), None
+        for row, row_I in enumerate(self._rows_LI):
+            row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B1], 1)
+            logits_B11, state = self.read(row_BI[:, None], state)
+            here = self._at_D == row
+            choices_BD[:, here] = (uniform_BD[:, here] < logits_B11[:, 0].sigmoid()).long()
+            before_B1 = (2.0 * choices_BD[:, here].double() - 1.0).sum(1, keepdim=True)
+        return choices_BD
+
+    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        logits_BD = self._logits(choices_BD)
+        keep_BD, remove_BD = nn.functional.logsigmoid(logits_BD), nn.functional.logsigmoid(-logits_BD)
+        entropy_BD = -(keep_BD.exp() * keep_BD + remove_BD.exp() * remove_BD)
+        return torch.where(choices_BD == 1, keep_BD, remove_BD), entropy_BD
+
+    def _logits(self, choices_BD: Tensor) -> Tensor:
+        """Return the logits to keep, (B, D), in turn given the choices before."""
+        rows_BLI = self._rows_LI[None]
+        if self._in_turn:
+            before_BL = torch.zeros(len(choices_BD), len(self._rows_LI) + 1, dtype=torch.float64)
+            before_BL.index_add_(1, self._at_D + 1, 2.0 * choices_BD.double() - 1.0)
+            rows_BLI = torch.cat([rows_BLI.expand(len(choices_BD), -1, -1), before_BL[:, :-1, None]], -1)
+        logits_BL1, _ = self.read(rows_BLI)
+        return logits_BL1[:, self._at_D, 0].expand(len(choices_BD), -1)
+
+
+class ShrinkagePolicy(Policy):
+    """Stage 2: one of the factors for each width and kernel in turn; what came of it is fed back.
+
+    A row describes the layer and whether a width (0), a kernel (1) or a unit (-1) is decided; the last column
+    is the share that the decision before left of its width or kernel (0 at the start). Factors that end in
+    the same legal value are one choice: its probability is their sum. `habit_DF` is added to the logits.
+    """
+
+    def __init__(
+        self,
+        rows_DI: Float[Tensor, "d i"],
+        shares_DF: Float[Tensor, "d f"],
+        settings: N2N,
+        habit_DF: Float[Tensor, "d f"] | None = None,
+    ) -> None:
+        super().__init__(rows_DI.shape[1] + 1, len(settings.factors), settings, bidirectional=False)
+        self._rows_DI, self._shares_DF = rows_DI, shares_DF
+        self._habit_DF = torch.zeros_like(shares_DF) if habit_DF is None else habit_DF
+        self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
+        smallest, largest = min(settings.factors), max(settings.factors)
+        self._slope_F = (2.0 * torch.tensor(settings.factors, dtype=torch.float64) - smallest - largest) / max(
+            largest - smallest, 1e-9
+        )
+
+    def slope(self) -> Tensor:
+        return self._slope_F
+
+    @torch.no_grad()
+    def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
+        choices_BD = torch.zeros_like(uniform_BD, dtype=torch.int64)
+        before_B, state = uniform_BD.new_zeros(len(uniform_BD)), None
+        for decision, row_I in enumerate(self._rows_DI):
+            row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B[:, None]], 1)
+            logits_B1F, state = self.read(row_BI[:, None], state)
+            below_BF = (logits_B1F[:, 0] + self._habit_DF[decision]).softmax(-1).cumsum(-1)[:, :-1]
+            choices_BD[:, decision] = (uniform_BD[:, decision, None] >= below_BF).sum(-1)
+            before_B = self._shares_DF[decision, choices_BD[:, decision]]
+        return choices_BD
+
+    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        shares_BD = self._shares_DF[torch.arange(choices_BD.shape[1]), choices_BD]
+        before_BD = nn.functional.pad(shares_BD[:, :-1], (1, 0))
+        rows_BDI = torch.cat([self._rows_DI.expand(len(choices_BD), -1, -1), before_BD[..., None]], -1)
+        factors_BDF = (self.read(rows_BDI)[0] + self._habit_DF).log_softmax(-1)
+        values_BDF = factors_BDF[..., None, :].masked_fill(~self._same_DFF, -math.inf).logsumexp(-1)
+        entropy_BD = -(factors_BDF.exp() * values_BDF).sum(-1)
+        return values_BDF.gather(-1, choices_BD[..., None])[..., 0], entropy_BD

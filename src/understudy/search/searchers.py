@@ -1,0 +1,45 @@
+"""Which searcher goes with which settings. No torch but for those that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from understudy.architecture import Space
+from understudy.config import N2N, Method, OptunaSearch, RandomSearch
+from understudy.goal import Reward
+from understudy.search.base import Searcher
+from understudy.search.baselines import RandomSearcher, UniformSearcher
+from understudy.search.budget import Predict
+
+
+def searcher_for(
+    method: Method,
+    space: Space,
+    reward: Reward,
+    *,
+    seed: int,
+    predict: Predict,
+    policy: Mapping[str, Any] | None = None,
+) -> Searcher:
+    """Return the searcher that goes with these settings.
+
+    Args:
+        method: its settings.
+        space: what the teacher allows.
+        reward: with the budgets of the search.
+        seed: of the searcher's own randomness.
+        predict: the exact cost of an architecture, None if it cannot be built.
+        policy: tensors of policies that learned elsewhere, for N2N.
+    """
+    if isinstance(method, N2N):
+        from understudy.search.n2n import N2NSearch  # the only one that needs torch
+
+        return N2NSearch(space, reward, method, seed=seed, predict=predict, policy=policy)
+    if isinstance(method, OptunaSearch):
+        from understudy.search.samplers import SamplerSearcher  # the only one that needs Optuna
+
+        return SamplerSearcher(space, reward, method, seed=seed, predict=predict)
+    if isinstance(method, RandomSearch):
+        return RandomSearcher(space, reward, method, seed=seed, predict=predict)
+    return UniformSearcher(space, reward, method)
