@@ -9,7 +9,9 @@ from understudy.errors import GoalError
 from understudy.evaluation import Cost, Evaluation
 from understudy.goal import Budgets, Goal, Reward, parse_amount
 
-TEACHER = Cost(parameters=1_000_000, macs=50_000_000, weight_bytes=4_000_000, latency_ms=8.0)
+TEACHER = Cost(
+    parameters=1_000_000, macs=50_000_000, weight_bytes=4_000_000, peak_activation_bytes=800_000, latency_ms=8.0
+)
 SPACE = Space(layers=(), groups=(), units=())
 
 
@@ -39,8 +41,11 @@ def test_refuses_accuracies_that_are_no_share() -> None:
 
 
 def test_budgets_are_absolute() -> None:
-    budgets = Goal(params="10x", macs="5M", size_mb="0.5", latency_ms="4x", accuracy_drop=0.01).budgets(TEACHER, 0.95)
-    assert budgets == Budgets(parameters=1e5, macs=5e6, size_mb=0.5, latency_ms=2.0, accuracy=0.95 - 0.01)
+    goal = Goal(params="10x", macs="5M", size_mb="0.5", memory_mb="2x", latency_ms="4x", accuracy_drop=0.01)
+    budgets = goal.budgets(TEACHER, 0.95)
+    assert budgets == Budgets(
+        parameters=1e5, macs=5e6, size_mb=0.5, memory_mb=0.4, latency_ms=2.0, accuracy=0.95 - 0.01
+    )
     cost = Cost(parameters=100_001, macs=5_000_000, weight_bytes=500_000, latency_ms=3.0)
     assert budgets.broken_by(cost, 0.9) == ("parameters", "latency_ms", "accuracy")
     assert budgets.broken_by(cost) == ("parameters", "latency_ms")

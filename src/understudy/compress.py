@@ -376,7 +376,7 @@ def _figures(cost: Cost, val: float, test: float | None) -> dict[str, Any]:
         "parameters": cost.parameters,
         "macs": cost.macs,
         "size_mb": cost.size_mb,
-        "peak_activation_bytes": cost.peak_activation_bytes,
+        "memory_mb": cost.memory_mb,
         "latency_ms": cost.latency_ms,
         "latency_spread_ms": cost.latency_spread_ms,
         "val": val,

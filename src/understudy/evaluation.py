@@ -30,6 +30,11 @@ class Cost:
         """Megabytes (10^6) of weights."""
         return self.weight_bytes / 1e6
 
+    @property
+    def memory_mb(self) -> float:
+        """Megabytes (10^6) of activations that are alive at the same time."""
+        return self.peak_activation_bytes / 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:

@@ -21,6 +21,8 @@ class Goal:
     """Most multiply-accumulates of one example: "50M" or "4x"."""
     size_mb: str | None = None
     """Most megabytes of weights (10^6 bytes): "2.5" or "10x"."""
+    memory_mb: str | None = None
+    """Most megabytes of activations alive at the same time, one example, float32: "0.5" or "2x"."""
     latency_ms: str | None = None
     """Most milliseconds of one forward pass on this machine, batch 1: "5" or "2x"."""
     accuracy: float | None = None
@@ -29,7 +31,7 @@ class Goal:
     """Largest drop below the teacher's validation accuracy, in 0..1 (0.01 is one point)."""
 
     def __post_init__(self) -> None:
-        for name in ("params", "macs", "size_mb", "latency_ms"):
+        for name in ("params", "macs", "size_mb", "memory_mb", "latency_ms"):
             amount = getattr(self, name)
             if amount is not None:
                 # A number is as good as its text: Goal(params=74000).
@@ -53,6 +55,7 @@ class Goal:
             parameters=limit(self.params, cost.parameters, "params"),
             macs=limit(self.macs, cost.macs, "macs"),
             size_mb=limit(self.size_mb, cost.size_mb, "size_mb"),
+            memory_mb=limit(self.memory_mb, cost.memory_mb, "memory_mb"),
             latency_ms=limit(self.latency_ms, cost.latency_ms, "latency_ms"),
             accuracy=max(floors),
         )
@@ -65,6 +68,7 @@ class Budgets:
     parameters: float | None = None
     macs: float | None = None
     size_mb: float | None = None
+    memory_mb: float | None = None
     latency_ms: float | None = None
     accuracy: float = 0.0
 

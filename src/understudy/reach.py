@@ -16,9 +16,16 @@ GOAL_NAMES = {
     "parameters": "params",
     "macs": "macs",
     "size_mb": "size_mb",
+    "memory_mb": "memory_mb",
     "latency_ms": "latency_ms",
 }
-_TEXT = {"parameters": "{:,.0f} parameters", "macs": "{:,.0f} MACs", "size_mb": "{:.3g} MB", "latency_ms": "{:.3g} ms"}
+_TEXT = {
+    "parameters": "{:,.0f} parameters",
+    "macs": "{:,.0f} MACs",
+    "size_mb": "{:.3g} MB",
+    "memory_mb": "{:.3g} MB of activations",
+    "latency_ms": "{:.3g} ms",
+}
 
 
 def smallest(

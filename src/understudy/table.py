@@ -21,6 +21,7 @@ _FIGURES = (
     ("parameters", "parameters", "count"),
     ("MACs", "macs", "count"),
     ("MB of weights", "size_mb", "mb"),
+    ("MB of activations", "memory_mb", "mb"),
     ("latency, ms", "latency_ms", "ms"),
     ("validation accuracy", "val", "share"),
     ("test accuracy", "test", "share"),
@@ -88,7 +89,7 @@ def _brief(accuracy: float, parameters: int) -> str:
 
 
 def _compared(teacher: Mapping[str, Any], student: Mapping[str, Any], field: str, kind: str) -> tuple[str, str, str]:
-    was, now = teacher[field], student[field]
+    was, now = teacher.get(field), student.get(field)
     if was is None or now is None:
         return "-", "-", ""
     if kind == "share":

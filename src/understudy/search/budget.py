@@ -19,6 +19,8 @@ CALIBRATION = 16  # draws whose median is led to the budgets
 REMOVAL_LEAN = 12.0  # how far below its usual bias keeping is led
 SHRINKAGE_LEAN = (-12.0, 4.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
 _STEPS = 8  # of a bisection
+_BYTES = {"size_mb": "weight_bytes", "memory_mb": "peak_activation_bytes"}  # budget -> field of Cost that it is of
+_PREDICTED = ("parameters", "macs", *_BYTES.values())
 _LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
 
 
@@ -80,7 +82,7 @@ def foresight(space: Space, units: Iterable[Unit], reward: Reward, predict: Pred
     teacher, least = reward.teacher_cost, _least(space, list(units), predict)
     shares = {"parameters": share}
     for limit, most in reward.budgets.limits():
-        name = "weight_bytes" if limit == "size_mb" else limit
+        name = _BYTES.get(limit, limit)
         asked = (getattr(teacher, limit) or 0.0) / most
         if asked > 1.0:
             reached = (getattr(teacher, name) or 0.0) / (least.get(name) or math.inf) or math.inf
@@ -94,7 +96,7 @@ def _least(space: Space, units: list[Unit], predict: Predict) -> dict[str, float
     pools = {layer.name for layer in space.layers if layer.type == "pool"}
     choices = [units, [unit for unit in units if not pools.intersection(unit.layers)]]
     costs = [cost for removed in choices if (cost := predict(space.architecture(removed=[u.name for u in removed])))]
-    return {name: min(getattr(c, name) for c in costs) for name in ("parameters", "macs", "weight_bytes") if costs}
+    return {name: min(getattr(c, name) for c in costs) for name in _PREDICTED if costs}
 
 
 @dataclass(frozen=True)
