@@ -17,6 +17,7 @@ from understudy.config import N2N as N2N
 from understudy.config import Augmentation as Augmentation
 from understudy.config import Candidates as Candidates
 from understudy.config import Compression as Compression
+from understudy.config import Decore as Decore
 from understudy.config import Device as Device
 from understudy.config import Final as Final
 from understudy.config import OptunaSearch as OptunaSearch
@@ -67,6 +68,7 @@ __all__ = [
     "Compression",
     "Cost",
     "Data",
+    "Decore",
     "Device",
     "Evaluation",
     "Final",

@@ -12,7 +12,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from understudy.architecture import Architecture
-from understudy.config import Augmentation, Candidates, Compression, Device, Final, Method
+from understudy.config import Augmentation, Candidates, Compression, Decore, Device, Final, Method
 from understudy.data import Data
 from understudy.errors import ConfigError
 from understudy.evaluation import Cost, Evaluation
@@ -23,6 +23,7 @@ from understudy.finals import Finisher
 from understudy.goal import Goal, Reward
 from understudy.models import Teacher, load_into, read_weights, save_weights
 from understudy.progress import Display, SearchProgress
+from understudy.prune import Pruning
 from understudy.ranking import finalists, winner
 from understudy.reach import GOAL_NAMES
 from understudy.run import Run, versions
@@ -143,7 +144,8 @@ class _Job:
         summary = self.run.recall("summary")
         if summary is None:
             self._note_sources()
-            summary = self._summary(*self._finished(self._searched()))
+            pruned = isinstance(self.settings.method, Decore)
+            summary = self._summary(*self._finished(*(self._pruned() if pruned else self._searched())))
             self.run.remember("summary", summary)
         return self._loaded(summary)
 
@@ -208,8 +210,20 @@ class _Job:
                 "is the normalisation (mean, std) the one that it was trained with, are the classes in its order?"
             )
 
-    def _searched(self) -> list[Evaluation]:
-        """Run the search, or what is left of it, and return all evaluations."""
+    def _pruned(self) -> tuple[Evaluator, list[Evaluation]]:
+        """Let agents prune, or go on; return the evaluator of what they left, and its evaluation."""
+        self.display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; agents on every channel")
+        pruning = Pruning(self.task, self.run, self.evaluator, self.reward.budgets, self.display)
+        evaluator, architecture = pruning.result()
+        with Store(self.run.study, self.task.space) as store:
+            if not store.all():
+                store.add(self._with_latency(evaluator.cut(architecture)))
+            found = store.all()
+        self.display.say(f"pruned: {share(found[0].accuracy)} on validation before the final training")
+        return evaluator, found
+
+    def _searched(self) -> tuple[Evaluator, list[Evaluation]]:
+        """Run the search, or what is left of it; return the evaluator and all evaluations."""
         method, display = self.settings.method, self.display
         searcher = searcher_for(
             method,
@@ -236,7 +250,7 @@ class _Job:
                 key_of=lambda architecture: self.evaluator.failed(architecture, "").key,
                 on_update=lambda update: self._updated(update, searcher, follow),
             )
-            return store.all()
+            return self.evaluator, store.all()
 
     def _measuring(self, pool: Pool, follow: SearchProgress) -> EvaluateAll:
         """Return the pool's evaluation, with measured latency where the goal has a budget for it."""
@@ -262,18 +276,18 @@ class _Job:
         if policy and update.trained:
             write_whole(self.run.policy, to_safetensors(policy))
 
-    def _finished(self, evaluations: list[Evaluation]) -> tuple[Evaluation, list[Evaluation]]:
+    def _finished(self, evaluator: Evaluator, evaluations: list[Evaluation]) -> tuple[Evaluation, list[Evaluation]]:
         """Train the best to convergence; return the winner and all of them."""
         final, workers = self.settings.final, self.settings.device.workers
         chosen = finalists(evaluations, self.reward, final.students)
         workers = min(workers, len(chosen))
-        finisher = Finisher(evaluator=self.evaluator, final=final, folder=self.run.students)
+        finisher = Finisher(evaluator=evaluator, final=final, folder=self.run.students)
 
         def look() -> None:
             self.display.step(finisher.epochs_done(chosen))
 
         taught = finisher if workers > 1 else replace(finisher, on_epoch=look)
-        lesson = self.evaluator.final_lesson(final)
+        lesson = evaluator.final_lesson(final)
         if lesson.logits is not None:
             with self.display.steps("teacher's answers for the final training", final.training.epochs):
                 lesson.logits.prepare(final.training.epochs, on_epoch=lambda done, of: self.display.step(done))

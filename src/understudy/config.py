@@ -217,7 +217,42 @@ class UniformWidth:
     """Fewest channels of a group."""
 
 
-Method = N2N | RandomSearch | OptunaSearch | UniformWidth
+@dataclass(frozen=True, kw_only=True)
+class Decore:
+    """DECORE (Alwani, Wang, Madhavan, CVPR 2022): an agent on every channel learns whether it may go.
+
+    Agents and network learn in one loop, from the teacher's weights; then channels go and the rest is trained as
+    `Final` says.
+    """
+
+    penalty: float = 200.0
+    """What a wrong answer costs where a right one earns 1 (DECORE's lambda). Dropping pays only while more than
+    penalty / (1 + penalty) of the answers are right. With budgets on cost it is adapted instead."""
+    last_penalty: float = 0.0
+    """What it costs in the last epoch, reached evenly; 0: what it costs in the first."""
+    training: Training = field(default_factory=lambda: Training(epochs=12, lr=0.001, schedule="constant", loss="ce"))
+    """The network's training while the agents learn (DECORE: 260 epochs on labels, batches of 256)."""
+    agent_lr: float = 0.03
+    """Adam's learning rate of the agents' weights (DECORE: 0.01, over far more steps)."""
+    initial: float = 6.9
+    """Weight that every agent starts with; its channel is kept with probability sigmoid(6.9) = 0.999 (DECORE)."""
+    limit: float = 6.9
+    """Largest size of an agent's weight, so that it can still change its mind; 0: none (DECORE)."""
+    score: Literal["right", "likelihood"] = "right"
+    """What counts as right: the first guess (DECORE), or the probability of the label, which tells more."""
+    baseline: Literal["example", "none"] = "example"
+    """Compare each reward with what the example earned before, which lowers the variance; none: DECORE."""
+    budget_by: float = 0.8
+    """Share of the loop by which a budget should be reached, in 0..1; the rest settles what is kept."""
+    gain: float = 10.0
+    """How fast the penalty follows when the cost is not where it should be on its way to the budget."""
+    round_to: int = 1
+    """Widths are multiples of this (1: any)."""
+    min_width: int = 1
+    """Fewest channels of a group."""
+
+
+Method = N2N | Decore | RandomSearch | OptunaSearch | UniformWidth
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,8 @@ class Evaluator:
     """Trains and scores students. Picklable, so that a worker process gets it once.
 
     A student's seed comes from (seed, architecture digest, repeat), so results depend neither on the
-    order of evaluation nor on who evaluates. `folder` caches the teacher's logits.
+    order of evaluation nor on who evaluates. `folder` caches the teacher's logits. Students inherit from the
+    network of the analysis; where that is not the teacher itself, the teacher is its `tutor`.
     """
 
     analysis: Analysis
@@ -115,6 +116,7 @@ class Evaluator:
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
     folder: Path
+    tutor: nn.Module | None = None
 
     def __call__(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a candidate; see `evaluate`."""
@@ -157,6 +159,14 @@ class Evaluator:
         lesson = self.final_lesson(final, repeat)
         return self._taught(architecture, lesson, seed, go_on=told, checkpoint=checkpoint, settled=True)
 
+    def cut(self, architecture: Architecture) -> Evaluation:
+        """Return the evaluation of a student as it was cut, untrained but for its batch-norm statistics."""
+        untrained = Training(epochs=0, loss="ce")
+        recipe = self._recipe(cut=self._start)
+        lesson = self._lesson(self.data.train, untrained, "inherited", repeat=0, recipe=recipe)
+        seed = _seed(self.seed, architecture.digest, 0)
+        return self._taught(architecture, lesson, seed, go_on=lambda student, progress: True)[0]
+
     def failed(self, architecture: Architecture, error: str) -> Evaluation:
         """Return the evaluation of a candidate that did not come back, for that reason."""
         return self._evaluation(
@@ -172,7 +182,7 @@ class Evaluator:
     @cached_property
     def teacher_digest(self) -> str:
         """16 hexadecimal digits of the teacher's weights."""
-        return weights_digest(self.analysis.teacher)
+        return weights_digest(self._lead)
 
     @property
     def data_digest(self) -> str:
@@ -200,7 +210,8 @@ class Evaluator:
 
     def final_lesson(self, final: Final, repeat: int = 0) -> Lesson:
         """Return what final students are taught; each repeat sees other views in another order."""
-        recipe = self._recipe(final=asdict(final.training), weights=final.weights, views=final.views, repeat=repeat)
+        told = {"weights": final.weights, "views": final.views, "repeat": repeat, **self._start}
+        recipe = self._recipe(final=asdict(final.training), **told)
         return self._lesson(
             self.data.train, final.training, final.weights, repeat=repeat, recipe=recipe, cycle=final.views
         )
@@ -210,9 +221,18 @@ class Evaluator:
         made = ("_teacher", "_val", "lesson")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
+    @property
+    def _lead(self) -> nn.Module:
+        return self.analysis.teacher if self.tutor is None else self.tutor
+
+    @cached_property
+    def _start(self) -> dict[str, str]:
+        """What weights are inherited, where they are not the teacher's."""
+        return {} if self.tutor is None else {"start": weights_digest(self.analysis.teacher)}
+
     @cached_property
     def _teacher(self) -> nn.Module:
-        return self.compute.place(copy.deepcopy(self.analysis.teacher))
+        return self.compute.place(copy.deepcopy(self._lead))
 
     @cached_property
     def _val(self) -> AnySplit:

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from understudy.architecture import Architecture, Frozen
+from understudy.config import Decore
 from understudy.evaluation import Cost
 from understudy.figures import amount, duration
 from understudy.reach import smallest
@@ -21,6 +22,7 @@ from understudy.teach import first_images
 from understudy.train import choose_compute
 
 _FROZEN_SHOWN = 12
+_AGENTS = 1.15  # most that a step with agents costs, in plain ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Plan:
 def plan(task: Task) -> Plan:
     """Return what a task would do; its time is judged from one student, trained for one epoch.
 
-    The student has every group at half width. Nothing is left on disk.
+    The student has every group at half width, or at full width where agents prune it while it trains. Nothing is
+    left on disk.
     """
     space, method = task.space, task.settings.method
     seconds, compute = _estimate(task)
@@ -102,7 +105,7 @@ def _estimate(task: Task) -> tuple[float | None, str]:
     short = replace(settings, candidates=replace(settings.candidates, epochs=1, stop_below=0.0))
     with tempfile.TemporaryDirectory() as folder:
         evaluator = replace(task, settings=short).evaluator(compute, Path(folder))
-        sample = _half(task)
+        sample = task.space.full if isinstance(settings.method, Decore) else _half(task)
         evaluator(sample)  # kernels are compiled, the teacher's answers computed
         measured = evaluator(sample)
     if measured.status == "failed":
@@ -125,7 +128,11 @@ def _seconds(task: Task, epoch: float) -> float:
     settings, available = task.settings, len(task.data.train)
     seen = min(settings.candidates.examples or available, available)
     workers, finals = settings.device.workers, settings.final.students
-    search = expected_students(settings.method) * settings.candidates.epochs * epoch / workers
+    method = settings.method
+    if isinstance(method, Decore):
+        search = method.training.epochs * _AGENTS * epoch * available / seen
+    else:
+        search = expected_students(method) * settings.candidates.epochs * epoch / workers
     final = settings.final.training.epochs * epoch * available / seen
     # The teacher's forward passes cost about a third of a training step of its size, once for all finals.
     return search + final * (math.ceil(finals / workers) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from understudy.architecture import Architecture, Layer, Space, Unit
-from understudy.config import N2N, Method, UniformWidth
+from understudy.config import N2N, Decore, Method, UniformWidth
 from understudy.errors import GoalError
 from understudy.evaluation import Cost
 from understudy.goal import Budgets
@@ -38,7 +38,7 @@ def smallest(
     on each other.
     """
     widths = {g.name: g.legal_widths(round_to=method.round_to, minimum=method.min_width)[0] for g in space.groups}
-    shrinks = not isinstance(method, UniformWidth) and getattr(method, "shrink_kernels", True)
+    shrinks = not isinstance(method, Decore | UniformWidth) and getattr(method, "shrink_kernels", True)
     kernels = {layer.name: layer.kernels[0] for layer in space.layers if shrinks and layer.kernels}
     best, cost = _first_that_builds(
         predict,
@@ -89,7 +89,7 @@ def said(cost: Cost) -> str:
 
 
 def _removable(space: Space, method: Method) -> list[Unit]:
-    if isinstance(method, UniformWidth):
+    if isinstance(method, Decore | UniformWidth):
         return []
     single = isinstance(method, N2N) and method.granularity == "layers"
     layers = {layer.name: layer for layer in space.layers}

@@ -9,8 +9,9 @@ Every file is written whole or not at all, so a run that was killed at any momen
     compute.json         the precision and memory format that were chosen
     teacher.json         the teacher's cost and validation accuracy; teacher.safetensors beside it
     study.db             every evaluation (Optuna, SQLite)
-    policy.safetensors   what the searcher has learned
+    policy.safetensors   what the searcher or the agents have learned
     policy_from.safetensors  what it started from, if it started from another run's
+    decore/              DECORE's loop, see prune.py
     logits/              the teacher's answers, can be deleted at any time
     students/            the finished students: NAME.safetensors, and NAME.json once it is complete
     summary.json         the final table

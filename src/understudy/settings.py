@@ -21,6 +21,7 @@ from understudy.config import (
     Augmentation,
     Candidates,
     Compression,
+    Decore,
     Device,
     Final,
     Method,
@@ -32,16 +33,17 @@ from understudy.errors import ConfigError, UnderstudyError, did_you_mean
 from understudy.goal import Goal
 
 T = TypeVar("T")
-MethodName = Literal["n2n", "random", "optuna", "uniform"]
+MethodName = Literal["n2n", "decore", "random", "optuna", "uniform"]
 METHODS: dict[MethodName, type[Method]] = {
     "n2n": N2N,
+    "decore": Decore,
     "random": RandomSearch,
     "optuna": OptunaSearch,
     "uniform": UniformWidth,
 }
 
 _AT_LEAST_ONE = {"epochs", "batch_size", "students", "rollouts", "hidden", "workers", "round_to", "min_width"}
-_SHARES = {"label_smoothing", "baseline_decay", "stop_below", "stage_one_share"}
+_SHARES = {"label_smoothing", "baseline_decay", "stop_below", "stage_one_share", "budget_by"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +51,15 @@ class Settings:
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
-    """How students are searched for; n2n learns where to cut, random, optuna and uniform are yardsticks."""
+    """How students are found; n2n searches, decore prunes while it trains; random, optuna and uniform are yardsticks."""
     seed: int = 0
     """Of the search and of every student in it."""
     goal: Goal = field(default_factory=Goal)
     """What is wanted of the student."""
     n2n: N2N = field(default_factory=N2N)
     """Settings of the method n2n."""
+    decore: Decore = field(default_factory=Decore)
+    """Settings of the method decore."""
     random: RandomSearch = field(default_factory=RandomSearch)
     """Settings of the method random."""
     optuna: OptunaSearch = field(default_factory=OptunaSearch)
@@ -109,6 +113,8 @@ def expected_students(method: Method) -> int:
     """Return how many students a method proposes, those that it proposes twice included."""
     if isinstance(method, N2N):
         return (method.removal_updates + method.shrinkage_updates + method.refinement_updates) * method.rollouts
+    if isinstance(method, Decore):
+        return 1
     return method.students
 
 

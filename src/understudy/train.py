@@ -32,6 +32,8 @@ from understudy.files import write_whole
 
 Normalise = Callable[[Tensor], Tensor]
 """Images as the split holds them (b, c, h, w) -> what the network takes, float32."""
+OnStep = Callable[[Tensor, Tensor, Tensor], object]
+"""Logits (b, k), labels (b,) and places in the split (b,) of a batch, after the weights have moved."""
 
 _LOOKS = 4  # times per epoch that the loss is read from the device
 
@@ -68,6 +70,7 @@ def train(
     compute: Compute,
     seed: int,
     logits: Callable[[int], Tensor] | None = None,
+    on_step: OnStep | None = None,
     on_epoch: Callable[[Progress], bool] | None = None,
     checkpoint: Path | None = None,
 ) -> Outcome:
@@ -82,6 +85,7 @@ def train(
         compute: Device, precision, memory format, threads.
         seed: Of what the model itself draws, such as dropout. The caller's random state is kept.
         logits: Epoch -> the teacher's logits (n, k) on that epoch's views, by example.
+        on_step: Called after each step, on the device; what it learns must be in the model's state dict.
         on_epoch: Called after each epoch; False stops the training.
         checkpoint: File that is written after each epoch, and continued from if it is there.
 
@@ -93,6 +97,7 @@ def train(
         raise ConfigError(f"loss {training.loss!r} needs the teacher's logits, but none are given")
     with compute.scope(), _mode(model, training=True), seeded(compute.device) as reseed:
         loop = _Loop(compute.place(model), split, training, normalise=normalise, compute=compute)
+        loop.on_step = on_step
         loop.restore(checkpoint, seed)
         while loop.status is None:
             epoch = len(loop.losses)
@@ -208,6 +213,7 @@ class _Loop:
         self.seconds = 0.0
         self.status: Literal["ok", "stopped", "failed"] | None = None if training.epochs else "ok"
         self.error: str | None = None
+        self.on_step: OnStep | None = None
 
     def run(self, number: int, epoch: Epoch, teacher: Tensor | None) -> Progress | None:
         """Train for one epoch; None if it diverged."""
@@ -251,6 +257,8 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        if self.on_step is not None:
+            self.on_step(logits.detach().float(), labels, indices.to(labels.device))
         return loss.detach() * len(indices)
 
     def fail(self, error: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from understudy.architecture import Space
-from understudy.config import N2N, Method, OptunaSearch, RandomSearch
+from understudy.config import N2N, Method, OptunaSearch, RandomSearch, UniformWidth
 from understudy.goal import Reward
 from understudy.search.base import Searcher
 from understudy.search.baselines import RandomSearcher, UniformSearcher
@@ -42,4 +42,5 @@ def searcher_for(
         return SamplerSearcher(space, reward, method, seed=seed, predict=predict)
     if isinstance(method, RandomSearch):
         return RandomSearcher(space, reward, method, seed=seed, predict=predict)
+    assert isinstance(method, UniformWidth), "DECORE proposes nothing: it has a loop of its own"
     return UniformSearcher(space, reward, method)

@@ -1,0 +1,287 @@
+"""DECORE's loop: agents and network learn together, then channels go. It is continued after any interruption.
+
+decore/loop.checkpoint.pt   the state of every epoch, while agents learn
+decore/latency.json         measured milliseconds of a few widths, where the goal has a budget for it
+decore/network.safetensors  the network that learned with the agents, all channels still there
+decore/architecture.json    which channels stay; written last
+policy.safetensors          the agents' weights, by group
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from understudy import cost, surgery
+from understudy.analysis import Analysis, analyse
+from understudy.architecture import Architecture, Group
+from understudy.config import Decore, Final
+from understudy.errors import ConfigError, RunError, SurgeryError
+from understudy.evaluator import Evaluator, Lesson
+from understudy.figures import amount, duration, share
+from understudy.files import write_whole
+from understudy.gated import Gated
+from understudy.goal import Budgets
+from understudy.models import load_into, read_weights, save_weights
+from understudy.progress import Display
+from understudy.run import Run
+from understudy.search.decore import Agents, Steering, Usage, chosen, expected, saturated
+from understudy.task import Task
+from understudy.train import Progress, train
+
+_LOOK = 10  # steps between two looks at the cost
+_TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
+_WIDTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)  # whose latency is measured
+
+
+class Pruning:
+    """One DECORE loop in one run folder.
+
+    Raises:
+        ConfigError: no group of channels can have agents.
+    """
+
+    def __init__(self, task: Task, run: Run, evaluator: Evaluator, budgets: Budgets, display: Display) -> None:
+        assert isinstance(task.settings.method, Decore)
+        self.method: Decore = task.settings.method
+        self.task, self.run, self.evaluator = task, run, evaluator
+        self.budgets, self.display = budgets, display
+        self.folder = run.folder / "decore"
+
+    def result(self) -> tuple[Evaluator, Architecture]:
+        """Return the evaluator whose students inherit from the network that learned, and which channels stay.
+
+        Raises:
+            RunError: the training failed.
+            SurgeryError: masked and sliced network disagree; nothing is saved then.
+        """
+        network = copy.deepcopy(self.task.teacher.module)
+        if not (self.folder / "architecture.json").is_file():
+            self._learn(network)
+        weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
+        load_into(network, read_weights(weights), source=str(weights))
+        architecture = Architecture.from_json(self.task.space, plan.read_text(encoding="utf-8"))
+        evaluator = replace(self.evaluator, analysis=self._analysed(network), tutor=self.task.teacher.module)
+        return evaluator, architecture
+
+    def _learn(self, network: nn.Module) -> None:
+        """Let agents and network learn, choose the channels, and save both once they are proven."""
+        method, evaluator = self.method, self.evaluator
+        lesson = evaluator.final_lesson(Final(training=method.training))
+        gated = Gated(self.task.analysis, network)
+        groups, slots = _decided(self.task.analysis, gated.untold)
+        held = len(self.task.space.groups) - len(groups)
+        if held:
+            self.display.warn(f"{held} groups keep their width: where they are read, examples cannot be told apart")
+        learner = Learner(gated, Agents(groups, method, examples=len(lesson.split)), slots)
+        usage = self._usage()
+        self._train(learner, groups, lesson, usage)
+        network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        learner.cpu()
+        analysis = self._analysed(network)
+        agents = learner.agents.weights
+        magnitudes = torch.from_numpy(surgery.slot_magnitudes(analysis))[learner.slots]
+        architecture = self._chosen(groups, agents, magnitudes, usage)
+        self._prove(analysis, architecture, gated)
+        parts = agents.split([group.width // group.step for group in groups])
+        policy = {group.name: part.contiguous() for group, part in zip(groups, parts, strict=True)}
+        write_whole(self.run.policy, to_safetensors(policy))
+        save_weights(self.folder / "network.safetensors", network)
+        write_whole(self.folder / "architecture.json", architecture.to_json())
+        self._checkpoint.unlink(missing_ok=True)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "loop.checkpoint.pt"
+
+    def _analysed(self, network: nn.Module) -> Analysis:
+        analysis = self.task.analysis
+        return analyse(network, analysis.trace.example, analysis.leaf_modules)
+
+    def _train(self, learner: Learner, groups: Sequence[Group], lesson: Lesson, usage: Usage | None) -> None:
+        training, evaluator = self.method.training, self.evaluator
+        steps = training.epochs * -(-len(lesson.split) // training.batch_size)
+        steering = Steering(settings=self.method, space=self.task.space, groups=groups, steps=steps, usage=usage)
+        report = _Report(self.task, self.display, learner.agents, groups, steered=usage is not None)
+
+        def on_step(logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+            learner.learn(logits, labels, indices)
+            if int(learner.agents.steps) % _LOOK == 0:
+                steering(learner.agents)
+
+        self.folder.mkdir(exist_ok=True)
+        if lesson.logits is not None:
+            with self.display.steps("teacher's answers for the agents", training.epochs):
+                lesson.logits.prepare(training.epochs, on_epoch=lambda done, of: self.display.step(done))
+        with self.display.steps("agents learn", training.epochs):
+            outcome = train(
+                learner,
+                lesson.split,
+                training,
+                normalise=self.task.data.normalise,
+                views=lesson.views,
+                compute=evaluator.compute,
+                seed=evaluator.seed,
+                logits=None if lesson.logits is None else lesson.logits.epoch,
+                on_step=on_step,
+                on_epoch=report,
+                checkpoint=self._checkpoint,
+            )
+        if outcome.status != "ok":
+            raise RunError(f"the training of network and agents must succeed, but it failed: {outcome.error}")
+
+    def _usage(self) -> Usage | None:
+        """Return how much of the budgets an architecture uses; its latency is read from a measured curve."""
+        limits = self.budgets.limits()
+        if not limits:
+            return None
+        curve = self._latencies() if self.budgets.latency_ms is not None else ([0.0], [0.0])
+
+        def usage(architecture: Architecture) -> float:
+            predicted = cost.predict(self.task.analysis, architecture)
+            known = replace(predicted, latency_ms=float(np.interp(predicted.macs, *curve)))
+            return max(float(getattr(known, name)) / most for name, most in limits)
+
+        return usage
+
+    def _latencies(self) -> tuple[list[float], list[float]]:
+        """Return MACs and measured latencies (ms) of a few uniform widths, ascending; measured once in a run."""
+        place = self.folder / "latency.json"
+        if not place.is_file():
+            points = []
+            for factor in _WIDTHS:
+                widths = {g.name: g.nearest(factor * g.width) for g in self.task.space.groups}
+                architecture = self.task.space.architecture(widths=widths)
+                predicted = cost.predict(self.task.analysis, architecture)
+                measured = self.task.with_latency(predicted, self.task.build(architecture))
+                points.append((predicted.macs, measured.latency_ms))
+            write_whole(place, json.dumps(sorted(points)))
+        points = json.loads(place.read_text(encoding="utf-8"))
+        return [macs for macs, _ in points], np.maximum.accumulate([ms for _, ms in points]).tolist()
+
+    def _chosen(
+        self, groups: Sequence[Group], weights: Tensor, magnitudes: Tensor, usage: Usage | None
+    ) -> Architecture:
+        """Return the channels that stay; a curve that promised too little latency is corrected by measuring."""
+        factor, most = 1.0, self.budgets.latency_ms
+        for _ in range(5):
+            scaled = None if usage is None else lambda a, factor=factor: factor * usage(a)
+            architecture = chosen(self.task.space, groups, weights, magnitudes, self.method, scaled)
+            if most is None:
+                return architecture
+            predicted = cost.predict(self.task.analysis, architecture)
+            measured = self.task.with_latency(predicted, self.task.build(architecture)).latency_ms or 0.0
+            if measured <= 0.97 * most:
+                return architecture
+            factor *= 1.03 * measured / most
+        return architecture
+
+    def _prove(self, analysis: Analysis, architecture: Architecture, gated: Gated) -> None:
+        """Refuse to go on unless the network with masks answers as the sliced one does."""
+        images, _ = self.task.data.val.batch(torch.arange(min(8, len(self.task.data.val))))
+        images = self.task.data.normalise(images.cpu())
+        student = surgery.build(analysis, architecture).eval()
+        kept = torch.from_numpy(surgery.kept_slots(analysis, architecture))[:-1]
+        with torch.no_grad():
+            gated.eval().mask(kept[None].float())
+            masked, sliced = gated(images), student(images)
+        worst, scale = float((masked - sliced).abs().max()), float(masked.abs().max())
+        if not worst <= _TOLERANCE * max(scale, 1e-12):
+            raise SurgeryError(
+                f"the sliced network must answer as the masked one, but outputs of up to {scale:.3g} "
+                f"differ by {worst:.3g}"
+            )
+        self.display.say(f"masked equals sliced: outputs of up to {scale:.3g} differ by {worst:.1e} at most")
+
+
+class Learner(nn.Module):
+    """A network and its agents: what the training loop trains. In evaluation mode channels with p < 1/2 are dropped.
+
+    Args:
+        gated: the network.
+        agents: A of them.
+        slots: (A,), where in the analysis each agent's channel is.
+    """
+
+    slots: Tensor
+
+    def __init__(self, gated: Gated, agents: Agents, slots: Tensor) -> None:
+        super().__init__()
+        self.gated, self.agents = gated, agents
+        self.register_buffer("slots", slots, persistent=False)
+        self._actions: Tensor | None = None
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Tensor:
+        """Return logits (b, k) with masks drawn by the agents."""
+        agents = self.agents
+        actions = agents.draw(len(images)) if self.training else (agents.weights >= 0).float()[None]
+        kept = actions.new_ones(len(actions), self.gated.slots).index_copy_(1, self.slots, actions)
+        self.gated.mask(kept)
+        self._actions = actions
+        return self.gated(images)  # type: ignore[no-any-return]
+
+    def learn(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Let the agents learn from what their last actions led to; see `Agents.learn`."""
+        assert self._actions is not None
+        self.agents.learn(self._actions, logits, labels, indices)
+
+
+class _Report:
+    """Tells after each epoch where agents and network are, and warns of what is known to fail."""
+
+    def __init__(self, task: Task, display: Display, agents: Agents, groups: Sequence[Group], *, steered: bool) -> None:
+        self._task, self._display, self._agents, self._groups = task, display, agents, groups
+        self._steered = steered
+        self._warned: set[str] = set()
+
+    def __call__(self, progress: Progress) -> bool:
+        agents = self._agents
+        chances, penalty = agents.chances, float(agents.penalty)
+        likely = cost.predict(self._task.analysis, expected(self._task.space, self._groups, chances))
+        stuck = float(saturated(agents.weights, agents.settings.limit).float().mean())
+        left = progress.seconds / progress.epoch * (progress.epochs - progress.epoch)
+        pays = penalty / (1.0 + penalty)
+        self._display.step(progress.epoch, left=left)
+        self._display.say(
+            f"epoch {progress.epoch}/{progress.epochs}  {int((chances >= 0.5).sum())}/{len(chances)} channels kept  "
+            f"expected {amount(likely.parameters)} parameters, {amount(likely.macs)} MACs  "
+            f"accuracy {share(float(agents.accuracy))} with masks  reward {float(agents.reward):+.3g}  "
+            f"penalty {penalty:.3g} (dropping pays above {share(pays)})  {share(stuck)} saturated"
+            + (f"  {duration(left)} left" if left >= 1 else "")
+        )
+        if float(agents.accuracy) <= pays and not self._steered:
+            right = float(agents.accuracy)
+            self._warn(
+                f"dropping does not pay: {share(right)} of the answers are right, but with a penalty of {penalty:.4g} "
+                f"it takes more than {share(pays)}; give a penalty under {right / max(1 - right, 1e-9):.3g} or a budget"
+            )
+        if bool((agents.weights >= min(agents.settings.initial, 6.9)).all()):
+            self._warn(
+                "every agent still keeps its channel with p >= 0.999, so hardly any drop is tried: "
+                "lower decore.initial, or raise decore.agent_lr"
+            )
+        return True
+
+    def _warn(self, line: str) -> None:
+        if line[:20] not in self._warned:
+            self._warned.add(line[:20])
+            self._display.warn(line)
+
+
+def _decided(analysis: Analysis, untold: frozenset[int]) -> tuple[tuple[Group, ...], Tensor]:
+    """Return the groups that agents can decide on, and the slot of each agent."""
+    both = zip(analysis.groups.groups, analysis.groups.slots_of, strict=True)
+    able = [(group, slots) for group, slots in both if not untold.intersection(slots.tolist())]
+    if not able:
+        raise ConfigError("DECORE needs a group of channels that can shrink, but this teacher has none; see inspect")
+    slots = torch.from_numpy(np.concatenate([slots for _, slots in able]))
+    return tuple(group for group, _ in able), slots
