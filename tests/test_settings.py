@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from understudy.config import N2N, Augmentation, Candidates, Compression, Final, RandomSearch, Training, UniformWidth
+from understudy.config import (
+    N2N,
+    Augmentation,
+    Candidates,
+    Compression,
+    Decore,
+    Final,
+    RandomSearch,
+    Training,
+    UniformWidth,
+)
 from understudy.errors import ConfigError
 from understudy.goal import Goal
 from understudy.settings import Settings, build, check, differences, expected_students, read_toml
@@ -18,9 +28,10 @@ CHANGED = Compression(
     final=Final(training=Training(loss="kl")),
     seed=7,
 )
+PRUNED = Compression(method=Decore(penalty=50, training=Training(epochs=2, loss="kl")))
 
 
-@pytest.mark.parametrize("compression", [Compression(), CHANGED, Compression(method=UniformWidth(students=3))])
+@pytest.mark.parametrize("compression", [Compression(), CHANGED, Compression(method=UniformWidth(students=3)), PRUNED])
 def test_toml_and_back(compression: Compression) -> None:
     text = Settings.of(compression).to_toml()
     assert build(Settings, tomllib.loads(text), source="x").compression() == compression
@@ -47,7 +58,7 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
     assert str(caught.value).splitlines() == [
         "settings must be known and possible, but in job.toml:",
         "  there is no setting 'sed' (did you mean 'seed'?)",
-        "  method must be one of n2n, random, optuna, uniform, but got 'n3n'",
+        "  method must be one of n2n, decore, random, optuna, uniform, but got 'n3n'",
         "  there is no setting 'epochs' (did you mean 'candidates.epochs'?)",
         "  there is no setting 'goal.parms' (did you mean 'params'?)",
         "  goal 'accuracy' must be in 0..1, but got 3.0",

@@ -115,9 +115,10 @@ class Pruning:
 
         def on_step(logits: Tensor, labels: Tensor, indices: Tensor) -> None:
             learner.learn(logits, labels, indices)
-            if int(learner.agents.steps) % _LOOK == 0:
+            if int(learner.agents.steps) % _LOOK in (0, 1):
                 steering(learner.agents)
 
+        steering(learner.agents)
         self.folder.mkdir(exist_ok=True)
         if lesson.logits is not None:
             with self.display.steps("teacher's answers for the agents", training.epochs):

@@ -32,7 +32,6 @@ class Agents(nn.Module):
         groups: those whose channels the agents decide on, L of them.
         settings: of the method.
         examples: N, of the split that is learned from.
-        adapts: a `Steering` sets the penalty.
     """
 
     weights: Tensor
@@ -97,7 +96,8 @@ class Agents(nn.Module):
             # What remains is the reward that does not depend on the answer: its gradient is known, not sampled.
             gradient = (surprise[:, self.layer] * (actions - chances)).mean(0)
             gradient -= chances * (1.0 - chances) * expected.mean()
-        self._ascend(gradient)
+        # A factor changes nothing for Adam, unless it moves: so rewards stay in -1..1 whatever the penalty does.
+        self._ascend(gradient / (1.0 + self.penalty))
 
     def _scores(self, logits: Tensor, labels: Tensor) -> Float[Tensor, " b"]:
         if self.settings.score == "likelihood":
@@ -142,7 +142,7 @@ class Steering:
     With a budget the expected cost is to fall evenly, in its logarithm, from the teacher's to the limit at
     `budget_by`. Agents drop more while the reward of an answer is positive on average, that is while the penalty is
     under the odds of a right answer, and less while it is over. So the penalty is these odds, times the
-    distance from where the cost should be, to the power of -`gain`.
+    distance from where the cost should be, to the power of -`gain`. Before the first answers it is 0.
     """
 
     settings: Decore
@@ -162,6 +162,8 @@ class Steering:
 
     def _steered(self, share: float, agents: Agents) -> float:
         assert self.usage is not None
+        if bool(agents.accuracy.isnan()):
+            return 0.0  # nobody has answered yet
         start = max(self.usage(self.space.full), 1.0)
         aim = start ** (1.0 - min(share / max(self.settings.budget_by, 1e-9), 1.0))
         ratio = self.usage(expected(self.space, self.groups, agents.chances)) / aim
