@@ -51,7 +51,7 @@ class Settings:
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
-    """How students are found; n2n searches, decore prunes while it trains; random, optuna and uniform are yardsticks."""
+    """How students are found: n2n searches, decore prunes in training; random, optuna and uniform are yardsticks."""
     seed: int = 0
     """Of the search and of every student in it."""
     goal: Goal = field(default_factory=Goal)
