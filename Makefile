@@ -15,7 +15,9 @@ help:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[test,dev]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[test,dev,export]' --constraint constraints.txt
+	# Alone: torchvision would bring a torch of its own, timm a client of a hub, and tests need neither.
+	$(BIN)/pip install --quiet --no-deps torchvision timm --constraint constraints.txt
 	touch $@
 
 demo: $(READY)

@@ -7,6 +7,7 @@ the operators that its import asks for are declared, without code behind them.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,17 @@ class Model:
             return module.get_model(self.name, weights=None, **_ARGUMENTS.get(self.name, {}), **arguments).eval()
 
 
+def need(*packages: str) -> None:
+    """Skip the test where a package is not installed; fail where CI is set, as nothing may be missing there."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say(f"{' and '.join(missing)} must be installed, as `make test` does, but is not")
+
+
 def library(name: str) -> Any:
-    """Import "torchvision" (its models) or "timm"; a test is skipped where it is not installed."""
-    if importlib.util.find_spec("torchvision") is None or importlib.util.find_spec(name) is None:
-        pytest.skip(f"{name} is not installed (pip install --no-deps torchvision timm)")
+    """Import "torchvision" (its models) or "timm", which needs the former as well."""
+    need("torchvision", name)
     if "torchvision" not in sys.modules:
         _declare_operators()
     return importlib.import_module("torchvision.models" if name == "torchvision" else name)
