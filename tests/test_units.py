@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from tests.models import images, zoo_analysis
+from tests.models import images, macs, parameters, zoo_analysis
 from understudy.analysis import analyse
 from understudy.cost import predict
 from understudy.surgery import build
@@ -76,6 +76,80 @@ def test_units_of_pre_activation_take_the_norm_in_front() -> None:
     )
     units = {unit.name: unit for unit in analyse(model, images(1)).space.units}
     assert units["3"].layers == ("1", "2", "3")
+
+
+class Residual(nn.Module):
+    """Adds branches in its own forward pass, where no module holds one of them."""
+
+    def __init__(self, *, scaled: bool = False, sigmoid: bool = False, inplace: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.a, self.norm, self.b = nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.Conv2d(12, 8, 3, padding=1)
+        self.drop = nn.Dropout(0.5)
+        self.gamma = nn.Parameter(torch.full((8, 1, 1), 0.5))
+        self.scaled, self.sigmoid, self.inplace = scaled, sigmoid, inplace
+
+    def branch(self, x: Tensor) -> Tensor:
+        y = self.drop(self.b(torch.relu(self.norm(self.a(x)))))
+        y = torch.sigmoid(y) if self.sigmoid else y
+        return self.gamma * y if self.scaled else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.branch(x)
+        if self.inplace:
+            y += x
+            return self.head(y.mean((2, 3)))
+        return self.head((x + y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"scaled": True}, {"inplace": True}])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_branch_that_is_no_module_can_go(options: dict[str, bool], training: bool) -> None:
+    model = Residual(**options).train(training)
+    analysis = analyse(model, images(2))
+    unit = next(u for u in analysis.space.units if u.kind == "branch")
+    assert unit.layers == ("a", "norm", "b")
+    architecture = analysis.space.full.without(unit.name)
+    student = build(analysis, architecture)
+    with torch.no_grad():
+        assert torch.equal(student(images(2)), model.head(model.stem(images(2)).mean((2, 3))))
+    cost = predict(analysis, architecture)
+    assert (cost.parameters, cost.macs) == (parameters(student), macs(student, images(2)))
+    narrow = build(analysis, architecture.with_width("stem", 3))
+    assert narrow(images(2)).shape == (2, 4) and narrow.stem.out_channels == 3
+
+
+def test_a_branch_that_is_not_zero_behind_its_last_layer_stays() -> None:
+    assert not [u for u in analyse(Residual(sigmoid=True), images(2)).space.units if u.kind == "branch"]
+
+
+def test_a_branch_that_others_read_stays() -> None:
+    class Read(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            y = self.branch(x)
+            return self.head((x + y).mean((2, 3))) + self.head(y.mean((2, 3)))
+
+    assert not [u for u in analyse(Read(), images(2)).space.units if u.kind == "branch"]
+
+
+def test_a_block_is_not_offered_again_as_its_branch() -> None:
+    assert kinds("resnet20", "branch") == []
+
+
+def test_layers_of_a_classifier_can_go() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        *(nn.Linear(32, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)),
+    ).eval()
+    analysis = analyse(model, images(2))
+    units = {unit.name: unit.layers for unit in analysis.space.units if unit.kind == "linear"}
+    assert units == {"4": ("4", "5"), "7": ("7", "8")}
+    architecture = analysis.space.full.without("4", "7").with_width("0", 3)
+    student = build(analysis, architecture)
+    assert student[9].in_features == 3 * 4 and student(images(3)).shape == (3, 4)
+    assert predict(analysis, architecture).parameters == parameters(student) == 3 * 27 + 3 + 12 * 4 + 4
 
 
 def test_kernels_shrink_only_where_the_size_of_the_output_stays() -> None:

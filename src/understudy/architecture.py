@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from understudy.errors import ArchitectureError, did_you_mean
 
 T = TypeVar("T")
-UnitKind = Literal["conv", "pool", "block", "layer"]
+UnitKind = Literal["conv", "linear", "pool", "block", "branch", "layer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,11 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What can be removed as one: a convolution with its norm and activation, a pooling layer, a block.
+    """What can be removed as one.
 
-    In a student, a removed block is one identity, otherwise each of `layers` becomes one.
+    "conv" and "linear" are such a layer with its norm and activation, "block" is a module that keeps shape and
+    channels, "branch" what an addition in a forward pass adds to its own input. In a student, a removed block is one
+    identity, otherwise each of `layers` becomes one; the last layer of a branch becomes zero.
     """
 
     name: str

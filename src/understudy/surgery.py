@@ -18,7 +18,7 @@ from understudy.errors import SurgeryError
 from understudy.labels import FIXED, Labels, ParameterPlan
 from understudy.refit import Refit
 from understudy.trace import source_line
-from understudy.units import removed_paths
+from understudy.units import removed_paths, silenced_path
 from understudy.walk import VIEWS, describe, inside, is_in_place
 
 Mask = npt.NDArray[np.bool_]
@@ -175,14 +175,16 @@ def _centre(tensor: Tensor, first: int, kernel: int) -> Tensor:
 
 
 def _copied(analysis: Analysis, architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Deep-copy the teacher with these tensors in place of its own and identities for removed modules."""
+    """Deep-copy the teacher with these tensors in place of its own and identities or zeros for removed modules."""
     teacher = analysis.teacher
     memo: dict[int, Any] = {}
-    gone = {path for unit in architecture.removed for path in removed_paths(analysis.space.unit(unit))}
+    units = [analysis.space.unit(name) for name in architecture.removed]
+    gone = {path for unit in units for path in removed_paths(unit)}
+    silenced = {silenced_path(unit) for unit in units}
     for path in gone:
         identity = Copy() if _is_overwritten(analysis, path, gone) else nn.Identity()
         module = teacher.get_submodule(path)
-        memo[id(module)] = identity.train(module.training)
+        memo[id(module)] = (Zeros() if path in silenced else identity).train(module.training)
     for name, cut in tensors.items():
         old = _tensor(teacher, name)
         memo[id(old)] = nn.Parameter(cut, old.requires_grad) if isinstance(old, nn.Parameter) else cut
@@ -200,6 +202,14 @@ class Copy(nn.Identity):
     def forward(self, input: Tensor) -> Tensor:
         """Return a copy of the input."""
         return input.clone()
+
+
+class Zeros(nn.Identity):
+    """Stands for the last layer of a removed branch: an addition then passes its other operand on."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return zeros like the input."""
+        return torch.zeros_like(input)
 
 
 def _is_overwritten(analysis: Analysis, path: str, gone: set[str]) -> bool:

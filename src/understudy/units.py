@@ -16,7 +16,7 @@ from understudy.groups import Groups
 from understudy.labels import Labelled
 from understudy.refit import Refit
 from understudy.trace import Trace
-from understudy.walk import enclosing_modules, entry_nodes, inside
+from understudy.walk import describe, enclosing_modules, entry_nodes, inside
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (
@@ -35,6 +35,11 @@ _ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
 )
+_ADDITIONS = ("add", "add_", "iadd")
+_PRODUCTS = ("mul", "mul_", "imul", "multiply")
+# Operations on one tensor that give zeros for zeros, in training as well.
+_KEEP_ZERO = ("relu", "relu_", "relu6", "gelu", "silu", "tanh", "neg", "dropout", "stochastic_depth", "contiguous")
+_KEEPING_ZERO = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +99,11 @@ def layers_of(groups: Groups) -> tuple[Layer, ...]:
 
 
 def units_of(groups: Groups) -> tuple[Unit, ...]:
-    """Return what can be removed: convolutions with norm and activation, max pooling, blocks, single layers.
+    """Return what can be removed, the units of each kind, in the order of execution.
 
     The first and the last layer and strided convolutions stay, as in the authors' code of N2N. A unit is
     offered only if the rest fits at any width; a single layer (kind "layer") also where it fits at full
-    width only. Linear layers and average pooling go as single layers.
+    width only. Average pooling goes as a single layer.
     """
     sites = _sites(groups.trace)
     core = [s for s in sites if isinstance(s.module, (*_CONVOLUTIONS, nn.Linear))]
@@ -109,8 +114,12 @@ def units_of(groups: Groups) -> tuple[Unit, ...]:
     owner = {node: site for site in sites for node in site.nodes}
     first = _chain(core[0], owner) if core else ()
     units = [Unit(name=s.name, kind="conv", layers=_chain(s, owner)) for s in convs]
+    units += [
+        Unit(name=s.name, kind="linear", layers=_chain(s, owner)) for s in free if isinstance(s.module, nn.Linear)
+    ]
     units += [Unit(name=s.name, kind="pool", layers=(s.name,)) for s in pools]
-    units += _blocks(groups, sites, ends)
+    blocks = list(_blocks(groups, sites, ends))
+    units += blocks + list(_branches(groups, sites, ends, {unit.layers for unit in blocks}))
     offered = [unit for unit in units if _fits(groups, unit, strict=True)]
     alone = (*_NORMS, *_ACTIVATIONS, *_AVERAGE_POOLS, nn.Linear)
     singles = [s for s in free if isinstance(s.module, alone) and s.name not in first]
@@ -123,6 +132,11 @@ def units_of(groups: Groups) -> tuple[Unit, ...]:
 def removed_paths(unit: Unit) -> tuple[str, ...]:
     """Return the modules that an identity stands in for when the unit is removed."""
     return (unit.name,) if unit.kind == "block" else unit.layers
+
+
+def silenced_path(unit: Unit) -> str | None:
+    """Return the module that gives zeros when the unit is removed."""
+    return unit.layers[-1] if unit.kind == "branch" else None
 
 
 def layer_type(module: nn.Module) -> str:
@@ -224,6 +238,58 @@ def _blocks(groups: Groups, sites: list[_Site], ends: set[str]) -> Iterator[Unit
         exits = [n for n in nodes if any(not inside(user, path) for user in n.users)]
         if len(entries) == len(exits) == 1 and _alike(values[entries[0]], values[exits[0]]):
             yield Unit(name=path, kind="block", layers=layers)
+
+
+def _branches(groups: Groups, sites: list[_Site], ends: set[str], blocks: set[tuple[str, ...]]) -> Iterator[Unit]:
+    """Yield what additions add to their own input, where no module holds just that.
+
+    Such a branch can go if all that it computes comes from that input, serves only the addition, lies in layers, and
+    is zero where its last layer gives zeros.
+    """
+    trace, values = groups.trace, groups.plan.values
+    owner = {node: site for site in sites for node in site.nodes}
+    for node in trace.nodes:
+        inputs = [n for n in node.all_input_nodes if isinstance(values[n], Labelled)]
+        if node.op == "call_module" or describe(node) not in _ADDITIONS or len(inputs) != 2:
+            continue
+        for start, branch in (inputs, inputs[::-1]):
+            region = _between(trace, start, branch) if _alike(values[start], values[branch]) else set()
+            members = [site for site in sites if region.issuperset(site.nodes)]
+            layers = tuple(site.name for site in members)
+            outside = (user for n in region for user in n.users if user is not node and user not in region)
+            works = (n for n in region if n not in owner and groups.plan.parts[n].work)
+            whole = all(site.calls == 1 for site in members) and not ends & set(layers)
+            if len(layers) < 2 or layers in blocks or not whole or any(outside) or any(works):
+                continue
+            if branch in _silent(trace, members[-1], sorted(region, key=trace.order.__getitem__)):
+                yield Unit(name=f"branch:{layers[0]}", kind="branch", layers=layers)
+
+
+def _between(trace: Trace, start: fx.Node, end: fx.Node) -> set[fx.Node]:
+    """Return the nodes from behind `start` to `end`, parameters aside; none if anything else comes in."""
+    first, found, waiting = trace.order[start], set[fx.Node](), [end]
+    while waiting:
+        node = waiting.pop()
+        if node is start or node in found or node.op == "get_attr":
+            continue
+        if trace.order[node] < first:
+            return set()
+        found.add(node)
+        waiting += node.all_input_nodes
+    return found
+
+
+def _silent(trace: Trace, last: _Site, region: list[fx.Node]) -> set[fx.Node]:
+    """Return the nodes of a region that are zero if a layer's output is."""
+    silent = set(last.nodes)
+    for node in region:
+        inputs = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        name = "" if node.op == "call_module" else describe(node)
+        product = name in _PRODUCTS and any(n in silent for n in inputs)
+        dropout = node.op == "call_module" and isinstance(trace.root.get_submodule(str(node.target)), _KEEPING_ZERO)
+        if product or ((dropout or name in _KEEP_ZERO) and len(inputs) == 1 and inputs[0] in silent):
+            silent.add(node)
+    return silent
 
 
 def _alike(a: Any, b: Any) -> bool:
