@@ -37,7 +37,7 @@ def check(model: nn.Module, *, draws: int = 10) -> Analysis:
     """Hold the exact properties on random widths; returns the analysis for what is particular."""
     torch.manual_seed(0)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -1, 1)
     model.eval()
@@ -107,12 +107,31 @@ def test_group_norm_drops_whole_groups() -> None:
     assert widths(analysis) == {"stem": (8, 2)}
 
 
-def test_layer_norm_freezes_with_the_reason() -> None:
-    def body(m, x):
-        return m["n"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def channels_last(m, x):
+    return m["n"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    analysis = check(Net(body, n=nn.LayerNorm(8)))
-    assert reasons(analysis)["stem"] == "layer norm takes statistics over these channels"
+
+def test_a_layer_norm_takes_its_statistics_over_the_channels_that_stay() -> None:
+    analysis = check(Net(channels_last, n=nn.LayerNorm(8)))
+    assert widths(analysis) == {"stem": (8, 1)}
+    teacher, stay = analysis.teacher, [0, 3, 4]
+    student = build(analysis, analysis.space.architecture(channels={"stem": stay}))
+    assert student.parts["n"].normalized_shape == (3,)
+    with torch.no_grad():
+        x = torch.relu(teacher.stem(images(2, size=8)))[:, stay]
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        x = x * teacher.parts["n"].weight[stay, None, None] + teacher.parts["n"].bias[stay, None, None]
+        expected = nn.functional.conv2d(x, teacher.head.weight[:, stay], teacher.head.bias)
+        assert torch.allclose(student(images(2, size=8)), expected, atol=1e-5)
+
+
+def test_a_layer_norm_over_space_keeps_channels() -> None:
+    assert widths(check(Net(lambda m, x: m["n"](x), n=nn.LayerNorm((8, 8))))) == {"stem": (8, 1)}
+
+
+def test_a_layer_norm_over_channels_and_space_freezes_with_the_reason() -> None:
+    analysis = check(Net(lambda m, x: m["n"](x), n=nn.LayerNorm((8, 8, 8))))
+    assert reasons(analysis)["stem"] == "layer norm takes statistics over these channels and more"
 
 
 def test_a_gate_ties_through_broadcasting() -> None:

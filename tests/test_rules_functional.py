@@ -124,14 +124,36 @@ def test_a_weight_that_is_computed_freezes_what_it_reads() -> None:
     assert reasons(analysis)["parts.a"] == "conv2d computes its weight"
 
 
-def test_a_layer_norm_as_a_function_freezes() -> None:
-    class ChannelsFirst(nn.LayerNorm):
-        def forward(self, x: Tensor) -> Tensor:
-            x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-            return x.permute(0, 3, 1, 2)
+class ChannelsFirst(nn.LayerNorm):
+    """A layer norm over dimension 1, as ConvNeXt has it."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+def test_a_layer_norm_as_a_function_is_cut_where_its_module_holds_the_number() -> None:
     analysis = check(Net(lambda m, x: m["n"](x), n=ChannelsFirst(8)))
-    assert reasons(analysis)["stem"] == "layer norm takes statistics over these channels"
+    assert widths(analysis) == {"stem": (8, 1)}
+    assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["n"].normalized_shape == (3,)
+
+
+def test_a_layer_norm_as_a_function_freezes_a_written_number() -> None:
+    class Written(ChannelsFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x.permute(0, 2, 3, 1), (8,), self.weight, self.bias).permute(0, 3, 1, 2)
+
+    analysis = check(Net(lambda m, x: m["n"](x), n=Written(8)))
+    assert reasons(analysis)["stem"] == "layer norm writes their number as 8"
+
+
+def test_a_layer_norm_whose_number_is_used_otherwise_freezes() -> None:
+    class Scaled(ChannelsFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.normalized_shape[0] ** -0.5
+
+    analysis = check(Net(lambda m, x: m["n"](x), n=Scaled(8)))
+    assert reasons(analysis)["stem"] == "normalized_shape is used for something else as well"
 
 
 def test_parts_of_a_size_that_a_module_holds_shrink_together() -> None:

@@ -20,12 +20,10 @@ from understudy.surgery import build, rebuild
 # One of each kind of difficulty in every run; the others in the slow set.
 QUICK = {"resnet18", "squeezenet1_0", "shufflenet_v2_x1_0", "ghostnet_100", "convnext_atto"}
 EACH = [pytest.param(model, id=model.name, marks=() if model.name in QUICK else pytest.mark.slow) for model in MODELS]
-# Share of the parameters in layers whose width can shrink, at least. Layer norms over channels hold those of
-# ConvNeXt's trunk: a mean over fewer channels is another mean.
-SHRINKABLE = dict.fromkeys(("resnet18", "resnet50", "resnext50_32x4d", "vgg16_bn", "mobilenet_v2"), 0.95)
-SHRINKABLE |= dict.fromkeys(("mobilenet_v3_small", "densenet121", "googlenet", "efficientnet_b0"), 0.95)
-SHRINKABLE |= dict.fromkeys(("regnet_y_400mf", "seresnet50", "mobilenetv3_large_100", "regnety_004"), 0.95)
-SHRINKABLE |= {"convnext_tiny": 0.9, "convnext_atto": 0.8}
+# Families whose parameters lie in layers whose width can shrink, at least 95% of them.
+SHRINKABLE = {"vgg16_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"}
+SHRINKABLE |= {"mobilenet_v2", "mobilenet_v3_small", "mobilenetv3_large_100", "mnasnet1_0", "efficientnet_b0"}
+SHRINKABLE |= {"regnet_y_400mf", "regnety_004", "convnext_tiny", "convnext_atto", "seresnet50"}
 
 
 @pytest.fixture(scope="module", params=EACH)
@@ -104,4 +102,5 @@ def test_students_without_units(model: Model, analysis: Analysis) -> None:
 
 
 def test_most_of_it_can_shrink(model: Model, analysis: Analysis) -> None:
-    assert analysis.shrinkable >= SHRINKABLE.get(model.name, 0)
+    assert model.name not in SHRINKABLE or analysis.shrinkable >= 0.95
+    assert analysis.shrinkable > 0 or analysis.space.frozen  # or it is said what is in the way

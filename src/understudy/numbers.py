@@ -60,6 +60,8 @@ setattr(Number, "__neg__", _spoiling("__neg__"))  # noqa: B010  as the ones abov
 def track_numbers(root: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> set[Key]:
     """Put a Number in the place of every integer attribute of modules whose forward pass is looked into.
 
+    A tuple of one integer counts as one, as the shape does that a layer norm holds.
+
     Returns:
         Where the numbers are kept that the forward pass computes with; filled while it runs.
     """
@@ -68,8 +70,11 @@ def track_numbers(root: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) ->
         if is_leaf(module, path):
             continue
         for name, value in list(vars(module).items()):
-            if type(value) is int and not name.startswith("_"):
-                vars(module)[name] = Number(value, path, name, spoiled)
+            single = type(value) is tuple and len(value) == 1 and type(value[0]) is int
+            if name.startswith("_") or not (single or type(value) is int):
+                continue
+            number = Number(value[0] if single else value, path, name, spoiled)
+            vars(module)[name] = (number,) if single else number
     return spoiled
 
 

@@ -57,7 +57,9 @@ def build(
     student = _copied(analysis, architecture, tensors)
     for attribute in refit.plan.attributes:
         number = int(kept[attribute.labels].sum()) // attribute.per
-        setattr(student.get_submodule(attribute.module), attribute.name, number)
+        module = student.get_submodule(attribute.module)
+        single = isinstance(getattr(module, attribute.name), tuple)
+        setattr(module, attribute.name, (number,) if single else number)
     for name, kernel in architecture.kernels:
         _shrink_kernel(student.get_submodule(name), kernel)
     everything = {path for path, _ in student.named_modules()}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.labels import Labelled, Labels, ParameterPlan, ParameterUse, Work
+from understudy.rules.layers import normalises_channels
 from understudy.rules.tables import for_calls
 from understudy.walk import Walk, count, describe
 
@@ -119,14 +120,26 @@ def group_norm(
 
 
 @for_calls(F.layer_norm, parameters=True)
-def layer_norm(walk: Walk, node: fx.Node, input: Any, shape: Any = (), *rest: Any, **more: Any) -> Labelled:
-    """Statistics over the normalised dimensions change with any channel among them."""
+def layer_norm(
+    walk: Walk,
+    node: fx.Node,
+    input: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *rest: Any,
+    **_: Any,
+) -> Labelled:
+    """As the layer, where a module holds the number of channels."""
     x = walk.as_tensor(input, node)
-    shape = more.get("normalized_shape", shape)
-    first = len(x.shape) - len(shape)
-    if any(d >= first for d in x.varying):
-        walk.freeze(x.labels, "layer norm takes statistics over these channels", node)
-    for value in (*rest, *more.values()):
+    if normalises_channels(walk, node, x, len(normalized_shape)):
+        labels = walk.channels(x, -1, node)
+        if walk.follow(normalized_shape[0], labels, node):
+            for value in (weight, bias):
+                _per_channel(walk, node, value, labels)
+            return x
+        walk.freeze(labels, f"layer norm writes their number as {len(labels)}", node)
+    for value in (weight, bias):
         if isinstance(value, ParameterUse):
             walk.parameter(value.name, ParameterPlan(value.shape), node)
     return x

@@ -101,11 +101,25 @@ def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
 
 @for_modules(nn.LayerNorm)
 def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
-    """Statistics over the normalised dimensions change with any channel among them."""
-    first = len(x.shape) - len(module.normalized_shape)
-    if any(d >= first for d in x.varying):
-        walk.freeze(x.labels, "layer norm takes statistics over these channels", node)
+    """Over the last dimension it takes its statistics over the channels that stay; over more it freezes them."""
+    name = str(node.target)
+    if not normalises_channels(walk, node, x, len(module.normalized_shape)):
+        return x
+    labels = walk.channels(x, -1, node)
+    for part in ("weight", "bias"):
+        if getattr(module, part) is not None:
+            walk.parameter(f"{name}.{part}", ParameterPlan((labels,)), node)
+    walk.part.attributes.append(Attribute(name, "normalized_shape", labels))
     return x
+
+
+def normalises_channels(walk: Walk, node: fx.Node, x: Labelled, dimensions: int) -> bool:
+    """Return whether a layer norm over that many dimensions is over channels that can go; freeze those that cannot."""
+    over = [d for d in x.varying if d >= len(x.shape) - dimensions]
+    if over and (dimensions > 1 or x.varying != (len(x.shape) - 1,)):
+        walk.freeze(x.labels, "layer norm takes statistics over these channels and more", node)
+        return False
+    return bool(over)
 
 
 @for_modules(nn.PReLU)
