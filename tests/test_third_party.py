@@ -45,24 +45,21 @@ def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_student(analysis: Analysis, architecture: Architecture, size: int) -> None:
-    """A student is what was predicted, runs at two batch sizes, trains, and can be made again."""
-    cost = predict(analysis, architecture)
+    """A student is what was predicted, computes what it should, runs at two batch sizes, reloads and trains."""
+    cost, x = predict(analysis, architecture), images(2, size=size)
     student = build(analysis, architecture).eval()
     assert cost.parameters == parameters(student)
-    assert cost.macs == macs(student, images(2, size=size))
+    assert cost.macs == macs(student, x)
     with torch.no_grad():
         assert all(len(t) == 3 for t in tensors_of(student(images(3, size=size))))
+    if not architecture.removed and not architecture.kernels:  # then dropping channels is multiplying them by zero
+        assert relative_error(analysis, architecture, student, x) < 1e-5
     again = rebuild(analysis, architecture, student.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), student.parameters(), strict=True))
     student.train()
-    sum(t.sum() for t in tensors_of(student(images(2, size=size)))).backward()
+    sum(t.sum() for t in tensors_of(student(x))).backward()
     assert any(p.grad is not None for p in student.parameters())
     assert all(p.grad is None or p.grad.shape == p.shape for p in student.parameters())
-
-
-def draws(model: Model, number: int) -> int:
-    """Large images get a quarter of the architectures."""
-    return number if model.size < 200 else number // 4
 
 
 def test_keep_all_is_the_teacher_bit_for_bit(model: Model, analysis: Analysis) -> None:
@@ -77,26 +74,17 @@ def test_keep_all_is_the_teacher_bit_for_bit(model: Model, analysis: Analysis) -
             assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
-def test_students_of_any_width(model: Model, analysis: Analysis) -> None:
+def test_students(model: Model, analysis: Analysis) -> None:
+    """20 random architectures of widths only and, every second one, without some units and with smaller kernels.
 
-    @settings(max_examples=draws(model, 20))
+    5 where images are large: those of a model of 299 pixels take as long as 20 of 64.
+    """
+
+    @settings(max_examples=20 if model.size < 200 else 5)
     @given(seed=st.integers(0, 2**32))
     def hold(seed: int) -> None:
-        architecture = random_widths(analysis.space, seed)
-        check_student(analysis, architecture, model.size)
-        # Dropping channels is multiplying them by zero.
-        student = build(analysis, architecture).eval()
-        assert relative_error(analysis, architecture, student, images(2, size=model.size)) < 1e-5
-
-    hold()
-
-
-def test_students_without_units(model: Model, analysis: Analysis) -> None:
-
-    @settings(max_examples=draws(model, 10))
-    @given(seed=st.integers(0, 2**32))
-    def hold(seed: int) -> None:
-        check_student(analysis, random_architecture(analysis.space, seed), model.size)
+        draw = random_architecture if seed % 2 else random_widths
+        check_student(analysis, draw(analysis.space, seed), model.size)
 
     hold()
 
