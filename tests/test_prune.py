@@ -240,6 +240,25 @@ def test_a_training_that_fails_says_why(teacher: Teacher, tmp_path: Path) -> Non
         squeeze(teacher, tmp_path / "run", method=Decore(training=training), goal=GOAL)
 
 
+@pytest.mark.slow
+def test_methods_chain(teacher: Teacher, tmp_path: Path) -> None:
+    first = squeeze(teacher, tmp_path / "n2n", goal=us.Goal(params="1.5x"))
+    method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0)
+    second = squeeze(teacher, tmp_path / "decore", method=method, goal=us.Goal(params="4x"), start=first.student)
+    assert second.kept and second.summary["teacher"]["parameters"] == 3818 > first.summary["student"]["parameters"]
+    assert second.summary["teacher"]["val"] == first.summary["teacher"]["val"]
+    assert second.summary["student"]["parameters"] <= 3818 / 4
+    narrow = us.UniformWidth(students=8, round_to=1, min_width=1)
+    third = squeeze(teacher, tmp_path / "third", method=narrow, goal=us.Goal(params="6x"), start=second.student)
+    assert third.summary["student"]["parameters"] < second.summary["student"]["parameters"]
+    images = torch.randn(3, 1, 8, 8)
+    second.save(tmp_path / "student")
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path / "student", first.student)(images), second.student(images))
+    with pytest.raises(RunError, match="start was"):
+        squeeze(teacher, tmp_path / "decore", method=method, goal=us.Goal(params="4x"))
+
+
 def test_there_must_be_something_to_decide(tmp_path: Path) -> None:
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ConfigError, match="DECORE needs a group of channels that can shrink"):

@@ -79,6 +79,7 @@ def compress(
     device: Device | None = None,
     seed: int | None = None,
     settings: Compression | None = None,
+    start: nn.Module | None = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     progress: bool = True,
 ) -> Result:
@@ -101,6 +102,8 @@ def compress(
         device: where things run.
         seed: of the search and of every student in it.
         settings: all of these at once, instead.
+        start: a student of another run, to be made smaller still: it is cut in the teacher's place, and the
+            teacher teaches, counts for the goal and is compared with. `load_student` needs it again.
         leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
         progress: show what is going on.
 
@@ -120,7 +123,7 @@ def compress(
     if settings is not None and named:
         raise ConfigError(f"settings are given one by one or as a Compression, but both were: {', '.join(named)}")
     chosen = settings or Compression(**named)  # type: ignore[arg-type]
-    return run_task(Task.of(teacher, data, chosen, leaf_modules=leaf_modules), run, progress=progress)
+    return run_task(Task.of(teacher, data, chosen, leaf_modules=leaf_modules, start=start), run, progress=progress)
 
 
 def run_task(task: Task, folder: str | Path, *, progress: bool = True) -> Result:
@@ -195,7 +198,7 @@ class _Job:
         if not (self.run.folder / "space.json").is_file():
             write_whole(self.run.folder / "space.json", self.task.space.to_json())
         if self.run.recall("source") is None:
-            spec = None if teacher.spec is None else {"name": teacher.spec.name, "arguments": teacher.spec.arguments}
+            spec = _spec(self.task)
             if spec is not None:
                 save_weights(self.run.folder / "teacher.safetensors", teacher.module)
             self.run.remember(
@@ -398,11 +401,17 @@ def _figures(cost: Cost, val: float, test: float | None) -> dict[str, Any]:
     }
 
 
+def _spec(task: Task) -> dict[str, Any] | None:
+    """Return how what is cut is made, if names can say it."""
+    spec = task.teacher.spec
+    return None if spec is None or task.start is not None else {"name": spec.name, "arguments": dict(spec.arguments)}
+
+
 def _card(task: Task, summary: dict[str, Any]) -> dict[str, Any]:
-    spec, data = task.teacher.spec, task.data
+    spec, data = _spec(task), task.data
     return {
-        "model": None if spec is None else spec.name,
-        "arguments": {} if spec is None else dict(spec.arguments),
+        "model": None if spec is None else spec["name"],
+        "arguments": {} if spec is None else spec["arguments"],
         "input": list(data.shape),
         "classes": list(data.classes),
         "mean": list(data.mean),

@@ -64,7 +64,7 @@ class Pruning:
             RunError: the training failed.
             SurgeryError: masked and sliced network disagree; nothing is saved then.
         """
-        network = copy.deepcopy(self.task.teacher.module)
+        network = copy.deepcopy(self.task.analysis.teacher)
         if not (self.folder / "architecture.json").is_file():
             self._learn(network)
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"

@@ -61,6 +61,7 @@ class Identity:
     data: str
     space: str
     policy: str = ""  # that the search starts from, if it does
+    start: str = ""  # the network that is cut, if it is not the teacher
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
 

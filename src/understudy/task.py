@@ -38,6 +38,7 @@ class Task:
     analysis: Analysis
     opened: Mapping[str, Any] | None = None  # how `Data.open` was called, if it was
     policy: Mapping[str, Tensor] | None = None  # that N2N starts from, if it does
+    start: nn.Module | None = None  # what is cut, where that is not the teacher itself; kept as the teacher is
     _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -50,6 +51,7 @@ class Task:
         leaf_modules: tuple[type[nn.Module], ...] = (),
         opened: Mapping[str, Any] | None = None,
         policy: Mapping[str, Tensor] | None = None,
+        start: nn.Module | None = None,
     ) -> Task:
         """Check that everything fits, without training anything, and return the task.
 
@@ -60,11 +62,12 @@ class Task:
             leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
             opened: how `Data.open` was called, if it was, so that a later process can do it again.
             policy: what `policy_from` of the settings named when a run of this task was started.
+            start: a student of another run, to cut in the teacher's place; it is not touched.
 
         Raises:
             ConfigError: a setting is impossible, or the policy to start from does not fit.
-            DataError: the teacher's outputs are not the data's classes.
-            TraceError: the teacher cannot be traced.
+            DataError: the outputs of the teacher or of what it starts from are not the data's classes.
+            TraceError: one of them cannot be traced.
             GoalError: not even the smallest student would keep the budgets.
         """
         check(Settings.of(settings))
@@ -72,9 +75,19 @@ class Task:
         own = replace(known, module=copy.deepcopy(known.module).cpu().float().eval())
         data = own.fit(data)
         check_outputs(own.module, data)
-        analysis = analyse(own.module, first_images(data, data.val, 2), leaf_modules)
-        start = _policy(settings.method, analysis.space) if policy is None else policy
-        task = cls(teacher=own, data=data, settings=settings, analysis=analysis, opened=opened, policy=start)
+        if start is not None:
+            start = copy.deepcopy(start).cpu().float().eval()
+            check_outputs(start, data)
+        analysis = analyse(start or own.module, first_images(data, data.val, 2), leaf_modules)
+        task = cls(
+            teacher=own,
+            data=data,
+            settings=settings,
+            analysis=analysis,
+            opened=opened,
+            policy=_policy(settings.method, analysis.space) if policy is None else policy,
+            start=start,
+        )
         # What is measured, latency and accuracy, cannot be judged yet.
         predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
         budgets = predicted.budgets(task.cost, accuracy=0.0)
@@ -111,7 +124,10 @@ class Task:
     @cached_property
     def cost(self) -> Cost:
         """What the teacher costs, predicted."""
-        return cost.predict(self.analysis, self.space.full)
+        if self.start is None:
+            return cost.predict(self.analysis, self.space.full)
+        teachers = analyse(self.teacher.module, self.analysis.trace.example, self.analysis.leaf_modules)
+        return cost.predict(teachers, teachers.space.full)
 
     @cached_property
     def identity(self) -> Identity:
@@ -121,6 +137,7 @@ class Task:
             data=self.data.digest,
             space=self.space.digest,
             policy=tensors_digest(self.policy) if self.policy else "",
+            start="" if self.start is None else weights_digest(self.start),
         )
 
     @property
@@ -157,6 +174,7 @@ class Task:
             compute=compute,
             seed=settings.seed,
             folder=folder,
+            tutor=None if self.start is None else self.teacher.module,
         )
 
 
