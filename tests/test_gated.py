@@ -140,7 +140,7 @@ def test_where_examples_cannot_be_told_apart_is_said() -> None:
     analysis = analyse(model, images(2, size=8))
     names = [g.name for g in analysis.space.groups]
     gated = Gated(analysis, model)
-    untold = {
-        name for name, slots in zip(names, analysis.groups.slots_of, strict=True) if gated.untold & {*slots.tolist()}
-    }
-    assert "first" in names and untold == {"first"}
+    slots_of = dict(zip(names, analysis.groups.slots_of, strict=True))
+    unmasked = {name for name, slots in slots_of.items() if gated.unmasked.keys() & {*slots.tolist()}}
+    assert "first" in names and unmasked == {"first"}
+    assert "examples cannot be told apart" in gated.unmasked[int(slots_of["first"][0])]

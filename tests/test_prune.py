@@ -259,9 +259,32 @@ def test_methods_chain(teacher: Teacher, tmp_path: Path) -> None:
         squeeze(teacher, tmp_path / "decore", method=method, goal=us.Goal(params="4x"))
 
 
+class Normed(nn.Module):
+    """A trunk with layer norms over channels, as ConvNeXt's, and a hidden layer beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 12, 2, 2), nn.LayerNorm(12)
+        self.wide, self.back = nn.Linear(12, 24), nn.Linear(24, 12)
+        self.classifier = nn.Linear(12, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, 10) of images (B, 1, 8, 8)."""
+        x = self.norm(self.stem(images).permute(0, 2, 3, 1))
+        x = x + self.back(torch.relu(self.wide(x)))
+        return self.classifier(x.mean((1, 2)))
+
+
+def test_layer_norms_over_channels_keep_them(tmp_path: Path) -> None:
+    result = squeeze(Normed(), tmp_path / "run", method=METHOD, goal=us.Goal(params="1.3x"))
+    assert {name for name, _ in result.architecture.widths} == {"wide"}
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "group stem keeps its 12 channels: the layer norm at test_prune.py" in log and "masked equals sliced" in log
+
+
 def test_there_must_be_something_to_decide(tmp_path: Path) -> None:
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(ConfigError, match="DECORE needs a group of channels that can shrink"):
+    with pytest.raises(ConfigError, match="DECORE needs a group of channels that masks can drop"):
         squeeze(teacher, tmp_path / "run", method=METHOD)
     with pytest.raises(GoalError, match="within reach"):
         squeeze(Tiny(), tmp_path / "other", method=METHOD, goal=us.Goal(params="1000x"))

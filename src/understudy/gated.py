@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from understudy.analysis import Analysis
 from understudy.labels import FIXED, Labelled, Labels
+from understudy.trace import source_line
 from understudy.walk import attribute
 
 
@@ -24,7 +25,8 @@ class Gated(nn.Module):
     A channel is zero where it is read: after its norm, activation, pooling and addition. It need not be zero
     before, where it only passes through. So the network computes what its slice without the channel does, for
     tied, concatenated, depthwise and gated channels alike. Layers are called as the forward pass in evaluation
-    mode calls them; dropout, norms and the like still follow the mode.
+    mode calls them; dropout, norms and the like still follow the mode. `unmasked` says of slots that no mask can
+    drop as slicing does, and of which gates know nothing, why.
 
     Args:
         analysis: of the network's structure.
@@ -34,7 +36,7 @@ class Gated(nn.Module):
     def __init__(self, analysis: Analysis, network: nn.Module) -> None:
         super().__init__()
         self.slots = analysis.groups.slots
-        graph, self.gates, self.untold = _with_gates(analysis)
+        graph, self.gates, self.unmasked = _with_gates(analysis)
         used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
         parts = {name: self.gates.get(name) or attribute(network, name) for name in used}
         self.network = fx.GraphModule(parts, graph)
@@ -86,11 +88,11 @@ class _MaskedRelu(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(gradients[0], y, 0), None
 
 
-def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], frozenset[int]]:
-    """Return a copy of the graph with gates, the gates by name, and the slots that no gate can mask by example."""
+def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], dict[int, str]]:
+    """Return a copy of the graph with gates, the gates by name, and why there are slots that no gate can mask."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(analysis.trace.graph, copies))
-    gates, untold = dict[str, Gate](), set[int]()
+    gates, unmasked = dict[str, Gate](), dict[int, str]()
     free = np.ones(analysis.groups.slots + 1, dtype=bool)
     free[[*analysis.groups.held.tolist(), FIXED]] = False
     for node in _read(analysis):
@@ -98,7 +100,8 @@ def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], frozense
         if not free[labels].any():
             continue
         if labels.shape[0] != 1 or node.meta["value"].shape[0] != analysis.trace.batch:
-            untold.update(np.unique(labels[free[labels]]).tolist())
+            reason = f"at {source_line(node) or node.name} examples cannot be told apart"
+            unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
             continue
         name, copied = f"gate{len(gates)}", copies[node]
         relu = _is_relu(analysis, node)
@@ -109,7 +112,18 @@ def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], frozense
         if relu:
             gate.args = (copied.args[0],)
             graph.erase_node(copied)
-    return graph, gates, frozenset(untold)
+    for node in filter(lambda node: _is_layer_norm(analysis, node), analysis.trace.graph.nodes):
+        labels = analysis.groups.plan.values[node].labels
+        if labels.shape[-1] > 1:  # a narrower one takes its statistics over what stays, which no mask can imitate
+            reason = f"the layer norm at {source_line(node) or node.name} takes statistics over these channels"
+            unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
+    return graph, gates, unmasked
+
+
+def _is_layer_norm(analysis: Analysis, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(analysis.trace.root.get_submodule(str(node.target)), nn.LayerNorm)
+    return node.target is F.layer_norm
 
 
 def _read(analysis: Analysis) -> list[fx.Node]:

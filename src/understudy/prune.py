@@ -78,10 +78,7 @@ class Pruning:
         method, evaluator = self.method, self.evaluator
         lesson = evaluator.final_lesson(Final(training=method.training))
         gated = Gated(self.task.analysis, network)
-        groups, slots = _decided(self.task.analysis, gated.untold)
-        held = len(self.task.space.groups) - len(groups)
-        if held:
-            self.display.warn(f"{held} groups keep their width: where they are read, examples cannot be told apart")
+        groups, slots = self._decided(gated)
         learner = Learner(gated, Agents(groups, method, examples=len(lesson.split)), slots)
         usage = self._usage()
         self._train(learner, groups, lesson, usage)
@@ -98,6 +95,21 @@ class Pruning:
         save_weights(self.folder / "network.safetensors", network)
         write_whole(self.folder / "architecture.json", architecture.to_json())
         self._checkpoint.unlink(missing_ok=True)
+
+    def _decided(self, gated: Gated) -> tuple[tuple[Group, ...], Tensor]:
+        """Return the groups that agents can decide on, and the slot of each agent."""
+        groups, able = self.task.analysis.groups, []
+        for group, slots in zip(groups.groups, groups.slots_of, strict=True):
+            reason = next((gated.unmasked[s] for s in slots.tolist() if s in gated.unmasked), None)
+            if reason is None:
+                able.append((group, slots))
+            else:
+                self.display.warn(f"group {group.name} keeps its {group.width} channels: {reason}")
+        if not able:
+            raise ConfigError(
+                "DECORE needs a group of channels that masks can drop, but this teacher has none; see inspect"
+            )
+        return tuple(group for group, _ in able), torch.from_numpy(np.concatenate([slots for _, slots in able]))
 
     @property
     def _checkpoint(self) -> Path:
@@ -276,13 +288,3 @@ class _Report:
         if line[:20] not in self._warned:
             self._warned.add(line[:20])
             self._display.warn(line)
-
-
-def _decided(analysis: Analysis, untold: frozenset[int]) -> tuple[tuple[Group, ...], Tensor]:
-    """Return the groups that agents can decide on, and the slot of each agent."""
-    both = zip(analysis.groups.groups, analysis.groups.slots_of, strict=True)
-    able = [(group, slots) for group, slots in both if not untold.intersection(slots.tolist())]
-    if not able:
-        raise ConfigError("DECORE needs a group of channels that can shrink, but this teacher has none; see inspect")
-    slots = torch.from_numpy(np.concatenate([slots for _, slots in able]))
-    return tuple(group for group, _ in able), slots
