@@ -45,6 +45,8 @@ def test_changes_make_new_values() -> None:
     [
         ({"widths": {"a": 0}}, "width of group 'a' must be in 1..16, but got 0"),
         ({"widths": {"a": 17}}, "width of group 'a' must be in 1..16, but got 17"),
+        ({"widths": {"aa": 8}}, r"no group 'aa' \(did you mean 'a'\?\)"),
+        ({"kernels": {"zz": 3}}, "no layer 'zz'"),
         ({"widths": {"c": 6}}, "must be in 4..24, a multiple of 4, but got 6"),
         ({"kernels": {"a": 2}}, r"kernel of layer 'a' must be one of \(1, 3, 5\), but got 2"),
         ({"kernels": {"b": 1}}, r"kernel of layer 'b' must be one of \(3,\), but got 1"),
@@ -86,6 +88,12 @@ def test_json_both_ways_and_only_for_its_space() -> None:
     other = Space(layers=SPACE.layers, groups=SPACE.groups, units=())
     with pytest.raises(ArchitectureError, match=f"made for Space {SPACE.digest}, but this teacher's is {other.digest}"):
         Architecture.from_json(other, chosen.to_json())
+
+
+@pytest.mark.parametrize("text", ["hello", "[1]", "{}", '{"space": "0"}'])
+def test_what_is_no_architecture_is_refused(text: str) -> None:
+    with pytest.raises(ArchitectureError, match="must be what to_json wrote, but got"):
+        Architecture.from_json(SPACE, text)
 
 
 def test_pickles() -> None:

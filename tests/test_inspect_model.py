@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def test_mistakes_get_one_clear_error(arguments: list[str], message: str, capsys
     assert main(["inspect", *arguments]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and error.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("model", "module"), [("timm:resnet18", "timm"), ("torchvision:resnet18", "torchvision.models")]
+)
+def test_a_missing_extra_is_named(
+    model: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    assert main(["inspect", model]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: {module} must be installed, but is not: pip install 'understudy[vision]'"
+    )
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

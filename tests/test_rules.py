@@ -189,6 +189,34 @@ def test_a_view_with_a_written_size_freezes() -> None:
     assert "x.reshape(-1, 8 * 64)" in frozen.source
 
 
+def test_the_number_of_other_channels_freezes_both() -> None:
+    def body(m, x):
+        b, c, h, w = x.shape
+        return x + torch.cumsum(m["a"](x), 1).flatten(2).reshape(b, c, h, w)
+
+    found = reasons(check(Net(body, a=conv(8, 8))))
+    assert found["stem"] == "reshape sizes other channels by their number"
+
+    def fine(m, x):
+        b, c, h, w = x.shape
+        return m["a"](x).flatten(2).reshape(b, c, h, w)
+
+    found = reasons(check(Net(fine, a=conv(8, 8))))
+    assert set(found) >= {"stem", "parts.a"}
+
+
+def test_a_number_of_channels_that_is_computed_with_freezes() -> None:
+    written = "computes with their number"
+    assert reasons(check(Net(lambda m, x: x * x.size(1) ** -0.5)))["stem"] == f"mul {written}"
+    assert reasons(check(Net(lambda m, x: x / float(x.shape[1]))))["stem"] == f"Python {written}"
+    assert reasons(check(Net(lambda m, x: -x if x.shape[1] == 8 else x)))["stem"] == f"Python {written}"
+    assert (
+        reasons(check(Net(lambda m, x: m["n"](x) / x[0].numel(), n=nn.BatchNorm2d(8))))["stem"] == f"truediv {written}"
+    )
+    # Those of other dimensions are free.
+    assert widths(check(Net(lambda m, x: x / x.shape[2] if x.shape[3] == 8 else x))) == {"stem": (8, 1)}
+
+
 def test_channel_shuffle_with_computed_sizes() -> None:
     def shuffle(m, x):
         b, c, h, w = x.shape

@@ -165,6 +165,13 @@ def test_what_cannot_fit_names_node_and_shapes() -> None:
         predict(analysis, apart)
 
 
+def test_refuses_an_architecture_of_another_teacher() -> None:
+    analysis, other = zoo_analysis("vgg11"), zoo_analysis("resnet20")
+    for use in (build, predict, kept_slots):
+        with pytest.raises(ArchitectureError, match=f"made for Space {other.space.digest}, but this teacher's is"):
+            use(analysis, other.space.full)
+
+
 def test_refuses_weights_of_another_student() -> None:
     analysis = zoo_analysis("vgg11")
     state = build(analysis, analysis.space.full).state_dict()

@@ -88,3 +88,13 @@ def test_says_when_the_example_is_wrong() -> None:
         trace(zoo.create("vgg11", width=4), images(2, channels=5))
     with pytest.raises(TraceError, match="the example has 4 inputs, but forward takes 3: x, y, scale"):
         trace(TwoInputs(), (torch.ones(1),) * 4)
+
+
+def test_what_is_no_example_and_no_teacher() -> None:
+    conv = nn.Conv2d(3, 8, 3)
+    with pytest.raises(TraceError, match=r"an example must have elements, but 'input' has the shape \(0, 3, 8, 8\)"):
+        trace(conv, images(0, size=8))
+    with pytest.raises(TraceError, match=r"must accept the example \{'input': 'ndarray'\}, but it failed"):
+        trace(conv, images(2, size=8).numpy())  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=r"a teacher must be a torch\.nn\.Module, but got function"):
+        trace(lambda x: x, images(2))  # type: ignore[arg-type]

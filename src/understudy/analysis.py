@@ -57,8 +57,10 @@ class Analysis:
         """Return the pass over the teacher without the units that the architecture removes.
 
         Raises:
+            ArchitectureError: the architecture was made for another teacher.
             SurgeryError: what is left does not fit together.
         """
+        architecture.check_belongs(self.space)
         if architecture.removed not in self._refits:
             units = (self.space.unit(name) for name in architecture.removed)
             refit = Refit(self.groups, frozenset(path for unit in units for path in removed_paths(unit)))
@@ -82,7 +84,7 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
         leaf_modules: classes to take as one operation; their channels freeze.
 
     Raises:
-        TraceError: the teacher cannot be traced, or fails on the example.
+        TraceError: the teacher cannot be traced, or fails on the example, or the example is empty.
     """
     traced = trace(teacher, example, leaf_modules=leaf_modules)
     return Analysis(trace=traced, groups=find_groups(traced), leaf_modules=leaf_modules)

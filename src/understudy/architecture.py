@@ -203,6 +203,11 @@ class Architecture:
         for name, kernel in self.kernels:
             _check_kernel(self.space.layer(name), kernel)
 
+    def check_belongs(self, space: Space) -> None:
+        """Raise ArchitectureError if this was made for another teacher than the one of `space`."""
+        if self.space is not space:
+            _check_space(space, self.space.digest)
+
     def width(self, group: str) -> int:
         """Return how many channels the group keeps."""
         return dict(self.widths).get(group, self.space.group(group).width)
@@ -277,16 +282,16 @@ class Architecture:
         """Read what `to_json` wrote, for the Space that it was made for.
 
         Raises:
-            ArchitectureError: the text is of another Space, or a decision is not legal.
+            ArchitectureError: the text is no architecture, or of another Space, or a decision is not legal.
         """
-        fields = json.loads(text)
-        if fields["space"] != space.digest:
-            raise ArchitectureError(
-                f"an architecture belongs to the teacher that it was made for: it was made for Space "
-                f"{fields['space']}, but this teacher's is {space.digest}"
-            )
-        decisions = ("removed", "widths", "kernels", "channels")
-        return space.architecture(**{name: fields[name] for name in decisions})
+        try:
+            fields = json.loads(text)
+            made_for = fields["space"]
+            decisions = {name: fields[name] for name in ("removed", "widths", "kernels", "channels")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArchitectureError(f"an architecture must be what to_json wrote, but got {text[:60]!r}") from error
+        _check_space(space, made_for)
+        return space.architecture(**decisions)
 
 
 def _digest(fields: Any) -> str:
@@ -297,6 +302,14 @@ def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise ArchitectureError(f"the Space has no {kind} {name!r}{did_you_mean(name, known)}")
     return known[name]
+
+
+def _check_space(space: Space, made_for: str) -> None:
+    if made_for != space.digest:
+        raise ArchitectureError(
+            f"an architecture belongs to the teacher that it was made for: it was made for Space {made_for}, "
+            f"but this teacher's is {space.digest}"
+        )
 
 
 def _check_width(group: Group, width: int) -> None:

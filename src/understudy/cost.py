@@ -30,6 +30,7 @@ def predict(analysis: Analysis, architecture: Architecture) -> Cost:
     MACs and activation bytes are for one example of the size that the teacher was analysed with.
 
     Raises:
+        ArchitectureError: the architecture was made for another teacher.
         SurgeryError: the architecture cannot be built.
     """
     return predict_many(analysis, [architecture])[0]
@@ -39,11 +40,13 @@ def predict_many(analysis: Analysis, architectures: Sequence[Architecture]) -> l
     """As `predict` for several architectures; those that remove the same units are computed together.
 
     Raises:
+        ArchitectureError: one of them was made for another teacher.
         SurgeryError: one of them cannot be built.
     """
     costs: dict[int, Cost] = {}
     together: dict[frozenset[str], list[int]] = {}
     for index, architecture in enumerate(architectures):
+        architecture.check_belongs(analysis.space)
         together.setdefault(architecture.removed, []).append(index)
     for indices in together.values():
         members = [architectures[i] for i in indices]

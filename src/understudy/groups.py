@@ -83,6 +83,10 @@ class _Joiner(Walk):
         if held.size:
             self.frozen.append((held, reason, source_line(node)))
 
+    def tied(self, labels: Labels) -> Labels:
+        """Return the label that stands for all that each one is tied to so far, each once."""
+        return np.unique([FIXED if label == FIXED else self._find(label) for label in np.unique(labels).tolist()])
+
     def roots(self) -> Labels:
         """Return, for every label, the one that stands for all that it is tied to."""
         return np.array([self._find(label) for label in range(len(self._parent))], dtype=np.int64)
@@ -140,6 +144,7 @@ def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
     return Plan(
         values={node: map_structure(v, value) for node, v in plan.values.items()},
         parts={node: part(p) for node, p in plan.parts.items()},
+        sizes={node: np.unique(_renamed(labels, slots)) for node, labels in plan.sizes.items()},
     )
 
 

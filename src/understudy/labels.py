@@ -105,6 +105,8 @@ class Plan:
 
     values: MutableMapping[fx.Node, Any] = field(default_factory=dict)
     parts: MutableMapping[fx.Node, Part] = field(default_factory=dict)
+    # Of plain values: the channels whose number they were computed from.
+    sizes: MutableMapping[fx.Node, Labels] = field(default_factory=dict)
 
     @property
     def parameters(self) -> dict[str, ParameterPlan]:

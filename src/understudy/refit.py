@@ -16,6 +16,8 @@ from understudy.labels import FIXED, Labelled, Labels, Plan
 from understudy.trace import source_line
 from understudy.walk import Walk
 
+_NONE = np.zeros(0, dtype=np.int64)
+
 
 class Refit(Walk):
     """Follows the change from the removed units on; what it does not reach is taken from the analysis.
@@ -29,7 +31,10 @@ class Refit(Walk):
         self.met: list[tuple[Labels, Labels, fx.Node]] = []
         self._groups = groups
         self._strict = strict
-        self.plan = Plan(values=ChainMap({}, groups.plan.values), parts=ChainMap({}, groups.plan.parts))
+        before = groups.plan
+        self.plan = Plan(
+            values=ChainMap({}, before.values), parts=ChainMap({}, before.parts), sizes=ChainMap({}, before.sizes)
+        )
 
     def run(self) -> Plan:
         """Visit the removed units and whatever the change reaches, in order.
@@ -54,7 +59,9 @@ class Refit(Walk):
             # A parameter that is used twice is cut in one way, so all its uses are looked at again.
             for key in self.part.uses & self._groups.sharers.keys():
                 push(self._groups.sharers[key])
-            if not _same(self._groups.plan.values[node], self.plan.values[node]):
+            before, now = self._groups.plan, self.plan
+            counted = np.array_equal(before.sizes.get(node, _NONE), now.sizes.get(node, _NONE))
+            if not (counted and _same(before.values[node], now.values[node])):
                 push(node.users)
         return self.plan
 

@@ -41,6 +41,7 @@ def build(
         seed: of fresh weights.
 
     Raises:
+        ArchitectureError: the architecture was made for another teacher.
         SurgeryError: the architecture cannot be built; names the node and what does not fit.
     """
     refit = analysis.refit(architecture)
@@ -88,7 +89,11 @@ def kept_slots(analysis: Analysis, architecture: Architecture) -> Mask:
     """Return which slots stay, (slots + 1,); the last entry, for what is FIXED, is true.
 
     Where the architecture names only a width, the slots of the largest weights stay.
+
+    Raises:
+        ArchitectureError: the architecture was made for another teacher.
     """
+    architecture.check_belongs(analysis.space)
     kept = np.ones(analysis.groups.slots + 1, dtype=bool)
     chosen = dict(architecture.channels)
     for group, slots in zip(analysis.groups.groups, analysis.groups.slots_of, strict=True):

@@ -54,6 +54,7 @@ class Signature:
 class Trace:
     """A teacher's forward pass as a graph; `node.meta["value"]` holds a Signature or a plain value.
 
+    A plain value that leaves the graph, for a branch or for what Python computes, has `node.meta["escapes"]`.
     `root` shares the teacher's tensors, is in evaluation mode and is never handed out. `training` is the graph of
     the forward pass in training mode where that reaches parameters that evaluation does not (auxiliary heads).
     `spoiled` are the modules' integers that the forward pass computes with.
@@ -101,8 +102,9 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         leaf_modules: classes to take as one operation instead of looking inside; their channels freeze.
 
     Raises:
-        TraceError: the forward pass fails on the example, or branches on a value.
+        TraceError: the forward pass fails on the example, or branches on a value, or the example is empty.
     """
+    _check(teacher, example)
     shared = {id(t): t for t in (*teacher.parameters(), *teacher.buffers())}
     root = copy.deepcopy(teacher, dict(shared)).eval()
     try:
@@ -128,6 +130,14 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         training=training,
         spoiled=frozenset(spoiled),
     )
+
+
+def _check(teacher: nn.Module, example: Example) -> None:
+    if not isinstance(teacher, nn.Module):
+        raise TraceError(f"a teacher must be a torch.nn.Module, but got {type(teacher).__name__}")
+    for name, value in _positional(teacher, example).items():
+        if isinstance(value, Tensor) and value.numel() == 0:
+            raise TraceError(f"an example must have elements, but {name!r} has the shape {tuple(value.shape)}")
 
 
 def _recorded(
@@ -219,6 +229,7 @@ class _Proxy(fx.Proxy):
         value = self.node.meta["value"]
         if isinstance(value, Tensor):
             raise TraceError(_branch_message(self.node))
+        self.node.meta["escapes"] = True
         return value
 
     def __len__(self) -> int:
@@ -295,6 +306,7 @@ class _Tracer(fx.Tracer):
         value = obj.node.meta["value"]
         if isinstance(value, Tensor):
             raise TraceError(_branch_message(obj.node))
+        obj.node.meta["escapes"] = True
         return bool(value)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -378,9 +390,14 @@ def _explain(root: nn.Module, example: Example, error: Exception) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(root)(**given)
     except Exception as plain:
-        shapes = {name: tuple(v.shape) if isinstance(v, Tensor) else v for name, v in given.items()}
+        shapes = {name: tuple(v.shape) if isinstance(v, Tensor) else _brief(v) for name, v in given.items()}
         return f"the teacher's forward pass must accept the example {shapes}, but it failed: {plain}"
     return (
         f"the teacher cannot be traced: {error}. Name the module class that holds the line: "
         "trace(teacher, example, leaf_modules=(ThatModule,)); its channels then keep their width."
     )
+
+
+def _brief(value: Any) -> Any:
+    """Return a value as one line of a message can hold it: its type where it would fill more."""
+    return value if isinstance(value, int | float | str | None) else type(value).__name__

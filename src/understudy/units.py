@@ -258,8 +258,8 @@ def _branches(groups: Groups, sites: list[_Site], ends: set[str], blocks: set[tu
             layers = tuple(site.name for site in members)
             outside = (user for n in region for user in n.users if user is not node and user not in region)
             works = (n for n in region if n not in owner and groups.plan.parts[n].work)
-            whole = all(site.calls == 1 for site in members) and not ends & set(layers)
-            if len(layers) < 2 or layers in blocks or not whole or any(outside) or any(works):
+            known = all(site.calls == 1 and layer_type(site.module) != "other" for site in members)
+            if len(layers) < 2 or layers in blocks or ends & set(layers) or not known or any(outside) or any(works):
                 continue
             if branch in _silent(trace, members[-1], sorted(region, key=trace.order.__getitem__)):
                 yield Unit(name=f"branch:{layers[0]}", kind="branch", layers=layers)

@@ -33,6 +33,9 @@ VIEWS = frozenset(
         *("split", "detach", "unbind", "expand", "expand_as", "view_as", "movedim", "swapaxes"),
     )
 )
+# Operations that give sizes to what they get; any other one that gets a size computes with it.
+_RESIZING = frozenset(("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as"))
+_NONE = np.zeros(0, dtype=np.int64)
 Rule = Callable[..., Any]
 # Operation -> rule, filled by `understudy.rules`: a module class, a function, or the name of a tensor method.
 MODULE_RULES: dict[type[nn.Module], Rule] = {}
@@ -66,6 +69,10 @@ class Walk(ABC):
     @abstractmethod
     def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
         """Demand that every channel in `labels` stays."""
+
+    def tied(self, labels: Labels) -> Labels:
+        """Return what stands for these labels and all that is known to be tied to them, ascending, each once."""
+        return np.unique(labels)
 
     def bundle(self, rows: Labels, node: fx.Node) -> None:
         """Demand that the labels of each row (R, n) stay or go together."""
@@ -153,9 +160,47 @@ class Walk(ABC):
             raise
         except (ValueError, RuntimeError, IndexError, TypeError) as error:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {error}") from error
+        self._follow_sizes(node)
         if node.graph is not self.trace.graph:
             self.part.work = []
         self.plan.parts[node] = self.part
+
+    def _follow_sizes(self, node: fx.Node) -> None:
+        """Note whose number a plain value tells; channels stay if theirs is used as a value, or for other tensors."""
+        counted = [self.plan.sizes[n] for n in node.all_input_nodes if n in self.plan.sizes]
+        makes = _any_tensor(self.plan.values[node])
+        told = _NONE if makes else self._told(node, counted)
+        if node.meta.get("escapes"):
+            self.freeze(told, "Python computes with their number", node)
+        if makes and counted and node.op != "output" and self.bypass(node) is None:
+            labels, name = np.concatenate(counted), describe(node)
+            inputs = [self.plan.values[n] for n in node.all_input_nodes]
+            own = np.concatenate([_NONE, *(v.labels.ravel() for v in inputs if isinstance(v, Labelled))])
+            if name not in _RESIZING:
+                self.freeze(labels, f"{name} computes with their number", node)
+            elif not np.isin(self.tied(labels), self.tied(own)).all():
+                self.freeze(np.concatenate([labels, own]), f"{name} sizes other channels by their number", node)
+        if told.size or node in self.plan.sizes:
+            self.plan.sizes[node] = np.unique(told)
+
+    def _told(self, node: fx.Node, counted: list[Labels]) -> Labels:
+        """Return the channels whose number a plain value was computed from."""
+        near = node.args[0] if node.args else None
+        if isinstance(near, fx.Node) and describe(node) == "getitem" and (measured := self._measured(near)) is not None:
+            return _along(measured, range(len(measured.shape))[node.args[1]])  # type: ignore[index]
+        measured = self._measured(node)
+        if measured is not None:
+            dim = node.args[1] if describe(node) == "size" and len(node.args) > 1 else node.kwargs.get("dim")
+            return _along(measured, range(len(measured.shape)) if dim is None else dim)
+        return np.concatenate([_NONE, *counted])
+
+    def _measured(self, node: fx.Node) -> Labelled | None:
+        """Return the tensor whose shape, size or number of elements a node is."""
+        shape = node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
+        if shape or (node.op == "call_method" and node.target in ("size", "numel")):
+            value = self.plan.values[node.args[0]]  # type: ignore[index]
+            return value if isinstance(value, Labelled) else None
+        return None
 
     def recorded(self, node: fx.Node) -> Any:
         """Return the teacher's value at a node: a Signature, a plain value, or a structure of them."""
@@ -326,6 +371,18 @@ def entry_nodes(trace: Trace, path: str, graph: fx.Graph | None = None) -> tuple
     members = [node for node in trace.members.get(path, ()) if node.graph is (graph or trace.graph)]
     outside = (n for member in members for n in member.all_input_nodes if not inside(n, path) and n.op != "get_attr")
     return tuple(dict.fromkeys(outside))
+
+
+def _along(x: Labelled, dims: Any) -> Labels:
+    """Return the channels that a tensor has along one dimension or several."""
+    asked = {d % len(x.shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    return x.labels[x.labels != FIXED] if asked & set(x.varying) else _NONE
+
+
+def _any_tensor(value: Any) -> bool:
+    found: list[Any] = []
+    map_structure(value, found.append)
+    return any(isinstance(v, Labelled) for v in found)
 
 
 def _shape_of(value: Any) -> Any:
