@@ -26,7 +26,7 @@ from understudy.errors import GoalError, SurgeryError
 from understudy.evaluation import Cost, Evaluation
 from understudy.goal import Budgets, Goal, Reward
 from understudy.ranking import merit_for
-from understudy.reach import refuse_what_is_out_of_reach
+from understudy.reach import narrowest_width, refuse_what_is_out_of_reach
 from understudy.search.base import Searcher
 from understudy.search.searchers import searcher_for
 
@@ -92,7 +92,7 @@ def searched(teacher: Teacher, budgets: Budgets, seed: int) -> Evaluation:
 def truly_out_of_reach(teacher: Teacher, budgets: Budgets, numbers: np.random.Generator) -> bool:
     """Return whether no narrowest architecture, whatever units it removes, keeps the budgets."""
     space = teacher.space
-    widths = {g.name: g.legal_widths(round_to=METHOD.round_to, minimum=METHOD.min_width)[0] for g in space.groups}
+    widths = {group.name: narrowest_width(group, METHOD) for group in space.groups}
     kernels = {layer.name: layer.kernels[0] for layer in space.layers if layer.kernels}
     units = [unit.name for unit in space.units if unit.kind != "layer"]
     for _ in range(NARROWEST):

@@ -12,8 +12,8 @@ from benchmarks.policies import CASES, figures
 from understudy.architecture import Space
 from understudy.config import N2N, RandomSearch
 from understudy.errors import ConfigError
-from understudy.evaluation import Evaluation
-from understudy.goal import Goal
+from understudy.evaluation import Cost, Evaluation
+from understudy.goal import Budgets, Goal
 from understudy.search.base import Searcher
 from understudy.search.budget import foresight, offered_units
 from understudy.search.n2n import Baseline, N2NSearch, Refinement, Removal, Shrinkage, refuse_other_policy
@@ -298,6 +298,26 @@ def test_stage_one_is_asked_for_no_more_than_its_share_of_what_removals_reach() 
         for factor, fits in ((0.99, False), (1.01, True)):
             left = replace(full, parameters=round(full.parameters / (asked * factor)))
             assert (not reward.budgets.broken_by(ahead(left))) is fits
+
+
+def test_stage_one_leaves_what_stage_two_can_bring_within_the_budgets() -> None:
+    space, unit = toy_space(), "features.3"
+
+    def predict(architecture: Architecture) -> Cost:  # without that unit memory stays large at any width
+        cost = toy_cost(architecture)
+        memory = 1_000_000 if unit in architecture.removed or not architecture.widths else 10_000
+        return replace(cost, peak_activation_bytes=memory)
+
+    reward = toy_reward(space)
+    reward = replace(reward, teacher_cost=predict(space.full), budgets=Budgets(parameters=8e5, memory_mb=0.5))
+    searcher = N2NSearch(space, reward, QUICK, seed=0, predict=predict)
+    found: list[Evaluation] = []
+    while proposals := searcher.propose():
+        assert all(unit not in a.removed for a in proposals)
+        found += [replace(toy_evaluation(a), cost=predict(a)) for a in proposals]
+        searcher.learn(found[-len(proposals) :])
+    best = max(found, key=reward).cost
+    assert best is not None and not reward.budgets.broken_by(best)
 
 
 def test_a_stage_without_decisions_is_left_out() -> None:

@@ -5,7 +5,7 @@ import pytest
 from understudy.config import N2N, Method, RandomSearch, UniformWidth
 from understudy.errors import GoalError
 from understudy.goal import Goal
-from understudy.reach import refuse_what_is_out_of_reach, smallest
+from understudy.reach import narrowest_width, refuse_what_is_out_of_reach, smallest
 from understudy.search.baselines import RandomSearcher
 from understudy.testing import run_searcher, toy_cost, toy_reward, toy_space
 
@@ -41,3 +41,10 @@ def test_only_budgets_out_of_reach_are_named() -> None:
     with pytest.raises(GoalError, match="params: asked for 1,000 parameters, the least is") as caught:
         refuse_what_is_out_of_reach(Goal(params="1000", macs="2x").budgets(cost, 0.9), space, method, toy_cost)
     assert "macs: " not in str(caught.value)
+
+
+def test_n2n_gets_no_narrower_than_its_smallest_factor() -> None:
+    space = toy_space()
+    wide, narrow = (narrowest_width(space.group("features.13"), N2N(factors=f)) for f in ((0.25, 1.0), (0.01, 1.0)))
+    assert (wide, narrow) == (128, 8)
+    assert narrowest_width(space.group("features.13"), UniformWidth()) == 8

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from understudy.architecture import Architecture, Layer, Space, Unit
-from understudy.config import N2N, Decore, Method, UniformWidth
+from understudy.architecture import Architecture, Group, Layer, Space, Unit
+from understudy.config import N2N, Decore, Method, RandomSearch, UniformWidth
 from understudy.errors import GoalError
 from understudy.evaluation import Cost
 from understudy.goal import Budgets
@@ -37,7 +37,7 @@ def smallest(
     the figure falls and is above `enough`. The true minimum can be a little lower where removals depend
     on each other.
     """
-    widths = {g.name: g.legal_widths(round_to=method.round_to, minimum=method.min_width)[0] for g in space.groups}
+    widths = {g.name: narrowest_width(g, method) for g in space.groups}
     shrinks = not isinstance(method, Decore | UniformWidth) and getattr(method, "shrink_kernels", True)
     kernels = {layer.name: layer.kernels[0] for layer in space.layers if shrinks and layer.kernels}
     best, cost = _first_that_builds(
@@ -56,6 +56,12 @@ def smallest(
         if predicted is not None and getattr(predicted, figure) < getattr(cost, figure):
             best, cost = smaller, predicted
     return best, cost
+
+
+def narrowest_width(group: Group, method: Method) -> int:
+    """Return the least width (channels) that the method can propose; N2N and what draws like it go by factors."""
+    factors = method.factors if isinstance(method, N2N) else N2N().factors if isinstance(method, RandomSearch) else (0,)
+    return group.nearest(min(factors) * group.width, round_to=method.round_to, minimum=method.min_width)
 
 
 def refuse_what_is_out_of_reach(budgets: Budgets, space: Space, method: Method, predict: Predict) -> None:

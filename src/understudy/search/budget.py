@@ -52,13 +52,15 @@ class Foresight:
 
     Where both stages together are asked for a reduction of F and the first for F to the power of s, a
     figure x of the teacher's X becomes `X (x / X)^(1/s)`, and 0 where s is: nothing is asked. So one goal
-    and one reward serve both stages.
+    and one reward serve both stages. No second stage gets below what is left at its narrowest: a figure is
+    never less than that.
     """
 
     teacher: Cost
     shares: tuple[tuple[str, float], ...]  # field of Cost -> s
+    narrowest: Predict = lambda architecture: None  # cost of the same units with all that is left at its narrowest
 
-    def __call__(self, cost: Cost) -> Cost:
+    def __call__(self, cost: Cost, architecture: Architecture | None = None) -> Cost:
         """Return the cost to expect in the end."""
         changes: dict[str, float] = {}
         for name, share in self.shares:
@@ -66,18 +68,33 @@ class Foresight:
             if own and left is not None:
                 expected = own * (left / own) ** (1.0 / share) if share > 0.0 else 0 * own
                 changes[name] = expected if isinstance(own, float) else math.ceil(expected - 1e-9)
+        least = None if architecture is None else self.narrowest(architecture)
+        if least is not None:
+            changes |= {name: max(changes.get(name, 0), getattr(least, name)) for name in _PREDICTED}
         return replace(cost, **changes)  # type: ignore[arg-type]
 
     def of(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the cost to expect in the end."""
-        return evaluation if evaluation.cost is None else replace(evaluation, cost=self(evaluation.cost))
+        return (
+            evaluation
+            if evaluation.cost is None
+            else replace(evaluation, cost=self(evaluation.cost, evaluation.architecture))
+        )
 
 
-def foresight(space: Space, units: Iterable[Unit], reward: Reward, predict: Predict, *, share: float) -> Foresight:
+def foresight(
+    space: Space,
+    units: Iterable[Unit],
+    reward: Reward,
+    predict: Predict,
+    *,
+    share: float,
+    narrowest: Predict = lambda architecture: None,
+) -> Foresight:
     """Return what a first stage that removes `units` is asked for, in view of a second one.
 
     Of a reduction of F: F to the power of `share`, or, where removing all units reaches less than F, what
-    they reach to that power.
+    they reach to that power. `narrowest` is what `narrowest_of` returns.
     """
     teacher, least = reward.teacher_cost, _least(space, list(units), predict)
     shares = {"parameters": share}
@@ -88,7 +105,26 @@ def foresight(space: Space, units: Iterable[Unit], reward: Reward, predict: Pred
             reached = (getattr(teacher, name) or 0.0) / (least.get(name) or math.inf) or math.inf
             possible = math.log(max(min(asked, reached), 1.0)) / math.log(asked)
             shares[name] = share * possible if share * possible > _LEAST_SHARE else 0.0
-    return Foresight(teacher=teacher, shares=tuple(shares.items()))
+    return Foresight(teacher=teacher, shares=tuple(shares.items()), narrowest=narrowest)
+
+
+def narrowest_of(
+    space: Space, predict: Predict, *, factor: float, round_to: int, minimum: int, kernels: bool
+) -> Predict:
+    """Return a function that predicts an architecture at that factor of all widths, if asked with least kernels."""
+    widths = {
+        group.name: group.nearest(factor * group.width, round_to=round_to, minimum=minimum) for group in space.groups
+    }
+    smallest = {layer.name: layer.kernels[0] for layer in space.layers if kernels and layer.kernels}
+    known: dict[frozenset[str], Cost | None] = {}
+
+    def narrowest(architecture: Architecture) -> Cost | None:
+        removed = architecture.removed
+        if removed not in known:
+            known[removed] = predict(space.architecture(removed=removed, widths=widths, kernels=smallest))
+        return known[removed]
+
+    return narrowest
 
 
 def _least(space: Space, units: list[Unit], predict: Predict) -> dict[str, float]:
@@ -106,9 +142,9 @@ class Scoring:
     reward: Reward
     foresee: Foresight | None = None
 
-    def usage(self, cost: Cost | None) -> float:
-        """Return the share of the stage's budgets that a predicted cost takes."""
-        expected = self.foresee(cost) if self.foresee and cost else cost
+    def usage(self, cost: Cost | None, architecture: Architecture | None = None) -> float:
+        """Return the share of the stage's budgets that a predicted cost takes, that of the architecture if given."""
+        expected = self.foresee(cost, architecture) if self.foresee and cost else cost
         return usage(expected, self.reward.budgets)
 
     def __call__(self, evaluation: Evaluation, *, update: int | None = None) -> float:
@@ -117,7 +153,7 @@ class Scoring:
 
     def merit(self, evaluation: Evaluation) -> tuple[float, bool, float]:
         """Return what a start of the next stage is chosen by: reward, then whether it fits, then accuracy."""
-        fits = evaluation.status != "failed" and self.usage(evaluation.cost) <= 1.0
+        fits = evaluation.status != "failed" and self.usage(evaluation.cost, evaluation.architecture) <= 1.0
         return self(evaluation), fits, evaluation.accuracy
 
 

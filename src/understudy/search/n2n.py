@@ -235,7 +235,9 @@ class Stage:
 
             def usages_at(lean: float) -> list[float]:
                 self.policy.lean(lean)
-                return [self._usage(self._choices.architecture(c_D)) for c_D in self.policy.sample(uniform_BD)]
+                drawn = [self._choices.architecture(choices_D) for choices_D in self.policy.sample(uniform_BD)]
+                # Without the architecture, as only such a usage falls with the lean.
+                return [self._scoring.usage(self._proposals.cost(architecture)) for architecture in drawn]
 
             prior = budget.calibrated(usages_at, *leans)
         self.policy.lean(prior)
@@ -244,7 +246,7 @@ class Stage:
         return torch.rand(count, self._choices.decisions, generator=self._generator, dtype=torch.float64)
 
     def _usage(self, architecture: Architecture) -> float:
-        return self._scoring.usage(self._proposals.cost(architecture))
+        return self._scoring.usage(self._proposals.cost(architecture), architecture)
 
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
         while True:
@@ -338,7 +340,15 @@ class N2NSearch(Searcher):
         shrinks = shrinks and settings.shrinkage_updates > 0
         refines = bool(units or space.groups or kernels) and settings.refinement_updates > 0
         # Where one stage has nothing to do, the other is asked for all.
-        ahead = budget.foresight(space, units, reward, predict, share=settings.stage_one_share)
+        narrowest = budget.narrowest_of(
+            space,
+            predict,
+            factor=min(settings.factors),
+            round_to=settings.round_to,
+            minimum=settings.min_width,
+            kernels=settings.shrink_kernels,
+        )
+        ahead = budget.foresight(space, units, reward, predict, share=settings.stage_one_share, narrowest=narrowest)
         self._first, self._last = Scoring(self._reward, ahead if shrinks else None), Scoring(self._reward)
         self._to_come = [
             *([self._begin_removal] if removes else []),
@@ -374,7 +384,7 @@ class N2NSearch(Searcher):
 
     def _best(self, scoring: Scoring) -> Architecture:
         """Return the best student so far, or the teacher if that is better: its reward is 0 if it fits, else -1."""
-        fits = scoring.usage(self._reward.teacher_cost) <= 1.0
+        fits = scoring.usage(self._reward.teacher_cost, self._space.full) <= 1.0
         best = max(self._told, key=scoring.merit, default=None)
         if best and scoring.merit(best) > (0.0 if fits else -1.0, fits, self._reward.teacher_accuracy):
             return best.architecture
