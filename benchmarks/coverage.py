@@ -33,7 +33,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor, nn
 
-from tests.third_party import MODELS, Model
+from tests.third_party import MODELS, Model, library
+from understudy.analysis import analyse
+from understudy.cost import predict_many
+from understudy.surgery import build
 
 TOOLS = ("understudy", "torch-pruning")
 
@@ -47,6 +50,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
+    for name in ("torchvision", "timm"):
+        library(name)
     known = {(row["model"], row["tool"]): row for row in rows}
     print(f"{'model':24}{'tool':15}{'runs':>7}{'share':>8}{'analyse':>9}{'build':>9}{'/copy':>7}{'costed/s':>10}")
     for model in MODELS:
@@ -80,7 +85,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _limited(model: Model, tool: str, draws: int, limit: float) -> dict[str, Any]:
     """Measure in a process of its own, which ends after `limit` seconds of processor time."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # what is imported once stays imported; nothing has run yet
     answers = context.Queue()
     process = context.Process(target=_measure, args=(model, tool, draws, limit, answers), daemon=True)
     process.start()
@@ -132,10 +137,6 @@ def _runs(student: nn.Module, x: Tensor) -> bool:
 
 
 def _ours(teacher: nn.Module, x: Tensor, draws: int) -> dict[str, Any]:
-    from understudy.analysis import analyse
-    from understudy.cost import predict_many
-    from understudy.surgery import build
-
     seconds, analysis = _timed(lambda: analyse(teacher, x))
     more, space = _timed(lambda: analysis.space)
     plans = [_drawn(space, seed) for seed in range(1000)]
