@@ -90,6 +90,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--agent-epochs", type=int, default=6)
     parser.add_argument("--final-epochs", type=int, default=6)
     parser.add_argument("--examples", type=int, default=0, help="training examples, drawn by seed 0; 0: all")
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--loss", default="ce")
     parser.add_argument("--lr", type=float, default=0.003, help="peak rate of one-cycle trainings")
     parser.add_argument("--crop", type=int, default=4)
@@ -108,7 +109,7 @@ def _data(options: argparse.Namespace) -> Data:
 
 
 def _final(options: argparse.Namespace) -> Final:
-    training = Training(epochs=options.final_epochs, lr=options.lr, loss=options.loss)
+    training = Training(epochs=options.final_epochs, lr=options.lr, loss=options.loss, batch_size=options.batch)
     return Final(students=1, training=training, views=options.agent_epochs + options.final_epochs)
 
 
@@ -127,7 +128,9 @@ def _line(name: str, ratio: float, seed: int, made: dict[str, Any]) -> str:
 
 
 def decore(task: Task, ratio: float, place: Path, options: argparse.Namespace, compute: Compute) -> dict[str, Any]:
-    training = Training(epochs=options.agent_epochs, lr=options.lr / 3, schedule="constant", loss=options.loss)
+    training = replace(
+        task.settings.final.training, epochs=options.agent_epochs, lr=options.lr / 3, schedule="constant"
+    )
     chosen = {name: json.loads(value) if value[:1] in "0123456789.-" else value for name, value in _pairs(options)}
     method = Decore(training=training, **chosen)
     settings = replace(task.settings, method=method, goal=Goal(params=f"{ratio}x"))

@@ -16,7 +16,7 @@ from torch import nn
 
 import understudy as us
 from tests.tiny import DEVICE, FACTORY, FINAL, Tiny, outcome, squeeze, teach_tiny
-from understudy import prune
+from understudy import prune, zoo
 from understudy.cli import main
 from understudy.config import Decore, Training
 from understudy.data import Data
@@ -280,6 +280,19 @@ def test_layer_norms_over_channels_keep_them(tmp_path: Path) -> None:
     assert {name for name, _ in result.architecture.widths} == {"wide"}
     log = (tmp_path / "run" / "run.log").read_text()
     assert "group stem keeps its 12 channels: the layer norm at test_prune.py" in log and "masked equals sliced" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("resnet56", 8), ("densenet40", 8)])
+def test_additions_and_concatenations_end_to_end(tmp_path: Path, name: str, width: int) -> None:
+    torch.manual_seed(0)
+    deep = zoo.create(name, width=width, input_channels=1)
+    method = Decore(
+        training=Training(epochs=2, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1, initial=2.0
+    )
+    result = squeeze(deep, tmp_path / "run", method=method, goal=us.Goal(params="2x"))
+    assert result.kept and result.summary["student"]["parameters"] > result.summary["teacher"]["parameters"] / 2.4
+    assert "masked equals sliced" in (tmp_path / "run" / "run.log").read_text()
 
 
 def test_there_must_be_something_to_decide(tmp_path: Path) -> None:
