@@ -57,7 +57,7 @@ def measured(
     """Return the seconds of each step, plain and with agents, after a few that warm up."""
     analysis = analyse(model, torch.randn(2, 3, 32, 32))
     network = copy.deepcopy(model)
-    agents = Agents(analysis.space.groups, Decore(initial=weight), examples=EXAMPLES)
+    agents = Agents(analysis.space.groups, Decore(initial=weight), examples=EXAMPLES, steps=1000)
     slots = torch.from_numpy(np.concatenate(analysis.groups.slots_of))
     learner = Learner(Gated(analysis, network), agents, slots)
     plain = compute.place(copy.deepcopy(model)).train()

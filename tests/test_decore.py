@@ -20,7 +20,7 @@ LABELS = torch.tensor([0, 1])
 
 
 def agents(**settings: Any) -> Agents:
-    made = Agents(GROUPS, Decore(**settings), examples=2)
+    made = Agents(GROUPS, Decore(**settings), examples=2, steps=1000)
     made.weights.copy_(WEIGHTS)
     return made
 
@@ -75,12 +75,12 @@ def mean_gradient(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Tensor:
 
 @pytest.mark.parametrize("baseline", ["none", "example"])
 @pytest.mark.parametrize("score", ["right", "likelihood"])
-@pytest.mark.parametrize("penalty", [0.0, 3.0])
+@pytest.mark.parametrize("penalty", [-0.5, 0.0, 3.0])
 def test_the_gradient_is_that_of_the_expected_reward(
     monkeypatch: pytest.MonkeyPatch, baseline: str, score: str, penalty: float
 ) -> None:
     found = mean_gradient(monkeypatch, baseline=baseline, score=score, penalty=penalty)
-    assert torch.allclose(found * (1 + penalty), brute_force(penalty, score), atol=1e-5)
+    assert torch.allclose(found * (1 + max(penalty, 0)), brute_force(penalty, score), atol=1e-5)
 
 
 def test_the_baseline_lowers_the_variance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +112,8 @@ def test_actions_are_drawn_for_each_example() -> None:
 
 
 def test_agents_start_at_keep() -> None:
-    assert torch.allclose(Agents(GROUPS, Decore(), examples=2).chances, torch.full((5,), 0.999), atol=1e-4)
-    assert torch.allclose(Agents(GROUPS, Decore(initial=0.0), examples=2).chances, torch.full((5,), 0.5))
+    assert torch.allclose(Agents(GROUPS, Decore(), examples=2, steps=1000).chances, torch.full((5,), 0.999), atol=1e-4)
+    assert torch.allclose(Agents(GROUPS, Decore(initial=0.0), examples=2, steps=1000).chances, torch.full((5,), 0.5))
 
 
 def test_adam_is_torchs() -> None:
@@ -125,6 +125,17 @@ def test_adam_is_torchs() -> None:
         weights.grad = gradient.clone()
         optimizer.step()
     assert torch.allclose(made.weights, weights.detach(), atol=1e-5)
+
+
+def test_the_rate_is_enough_for_the_way() -> None:
+    # Whatever the number of steps: an eighth of them, at the rate, leads from the start to p = 1/2.
+    for steps in (40, 120, 1000):
+        made = Agents(GROUPS, Decore(), examples=2, steps=steps)
+        for _ in range(steps // 8):
+            made._ascend(-torch.ones(5))
+        assert made.weights.abs().max() < 0.01
+    assert Agents(GROUPS, Decore(), examples=2, steps=10**6).rate == 0.01
+    assert agents(agent_lr=0.3).rate == 0.3
 
 
 def test_weights_stay_within_the_limit() -> None:
@@ -156,7 +167,7 @@ def test_all_that_was_learned_is_in_the_state() -> None:
     torch.manual_seed(1)
     first = agents()
     steps(first, 5)
-    second = Agents(GROUPS, Decore(), examples=2)
+    second = Agents(GROUPS, Decore(), examples=2, steps=1000)
     second.load_state_dict(first.state_dict())
     state = torch.get_rng_state()
     steps(first, 5)
@@ -228,6 +239,8 @@ def test_the_penalty_follows_the_cost() -> None:
 
     odds = 0.9 / 0.1
     assert penalty(0, 9.0) == pytest.approx(odds)  # all there, as it should be at the start
-    assert penalty(50, 9.0) == pytest.approx(odds / 2.5**2)  # 5 channels where it should be 2
+    assert penalty(50, 9.0) == pytest.approx((1 + odds) / 2.5**2 - 1)  # 5 channels where it should be 2
     assert penalty(99, -9.0) == pytest.approx(odds)  # 2 of 2
     assert penalty(10, -9.0) > odds  # too few, too early
+    made.accuracy.fill_(0.3)
+    assert -1 < penalty(50, 9.0) < 0  # so far off that wrong answers earn too

@@ -209,7 +209,18 @@ def test_saturated_agents_are_warned_of(teacher: Teacher, tmp_path: Path) -> Non
     squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(params="1.1x"))
     log = (tmp_path / "run" / "run.log").read_text()
     assert "every agent still keeps its channel" in log and "100.00% saturated" in log
+    assert "the agents did not get to the budget" not in log  # 1.1 times of it is near
     assert "every agent" not in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_the_default_rate_gets_to_the_budget_on_small_data(teacher: Teacher, tmp_path: Path) -> None:
+    logs = []
+    for name, rate in (("default", 0.0), ("slow", 0.01)):
+        squeeze(teacher, tmp_path / name, method=Decore(training=METHOD.training, agent_lr=rate), goal=GOAL)
+        logs.append((tmp_path / name / "run.log").read_text())
+    assert "the agents did not get to the budget" not in logs[0]
+    assert "did not get to the budget: what they keep on average takes 3.00 times of it" in logs[1]
+    assert "give more decore.training.epochs or a larger decore.agent_lr (it was 0.01)" in logs[1]
 
 
 def test_what_does_not_agree_is_not_saved(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

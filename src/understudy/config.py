@@ -232,8 +232,9 @@ class Decore:
     """What it costs in the last epoch, reached evenly; 0: what it costs in the first."""
     training: Training = field(default_factory=lambda: Training(epochs=12, lr=0.001, schedule="constant", loss="ce"))
     """The network's training while the agents learn (DECORE: 260 epochs on labels, batches of 256)."""
-    agent_lr: float = 0.03
-    """Adam's learning rate of the agents' weights (DECORE: 0.01, over far more steps)."""
+    agent_lr: float = 0.0
+    """Adam's learning rate of the agents' weights; 0: as large as it takes to walk from `initial` to p = 1/2 in an
+    eighth of the loop's steps, at least DECORE's 0.01."""
     initial: float = 6.9
     """Weight that every agent starts with; its channel is kept with probability sigmoid(6.9) = 0.999 (DECORE)."""
     limit: float = 6.9

@@ -38,8 +38,9 @@ from understudy.search.decore import Agents, Steering, Usage, chosen, expected, 
 from understudy.task import Task
 from understudy.train import Progress, train
 
-_LOOK = 10  # steps between two looks at the cost
+_LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
+_LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
 _WIDTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)  # whose latency is measured
 
 
@@ -79,9 +80,12 @@ class Pruning:
         lesson = evaluator.final_lesson(Final(training=method.training))
         gated = Gated(self.task.analysis, network)
         groups, slots = self._decided(gated)
-        learner = Learner(gated, Agents(groups, method, examples=len(lesson.split)), slots)
+        steps = method.training.epochs * -(-len(lesson.split) // method.training.batch_size)
+        learner = Learner(gated, Agents(groups, method, examples=len(lesson.split), steps=steps), slots)
         usage = self._usage()
-        self._train(learner, groups, lesson, usage)
+        steering = Steering(settings=method, space=self.task.space, groups=groups, steps=steps, usage=usage)
+        self._train(learner, steering, lesson)
+        self._warn_if_late(learner.agents, steering)
         network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         learner.cpu()
         analysis = self._analysed(network)
@@ -119,15 +123,29 @@ class Pruning:
         analysis = self.task.analysis
         return analyse(network, analysis.trace.example, analysis.leaf_modules)
 
-    def _train(self, learner: Learner, groups: Sequence[Group], lesson: Lesson, usage: Usage | None) -> None:
-        training, evaluator = self.method.training, self.evaluator
-        steps = training.epochs * -(-len(lesson.split) // training.batch_size)
-        steering = Steering(settings=self.method, space=self.task.space, groups=groups, steps=steps, usage=usage)
-        report = _Report(self.task, self.display, learner.agents, groups, steered=usage is not None)
+    def _warn_if_late(self, agents: Agents, steering: Steering) -> None:
+        """Say so if channels have to go that their agents would keep."""
+        if steering.usage is None:
+            return
+        used = steering.usage(expected(self.task.space, steering.groups, agents.chances))
+        if used > _LATE:
+            self.display.warn(
+                f"the agents did not get to the budget: what they keep on average takes {used:.2f} times of it, so "
+                f"channels go that they would keep; give more decore.training.epochs or a larger decore.agent_lr "
+                f"(it was {agents.rate:.3g})"
+            )
+
+    def _train(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:
+        training, evaluator, steered = self.method.training, self.evaluator, steering.usage is not None
+        report = _Report(self.task, self.display, learner.agents, steering.groups, steered=steered)
+        done: int | None = None
 
         def on_step(logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+            nonlocal done
             learner.learn(logits, labels, indices)
-            if int(learner.agents.steps) % _LOOK in (0, 1):
+            # Read from the device once, then counted here: a step waits for nothing.
+            done = int(learner.agents.steps) if done is None else done + 1
+            if done % _LOOK in (0, 1):
                 steering(learner.agents)
 
         steering(learner.agents)
@@ -262,7 +280,7 @@ class _Report:
         likely = cost.predict(self._task.analysis, expected(self._task.space, self._groups, chances))
         stuck = float(saturated(agents.weights, agents.settings.limit).float().mean())
         left = progress.seconds / progress.epoch * (progress.epochs - progress.epoch)
-        pays = penalty / (1.0 + penalty)
+        pays = max(penalty, 0.0) / (1.0 + max(penalty, 0.0))
         self._display.step(progress.epoch, left=left)
         self._display.say(
             f"epoch {progress.epoch}/{progress.epochs}  {int((chances >= 0.5).sum())}/{len(chances)} channels kept  "

@@ -20,6 +20,8 @@ from understudy.config import Decore
 _BETAS = (0.9, 0.999)  # Adam's
 _MEMORY = 0.98  # of running means over batches
 _MOST_PENALTY = 1e4
+_LEAST_RATE = 0.01  # the paper's
+_WALK = 1 / 8  # of the steps, to come from the start to where dropping is as likely as keeping
 
 
 class Agents(nn.Module):
@@ -32,6 +34,7 @@ class Agents(nn.Module):
         groups: those whose channels the agents decide on, L of them.
         settings: of the method.
         examples: N, of the split that is learned from.
+        steps: of the whole loop.
     """
 
     weights: Tensor
@@ -44,10 +47,11 @@ class Agents(nn.Module):
     earned: Tensor
     layer: Tensor
 
-    def __init__(self, groups: Sequence[Group], settings: Decore, *, examples: int) -> None:
+    def __init__(self, groups: Sequence[Group], settings: Decore, *, examples: int, steps: int) -> None:
         super().__init__()
         self.settings = settings
         self.layers = len(groups)
+        self.rate = settings.agent_lr or max(_LEAST_RATE, abs(settings.initial) / (_WALK * steps))
         sizes = torch.tensor([group.width // group.step for group in groups])
         count = int(sizes.sum())
         self.register_buffer("layer", torch.arange(len(groups)).repeat_interleave(sizes), persistent=False)
@@ -97,7 +101,7 @@ class Agents(nn.Module):
             gradient = (surprise[:, self.layer] * (actions - chances)).mean(0)
             gradient -= chances * (1.0 - chances) * expected.mean()
         # A factor changes nothing for Adam, unless it moves: so rewards stay in -1..1 whatever the penalty does.
-        self._ascend(gradient / (1.0 + self.penalty))
+        self._ascend(gradient / (1.0 + self.penalty.clamp(min=0.0)))
 
     def _scores(self, logits: Tensor, labels: Tensor) -> Float[Tensor, " b"]:
         if self.settings.score == "likelihood":
@@ -126,7 +130,7 @@ class Agents(nn.Module):
         self.square.lerp_(gradient.square(), 1.0 - _BETAS[1])
         mean = self.mean / (1.0 - _BETAS[0] ** self.steps)
         square = self.square / (1.0 - _BETAS[1] ** self.steps)
-        self.weights += self.settings.agent_lr * mean / (square.sqrt() + 1e-8)
+        self.weights += self.rate * mean / (square.sqrt() + 1e-8)
         if self.settings.limit:
             self.weights.clamp_(-self.settings.limit, self.settings.limit)
 
@@ -141,8 +145,9 @@ class Steering:
 
     With a budget the expected cost is to fall evenly, in its logarithm, from the teacher's to the limit at
     `budget_by`. Agents drop more while the reward of an answer is positive on average, that is while the penalty is
-    under the odds of a right answer, and less while it is over. So the penalty is these odds, times the
-    distance from where the cost should be, to the power of -`gain`. Before the first answers it is 0.
+    under the odds of a right answer, and less while it is over. So 1 + penalty is 1 + these odds, times the distance
+    from where the cost should be, to the power of -`gain`. A penalty under 0 pays for wrong answers too: at -1 all
+    that counts is what is dropped, so every budget can be reached. Before the first answers the penalty is 0.
     """
 
     settings: Decore
@@ -168,7 +173,7 @@ class Steering:
         aim = start ** (1.0 - min(share / max(self.settings.budget_by, 1e-9), 1.0))
         ratio = self.usage(expected(self.space, self.groups, agents.chances)) / aim
         right = min(max(float(agents.accuracy), 1e-4), 1.0 - 1e-4)
-        return float(min(right / (1.0 - right) * ratio**-self.settings.gain, _MOST_PENALTY))
+        return float(min(ratio**-self.settings.gain / (1.0 - right) - 1.0, _MOST_PENALTY))
 
 
 def expected(space: Space, groups: Sequence[Group], chances: Float[Tensor, " a"]) -> Architecture:
