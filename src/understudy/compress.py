@@ -306,11 +306,11 @@ class _Job:
         student = self._student(best.architecture)
         assert best.cost is not None
         measured = self.task.with_latency(best.cost, student)
-        searched = self.run.evaluations()
+        searched, teacher = self.run.evaluations(), self.task.teacher.module
+        # Measured again: since the run began the load of the machine may have changed, and the two are compared.
+        beside = self.task.with_latency(Cost(**self.teacher["cost"]), teacher)
         figures = {
-            "teacher": _figures(
-                Cost(**self.teacher["cost"]), self.teacher["accuracy"], self._tested(self.task.teacher.module)
-            ),
+            "teacher": _figures(beside, self.teacher["accuracy"], self._tested(teacher)),
             "student": {
                 "name": best.architecture.digest,
                 **_figures(measured, best.accuracy, self._tested(student)),
