@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.architecture import Architecture as Architecture
 from understudy.architecture import Space as Space
 from understudy.config import N2N as N2N
+from understudy.config import ArchComp as ArchComp
 from understudy.config import Augmentation as Augmentation
 from understudy.config import Candidates as Candidates
 from understudy.config import Compression as Compression
@@ -62,6 +63,7 @@ _LAZY = {
 
 __all__ = [
     "N2N",
+    "ArchComp",
     "Architecture",
     "Augmentation",
     "Candidates",

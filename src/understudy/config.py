@@ -1,7 +1,7 @@
 """Settings, as frozen keyword-only dataclasses: one source for Python, flags, help and files. No torch.
 
 The docstring below a field is its help on the command line. Fields without a source in a paper are
-ours; `docs/n2n.md` says why they are as they are.
+ours; `docs/n2n.md` and `docs/archcomp.md` say why they are as they are.
 """
 
 from __future__ import annotations
@@ -174,6 +174,54 @@ class N2N:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArchComp:
+    """Architecture compression (Ashok, 2019): descent in a learned embedding of architectures."""
+
+    students: int = 120
+    """How many are trained."""
+    start: int = 20
+    """How many of them random search draws, before there is an embedding."""
+    samples: int = 1500
+    """Architectures with predicted costs that shape the embedding; a tenth as many more for every update."""
+    channels: int = 8
+    """Numbers of the embedding for each layer of the teacher."""
+    hidden: int = 24
+    """Hidden channels of encoder, decoder and heads."""
+    fit_steps: int = 400
+    """Gradient steps of the first fit."""
+    refit_steps: int = 60
+    """Gradient steps of each later fit, which goes on from the one before."""
+    batch_size: int = 64
+    """Architectures in one step, and half as many with known accuracy."""
+    lr: float = 0.02
+    """Adam's peak learning rate."""
+    noise: float = 0.1
+    """Standard deviation of noise on the embedding before it is decoded in training."""
+    cost_weight: float = 1.0
+    """Weight of the cost heads' squared error, in standard deviations, beside the decoder's cross-entropy."""
+    accuracy_weight: float = 0.3
+    """Weight of the accuracy head's squared error, in standard deviations."""
+    draws: int = 5
+    """Draws from what accuracy may be like, given those that are known; each student of an update is one's favourite."""
+    starts: int = 40
+    """Architectures that descent starts from, in one batch."""
+    descent_steps: int = 30
+    """Steps of descent from each start."""
+    trust: float = 0.5
+    """How far a point may go from an architecture, as a share of the median distance between architectures."""
+    changes: float = 3.0
+    """How many decisions of a best student are drawn anew where architectures near to it are wanted."""
+    apart: int = 2
+    """Decisions in which the students of one update differ, if there are such."""
+    round_to: int = 8
+    """Widths are multiples of this (1: any)."""
+    min_width: int = 8
+    """Fewest channels of a group."""
+    redraws: int = 20
+    """Draws more for each student while what is drawn breaks a predicted budget or was proposed before."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RandomSearch:
     """The yardstick: units, widths and kernels drawn independently, as N2N draws them before it has learned."""
 
@@ -253,7 +301,7 @@ class Decore:
     """Fewest channels of a group."""
 
 
-Method = N2N | Decore | RandomSearch | OptunaSearch | UniformWidth
+Method = N2N | Decore | ArchComp | RandomSearch | OptunaSearch | UniformWidth
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import tomli_w
 
 from understudy.config import (
     N2N,
+    ArchComp,
     Augmentation,
     Candidates,
     Compression,
@@ -33,16 +34,20 @@ from understudy.errors import ConfigError, UnderstudyError, did_you_mean
 from understudy.goal import Goal
 
 T = TypeVar("T")
-MethodName = Literal["n2n", "decore", "random", "optuna", "uniform"]
+MethodName = Literal["n2n", "decore", "archcomp", "random", "optuna", "uniform"]
 METHODS: dict[MethodName, type[Method]] = {
     "n2n": N2N,
     "decore": Decore,
+    "archcomp": ArchComp,
     "random": RandomSearch,
     "optuna": OptunaSearch,
     "uniform": UniformWidth,
 }
 
-_AT_LEAST_ONE = {"epochs", "batch_size", "students", "rollouts", "hidden", "workers", "round_to", "min_width"}
+_AT_LEAST_ONE = {
+    *("epochs", "batch_size", "students", "rollouts", "hidden", "workers", "round_to", "min_width"),
+    *("start", "samples", "channels", "draws", "starts"),
+}
 _SHARES = {"label_smoothing", "baseline_decay", "stop_below", "stage_one_share", "budget_by"}
 
 
@@ -51,7 +56,7 @@ class Settings:
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
-    """How students are found: n2n searches, decore prunes in training; random, optuna and uniform are yardsticks."""
+    """How students are found: n2n and archcomp search, decore prunes in training; the others are yardsticks."""
     seed: int = 0
     """Of the search and of every student in it."""
     goal: Goal = field(default_factory=Goal)
@@ -60,6 +65,8 @@ class Settings:
     """Settings of the method n2n."""
     decore: Decore = field(default_factory=Decore)
     """Settings of the method decore."""
+    archcomp: ArchComp = field(default_factory=ArchComp)
+    """Settings of the method archcomp."""
     random: RandomSearch = field(default_factory=RandomSearch)
     """Settings of the method random."""
     optuna: OptunaSearch = field(default_factory=OptunaSearch)

@@ -88,6 +88,10 @@ class RandomSearcher(Searcher):
         kernels = {layer.name: nearest_kernel(layer, factor()) for layer in self._kernels}
         return self._space.architecture(removed=removed, widths=widths, kernels=kernels)
 
+    def drawn(self) -> Architecture:
+        """Return an architecture, whatever it costs and whether or not it was proposed before."""
+        return self._decode(self._draw(), self._bias, self._lean)
+
     def propose(self) -> list[Architecture]:
         count = min(_AT_A_TIME, self.left)
         if not count:
@@ -95,7 +99,7 @@ class RandomSearcher(Searcher):
 
         def draws() -> Iterator[tuple[None, Architecture]]:
             while True:
-                yield None, self._decode(self._draw(), self._bias, self._lean)
+                yield None, self.drawn()
 
         scoring = Scoring(self._reward)
         picked = self.proposals.pick(draws(), count, lambda a: scoring.usage(self.proposals.cost(a)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from understudy.architecture import Space
-from understudy.config import N2N, Method, OptunaSearch, RandomSearch, UniformWidth
+from understudy.config import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
 from understudy.goal import Reward
 from understudy.search.base import Searcher
 from understudy.search.baselines import RandomSearcher, UniformSearcher
@@ -33,9 +33,13 @@ def searcher_for(
         policy: tensors of policies that learned elsewhere, for N2N.
     """
     if isinstance(method, N2N):
-        from understudy.search.n2n import N2NSearch  # the only one that needs torch
+        from understudy.search.n2n import N2NSearch  # here, because it needs torch
 
         return N2NSearch(space, reward, method, seed=seed, predict=predict, policy=policy)
+    if isinstance(method, ArchComp):
+        from understudy.search.archcomp import ArchCompSearcher  # here, because it needs torch
+
+        return ArchCompSearcher(space, reward, method, seed=seed, predict=predict)
     if isinstance(method, OptunaSearch):
         from understudy.search.samplers import SamplerSearcher  # the only one that needs Optuna
 

@@ -1,0 +1,213 @@
+"""An architecture as a matrix, one column per layer of the teacher, and its decisions as numbers of classes.
+
+What the networks of architecture compression read and write (Ashok, 2019, arXiv 1902.03326).
+
+Shapes: B = architectures, D = decisions, K = classes of one, L = columns, I = entries of a column, U = units,
+in the order of the suffix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from understudy.architecture import Architecture, Layer, Space
+from understudy.config import N2N, ArchComp
+from understudy.search.budget import SHRINKAGE_LEAN
+from understudy.search.state import encode, teacher_rows
+
+_FACTORS = N2N().factors  # the widths that N2N and random search choose from, so that students are the same
+_SAYS_NOTHING = ("norm", "activation", "other")  # goes wherever its convolution goes
+_KEEP = 4.0  # largest logit to keep a unit among sampled architectures
+
+
+class Columns:
+    """Choices <-> architectures of a Space, and choices -> the matrix that stands for an architecture.
+
+    Class k of a width is the k-th factor, of a kernel the k-th legal size, of a unit 0 (gone) or 1. Where
+    factors round to the same width, only the largest is a class. Choices say nothing, and are read as the
+    last class, where they decide on what is gone.
+    """
+
+    def __init__(self, space: Space, settings: ArchComp) -> None:
+        self._space = space
+        rows, decided = teacher_rows(space, "units")
+        self._units = [name for _, name in decided]
+        at = {row for row, _ in decided}
+        kept = [i for i, row in enumerate(rows) if i in at or row.outputs or row.type not in _SAYS_NOTHING]
+        self.rows = [self._with_parameters_until(rows, i, j) for i, j in zip(kept, [*kept[1:], len(rows)], strict=True)]
+        self._find_decisions({name: kept.index(row) for row, name in decided}, settings)
+        self._find_what_goes_together()
+        state_LI = encode(self.rows, N2N())
+        total = max(sum(row.parameters for row in self.rows), 1)
+        self.share_L = torch.tensor([row.parameters / total for row in self.rows], dtype=torch.float64)
+        """Share of the teacher's parameters in each column."""
+        self._fixed_LI = torch.cat([state_LI, self.share_L[:, None].clamp_min(1e-6).log() / 10.0], 1)
+        self.entries = self._fixed_LI.shape[1] + 4
+
+    @staticmethod
+    def _with_parameters_until(rows: Sequence[Layer], first: int, end: int) -> Layer:
+        """Return a row with the parameters of those that follow it and have no column of their own."""
+        return replace(rows[first], parameters=sum(row.parameters for row in rows[first:end]))
+
+    def _find_decisions(self, unit_at: dict[str, int], settings: ArchComp) -> None:
+        """List the decisions (units, then widths, then kernels), their values by class, and their columns."""
+        values: dict[tuple[str, str], list[int]] = {("unit", name): [0, 1] for name in self._units}
+        at = [unit_at[name] for name in self._units]
+        for group in self._space.groups:
+            emits = [i for i, row in enumerate(self.rows) if row.group == group.name and row.outputs]
+            reads = [i for i, row in enumerate(self.rows) if row.name in group.layers]
+            at.append(([*emits, *reads] or [0])[0])
+            values["width", group.name] = [
+                group.nearest(f * group.width, round_to=settings.round_to, minimum=settings.min_width) for f in _FACTORS
+            ]
+        for index, row in enumerate(self.rows):
+            legal = [kernel for kernel in row.kernels if kernel <= row.kernel]
+            if len(legal) > 1:
+                at.append(index)
+                values["kernel", row.name] = legal
+        self._values, self.at = values, at
+        numbers = {name: number for number, name in enumerate(values)}
+        self._width_L = [numbers.get(("width", row.group or ""), -1) for row in self.rows]
+        self._kernel_L = [numbers.get(("kernel", row.name), -1) for row in self.rows]
+        self._find_classes()
+
+    def _find_classes(self) -> None:
+        """Number the classes, and the outputs of a column that decide."""
+        most = max((len(values) for values in self._values.values()), default=1)
+        self.legal_DK = torch.zeros(len(self._values), most, dtype=torch.bool)
+        self._class_of: list[dict[int, int]] = []
+        for legal_K, values in zip(self.legal_DK, self._values.values(), strict=True):
+            self._class_of.append({value: index for index, value in enumerate(values)})  # the last one counts
+            legal_K[list(self._class_of[-1].values())] = True
+        self.last_D = torch.tensor([len(values) - 1 for values in self._values.values()], dtype=torch.int64)
+        places: dict[tuple[str, int], int] = {}
+        counted: dict[tuple[str, int], int] = {}
+        self.slots: list[int] = []
+        """Which of its column's outputs each decision is read from: the first width's, the second unit's, ..."""
+        for (kind, _), column in zip(self._values, self.at, strict=True):
+            number = counted.get((kind, column), 0)
+            counted[kind, column] = number + 1
+            self.slots.append(places.setdefault((kind, number), len(places)))
+
+    def _find_what_goes_together(self) -> None:
+        units = [set(self._space.unit(name).layers) for name in self._units]
+        own = [{row.name} if row.type != "block" else set(self._space.unit(row.name).layers) for row in self.rows]
+        about = [
+            set(self._space.unit(name).layers)
+            if kind == "unit"
+            else {*self._space.group(name).layers} or {name}
+            if kind == "width"
+            else {name}
+            for kind, name in self._values
+        ]
+        self._covers_UL = (
+            torch.tensor([[row <= unit for row in own] for unit in units]).reshape(len(units), -1).double()
+        )
+        # A width says nothing once all of its layers are gone, whatever units they went with.
+        layers = {layer.name: index for index, layer in enumerate(self._space.layers)}
+        self._gone_by_UX = torch.zeros(len(units), len(layers), dtype=torch.float64)
+        for gone_X, unit in zip(self._gone_by_UX, units, strict=True):
+            gone_X[[layers[name] for name in unit]] = 1.0
+        self._about_DX = torch.zeros(len(about), len(layers), dtype=torch.float64)
+        for about_X, names in zip(self._about_DX, about, strict=True):
+            about_X[[layers[name] for name in names]] = 1.0
+        self._needs_D = self._about_DX.sum(1)
+        self._inside_UU = torch.tensor([[inner < outer for inner in units] for outer in units]).reshape(len(units), -1)
+
+    def choices(self, architecture: Architecture) -> Int[Tensor, " d"]:
+        """Return the classes of an architecture's decisions; a width between two classes counts as the nearer."""
+        chosen = []
+        for (kind, name), classes in zip(self._values, self._class_of, strict=True):
+            if kind == "unit":
+                value = int(name not in architecture.removed)
+            else:
+                value = architecture.width(name) if kind == "width" else architecture.kernel(name)
+            chosen.append(classes[min(classes, key=lambda known: (abs(known - value), -known))])
+        return self.canonical(torch.tensor([chosen], dtype=torch.int64).reshape(1, -1))[0]
+
+    def architecture(self, choices_D: Int[Tensor, " d"]) -> Architecture:
+        """Return what the choices stand for."""
+        decided = {
+            name: values[choice]
+            for (name, values), choice in zip(self._values.items(), choices_D.tolist(), strict=True)
+        }
+        return self._space.architecture(
+            removed=[name for (kind, name), value in decided.items() if kind == "unit" and not value],
+            widths={name: value for (kind, name), value in decided.items() if kind == "width"},
+            kernels={name: value for (kind, name), value in decided.items() if kind == "kernel"},
+        )
+
+    def matter(self, choices_BD: Int[Tensor, "b d"]) -> Bool[Tensor, "b d"]:
+        """Return which choices change the student: all but those on what is inside of a unit that goes."""
+        removed_BU = (choices_BD[:, : len(self._units)] == 0).double()
+        gone_BX = (removed_BU @ self._gone_by_UX > 0).double()
+        matter_BD = gone_BX @ self._about_DX.T < self._needs_D
+        matter_BD[:, : len(self._units)] = removed_BU @ self._inside_UU.double() == 0
+        return matter_BD
+
+    def canonical(self, choices_BD: Int[Tensor, "b d"]) -> Int[Tensor, "b d"]:
+        """Return the choices with the last class wherever they do not matter: equal exactly for equal students."""
+        return torch.where(self.matter(choices_BD), choices_BD, self.last_D)
+
+    def matrix(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b i l"]:
+        """Return the columns: the teacher's own row, then kept or not, log width and kernel, and what arrives."""
+        count = len(choices_BD)
+        removed_BU = (choices_BD[:, : len(self._units)] == 0).double()
+        kept_BL = (removed_BU @ self._covers_UL == 0).double()
+        width_BL, kernel_BL = torch.ones(count, len(self.rows)).double(), torch.ones(count, len(self.rows)).double()
+        names = list(self._values)
+        for index, row in enumerate(self.rows):
+            if (decision := self._width_L[index]) >= 0:
+                values = self._values[names[decision]]
+                shares_K = torch.tensor([math.log(value / values[-1]) for value in values], dtype=torch.float64)
+                width_BL[:, index] = 1.0 + shares_K[choices_BD[:, decision]] / 2.0
+            if (decision := self._kernel_L[index]) >= 0:
+                sizes_K = torch.tensor([math.log(value / row.kernel) for value in self._values[names[decision]]])
+                kernel_BL[:, index] = 1.0 + sizes_K.double()[choices_BD[:, decision]]
+        arriving_BL, last_B = torch.empty(count, len(self.rows), dtype=torch.float64), torch.ones(count).double()
+        for index in range(len(self.rows)):
+            arriving_BL[:, index] = last_B
+            if self._width_L[index] >= 0 and self.rows[index].outputs and self.rows[index].type != "block":
+                last_B = torch.where(kept_BL[:, index] > 0, width_BL[:, index], last_B)
+        changing_BLI = torch.stack([2.0 * kept_BL - 1.0, width_BL * kept_BL, kernel_BL * kept_BL, arriving_BL], -1)
+        fixed_BLI = self._fixed_LI.expand(count, -1, -1)
+        return torch.cat([fixed_BLI, changing_BLI], -1).transpose(1, 2)
+
+    def sample(self, count: int, generator: torch.Generator) -> Int[Tensor, "b d"]:
+        """Draw architectures of all sizes: each at a chance to keep units and a lean of widths of its own."""
+        level_B3 = torch.rand(count, 3, generator=generator, dtype=torch.float64)
+        keep_B = (_KEEP - level_B3[:, 0] * (2.0 * _KEEP)).sigmoid()
+        low, high = SHRINKAGE_LEAN
+        lean_B = low + level_B3[:, 1] * (high - low)
+        most = self.legal_DK.shape[1]
+        place_K = torch.linspace(-1.0, 1.0, most, dtype=torch.float64)
+        weights_BDK = (lean_B[:, None] * place_K).exp()[:, None, :] * self.legal_DK
+        for decision, (kind, _) in enumerate(self._values):
+            if kind != "width":
+                up_B = keep_B if kind == "unit" else level_B3[:, 2]
+                last = int(self.last_D[decision])
+                weights_BDK[:, decision] = 0.0
+                weights_BDK[:, decision, :last] = ((1.0 - up_B) / last)[:, None]
+                weights_BDK[:, decision, last] = up_B
+        return self.canonical(self._drawn(weights_BDK, generator))
+
+    def near(self, choices_BD: Int[Tensor, "b d"], changes: float, generator: torch.Generator) -> Int[Tensor, "b d"]:
+        """Draw anew, of each architecture, every decision with a chance that changes so many in the mean."""
+        chance = min(changes / max(choices_BD.shape[1], 1), 1.0)
+        change_BD = torch.rand(choices_BD.shape, generator=generator, dtype=torch.float64) < chance
+        weights_BDK = self.legal_DK.double().expand(len(choices_BD), -1, -1)
+        return self.canonical(torch.where(change_BD, self._drawn(weights_BDK, generator), choices_BD))
+
+    @staticmethod
+    def _drawn(weights_BDK: Tensor, generator: torch.Generator) -> Tensor:
+        uniform_BD1 = torch.rand((*weights_BDK.shape[:2], 1), generator=generator, dtype=torch.float64)
+        sums_BDK = weights_BDK.cumsum(-1)
+        # Strictly below the whole sum, so that no class of weight 0 is drawn at the end.
+        chosen_BD = (uniform_BD1 * sums_BDK[..., -1:] >= sums_BDK).sum(-1)
+        return chosen_BD.clamp_max(weights_BDK.shape[-1] - 1)

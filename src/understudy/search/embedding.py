@@ -1,0 +1,200 @@
+"""The networks of architecture compression (Ashok, 2019, arXiv 1902.03326): an embedding of architectures.
+
+A 1-D CNN along the depth of the teacher maps an architecture's columns to a few numbers for each layer, a
+second one maps those back to decisions, and heads regress cost and accuracy. Everything is float64.
+`docs/archcomp.md` numbers every choice with its source.
+
+Shapes: B = architectures, D = decisions, K = classes of one, L = columns, I = entries of a column, C = channels
+of the embedding, H = hidden channels, F = figures of cost, P = features of accuracy, N = known accuracies,
+M = draws, in the order of the suffix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from understudy.config import ArchComp
+from understudy.search.columns import Columns
+
+FIGURES = ("parameters", "macs", "weight_bytes")  # of Cost, which the cost head predicts
+_NOISES = torch.logspace(-4.0, 1.0, 16, dtype=torch.float64)  # noise over signal, of which evidence picks one
+
+
+@dataclass
+class Known:
+    """What the embedding is fitted to: architectures with costs, and the few that were trained."""
+
+    choices_BD: Int[Tensor, "b d"]
+    logs_BF: Float[Tensor, "b f"]  # log shares of the teacher's figures; nan for what cannot be built
+    trained_ND: Int[Tensor, "n d"]
+    accuracies_N: Float[Tensor, " n"]  # shares of the teacher's accuracy
+
+
+class Embedding(nn.Module):
+    """Encoder, decoder and heads. Draws nothing itself: a generator is passed in."""
+
+    def __init__(self, columns: Columns, settings: ArchComp) -> None:
+        super().__init__()
+        self._columns, self._settings = columns, settings
+        entries, channels, hidden = columns.entries, settings.channels, settings.hidden
+        slots, classes = max(columns.slots, default=0) + 1, columns.legal_DK.shape[1]
+        # On the meta device nothing is drawn: initial weights come from the searcher's own generator.
+        with torch.device("meta"):
+            self.encoder = _Residual(entries, hidden, channels)
+            self.decoder = _Residual(channels, hidden, slots * classes)
+            self.cost = _Residual(channels, hidden, len(FIGURES), depth=2)
+            self.traits = nn.Conv1d(channels, hidden, 3, padding=1)
+            self.accuracy = nn.Linear((channels + hidden) * len(columns.rows), 1)
+        self.double().to_empty(device="cpu")
+        self._at_D, self._slots_D = torch.tensor(columns.at), torch.tensor(columns.slots)
+        self._shape = slots, classes
+        self._share_L = columns.share_L.clamp_min(1e-9).log()
+
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Draw every layer as torch does, uniform in +-1 / sqrt(inputs); what adds to a skip starts at 0."""
+        for name, parameter in self.named_parameters():
+            if name.endswith(("last.weight", "bias")) or name.startswith("accuracy"):
+                nn.init.zeros_(parameter)
+            else:
+                bound = 1.0 / math.sqrt(parameter[0].numel())
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def encode(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b c l"]:
+        """Return the embedding of architectures."""
+        code_BCL: Tensor = self.encoder(self._columns.matrix(choices_BD))
+        return code_BCL
+
+    def decisions(self, code_BCL: Float[Tensor, "b c l"]) -> Float[Tensor, "b d k"]:
+        """Return the logits of every decision's classes, -inf for those that are not legal."""
+        outputs_BSKL = self.decoder(code_BCL).unflatten(1, self._shape)
+        logits_BDK: Tensor = outputs_BSKL[:, self._slots_D, :, self._at_D].transpose(0, 1)
+        return logits_BDK.masked_fill(~self._columns.legal_DK, -math.inf)
+
+    @torch.no_grad()
+    def decode(self, code_BCL: Float[Tensor, "b c l"]) -> Int[Tensor, "b d"]:
+        """Return the most likely choices, in canonical form: always a legal architecture."""
+        return self._columns.canonical(self.decisions(code_BCL).argmax(-1))
+
+    def costs(self, code_BCL: Float[Tensor, "b c l"]) -> Float[Tensor, "b f"]:
+        """Return the logarithm of the shares of the teacher's figures: of a sum over layers."""
+        logs_BFL: Tensor = self.cost(code_BCL) + self._share_L
+        return logs_BFL.logsumexp(-1)
+
+    def features(self, code_BCL: Float[Tensor, "b c l"]) -> Float[Tensor, "b p"]:
+        """Return what accuracy is linear in: the embedding, and traits of each layer with its neighbours."""
+        return torch.cat([code_BCL, self.traits(code_BCL).tanh()], 1).flatten(1)
+
+    def fit(self, known: Known, steps: int, generator: torch.Generator) -> None:
+        """Fit everything together, from where it is, by that many steps of Adam."""
+        settings = self._settings
+        adam = torch.optim.Adam(self.parameters(), lr=settings.lr)
+        buildable = known.logs_BF.isfinite().all(1)
+        scale_F = known.logs_BF[buildable].std(0).clamp_min(1e-3) if buildable.sum() > 1 else 1.0
+        mean, spread = known.accuracies_N.mean(), known.accuracies_N.std(correction=0).clamp_min(1e-3)
+        for step in range(steps):
+            for group in adam.param_groups:
+                group["lr"] = settings.lr * (1.0 - 0.95 * step / steps)
+            picked_B = torch.randint(len(known.choices_BD), (settings.batch_size,), generator=generator)
+            trained_B = torch.randint(len(known.trained_ND), (settings.batch_size // 2,), generator=generator)
+            choices_BD = torch.cat([known.choices_BD[picked_B], known.trained_ND[trained_B]])
+            code_BCL = self.encode(choices_BD)
+            noise_BCL = torch.randn(code_BCL.shape, generator=generator, dtype=torch.float64)
+            noisy_BCL = code_BCL + settings.noise * noise_BCL
+            loss = self._reconstruction(noisy_BCL, choices_BD) + 0.01 * code_BCL.square().mean()
+            errors_BF = (self.costs(code_BCL[: len(picked_B)]) - known.logs_BF[picked_B]) / scale_F
+            loss = loss + settings.cost_weight * errors_BF[buildable[picked_B]].square().sum() / errors_BF.numel()
+            wanted_B = (known.accuracies_N[trained_B] - mean) / spread
+            guessed_B = self.accuracy(self.features(code_BCL[len(picked_B) :]))[:, 0]
+            loss = loss + settings.accuracy_weight * (guessed_B - wanted_B).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+            adam.step()
+
+    def _reconstruction(self, code_BCL: Tensor, choices_BD: Tensor) -> Tensor:
+        """Return the cross-entropy of the decisions that change the student, nats for each."""
+        logits_BDK = self.decisions(code_BCL)
+        matter_BD = self._columns.matter(choices_BD)
+        return nn.functional.cross_entropy(logits_BDK[matter_BD], choices_BD[matter_BD])
+
+
+class _Residual(nn.Module):
+    """A 1-D CNN beside a linear map of each column, which it adds to."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, depth: int = 1) -> None:
+        super().__init__()
+        self.skip = nn.Conv1d(inputs, outputs, 1)
+        self.first = nn.Conv1d(inputs, hidden, 3, padding=1)
+        self.middle = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in range(depth - 1))
+        self.last = nn.Conv1d(hidden, outputs, 3, padding=1)
+
+    def forward(self, x_BIL: Float[Tensor, "b i l"]) -> Float[Tensor, "b o l"]:
+        """Return as many columns."""
+        hidden_BHL = nn.functional.silu(self.first(x_BIL))
+        for layer in self.middle:
+            hidden_BHL = hidden_BHL + nn.functional.silu(layer(hidden_BHL))
+        result: Tensor = self.skip(x_BIL) + self.last(hidden_BHL)
+        return result
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bayesian linear regression of accuracy on features of the fitted embedding (Snoek et al., 2015, DNGO).
+
+    Weights have independent normal priors; the ratio of noise to signal is the one of greatest evidence.
+    """
+
+    centre_P: Tensor
+    weights_MP: Tensor  # draws from the posterior; the first is its mean
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, embedding: Embedding, known: Known, draws: int, generator: torch.Generator) -> Forecast:
+        """Return the posterior mean and that many draws, given the known accuracies."""
+        with torch.no_grad():
+            features_NP = embedding.features(embedding.encode(known.trained_ND))
+        centre_P = features_NP.mean(0)
+        features_NP = (features_NP - centre_P) / math.sqrt(features_NP.shape[1])
+        mean = known.accuracies_N.mean()
+        spread = known.accuracies_N.std(correction=0).clamp_min(1e-3)
+        wanted_N = (known.accuracies_N - mean) / spread
+        gram_NN = features_NP @ features_NP.T
+        noise, signal = _evident(gram_NN, wanted_N)
+        # Matheron's rule: a draw from the prior, corrected by what it gets wrong about noisy observations.
+        prior_MP = torch.randn(draws + 1, features_NP.shape[1], generator=generator, dtype=torch.float64) * signal
+        wrong_MN = torch.randn(draws + 1, len(wanted_N), generator=generator, dtype=torch.float64)
+        wrong_MN = wrong_MN * signal * math.sqrt(noise)
+        prior_MP[0], wrong_MN[0] = 0.0, 0.0
+        left_NM = (wanted_N - prior_MP @ features_NP.T - wrong_MN).T
+        solved_NM = torch.linalg.solve(gram_NN + noise * torch.eye(len(gram_NN), dtype=torch.float64), left_NM)
+        weights_MP = (prior_MP + solved_NM.T @ features_NP) / math.sqrt(features_NP.shape[1])
+        return cls(centre_P, weights_MP, mean.item(), spread.item())
+
+    def __call__(self, features_BP: Float[Tensor, "b p"]) -> Float[Tensor, "b m"]:
+        """Return the share of the teacher's accuracy that the mean and each draw predict."""
+        return self.mean + self.spread * ((features_BP - self.centre_P) @ self.weights_MP.T)
+
+
+def _evident(gram_NN: Tensor, wanted_N: Tensor) -> tuple[float, float]:
+    """Return the noise (variance, in units of the signal's) and signal (deviation) of greatest evidence."""
+    values_N, vectors_NN = torch.linalg.eigh(gram_NN)
+    turned_N = vectors_NN.T @ wanted_N
+    sums = values_N.clamp_min(0.0) + _NOISES[:, None] * values_N.mean().clamp_min(1e-9)
+    signals = (turned_N.square() / sums).mean(1).clamp_min(1e-9)
+    evidence = -len(wanted_N) * signals.log() - sums.log().sum(1)
+    best = int(evidence.argmax())
+    return (_NOISES[best] * values_N.mean().clamp_min(1e-9)).item(), math.sqrt(signals[best].item())
+
+
+def log_shares(figures: Sequence[Sequence[float] | None], teacher: Sequence[float]) -> Float[Tensor, "b f"]:
+    """Return the logarithm of shares of the teacher's figures, (B, F); nan where there is no cost (None)."""
+    nothing = [math.nan] * len(FIGURES)
+    shares = [nothing if x is None else [a / max(b, 1) for a, b in zip(x, teacher, strict=True)] for x in figures]
+    return torch.tensor(shares, dtype=torch.float64).reshape(-1, len(FIGURES)).clamp_min(1e-9).log()
