@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from understudy.config import N2N, Method, OptunaSearch, RandomSearch, UniformWidth
+from understudy.config import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
+from understudy.search.archcomp import ArchCompSearcher
 from understudy.search.base import Searcher
 from understudy.search.baselines import RandomSearcher, UniformSearcher
 from understudy.search.n2n import N2NSearch
@@ -15,6 +16,7 @@ from understudy.testing import toy_cost, toy_reward, toy_space
     ("method", "searcher"),
     [
         (N2N(), N2NSearch),
+        (ArchComp(), ArchCompSearcher),
         (RandomSearch(), RandomSearcher),
         (OptunaSearch(), SamplerSearcher),
         (UniformWidth(), UniformSearcher),

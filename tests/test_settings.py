@@ -58,7 +58,7 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
     assert str(caught.value).splitlines() == [
         "settings must be known and possible, but in job.toml:",
         "  there is no setting 'sed' (did you mean 'seed'?)",
-        "  method must be one of n2n, decore, random, optuna, uniform, but got 'n3n'",
+        "  method must be one of n2n, decore, archcomp, random, optuna, uniform, but got 'n3n'",
         "  there is no setting 'epochs' (did you mean 'candidates.epochs'?)",
         "  there is no setting 'goal.parms' (did you mean 'params'?)",
         "  goal 'accuracy' must be in 0..1, but got 3.0",

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "src" / "understudy"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
+    "ArchComp",
     "Architecture",
     "Augmentation",
     "Candidates",
@@ -79,6 +80,9 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
             "search.decore",
             "search.baselines",
             "search.samplers",
+            "search.columns",
+            "search.embedding",
+            "search.archcomp",
         ],
         ["values"],
     ),

@@ -202,7 +202,7 @@ class ArchComp:
     accuracy_weight: float = 0.3
     """Weight of the accuracy head's squared error, in standard deviations."""
     draws: int = 5
-    """Draws from what accuracy may be like, given those that are known; each student of an update is one's favourite."""
+    """Draws from what accuracy may be like, given what is known; each student of an update is one draw's favourite."""
     starts: int = 40
     """Architectures that descent starts from, in one batch."""
     descent_steps: int = 30

@@ -148,9 +148,10 @@ class ArchCompSearcher(Searcher):
         started = self._random.propose()
         if started:
             return started
-        with _one_thread():
-            objective = self.fit()
-            ordered = [self.columns.architecture(c_D) for c_D in self._candidates(objective)]
+        ordered: list[Architecture] = []
+        if self.columns.names:  # else there is nothing to decide
+            with _one_thread():
+                ordered = [self.columns.architecture(c_D) for c_D in self._candidates(self.fit())]
 
         def draws() -> Iterator[tuple[None, Architecture]]:
             for architecture in ordered:

@@ -71,8 +71,10 @@ class Columns:
             if len(legal) > 1:
                 at.append(index)
                 values["kernel", row.name] = legal
-        self._values, self.at = values, at
-        numbers = {name: number for number, name in enumerate(values)}
+        self._values = values
+        self.names, self.at = list(values), at
+        """Each decision's kind and what it is about, and the column where it is taken."""
+        numbers = {name: number for number, name in enumerate(self.names)}
         self._width_L = [numbers.get(("width", row.group or ""), -1) for row in self.rows]
         self._kernel_L = [numbers.get(("kernel", row.name), -1) for row in self.rows]
         self._find_classes()
@@ -106,9 +108,8 @@ class Columns:
             else {name}
             for kind, name in self._values
         ]
-        self._covers_UL = (
-            torch.tensor([[row <= unit for row in own] for unit in units]).reshape(len(units), -1).double()
-        )
+        covers = [[float(row <= unit) for row in own] for unit in units]
+        self._covers_UL = torch.tensor(covers, dtype=torch.float64).reshape(len(units), len(own))
         # A width says nothing once all of its layers are gone, whatever units they went with.
         layers = {layer.name: index for index, layer in enumerate(self._space.layers)}
         self._gone_by_UX = torch.zeros(len(units), len(layers), dtype=torch.float64)
@@ -118,7 +119,8 @@ class Columns:
         for about_X, names in zip(self._about_DX, about, strict=True):
             about_X[[layers[name] for name in names]] = 1.0
         self._needs_D = self._about_DX.sum(1)
-        self._inside_UU = torch.tensor([[inner < outer for inner in units] for outer in units]).reshape(len(units), -1)
+        inside = [[float(inner < outer) for inner in units] for outer in units]
+        self._inside_UU = torch.tensor(inside, dtype=torch.float64).reshape(len(units), len(units))
 
     def choices(self, architecture: Architecture) -> Int[Tensor, " d"]:
         """Return the classes of an architecture's decisions; a width between two classes counts as the nearer."""
@@ -148,7 +150,7 @@ class Columns:
         removed_BU = (choices_BD[:, : len(self._units)] == 0).double()
         gone_BX = (removed_BU @ self._gone_by_UX > 0).double()
         matter_BD = gone_BX @ self._about_DX.T < self._needs_D
-        matter_BD[:, : len(self._units)] = removed_BU @ self._inside_UU.double() == 0
+        matter_BD[:, : len(self._units)] = removed_BU @ self._inside_UU == 0
         return matter_BD
 
     def canonical(self, choices_BD: Int[Tensor, "b d"]) -> Int[Tensor, "b d"]:
@@ -161,14 +163,13 @@ class Columns:
         removed_BU = (choices_BD[:, : len(self._units)] == 0).double()
         kept_BL = (removed_BU @ self._covers_UL == 0).double()
         width_BL, kernel_BL = torch.ones(count, len(self.rows)).double(), torch.ones(count, len(self.rows)).double()
-        names = list(self._values)
         for index, row in enumerate(self.rows):
             if (decision := self._width_L[index]) >= 0:
-                values = self._values[names[decision]]
+                values = self._values[self.names[decision]]
                 shares_K = torch.tensor([math.log(value / values[-1]) for value in values], dtype=torch.float64)
                 width_BL[:, index] = 1.0 + shares_K[choices_BD[:, decision]] / 2.0
             if (decision := self._kernel_L[index]) >= 0:
-                sizes_K = torch.tensor([math.log(value / row.kernel) for value in self._values[names[decision]]])
+                sizes_K = torch.tensor([math.log(value / row.kernel) for value in self._values[self.names[decision]]])
                 kernel_BL[:, index] = 1.0 + sizes_K.double()[choices_BD[:, decision]]
         arriving_BL, last_B = torch.empty(count, len(self.rows), dtype=torch.float64), torch.ones(count).double()
         for index in range(len(self.rows)):

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.archcomp import best
+from understudy.architecture import Architecture, Group
+from understudy.config import ArchComp, RandomSearch
+from understudy.evaluation import Cost
+from understudy.goal import Goal
+from understudy.search.archcomp import ArchCompSearcher, descend, rewarded
+from understudy.search.base import Searcher
+from understudy.search.baselines import RandomSearcher
+from understudy.testing import (
+    SearcherContract,
+    ToyKind,
+    run_searcher,
+    toy_cost,
+    toy_evaluation,
+    toy_reward,
+    toy_space,
+)
+
+QUICK = ArchComp(
+    students=18, start=8, samples=60, fit_steps=12, refit_steps=4, batch_size=16, starts=12, descent_steps=10, hidden=8
+)
+
+
+def archcomp(
+    settings: ArchComp, *, kind: ToyKind = "chain", params: str | None = None, seed: int = 0
+) -> ArchCompSearcher:
+    space = toy_space(kind)
+    return ArchCompSearcher(space, toy_reward(space, Goal(params=params)), settings, seed=seed, predict=toy_cost)
+
+
+def fitted(settings: ArchComp, **fields: str) -> ArchCompSearcher:
+    searcher = archcomp(settings, **fields)  # type: ignore[arg-type]
+    while searcher.stage == "random":
+        searcher.learn([toy_evaluation(a) for a in searcher.propose()])
+    return searcher
+
+
+class TestArchComp(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        return archcomp(QUICK, params="20x", seed=seed)
+
+
+class TestArchCompOfResidual(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        return archcomp(QUICK, kind="residual", seed=seed)
+
+
+def test_it_starts_as_random_search_does() -> None:
+    space = toy_space()
+    reward = toy_reward(space, Goal(params="20x"))
+    start = run_searcher(RandomSearcher(space, reward, RandomSearch(students=8), seed=5, predict=toy_cost))
+    students = run_searcher(archcomp(QUICK, params="20x", seed=5))
+    assert [e.architecture for e in students[:8]] == [e.architecture for e in start]
+
+
+def test_students_keep_the_budget_and_differ() -> None:
+    searcher = archcomp(replace(QUICK, students=33), kind="residual", params="20x")
+    students = run_searcher(searcher)
+    limit = toy_cost(toy_space("residual").full).parameters / 20
+    assert len({e.architecture.digest for e in students}) == 33
+    assert all(e.cost.parameters <= limit for e in students if e.cost)
+
+
+def test_the_objective_is_n2ns_reward_less_what_breaks_a_budget() -> None:
+    searcher = fitted(QUICK, params="20x")
+    objective = searcher.fit()
+    ((figure, most),) = objective.limits
+    assert (figure, most) == (0, pytest.approx(-2.9957, abs=1e-4))
+    with torch.no_grad():
+        code_SCL = searcher.embedding.encode(searcher.starts(objective))
+        mean_S = torch.zeros(len(code_SCL), dtype=torch.int64)
+        accuracy_S = objective.forecast(searcher.embedding.features(code_SCL))[:, 0]
+        logs_S = searcher.embedding.costs(code_SCL)[:, 0]
+        expected_S = rewarded(logs_S, accuracy_S) - (logs_S - most).clamp_min(0.0)
+        torch.testing.assert_close(objective(code_SCL, mean_S), expected_S)
+    evaluation = toy_evaluation(toy_space().full.with_width("features.0", 8))
+    assert evaluation.cost is not None
+    share = torch.tensor([evaluation.cost.parameters / toy_cost(toy_space().full).parameters])
+    reward = rewarded(share.log(), torch.tensor([evaluation.accuracy / 0.95]))
+    assert reward.item() == pytest.approx(toy_reward(toy_space())(evaluation))
+
+
+def test_descent_raises_the_objective_within_the_trust_region() -> None:
+    searcher = fitted(replace(QUICK, fit_steps=120, samples=300, start=15, students=30))
+    objective = searcher.fit()
+    starts_SD = searcher.starts(objective)
+    draw_S = torch.zeros(len(starts_SD), dtype=torch.int64)
+    way = list(descend(objective, starts_SD, draw_S, steps=20, radius=searcher.radius))
+    assert len(way) == 4
+    with torch.no_grad():
+        before_S = objective(searcher.embedding.encode(starts_SD), draw_S)
+        after_S = objective(searcher.embedding.encode(way[-1]), draw_S)
+    assert after_S.mean() > before_S.mean() + 0.02
+    still = list(descend(objective, starts_SD, draw_S, steps=20, radius=0.0))
+    assert torch.equal(still[-1], searcher.embedding.decode(searcher.embedding.encode(still[-2])))
+    assert all(len(way_SD.unique(dim=0)) > 3 for way_SD in way)
+
+
+def test_it_learns_on_a_known_landscape() -> None:
+    settings = replace(QUICK, students=45, start=20, samples=300, fit_steps=120, refit_steps=20, hidden=12)
+    gains = []
+    for seed in range(2):
+        searcher = archcomp(settings, seed=seed)
+        students = run_searcher(searcher, landscape=seed)
+        rewards = searcher.rewards(students)
+        gains.append(statistics.mean(rewards[30:]) - statistics.mean(rewards[:20]))
+    assert min(gains) > 0.1
+
+
+@pytest.mark.slow
+def test_it_beats_random_search() -> None:
+    # benchmarks/archcomp.py at its full settings has the figures.
+    settings = ArchComp(students=60, start=20, samples=500, fit_steps=200, refit_steps=30)
+    for seed in range(2):
+        assert best("chain", "20x", settings, seed) > best("chain", "20x", RandomSearch(students=60), seed)
+
+
+def test_it_proposes_although_nothing_can_be_built() -> None:
+    def never(architecture: Architecture) -> Cost | None:
+        return None
+
+    space = toy_space()
+    searcher = ArchCompSearcher(space, toy_reward(space, Goal(params="9x")), QUICK, seed=0, predict=never)
+    for expected in (5, 3, 5):
+        proposals = searcher.propose()
+        assert len(proposals) == expected
+        searcher.learn([toy_evaluation(a).with_error("no") for a in proposals])
+
+
+def test_a_space_without_decisions_is_searched_as_random_search_does() -> None:
+    space = replace(toy_space(), units=(), groups=tuple[Group, ...]())
+    space = replace(space, layers=tuple(replace(layer, group=None, kernels=()) for layer in space.layers))
+    searcher = ArchCompSearcher(space, toy_reward(space), QUICK, seed=0, predict=toy_cost)
+    assert {e.architecture for e in run_searcher(searcher)} == {space.full}
+
+
+def test_threads_are_given_back_and_do_not_matter() -> None:
+    before = torch.get_num_threads()
+    proposals = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            proposals.append(fitted(QUICK).propose())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert proposals[0] == proposals[1]
+
+
+def test_what_was_learned_can_be_saved() -> None:
+    searcher = fitted(QUICK)
+    assert searcher.state_dict() == {}
+    searcher.propose()
+    state = searcher.state_dict()
+    assert {name.split(".")[0] for name in state} == {"encoder", "decoder", "cost", "traits", "accuracy"}
+    assert all(isinstance(value, torch.Tensor) and value.isfinite().all() for value in state.values())
