@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import replace
 
@@ -86,6 +87,18 @@ def test_the_objective_is_n2ns_reward_less_what_breaks_a_budget() -> None:
     share = torch.tensor([evaluation.cost.parameters / toy_cost(toy_space().full).parameters])
     reward = rewarded(share.log(), torch.tensor([evaluation.accuracy / 0.95]))
     assert reward.item() == pytest.approx(toy_reward(toy_space())(evaluation))
+
+
+def test_budgets_are_shares_of_the_teachers_figures() -> None:
+    space = toy_space()
+    teacher = replace(toy_cost(space.full), weight_bytes=400_000, latency_ms=3.0)
+    reward = replace(toy_reward(space), teacher_cost=teacher)
+    reward = replace(reward, budgets=Goal(size_mb="0.1", macs="2x", latency_ms="2x").budgets(teacher, 0.9))
+    searcher = ArchCompSearcher(space, reward, QUICK, seed=0, predict=toy_cost)
+    while searcher.stage == "random":
+        searcher.learn([toy_evaluation(a) for a in searcher.propose()])
+    # Latency is measured, not predicted: descent cannot know of it.
+    assert dict(searcher.fit().limits) == {1: pytest.approx(math.log(0.5)), 2: pytest.approx(math.log(0.25))}
 
 
 def test_descent_raises_the_objective_within_the_trust_region() -> None:

@@ -11,7 +11,7 @@ from understudy.search.columns import Columns
 from understudy.search.embedding import FIGURES, Embedding, Forecast, Known, log_shares
 from understudy.testing import toy_accuracy, toy_cost, toy_space
 
-SETTINGS = ArchComp(channels=4, hidden=12, samples=200)
+SETTINGS = ArchComp(channels=8, hidden=16)
 TEACHER = [float(getattr(toy_cost(toy_space().full), name)) for name in FIGURES]
 
 
@@ -58,7 +58,7 @@ def test_an_unfitted_embedding_knows_what_the_teacher_costs() -> None:
 def test_what_is_not_legal_is_never_decoded() -> None:
     columns = small()
     made = embedding(columns)
-    code_BCL = 10.0 * torch.randn(64, 4, len(columns.rows), generator=generator(), dtype=torch.float64)
+    code_BCL = 10.0 * torch.randn(64, SETTINGS.channels, len(columns.rows), generator=generator(), dtype=torch.float64)
     decoded_BD = made.decode(code_BCL)
     assert columns.legal_DK.gather(1, decoded_BD.T).all()
     assert torch.equal(columns.canonical(decoded_BD), decoded_BD)
@@ -68,9 +68,9 @@ def test_what_is_not_legal_is_never_decoded() -> None:
 
 def test_fitting_teaches_decisions_and_costs_that_hold_for_others() -> None:
     columns = small()
-    made, data, held = embedding(columns), known(columns, 200, 40, 0), known(columns, 60, 60, 1)
+    made, data, held = embedding(columns), known(columns, 800, 40, 0), known(columns, 60, 60, 1)
     before = [parameter.clone() for parameter in made.parameters()]
-    made.fit(data, 150, generator(1))
+    made.fit(data, 250, generator(1))
     assert all(not torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
     with torch.no_grad():
         code_BCL = made.encode(held.choices_BD)

@@ -226,10 +226,10 @@ class ArchCompSearcher(Searcher):
         self.embedding.fit(known, settings.fit_steps if first else settings.refit_steps, self._generator)
         forecast = Forecast.of(self.embedding, known, settings.draws, self._generator)
         limits = [
-            (FIGURES.index(name), math.log(most / max(own, 1)))
+            (FIGURES.index(name), math.log(most / own))
             for limit, most in self._reward.budgets.limits()
             if (name := "weight_bytes" if limit == "size_mb" else limit) in FIGURES
-            for own in [getattr(self._reward.teacher_cost, limit)]
+            if (own := getattr(self._reward.teacher_cost, limit))
         ]
         return Objective(self.embedding, forecast, tuple(limits))
 
