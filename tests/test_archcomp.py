@@ -84,8 +84,9 @@ def test_the_objective_is_n2ns_reward_less_what_breaks_a_budget() -> None:
         torch.testing.assert_close(objective(code_SCL, mean_S), expected_S)
     evaluation = toy_evaluation(toy_space().full.with_width("features.0", 8))
     assert evaluation.cost is not None
-    share = torch.tensor([evaluation.cost.parameters / toy_cost(toy_space().full).parameters])
-    reward = rewarded(share.log(), torch.tensor([evaluation.accuracy / 0.95]))
+    share = evaluation.cost.parameters / toy_cost(toy_space().full).parameters
+    known = torch.tensor([[share], [evaluation.accuracy / 0.95]], dtype=torch.float64)
+    reward = rewarded(known[0].log(), known[1])
     assert reward.item() == pytest.approx(toy_reward(toy_space())(evaluation))
 
 

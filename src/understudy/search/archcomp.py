@@ -92,7 +92,8 @@ def descend(
 
 
 def _norm(x_SCL: Tensor) -> Tensor:
-    return x_SCL.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
+    norm_S: Tensor = x_SCL.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return norm_S[:, None, None]
 
 
 def _scaled_to_one(x_SCL: Tensor) -> Tensor:
@@ -250,7 +251,7 @@ class ArchCompSearcher(Searcher):
         settings, starts_SD = self._settings, self.starts(objective)
         draw_S = 1 + torch.arange(len(starts_SD)) % settings.draws
         way = descend(objective, starts_SD, draw_S, steps=settings.descent_steps, radius=self.radius)
-        found_BD = torch.cat([starts_SD, *way]).unique(dim=0)
+        found_BD: Tensor = torch.cat([starts_SD, *way]).unique(dim=0)
         trained = {tuple(row) for row in self._choices(*(e.architecture for e in self._told)).tolist()}
         found_BD = found_BD[[tuple(row) not in trained for row in found_BD.tolist()]]
         if not len(found_BD):
