@@ -13,10 +13,10 @@ help:
 	@echo "make check   format, lint and types"
 	@echo "make clean   remove what the above made, the environment included"
 
+# torchvision and timm come alone: one would bring a torch of its own, the other a client of a hub; tests need neither.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[test,dev,export]' --constraint constraints.txt
-	# Alone: torchvision would bring a torch of its own, timm a client of a hub, and tests need neither.
 	$(BIN)/pip install --quiet --no-deps torchvision timm --constraint constraints.txt
 	touch $@
 
