@@ -70,6 +70,12 @@ def test_help_needs_no_torch() -> None:
         assert done.stdout.endswith("[]\n")
 
 
+def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
+    args = [sys.executable, "-m", "understudy", "runs", str(tmp_path / "none")]
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert done.returncode == main(args[3:]) and "none" in done.stdout + done.stderr
+
+
 def test_teach_says_what_came_of_it_and_what_is_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["teach", FACTORY, "--data", "digits", "--out", str(tmp_path / "t"), "--training.epochs", "1"]
     assert main([*args, "--arguments", "width=4", "--training.lr", "0.01", *PINNED]) == 0

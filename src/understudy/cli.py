@@ -421,7 +421,3 @@ def _arguments(texts: Sequence[str]) -> dict[str, Any]:
 
 def _next(step: str) -> None:
     _out.print(Text(f"next: {step}", style="dim"), soft_wrap=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
