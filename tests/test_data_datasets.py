@@ -171,9 +171,3 @@ def test_torchvision_names_are_checked() -> None:
         Data.open("torchvision:CIFAR")
     with pytest.raises(DataError, match=r"must have a train and a test part, but FakeData takes \['root'\]"):
         Data.open("torchvision:FakeData")
-
-
-def test_without_torchvision_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(DataError, match=r"pip install understudy\[vision\]"):
-        Data.open("torchvision:CIFAR10")

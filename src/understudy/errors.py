@@ -30,6 +30,10 @@ class ModelError(UnderstudyError):
     """A model that cannot be made, or weights that cannot be loaded into it."""
 
 
+class ExtraError(UnderstudyError, ImportError):
+    """An optional package that is not installed or cannot be imported."""
+
+
 class GoalError(UnderstudyError, ValueError):
     """A budget that cannot be read, or that no architecture of the Space can reach."""
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import pickle
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from understudy import zoo
 from understudy.data import Data
 from understudy.errors import ConfigError, ModelError, did_you_mean
+from understudy.extras import optional
 from understudy.files import write_whole
 
 _FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY or a teacher folder"
@@ -210,24 +210,17 @@ def _of_zoo(name: str) -> Callable[..., Any]:
 
 
 def _of_torchvision(name: str) -> Callable[..., Any]:
-    models = _extra("torchvision.models")
+    models = optional("torchvision.models", extra="vision")
     if name not in models.list_models():
         raise ModelError(f"torchvision has no model {name!r}{did_you_mean(name, models.list_models())}")
     return lambda **arguments: models.get_model(name, weights=None, **arguments)
 
 
 def _of_timm(name: str) -> Callable[..., Any]:
-    timm = _extra("timm")
+    timm = optional("timm", extra="vision")
     if not timm.is_model(name):
         raise ModelError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
-
-
-def _extra(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ModelError(f"{module} must be installed, but is not: pip install 'understudy[vision]'") from error
 
 
 def _of_file(path: Path, factory: str) -> Callable[..., Any]:

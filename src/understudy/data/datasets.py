@@ -17,6 +17,7 @@ from understudy.data import images as files
 from understudy.data.sources import Reading, Splits, as_images, as_labels
 from understudy.data.split import AnySplit, Split, StreamedSplit
 from understudy.errors import DataError, did_you_mean
+from understudy.extras import optional
 
 _CHECKED_TWICE = 8  # items that are read twice, to find random transforms
 
@@ -121,10 +122,7 @@ def _held(reader: ItemReader, first: Tensor, count: int, reading: Reading) -> Sp
 
 def from_torchvision(name: str, root: Path | None, reading: Reading) -> Splits:
     """Download and read one of torchvision's datasets that have a train and a test part."""
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise DataError("torchvision's datasets need an extra: pip install understudy[vision]") from error
+    datasets = optional("torchvision.datasets", extra="vision")
     if not inspect.isclass(getattr(datasets, name, None)):
         raise DataError(f"torchvision has no dataset {name!r}{did_you_mean(name, dir(datasets))}")
     maker: Any = getattr(datasets, name)
