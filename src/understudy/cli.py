@@ -195,6 +195,7 @@ class Inspect:
             size=self.size,
             channels=self.channels,
             check=self.check,
+            progress=True,
         )
         if self.json:
             print(found.to_json())

@@ -22,6 +22,7 @@ from understudy.evaluation import Cost
 from understudy.figures import amount, share
 from understudy.masked import relative_error
 from understudy.models import ModelSpec, load_into, read_weights
+from understudy.progress import Display
 from understudy.reach import smallest
 from understudy.surgery import build
 
@@ -86,6 +87,7 @@ def inspect_model(
     size: int | None = None,
     channels: int = 3,
     check: bool = False,
+    progress: bool = False,
 ) -> Inspection:
     """Analyse a model by its name.
 
@@ -96,6 +98,7 @@ def inspect_model(
         size: height and width of an input image, pixels; None for 32 for the zoo and 224 for others.
         channels: of an input image.
         check: prove group by group that slicing is multiplying by zero.
+        progress: show how far the checks are.
 
     Raises:
         ModelError: there is no such model, or the weights do not fit.
@@ -108,10 +111,10 @@ def inspect_model(
         load_into(module, read_weights(weights), source=str(weights))
     side = size or (32 if name.startswith("zoo:") else 224)
     example = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-    return inspect_analysis(analyse(module, example), name=name, check=check)
+    return inspect_analysis(analyse(module, example), name=name, check=check, progress=progress)
 
 
-def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False) -> Inspection:
+def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, progress: bool = False) -> Inspection:
     """Return what an analysis of a model that takes one image batch found."""
     space, example = analysis.space, analysis.trace.example
     assert isinstance(example, Tensor)
@@ -132,21 +135,22 @@ def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False) -> I
         fewest_parameters=smallest(space, method, predicted, "parameters")[1],
         fewest_macs=smallest(space, method, predicted, "macs")[1],
         shrinkable=analysis.shrinkable,
-        checks=tuple(_checks(analysis)) if check else None,
+        checks=tuple(_checks(analysis, Display(shown=progress))) if check else None,
     )
 
 
-def _checks(analysis: Analysis) -> list[Checked]:
-    example = analysis.trace.example
+def _checks(analysis: Analysis, display: Display) -> list[Checked]:
+    example, groups = analysis.trace.example, analysis.space.groups
     assert isinstance(example, Tensor)
     found = []
-    for group in analysis.space.groups:
-        width = group.nearest(group.width / 2)
-        architecture = analysis.space.full.with_width(group.name, width)
-        student = build(analysis, architecture).eval()
-        found.append(
-            Checked(group=group.name, width=width, error=relative_error(analysis, architecture, student, example))
-        )
+    with display, display.steps("checking groups", len(groups)):
+        for group in groups:
+            width = group.nearest(group.width / 2)
+            architecture = analysis.space.full.with_width(group.name, width)
+            student = build(analysis, architecture).eval()
+            error = relative_error(analysis, architecture, student, example)
+            found.append(Checked(group=group.name, width=width, error=error))
+            display.step()
     return found
 
 
