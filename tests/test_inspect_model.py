@@ -93,16 +93,15 @@ def test_mistakes_get_one_clear_error(arguments: list[str], message: str, capsys
     assert re.search(message, error) and error.startswith("error: ")
 
 
-@pytest.mark.parametrize(
-    ("model", "module"), [("timm:resnet18", "timm"), ("torchvision:resnet18", "torchvision.models")]
-)
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
 def test_a_missing_extra_is_named(
-    model: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    assert main(["inspect", model]) == 2
+    for name in (package, f"{package}.models"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert main(["inspect", f"{package}:resnet18"]) == 2
     assert capsys.readouterr().err.startswith(
-        f"error: {module} must be installed, but is not: pip install 'understudy[vision]'"
+        f"error: {package} must be installed, but is not: pip install 'understudy[vision]'"
     )
 
 
