@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.tiny import FACTORY, teach_tiny
@@ -126,6 +127,45 @@ def test_evaluate_gives_the_reported_accuracy(run: str, capsys: pytest.CaptureFi
     for split in ("test", "val"):
         assert main(["evaluate", f"{run}/student", "--data", "digits", "--split", split]) == 0
         assert f"{100 * summary[split]:.2f}% of" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_policy_goes_to_another_teacher_and_other_data(tmp_path: Path) -> None:
+    numbers, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 200), ("test", 40)):
+        arrays[f"{split}_images"] = numbers.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 4
+    np.savez(tmp_path / "noise.npz", **arrays)
+    noise, small, large = f"{tmp_path}/noise.npz", f"{tmp_path}/small", f"{tmp_path}/large"
+    for model, data, width in (("vgg11", "digits", 4), ("vgg13", noise, 8)):
+        args = ["teach", f"zoo:{model}", "--data", data, "--out", f"{tmp_path}/{model}", f"--arguments=width={width}"]
+        assert main([*args, "--training.epochs=1", "--training.lr=0.01", *PINNED]) == 0
+    assert main(["compress", f"{tmp_path}/vgg11", "--data=digits", "--params=3x", "--run", small, *QUICK]) == 0
+    other = ["compress", f"{tmp_path}/vgg13", "--data", noise, "--params=5x", "--run", large, *QUICK]
+    assert main([*other, "--policy-from", small]) == 0
+    assert (Path(large) / "policy_from.safetensors").read_bytes() == (Path(small) / "policy.safetensors").read_bytes()
+    assert Run(large).settings.n2n.policy_from == small
+    assert main(["resume", large]) == 0
+
+
+def test_a_policy_that_cannot_be_started_from_is_one_error(
+    teacher: str, run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["compress", teacher, "--data", "digits", "--run"]
+    chance = ["--method=random", "--random.students=2", *(flag for flag in QUICK if "n2n" not in flag)]
+    assert main([*start, f"{tmp_path}/chance", *chance]) == 0
+    anew = [*start, f"{tmp_path}/anew", "--policy-from"]
+    for args, text in (
+        ([f"{tmp_path}/none", *QUICK], r"must name a run with a policy, but there is no .*none"),
+        ([teacher, *QUICK], r"must name a run with a policy, but there is no .*policy.safetensors"),
+        ([f"{tmp_path}/chance", *QUICK], r"must name a run of the method 'n2n', but .*chance is one of 'random'"),
+        ([run, *chance], r"is a setting of the method 'n2n', but the method is 'random'"),
+        ([run, *QUICK, "--n2n.hidden=7"], r"must name a policy of the same hidden, harmonics"),
+    ):
+        capsys.readouterr()
+        assert main([*anew, *args]) == 2
+        assert re.search(f"^error: .*policy_from {text}", capsys.readouterr().err)
+    assert not (tmp_path / "anew").exists()
 
 
 def test_dry_run_leaves_nothing(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

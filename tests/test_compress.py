@@ -159,6 +159,8 @@ def test_a_search_starts_from_the_policy_of_another_run(teacher: Teacher, done: 
     first = squeeze(teacher, tmp_path / "run", method=method)
     again = squeeze(teacher, tmp_path / "again", method=replace(METHOD, policy_from=str(done.run)))
     assert keys(first.run) == keys(again.run) != keys(done.run)
+    for _ in range(4):  # a file's tensors come in another order each time
+        assert squeeze(teacher, tmp_path / "run", method=method).summary == first.summary
     start.write_bytes((first.run / "policy.safetensors").read_bytes())
     with pytest.raises(RunError, match=r"policy was [0-9a-f]{16}, is"):
         squeeze(teacher, tmp_path / "run", method=method)

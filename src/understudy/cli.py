@@ -10,7 +10,7 @@ import json
 import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from understudy.config import Teaching
+from understudy.config import Compression, Teaching
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.goal import Goal
 from understudy.settings import Settings, build, read_toml
@@ -116,6 +116,8 @@ class Compress(Settings, _Subject):
     """Mean per channel (0..1) that the model was trained with; default: the data's, or the teacher folder's."""
     std: tuple[float, ...] | None = None
     """Likewise the standard deviation."""
+    policy_from: str | None = None
+    """Run of N2N whose policies this search starts from, of any teacher, data and goal; the same as n2n.policy_from."""
     goal: Annotated[Goal, tyro.conf.arg(name="")] = field(default_factory=Goal)
 
     def run(self) -> int:
@@ -132,6 +134,18 @@ class Compress(Settings, _Subject):
             _next("the same command without --dry-run")
             return 0
         return _finish(run_task(task, self.run_folder), self.data)
+
+    def compression(self) -> Compression:
+        """Return these settings as the main job takes them.
+
+        Raises:
+            ConfigError: only the chosen method can have settings, and N2N alone has policies.
+        """
+        if self.policy_from is None:
+            return super().compression()
+        if self.method != "n2n":
+            raise ConfigError(f"policy_from is a setting of the method 'n2n', but the method is {self.method!r}")
+        return replace(super().compression(), method=replace(self.n2n, policy_from=self.policy_from))
 
     def again(self) -> str:
         """Return how to go on after an interruption."""

@@ -136,7 +136,7 @@ class Task:
             teacher=weights_digest(self.teacher.module),
             data=self.data.digest,
             space=self.space.digest,
-            policy=tensors_digest(self.policy) if self.policy else "",
+            policy=tensors_digest(dict(sorted(self.policy.items()))) if self.policy else "",  # files keep no order
             start="" if self.start is None else weights_digest(self.start),
         )
 
@@ -188,9 +188,13 @@ def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:
     if not isinstance(method, N2N) or method.policy_from is None:
         return None
     path = Path(method.policy_from)
+    if (path / "config.toml").is_file():
+        name = Run(path).settings.method
+        if name != "n2n":
+            raise ConfigError(f"policy_from must name a run of the method 'n2n', but {path} is one of {name!r}")
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"n2n.policy_from must name a run with a policy, but there is no {path}")
+        raise ConfigError(f"policy_from must name a run with a policy, but there is no {path}")
     policy = read_weights(path)
     refuse_other_policy(policy, space, method)
     return policy
