@@ -16,7 +16,8 @@ from understudy.evaluation import Cost, Evaluation
 from understudy.goal import Budgets, Goal
 from understudy.search.base import Searcher
 from understudy.search.budget import foresight, offered_units
-from understudy.search.n2n import Baseline, N2NSearch, Refinement, Removal, Shrinkage, refuse_other_policy
+from understudy.search.choices import Refinement, Removal, Shrinkage
+from understudy.search.n2n import Baseline, N2NSearch, refuse_other_policy
 from understudy.search.policies import Policy, RemovalPolicy, ShrinkagePolicy
 from understudy.search.state import TYPES, encode, rows_of, teacher_rows
 from understudy.testing import (

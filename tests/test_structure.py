@@ -76,6 +76,7 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
             "search.budget",
             "search.state",
             "search.policies",
+            "search.choices",
             "search.n2n",
             "search.decore",
             "search.baselines",

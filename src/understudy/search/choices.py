@@ -1,0 +1,160 @@
+"""What the choices of N2N's policies mean: decisions on units, widths and kernels <-> architectures.
+
+Shapes: B = proposals, D = decisions, F = factors, I = columns of a row, in the order of the suffix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from understudy.architecture import Architecture, Layer, Space
+from understudy.config import N2N
+from understudy.search import budget
+from understudy.search.policies import RemovalPolicy, ShrinkagePolicy
+from understudy.search.state import encode, rows_of, teacher_rows
+
+_KINDS = {"width": 0.0, "kernel": 1.0, "unit": -1.0}  # how a row says what is decided there
+_NEAR = 0.2  # how far, in factors, a refinement looks
+
+
+class Removal:
+    """Choices of stage 1 <-> architectures of the Space."""
+
+    name = "removal"
+
+    def __init__(self, space: Space, settings: N2N) -> None:
+        self.updates, self.lr, self.prior = settings.removal_updates, settings.removal_lr, settings.keep_bias
+        self.leans = (self.prior - budget.REMOVAL_LEAN, self.prior)
+        self._space = space
+        rows, decided = teacher_rows(space, settings.granularity)
+        self._units = [name for _, name in decided]
+        self.decisions = len(decided)
+        self.policy = RemovalPolicy(encode(rows, settings), [row for row, _ in decided], settings)
+        layers = [set(space.unit(name).layers) for name in self._units]
+        self._inside_DD = torch.tensor([[inner < outer for outer in layers] for inner in layers])
+
+    def architecture(self, choices_D: Tensor) -> Architecture:
+        """Return what the choices stand for."""
+        return self._space.architecture(
+            removed=[unit for unit, keep in zip(self._units, choices_D.tolist(), strict=True) if not keep]
+        )
+
+    def counts(self, choices_BD: Tensor) -> Tensor:
+        """Return 1 for each choice that changes the student, (B, D); 0 inside of a block that goes anyway."""
+        return 1.0 - ((choices_BD == 0).double() @ self._inside_DD.double().T > 0).double()
+
+
+class Shrinkage:
+    """Choices of stage 2 <-> architectures with the units of a start, narrower and with smaller kernels."""
+
+    name = "shrinkage"
+    leans: tuple[float, float] | None = budget.SHRINKAGE_LEAN
+
+    def __init__(self, start: Architecture, settings: N2N) -> None:
+        self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
+        self._start = start
+        self._decide(rows_of(start), [], settings)
+
+    def _decide(self, rows: Sequence[Layer], units: Sequence[tuple[int, str]], settings: N2N) -> None:
+        """Find what is decided at each row, the values that each factor stands for, and the policy for it."""
+        values, seen, at = dict[tuple[str, str], list[int]](), set[str | None](), list[int]()
+        middle = (min(settings.factors) + max(settings.factors)) / 2.0
+        for index, layer in enumerate(rows):
+            here = dict[tuple[str, str], list[int]]()
+            for unit in (name for row, name in units if row == index):
+                here["unit", unit] = [int(f >= middle) for f in settings.factors]
+            if layer.group and layer.outputs and layer.group not in seen:
+                seen.add(layer.group)
+                group = replace(self._start.space.group(layer.group), width=self._whole(layer.group))
+                here["width", group.name] = [
+                    group.nearest(f * group.width, round_to=settings.round_to, minimum=settings.min_width)
+                    for f in settings.factors
+                ]
+            if settings.shrink_kernels and len(layer.kernels) > 1:
+                here["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in settings.factors]
+            values |= here
+            at += [index] * len(here)
+        self._values, self.decisions = values, len(at)
+        self._values_DF = torch.tensor(list(values.values()), dtype=torch.float64).reshape(-1, len(settings.factors))
+        kinds_D1 = torch.tensor([[_KINDS[kind]] for kind, _ in values], dtype=torch.float64).reshape(-1, 1)
+        rows_DI = torch.cat([encode(rows, settings)[at], kinds_D1], 1)
+        shares_DF = self._values_DF / self._values_DF.amax(1, keepdim=True)
+        self.policy = ShrinkagePolicy(rows_DI, shares_DF, settings, self._habit(settings))
+
+    def _whole(self, group: str) -> int:
+        """Return the width (channels) that factors are shares of."""
+        return self._start.width(group)
+
+    def _habit(self, settings: N2N) -> Tensor | None:
+        """Return what leans single decisions before anything is learned, (D, F): nothing."""
+        return None
+
+    def architecture(self, choices_D: Tensor) -> Architecture:
+        """Return what the choices stand for."""
+        decided = {name: values[c] for (name, values), c in zip(self._values.items(), choices_D.tolist(), strict=True)}
+        units = {name: value for (kind, name), value in decided.items() if kind == "unit"}
+        return self._start.space.architecture(
+            removed=[name for name in {*self._start.removed, *units} if not units.get(name)],
+            widths={name: value for (kind, name), value in decided.items() if kind == "width"},
+            kernels={name: value for (kind, name), value in decided.items() if kind == "kernel"},
+        )
+
+    def counts(self, choices_BD: Tensor) -> Tensor:
+        """Return 1 for each choice, (B, D): all change the student."""
+        return torch.ones_like(choices_BD, dtype=torch.float64)
+
+
+class Refinement(Shrinkage):
+    """Choices after both stages (ours) <-> architectures near the best student: depth, widths, kernels together.
+
+    Every unit, width and kernel of the teacher is decided again by a policy of its own, which before it has
+    learned changes `refinement_changes` of the best student's decisions, to values near by rather than far.
+    """
+
+    name = "refinement"
+    leans = None
+
+    def __init__(self, start: Architecture, settings: N2N) -> None:
+        self.updates, self.lr, self.prior = settings.refinement_updates, settings.shrinkage_lr, 0.0
+        self._start = start
+        rows, units = teacher_rows(start.space, settings.granularity)
+        self._decide(rows, units, settings)
+
+    def _whole(self, group: str) -> int:
+        return self._start.space.group(group).width
+
+    def _habit(self, settings: N2N) -> Tensor:
+        now_D1 = torch.tensor([[self._now(kind, name)] for kind, name in self._values], dtype=torch.float64)
+        stays_DF = self._values_DF == now_D1.reshape(-1, 1)
+        factors_F = torch.tensor(settings.factors, dtype=torch.float64)
+        far_DF = (factors_F - (factors_F * stays_DF).sum(1, keepdim=True) / stays_DF.sum(1, keepdim=True)).abs()
+        near_DF = (-far_DF / _NEAR).exp() * ~stays_DF
+        change = min(settings.refinement_changes / max(self.decisions, 1), 0.5)
+        share_D1 = change / (1.0 - change) * stays_DF.sum(1, keepdim=True) / near_DF.sum(1, keepdim=True)
+        return torch.where(stays_DF, 0.0, near_DF.log() + share_D1.log())
+
+    def _now(self, kind: str, name: str) -> int:
+        if kind == "unit":
+            return int(name not in self._start.removed)
+        return self._start.width(name) if kind == "width" else self._start.kernel(name)
+
+    def counts(self, choices_BD: Tensor) -> Tensor:
+        """Return 1 for each choice that changes the student, (B, D); 0 for what is inside of a unit that goes."""
+        space, counts_BD = self._start.space, torch.ones_like(choices_BD, dtype=torch.float64)
+        layers = [
+            frozenset(
+                space.unit(name).layers if kind == "unit" else space.group(name).layers if kind == "width" else [name]
+            )
+            for kind, name in self._values
+        ]
+        for choices_D, counts_D in zip(choices_BD, counts_BD, strict=True):
+            removed = [frozenset(space.unit(name).layers) for name in self.architecture(choices_D).removed]
+            gone = frozenset[str]().union(*removed)
+            for decision, ((kind, _), own) in enumerate(zip(self._values, layers, strict=True)):
+                inside = any(own < unit for unit in removed) if kind == "unit" else own <= gone
+                counts_D[decision] = float(not inside)
+        return counts_BD
