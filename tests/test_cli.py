@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,29 @@ def test_ctrl_c_says_how_to_go_on(
     assert main(["runs", str(folder)]) == 0
     assert f"next: understudy resume {folder}" in capsys.readouterr().out
     assert main(["resume", str(folder)]) == 0
+
+
+def test_a_student_is_made_smaller_still(
+    teacher: str, run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress = ["compress", teacher, "--data", "digits", *QUICK]
+    second, third = str(tmp_path / "second"), str(tmp_path / "third")
+    with monkeypatch.context() as m:
+        m.setattr(import_module("understudy.compress")._Job, "_summary", _interrupted)
+        assert main([*compress, "--start", run, "--params", "4x", "--run", second]) == 130
+    # What it goes on with is in its own folder, and the teacher is still the first one.
+    assert main(["resume", second]) == 0
+    found = json.loads((Path(second) / "summary.json").read_text())
+    assert found["teacher"]["parameters"] == 3818 and found["student"]["parameters"] <= 3818 / 4
+    # By the folder of a student, two cuts deep; a student comes back through all of them.
+    assert main([*compress, "--start", f"{second}/student", "--params", "4.5x", "--run", third]) == 0
+    assert main(["evaluate", f"{third}/student", "--data", "digits"]) == 0
+    parameters = json.loads((Path(third) / "summary.json").read_text())["student"]["parameters"]
+    assert f"{parameters:,} parameters" in capsys.readouterr().out
+    assert len(json.loads((Path(third) / "student" / "model.json").read_text())["starts"]) == 2
+    assert main([*compress, "--start", teacher, "--run", str(tmp_path / "fourth")]) == 2
+    assert "a start must be the folder of a student" in " ".join(capsys.readouterr().err.split())
+
+
+def _interrupted(*args: object) -> None:
+    raise KeyboardInterrupt

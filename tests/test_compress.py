@@ -193,6 +193,25 @@ def test_a_teacher_made_in_python_is_needed_again(teacher: Teacher, tmp_path: Pa
         load_student(tmp_path)
 
 
+def test_a_start_may_be_a_module_or_its_folder(teacher: Teacher, tmp_path: Path) -> None:
+    method, narrower = UniformWidth(students=3), UniformWidth(students=4, round_to=1, min_width=1)
+    first = squeeze(teacher.module, tmp_path / "first", method=method, goal=us.Goal(params="2x"))
+    with pytest.raises(ModelError, match=r"a start must be the folder of a student, or a finished run .* is neither"):
+        squeeze(teacher.module, tmp_path / "second", start=tmp_path / "first")
+    first.save(tmp_path / "first" / "student")
+    goal = us.Goal(params="4x")
+    found = [
+        squeeze(teacher.module, tmp_path / name, method=narrower, goal=goal, start=start)
+        for name, start in (("module", first.student), ("folder", tmp_path / "first"))
+    ]
+    assert outcome(tmp_path / "folder") == outcome(tmp_path / "module")
+    images = torch.randn(3, 1, 8, 8)
+    for result, made_of in zip(found, (first.student, Tiny()), strict=True):  # what each is cut from, or was at first
+        result.save(tmp_path / "student")
+        with torch.no_grad():
+            assert torch.equal(load_student(tmp_path / "student", made_of)(images), result.student(images))
+
+
 def test_a_run_folder_is_no_teacher(done: us.Result) -> None:
     with pytest.raises(ModelError, match=r"one that `understudy teach` made, but .* is a run's"):
         us.load_teacher(done.run)

@@ -118,6 +118,9 @@ class Compress(Settings, _Subject):
     """Likewise the standard deviation."""
     policy_from: str | None = None
     """Run of N2N whose policies this search starts from, of any teacher, data and goal; the same as n2n.policy_from."""
+    start: Path | None = None
+    """Finished run, or folder of a student, whose student is made smaller still; the model given is the teacher that
+    goes on teaching, counts for the goal and is compared with."""
     goal: Annotated[Goal, tyro.conf.arg(name="")] = field(default_factory=Goal)
 
     def run(self) -> int:
@@ -128,7 +131,7 @@ class Compress(Settings, _Subject):
 
         opened = self._opened()
         data = _open(opened)
-        task = Task.of(self._teacher(data), data, self.compression(), opened=opened)
+        task = Task.of(self._teacher(data), data, self.compression(), opened=opened, start=self.start)
         if self.dry_run:
             _out.print(plan_table(plan(task)))
             _next("the same command without --dry-run")

@@ -32,7 +32,7 @@ from understudy.search.loop import EvaluateAll, Update, search
 from understudy.search.searchers import searcher_for
 from understudy.settings import expected_students
 from understudy.store import Store
-from understudy.student import save_student
+from understudy.student import copy_student, read_card, save_student
 from understudy.table import PlainTable, result_table
 from understudy.task import Task
 from understudy.teach import choice, first_images, pinned
@@ -79,7 +79,7 @@ def compress(
     device: Device | None = None,
     seed: int | None = None,
     settings: Compression | None = None,
-    start: nn.Module | None = None,
+    start: nn.Module | str | Path | None = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     progress: bool = True,
 ) -> Result:
@@ -102,8 +102,9 @@ def compress(
         device: where things run.
         seed: of the search and of every student in it.
         settings: all of these at once, instead.
-        start: a student of another run, to be made smaller still: it is cut in the teacher's place, and the
-            teacher teaches, counts for the goal and is compared with. `load_student` needs it again.
+        start: a student of another run, or the folder of one or of its run, to be made smaller still: it is cut in
+            the teacher's place, and the teacher teaches, counts for the goal and is compared with. `load_student`
+            needs it again where it was given as a module.
         leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
         progress: show what is going on.
 
@@ -201,6 +202,8 @@ class _Job:
             spec = _spec(self.task)
             if spec is not None:
                 save_weights(self.run.folder / "teacher.safetensors", teacher.module)
+            if self.task.start_folder is not None:
+                copy_student(self.task.start_folder, self.run.start)
             self.run.remember(
                 "source", {"model": spec, "mean": teacher.mean, "std": teacher.std, "data": self.task.opened}
             )
@@ -379,7 +382,7 @@ class _Job:
             evaluation=evaluation,
             summary=summary,
             run=self.run.folder,
-            _card=_card(self.task, summary),
+            _card=_card(self.task, summary, self.run.start),
         )
 
     def _tell_of_final(self, evaluation: Evaluation) -> None:
@@ -402,16 +405,27 @@ def _figures(cost: Cost, val: float, test: float | None) -> dict[str, Any]:
 
 
 def _spec(task: Task) -> dict[str, Any] | None:
-    """Return how what is cut is made, if names can say it."""
+    """Return how the teacher is made, if names can say it, and of what is cut as well."""
     spec = task.teacher.spec
-    return None if spec is None or task.start is not None else {"name": spec.name, "arguments": dict(spec.arguments)}
+    if spec is None or (task.start is not None and task.start_folder is None):
+        return None
+    return {"name": spec.name, "arguments": dict(spec.arguments)}
 
 
-def _card(task: Task, summary: dict[str, Any]) -> dict[str, Any]:
-    spec, data = _spec(task), task.data
+def _made(task: Task, start: Path) -> dict[str, Any]:
+    """Return how what is cut is made: by whom, if names can say it, and through which architectures."""
+    if task.start_folder is not None:
+        card, plan = read_card(start), (start / "architecture.json").read_text(encoding="utf-8")
+        return {"model": card["model"], "arguments": card["arguments"], "starts": [*card.get("starts", ()), plan]}
+    spec = _spec(task)
+    model, arguments = (None, {}) if spec is None else (spec["name"], spec["arguments"])
+    return {"model": model, "arguments": arguments, "starts": []}
+
+
+def _card(task: Task, summary: dict[str, Any], start: Path) -> dict[str, Any]:
+    data = task.data
     return {
-        "model": None if spec is None else spec["name"],
-        "arguments": {} if spec is None else spec["arguments"],
+        **_made(task, start),
         "input": list(data.shape),
         "classes": list(data.classes),
         "mean": list(data.mean),

@@ -11,6 +11,7 @@ Every file is written whole or not at all, so a run that was killed at any momen
     study.db             every evaluation (Optuna, SQLite)
     policy.safetensors   what the searcher or the agents have learned
     policy_from.safetensors  what it started from, if it started from another run's
+    start/               the student that is cut in the teacher's place, if one is
     decore/              DECORE's loop, see prune.py
     logits/              the teacher's answers, can be deleted at any time
     students/            the finished students: NAME.safetensors, and NAME.json once it is complete
@@ -128,6 +129,11 @@ class Run:
     def policy_from(self) -> Path:
         """What the searcher started from, if it did not start anew."""
         return self.folder / "policy_from.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """The folder of the student that is cut in the teacher's place, if one is."""
+        return self.folder / "start"
 
     @property
     def logits(self) -> Path:

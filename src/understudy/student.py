@@ -3,7 +3,8 @@
 student.safetensors   its weights
 architecture.json     what was decided
 space.json            about which teacher
-model.json            how the teacher is made, what goes in, what comes out, how good it is
+model.json            how the teacher is made, what goes in, what comes out, how good it is; where other students
+                      were cut on the way, the architectures of those, first to last
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Score:
 
 
 def save_student(folder: str | Path, student: nn.Module, architecture: Architecture, card: Mapping[str, Any]) -> None:
-    """Write a student's folder. `card` goes into model.json; `load_student` reads "model", "arguments", "input"."""
+    """Write a student's folder. `card` goes into model.json; `load_student` reads how it is made and "input" there."""
     folder = Path(folder)
     save_weights(folder / "student.safetensors", student)
     write_whole(folder / "space.json", architecture.space.to_json())
@@ -74,9 +75,36 @@ def load_student(
                 "load_student(folder, teacher=the_same_module)"
             )
         teacher = ModelSpec(name=card["model"], arguments=card["arguments"]).build()
-    analysis = analyse(teacher, torch.zeros(2, *card["input"]), leaf_modules)
+    example = torch.zeros(2, *card["input"])
+    for start in card.get("starts", ()):
+        cut = analyse(teacher, example, leaf_modules)
+        teacher = surgery.build(cut, Architecture.from_json(cut.space, start), weights="fresh")
+    analysis = analyse(teacher, example, leaf_modules)
     architecture = Architecture.from_json(analysis.space, (folder / "architecture.json").read_text(encoding="utf-8"))
     return surgery.rebuild(analysis, architecture, read_weights(folder / "student.safetensors")).eval()
+
+
+def student_folder(place: str | Path) -> Path:
+    """Return the student's folder that is meant by a run or by the folder itself.
+
+    Raises:
+        ModelError: there is none.
+    """
+    place = Path(place)
+    found = [folder for folder in (place, place / "student") if (folder / "model.json").is_file()]
+    if not found:
+        raise ModelError(
+            f"a start must be the folder of a student, or a finished run with student/ in it (result.save), "
+            f"but {place} is neither"
+        )
+    return found[0]
+
+
+def copy_student(source: Path, target: Path) -> None:
+    """Copy a student's folder; model.json comes last, so a copy that has one is whole."""
+    target.mkdir(exist_ok=True)
+    for name in ("student.safetensors", "space.json", "architecture.json", "model.json"):
+        write_whole(target / name, (source / name).read_bytes())
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from understudy.reach import refuse_what_is_out_of_reach
 from understudy.run import Identity, Run
 from understudy.search.n2n import refuse_other_policy
 from understudy.settings import Settings, check
+from understudy.student import load_student, read_card, student_folder
 from understudy.teach import check_outputs, first_images
 from understudy.train import Compute
 
@@ -39,6 +40,7 @@ class Task:
     opened: Mapping[str, Any] | None = None  # how `Data.open` was called, if it was
     policy: Mapping[str, Tensor] | None = None  # that N2N starts from, if it does
     start: nn.Module | None = None  # what is cut, where that is not the teacher itself; kept as the teacher is
+    start_folder: Path | None = None  # that it was read from
     _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -51,7 +53,7 @@ class Task:
         leaf_modules: tuple[type[nn.Module], ...] = (),
         opened: Mapping[str, Any] | None = None,
         policy: Mapping[str, Tensor] | None = None,
-        start: nn.Module | None = None,
+        start: nn.Module | str | Path | None = None,
     ) -> Task:
         """Check that everything fits, without training anything, and return the task.
 
@@ -62,11 +64,13 @@ class Task:
             leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
             opened: how `Data.open` was called, if it was, so that a later process can do it again.
             policy: what `policy_from` of the settings named when a run of this task was started.
-            start: a student of another run, to cut in the teacher's place; it is not touched.
+            start: a student of another run, or the folder of one or of its run, to cut in the teacher's place; it
+                is not touched.
 
         Raises:
             ConfigError: a setting is impossible, or the policy to start from does not fit.
             DataError: the outputs of the teacher or of what it starts from are not the data's classes.
+            ModelError: there is no student to start from.
             TraceError: one of them cannot be traced.
             GoalError: not even the smallest student would keep the budgets.
         """
@@ -75,10 +79,16 @@ class Task:
         own = replace(known, module=copy.deepcopy(known.module).cpu().float().eval())
         data = own.fit(data)
         check_outputs(own.module, data)
+        folder = None if start is None or isinstance(start, nn.Module) else student_folder(start)
+        cut = own.module
+        if folder is not None:
+            named = read_card(folder)["model"] is not None
+            cut = load_student(folder, None if named else own.module, leaf_modules=leaf_modules).float()
+        elif isinstance(start, nn.Module):
+            cut = copy.deepcopy(start).cpu().float().eval()
         if start is not None:
-            start = copy.deepcopy(start).cpu().float().eval()
-            check_outputs(start, data)
-        analysis = analyse(start or own.module, first_images(data, data.val, 2), leaf_modules)
+            check_outputs(cut, data)
+        analysis = analyse(cut, first_images(data, data.val, 2), leaf_modules)
         task = cls(
             teacher=own,
             data=data,
@@ -86,7 +96,8 @@ class Task:
             analysis=analysis,
             opened=opened,
             policy=_policy(settings.method, analysis.space) if policy is None else policy,
-            start=start,
+            start=None if start is None else cut,
+            start_folder=folder,
         )
         # What is measured, latency and accuracy, cannot be judged yet.
         predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
@@ -112,9 +123,15 @@ class Task:
         load_into(module, read_weights(weights), source=str(weights))
         mean, std = (None if source[name] is None else tuple(source[name]) for name in ("mean", "std"))
         teacher = Teacher(module=module, spec=spec, mean=mean, std=std)
-        settings, start = run.settings.compression(), run.policy_from
-        policy = read_weights(start) if start.is_file() else None
-        return cls.of(teacher, Data.open(**source["data"]), settings, opened=source["data"], policy=policy)
+        policy = read_weights(run.policy_from) if run.policy_from.is_file() else None
+        return cls.of(
+            teacher,
+            Data.open(**source["data"]),
+            run.settings.compression(),
+            opened=source["data"],
+            policy=policy,
+            start=run.start if run.start.is_dir() else None,
+        )
 
     @property
     def space(self) -> Space:
