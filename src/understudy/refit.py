@@ -16,6 +16,7 @@ from understudy.labels import FIXED, Labelled, Labels, Plan
 from understudy.trace import source_line
 from understudy.walk import Walk
 
+_COPIES = 16  # joined channels may be so many times those of the whole teacher
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -88,6 +89,15 @@ class Refit(Walk):
         if self._strict:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {reason}")
         self.met.append((held, np.full(held.size, FIXED), node))
+
+    def joins(self, size: int, dim: int, node: fx.Node) -> None:
+        """Refuse many copies of channels: each layer that goes where it is joined to its input doubles them."""
+        most = _COPIES * max(self._groups.slots, self.recorded(node).shape[dim])
+        if size > most:
+            raise SurgeryError(
+                f"at node {node.name} ({source_line(node)}): at most {most} channels can be joined, but got {size}: "
+                "removals left copies of the same ones"
+            )
 
     def passes_by(self, node: fx.Node) -> bool:
         """Return whether a node is inside a removed module."""

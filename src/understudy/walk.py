@@ -70,6 +70,9 @@ class Walk(ABC):
     def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
         """Demand that every channel in `labels` stays."""
 
+    def joins(self, size: int, dim: int, node: fx.Node) -> None:  # noqa: B027  most passes allow any
+        """Hear how many channels a concatenation is about to make along one dimension."""
+
     def tied(self, labels: Labels) -> Labels:
         """Return what stands for these labels and all that is known to be tied to them, ascending, each once."""
         return np.unique(labels)

@@ -244,6 +244,7 @@ def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0,
         for other in slices[1:]:
             result = meet(walk, node, result, other)
         return Labelled(tuple(sizes), result.labels)
+    walk.joins(sizes[dim], dim, node)
     expanded = []
     for part in parts:
         outline = list(part.labels.shape)
