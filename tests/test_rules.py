@@ -29,19 +29,22 @@ class Net(nn.Module):
         return self.head(self.body(self.parts, torch.relu(self.stem(x))))
 
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.InstanceNorm2d)
+
+
 def conv(inputs: int, outputs: int, kernel: int = 3, **more: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **more)
 
 
-def check(model: nn.Module, *, draws: int = 10) -> Analysis:
+def check(model: nn.Module, *, draws: int = 10, shape: tuple[int, ...] = (3, 8, 8)) -> Analysis:
     """Hold the exact properties on random widths; returns the analysis for what is particular."""
     torch.manual_seed(0)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+        if isinstance(module, _NORMS) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -1, 1)
     model.eval()
-    x = images(2, size=8)
+    x, others = torch.randn(2, *shape), torch.randn(3, *shape)
     analysis = analyse(model, x)
     with torch.no_grad():
         teacher = model(x)
@@ -53,7 +56,7 @@ def check(model: nn.Module, *, draws: int = 10) -> Analysis:
             assert cost.macs == macs(student, x)
             error = (Masked(analysis, architecture).run(x) - student(x)).abs().max()
             assert error < 1e-5 * teacher.abs().max()
-            assert student(images(3, size=8)).shape[0] == 3
+            assert student(others).shape[0] == 3
     return analysis
 
 
@@ -275,6 +278,33 @@ def test_a_parameter_in_the_forward_pass_is_cut() -> None:
 def test_a_transposed_convolution() -> None:
     analysis = check(Net(lambda m, x: m["t"](x), t=nn.ConvTranspose2d(8, 6, 2, stride=2), after=6))
     assert widths(analysis) == {"stem": (8, 1), "parts.t": (6, 1)}
+
+
+def test_signals() -> None:
+    net = nn.Sequential(
+        *(nn.Conv1d(2, 8, 5, stride=2), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2)),
+        *(nn.Conv1d(8, 8, 3, padding=2, dilation=2, groups=8), nn.Conv1d(8, 12, 1), nn.BatchNorm1d(12), nn.GELU()),
+        *(nn.ConvTranspose1d(12, 6, 4, stride=2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 3)),
+    )
+    assert set(widths(check(net, shape=(2, 33))).values()) == {(8, 1), (12, 1), (6, 1)}
+
+
+def test_volumes() -> None:
+    net = nn.Sequential(
+        *(nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.PReLU(8), nn.AvgPool3d(2)),
+        *(nn.Conv3d(8, 12, 3, padding=2, dilation=2, groups=4), nn.BatchNorm3d(12), nn.ReLU()),
+        *(nn.ConvTranspose3d(12, 4, 2, stride=2), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 3)),
+    )
+    # The grouped convolution drops two of its inputs and three of its outputs together.
+    assert check(net, shape=(1, 6, 8, 4)).space.groups
+
+
+def test_an_instance_norm_keeps_channels_apart() -> None:
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True, track_running_stats=True), nn.ReLU()),
+        *(nn.Conv2d(8, 6, 3), nn.InstanceNorm2d(6), nn.Flatten(), nn.Linear(96, 3)),
+    )
+    assert set(widths(check(net)).values()) == {(8, 1), (6, 1)}
 
 
 def test_an_operation_without_a_rule_freezes_what_it_touches() -> None:
