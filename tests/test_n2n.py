@@ -15,7 +15,7 @@ from understudy.errors import ConfigError
 from understudy.evaluation import Cost, Evaluation
 from understudy.goal import Budgets, Goal
 from understudy.search.base import Searcher
-from understudy.search.budget import foresight, offered_units
+from understudy.search.budget import Multiplier, asked, foresight, offered_units
 from understudy.search.choices import Refinement, Removal, Shrinkage
 from understudy.search.n2n import Baseline, N2NSearch, refuse_other_policy
 from understudy.search.policies import Policy, RemovalPolicy, ShrinkagePolicy
@@ -43,10 +43,20 @@ class TestN2N(SearcherContract):
         return n2n(QUICK, params="127x", seed=seed)
 
 
-class TestAutoregressiveN2N(SearcherContract):
+class TestVariantsOfN2N(SearcherContract):
     def make(self, seed: int) -> Searcher:
-        settings = replace(QUICK, removal_controller="autoregressive", removal_updates=3, shrinkage_updates=1)
-        return n2n(settings, kind="residual", seed=seed)
+        settings = replace(
+            QUICK,
+            removal_controller="autoregressive",
+            baseline="critic",
+            penalty="lagrangian",
+            budget_columns=True,
+            repair="always",
+            redraws=2,
+            removal_updates=3,
+            shrinkage_updates=1,
+        )
+        return n2n(settings, kind="residual", params="10x", seed=seed)
 
 
 class TestPublishedN2N(SearcherContract):
@@ -148,7 +158,7 @@ def policies() -> list[tuple[Policy, int, int]]:
 def test_probabilities_of_all_choices_sum_to_one_and_give_the_entropy(number: int) -> None:
     policy, decisions, choices = policies()[number]
     all_BD = torch.tensor(list(itertools.product(range(choices), repeat=decisions)))
-    logs_BD, entropy_BD = policy.log_probabilities(all_BD)
+    logs_BD, entropy_BD, _ = policy.judge(all_BD)
     p_B = logs_BD.sum(1).exp()
     assert p_B.sum().item() == pytest.approx(1.0)
     assert (p_B @ entropy_BD.sum(1)).item() == pytest.approx(-(p_B @ logs_BD.sum(1)).item())
@@ -165,7 +175,7 @@ def test_draws_follow_the_probabilities(number: int) -> None:
         for choice in range(choices):  # given the same choices before
             other_BD = drawn_BD.clone()
             other_BD[:, decision] = choice
-            p_CB.append(policy.log_probabilities(other_BD)[0][:, decision].exp())
+            p_CB.append(policy.judge(other_BD)[0][:, decision].exp())
         # 1 is drawn below the probability to keep; a factor, where the sum up to it is passed.
         order = [1, 0] if choices == 2 else list(range(choices))
         below_CB = torch.stack([p_CB[choice] for choice in order]).cumsum(0)
@@ -183,7 +193,7 @@ def test_the_bidirectional_policy_reads_ahead_and_the_other_does_not() -> None:
             policy = RemovalPolicy(state_LI, [0, 3], N2N(removal_controller=controller))  # type: ignore[arg-type]
             for parameter in policy.parameters():
                 torch.nn.init.uniform_(parameter, -0.7, 0.7, generator=torch.Generator().manual_seed(1))
-            logs.append(policy.log_probabilities(torch.ones(1, 2, dtype=torch.int64))[0])
+            logs.append(policy.judge(torch.ones(1, 2, dtype=torch.int64))[0])
         assert torch.equal(*logs) is same
 
 
@@ -192,7 +202,7 @@ def test_factors_of_the_same_value_share_their_probability() -> None:
     shares_DF = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.1, 0.2, 0.9, 1.0]], dtype=torch.float64)
     policy = ShrinkagePolicy(torch.zeros(2, 3, dtype=torch.float64), shares_DF, settings)
     policy.draw_weights(torch.Generator().manual_seed(0))
-    logs_BD, entropy_BD = policy.log_probabilities(torch.tensor([[0, 0], [3, 3]]))
+    logs_BD, entropy_BD, _ = policy.judge(torch.tensor([[0, 0], [3, 3]]))
     torch.testing.assert_close(logs_BD[0].exp(), torch.tensor([0.5, 0.25], dtype=torch.float64))
     torch.testing.assert_close(entropy_BD[0].exp(), torch.tensor([2.0, 4.0], dtype=torch.float64))
 
@@ -234,7 +244,7 @@ def test_one_step_without_memory_is_the_gradient_of_reinforce() -> None:
     found = [toy_evaluation(a) for a in searcher.propose()]
     stage = searcher._stages[-1]
     reward_B = torch.tensor(searcher.rewards(found), dtype=torch.float64)
-    logs_BD, _ = stage.policy.log_probabilities(stage._proposed_BD)
+    logs_BD, _, _ = stage.policy.judge(stage._proposed_BD)
     advantage_B = (reward_B - reward_B.mean()) / reward_B.std(correction=0)
     (-(advantage_B * logs_BD.sum(1)).mean()).backward()
     expected = [p.grad.clone() for p in stage.policy.parameters() if p.grad is not None]
@@ -254,6 +264,20 @@ def test_baseline_is_the_mean_and_spread_with_recent_updates_first() -> None:
     assert baseline.spread == pytest.approx(math.sqrt((0.5 * 2 + 16) / 1.5 - 3.0**2))
 
 
+def test_a_critic_learns_what_to_expect_and_takes_it_off() -> None:
+    settings = replace(QUICK, removal_updates=0, baseline="critic", rollouts=20, memory=1, gradient_steps=200, clip=0.0)
+    searcher = n2n(settings)
+    wide = [(a, a.width("features.0") >= 40) for a in searcher.propose()]
+    found = [replace(toy_evaluation(a), accuracy=0.9 if good else 0.3) for a, good in wide]
+    stage = searcher._stages[-1]
+    proposed_BD = stage._proposed_BD
+    assert not stage.policy.judge(proposed_BD).values_BD.any()
+    searcher.learn(found)
+    values_BD, reached_B1 = stage.policy.judge(proposed_BD).values_BD, stage._advantages()[:, None]
+    assert (values_BD - reached_B1)[:, 1:].square().mean() < 0.3 * reached_B1.square().mean()
+    assert torch.equal(values_BD[:, 0], values_BD[:1, 0].expand(20))  # before anything is decided, all are alike
+
+
 # --- Budgets and stages ---
 
 
@@ -265,6 +289,84 @@ def test_students_keep_a_hard_budget_and_are_never_the_same(kind: ToyKind, param
     most = toy_cost(toy_space(kind).full).parameters / float(params[:-1])
     assert all(toy_cost(e.architecture).parameters <= most for e in students[20:])
     assert statistics.median(toy_cost(e.architecture).parameters for e in students[20:]) > 0.2 * most
+
+
+def test_mended_removals_take_away_the_largest_units_and_no_more() -> None:
+    space = toy_space()
+    removal, most = Removal(space, N2N()), toy_cost(space.full).parameters / 5
+    keep_D = torch.ones(removal.decisions, dtype=torch.int64)
+    architecture = removal.architecture(removal.mended(keep_D, lambda a: toy_cost(a).parameters / most))
+    assert toy_cost(architecture).parameters <= most
+    size = {unit.name: sum(space.layer(x).parameters for x in unit.layers) for unit in offered_units(space, "units")}
+    left = [size[name] for name in size if name not in architecture.removed]
+    assert min(size[name] for name in architecture.removed) >= max(left)
+    smallest = min(architecture.removed, key=size.__getitem__)
+    assert toy_cost(space.architecture(removed=architecture.removed - {smallest})).parameters > most
+
+
+def test_a_mended_removal_puts_back_what_costs_more_when_it_is_gone() -> None:
+    space, removal = toy_space(), Removal(toy_space(), N2N())
+    pools = {unit.name for unit in space.units if unit.kind == "pool"}
+    none_D = torch.zeros(removal.decisions, dtype=torch.int64)
+    mended_D = removal.mended(none_D, lambda a: 1.0 + len(pools & a.removed) - (len(a.removed) < 5))
+    assert not pools & removal.architecture(mended_D).removed
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+def test_mended_widths_give_way_in_turn_until_the_budget_is_kept(share: float) -> None:
+    space = toy_space("residual")
+    shrinkage, most = Shrinkage(space.full, N2N()), share * toy_cost(space.full).parameters
+
+    def used(architecture: Architecture) -> float:
+        return toy_cost(architecture).parameters / most
+
+    full_D = torch.full((shrinkage.decisions,), 9)
+    mended_D = shrinkage.mended(full_D, used)
+    assert 0.7 < used(shrinkage.architecture(mended_D)) <= 1.0
+    assert mended_D.max() - mended_D.min() <= 1
+    assert torch.equal(shrinkage.mended(mended_D, used), mended_D)
+
+
+@pytest.mark.parametrize(
+    ("repair", "redraws", "kept"), [("never", 1, False), ("fallback", 1, True), ("always", 0, True)]
+)
+def test_where_no_draw_keeps_a_budget_draws_are_mended(repair: str, redraws: int, kept: bool) -> None:
+    settings = replace(QUICK, calibrate=False, keep_bias=2.0, redraws=redraws, repair=repair, stage_one_share=1.0)
+    searcher = n2n(settings, params="40x")
+    most, first = toy_cost(toy_space().full).parameters / 40, searcher.propose()
+    assert all((toy_cost(a).parameters <= most) is kept for a in first)
+    assert len(set(first)) > 1 or not kept
+
+
+def test_the_multiplier_follows_the_violations() -> None:
+    multiplier, values = Multiplier(), list[float]()
+    for violation in (3.0, 0.5, -0.5, -9.0, -9.0, -9.0):
+        values.append(multiplier.value)
+        multiplier.learn([violation, violation])
+    assert values == [1.0, 1.5, 1.75, 1.5, 1.0, 0.5] and multiplier.value == 0.0
+    assert Multiplier().reward(0.8, -1.0) == 0.8
+    assert Multiplier().reward(0.8, 0.25) == pytest.approx(0.55)
+    assert Multiplier().reward(0.8, math.inf) == -1.0
+
+
+def test_a_lagrangian_weighs_the_factor_by_which_budgets_are_broken() -> None:
+    space = toy_space()
+    searcher = n2n(replace(QUICK, penalty="lagrangian", removal_updates=0, redraws=0, repair="never"), params="4x")
+    full = toy_cost(space.full).parameters
+    found = [toy_evaluation(a) for a in searcher.propose()]
+    plain = toy_reward(space)
+    for evaluation, reward in zip(found, searcher.rewards(found), strict=True):
+        excess = max(math.log(4 * toy_cost(evaluation.architecture).parameters / full), 0.0)
+        assert reward == pytest.approx(max(plain(evaluation) - excess, -1.0))
+    assert any(4 * toy_cost(e.architecture).parameters > full for e in found)
+
+
+def test_budgets_are_columns_of_the_state() -> None:
+    rows, settings = rows_of(toy_space().full), N2N(budget_columns=True)
+    plain_LI, told_LI = encode(rows, N2N()), encode(rows, settings, asked(toy_reward(toy_space(), Goal(params="100x"))))
+    assert torch.equal(told_LI[:, :-5], plain_LI)
+    assert told_LI[0, -5:].tolist() == [0.5, 0.0, 0.0, 0.0, 0.0]
+    assert torch.equal(encode(rows, settings)[:, -5:], torch.zeros(len(rows), 5, dtype=torch.float64))
 
 
 def test_stage_two_shrinks_the_best_of_stage_one() -> None:
@@ -290,14 +392,14 @@ def test_stage_two_starts_from_the_teacher_if_all_failed() -> None:
 
 
 def test_stage_one_is_asked_for_no_more_than_its_share_of_what_removals_reach() -> None:
-    for kind, asked in (("chain", math.sqrt(100.0)), ("residual", math.sqrt(17442890 / 4827466))):
+    for kind, factor_asked in (("chain", math.sqrt(100.0)), ("residual", math.sqrt(17442890 / 4827466))):
         space = toy_space(kind)  # type: ignore[arg-type]
         reward = toy_reward(space, Goal(params="100x"))
         units = offered_units(space, "units")
         ahead = foresight(space, units, reward, toy_cost, share=0.5)
         full = toy_cost(space.full)
         for factor, fits in ((0.99, False), (1.01, True)):
-            left = replace(full, parameters=round(full.parameters / (asked * factor)))
+            left = replace(full, parameters=round(full.parameters / (factor_asked * factor)))
             assert (not reward.budgets.broken_by(ahead(left))) is fits
 
 
@@ -414,6 +516,8 @@ def test_a_policy_of_other_settings_is_refused() -> None:
     policy = {name: tensor for name, tensor in teacher.state_dict().items() if isinstance(tensor, torch.Tensor)}
     with pytest.raises(ConfigError, match="policy_from must name a policy of the same hidden"):
         refuse_other_policy(policy, toy_space(), QUICK)
+    with pytest.raises(ConfigError, match=r"removal.critic.bias is not there, must be \(1,\)"):
+        refuse_other_policy(policy, toy_space(), replace(QUICK, hidden=7, baseline="critic"))
     with pytest.raises(ConfigError, match="there is none in it"):
         refuse_other_policy({}, toy_space(), QUICK)
 

@@ -140,6 +140,9 @@ class N2N:
     """Let stage 2 shrink kernels as well as widths."""
     advantage: Literal["rollout", "update"] = "rollout"
     """Credit: each rollout its own reward less the baseline, or (authors' code) one mean for all of an update."""
+    baseline: Literal["average", "critic"] = "average"
+    """What a reward is compared with: a moving average, or (actor-critic, authors' code) what the policy's own
+    critic expects beyond it at each decision."""
     baseline_decay: float = 0.75
     """Decay of the moving average of rewards that serves as baseline."""
     entropy_bonus: float = 0.01
@@ -148,8 +151,13 @@ class N2N:
     """Scale the columns of the state to 0..1; false: raw numbers, as in the authors' code."""
     stage_one_share: float = 0.5
     """With a parameter budget of F times: stage 1 is asked for F to this power, stage 2 for all of it."""
+    penalty: Literal["phased", "lagrangian"] = "phased"
+    """What breaking a budget costs: a penalty phased in (N2N), or so much for each factor by which it is broken as a
+    multiplier says that follows the violations."""
     phase_updates: int = 8
-    """Updates over which the penalty for breaking a budget is phased in, per stage (N2N: 15)."""
+    """Updates over which the phased penalty sets in, per stage (N2N: 15; 0: the hard form)."""
+    budget_columns: bool = False
+    """Columns of the state that tell the reduction asked for by each budget."""
     round_to: int = 8
     """Widths are multiples of this (1: any), because hardware rewards it."""
     min_width: int = 8
@@ -160,6 +168,8 @@ class N2N:
     """Draws more for each student while what is drawn breaks a predicted budget or was proposed before (N2N: 0)."""
     overshoot: float = 1.0
     """Share of a predicted budget above which a student is drawn again."""
+    repair: Literal["never", "fallback", "always"] = "fallback"
+    """Bring what breaks a predicted budget to a legal architecture near by: where no redraw keeps it, or at once."""
     memory: int = 4
     """Updates whose students one policy update learns from, the present one among them (N2N: 1)."""
     gradient_steps: int = 10

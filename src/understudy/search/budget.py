@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
@@ -19,7 +19,10 @@ CALIBRATION = 16  # draws whose median is led to the budgets
 REMOVAL_LEAN = 12.0  # how far below its usual bias keeping is led
 SHRINKAGE_LEAN = (-12.0, 4.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
 _STEPS = 8  # of a bisection
+_RATE = 0.5  # of the multiplier of a Lagrangian, for each update
+_TRIES = 2  # draws that are mended for each student that is missing
 _BYTES = {"size_mb": "weight_bytes", "memory_mb": "peak_activation_bytes"}  # budget -> field of Cost that it is of
+BUDGETS = ("parameters", "macs", "size_mb", "memory_mb", "latency_ms")  # fields of Cost that can be limited
 _PREDICTED = ("parameters", "macs", *_BYTES.values())
 _LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
 
@@ -44,6 +47,13 @@ def usage(cost: Cost | None, budgets: Budgets) -> float:
     if cost is None:
         return math.inf
     return max(((getattr(cost, name) or 0.0) / most for name, most in budgets.limits()), default=0.0)
+
+
+def asked(reward: Reward) -> tuple[float, ...]:
+    """Return the reduction that each budget asks of the teacher, as a logarithm: 0 for none, 1 for 10,000 times."""
+    limits = dict(reward.budgets.limits())
+    known = {name: (getattr(reward.teacher_cost, name) or 0.0) / limits[name] for name in limits}
+    return tuple(math.log10(max(known.get(name, 1.0), 1.0)) / 4.0 for name in BUDGETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +161,41 @@ class Scoring:
         """Return the reward at that update of the stage (None: after the phase)."""
         return self.reward(self.foresee.of(evaluation) if self.foresee else evaluation, update=update)
 
+    def plain(self, evaluation: Evaluation) -> float:
+        """Return the reward as if there were no budgets."""
+        return replace(self.reward, budgets=Budgets())(evaluation)
+
+    def violation(self, evaluation: Evaluation) -> float:
+        """Return the logarithm of the largest share of a budget that an evaluation takes: above 0 breaks it."""
+        if evaluation.status == "failed":
+            return math.inf
+        floor = self.reward.budgets.accuracy
+        short = floor / max(evaluation.accuracy, 1e-9)
+        return math.log(max(self.usage(evaluation.cost, evaluation.architecture), short, 1e-9))
+
     def merit(self, evaluation: Evaluation) -> tuple[float, bool, float]:
         """Return what a start of the next stage is chosen by: reward, then whether it fits, then accuracy."""
         fits = evaluation.status != "failed" and self.usage(evaluation.cost, evaluation.architecture) <= 1.0
         return self(evaluation), fits, evaluation.accuracy
+
+
+class Multiplier:
+    """The multiplier of a Lagrangian: what it costs to break the budgets by a factor of e.
+
+    After each update it rises with the mean violation, and falls where budgets are kept with room to spare.
+    """
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def reward(self, plain: float, violation: float) -> float:
+        """Return the reward less what the violation costs, at least -1."""
+        return max(plain - self.value * max(violation, 0.0), -1.0)
+
+    def learn(self, violations: Sequence[float]) -> None:
+        """Follow the violations of an update; each counts for a factor of e at most."""
+        mean = sum(min(max(violation, -1.0), 1.0) for violation in violations) / len(violations)
+        self.value = max(self.value + _RATE * mean, 0.0)
 
 
 def calibrated(usages_at: Callable[[float], Iterable[float]], low: float, high: float) -> float:
@@ -196,7 +237,11 @@ class Proposals:
         return self._costs[architecture.digest]
 
     def pick(
-        self, draws: Iterator[tuple[T, Architecture]], count: int, used: Callable[[Architecture], float]
+        self,
+        draws: Iterator[tuple[T, Architecture]],
+        count: int,
+        used: Callable[[Architecture], float],
+        mend: Callable[[tuple[T, Architecture]], tuple[T, Architecture]] | None = None,
     ) -> list[tuple[T, Architecture]]:
         """Return `count` of the draws; where the redraws run out, the cheapest of the others fill up.
 
@@ -204,6 +249,7 @@ class Proposals:
             draws: without end.
             count: how many.
             used: the share of the budgets that an architecture takes.
+            mend: brings a draw that breaks a budget within it, if it can; those that can fill up first.
         """
         picked: list[tuple[T, Architecture]] = []
         refused: list[tuple[float, bool, int, tuple[T, Architecture]]] = []
@@ -216,7 +262,13 @@ class Proposals:
             picked.append(draw)
             if len(picked) == count:
                 return picked
-        for *_, draw in sorted(refused, key=lambda refusal: refusal[:3])[: count - len(picked)]:
+        refused.sort(key=lambda refusal: refusal[:3])
+        over = [draw for share, *_, draw in refused if share > self._overshoot]
+        for draw in map(mend, over[: _TRIES * (count - len(picked))]) if mend else ():
+            if len(picked) < count and draw[1].digest not in self._seen and used(draw[1]) <= self._overshoot:
+                self._seen.add(draw[1].digest)
+                picked.append(draw)
+        for *_, draw in refused[: count - len(picked)]:
             self._seen.add(draw[1].digest)
             picked.append(draw)
         return picked

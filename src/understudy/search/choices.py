@@ -5,7 +5,7 @@ Shapes: B = proposals, D = decisions, F = factors, I = columns of a row, in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,6 +19,7 @@ from understudy.search.state import encode, rows_of, teacher_rows
 
 _KINDS = {"width": 0.0, "kernel": 1.0, "unit": -1.0}  # how a row says what is decided there
 _NEAR = 0.2  # how far, in factors, a refinement looks
+Used = Callable[[Architecture], float]
 
 
 class Removal:
@@ -26,16 +27,18 @@ class Removal:
 
     name = "removal"
 
-    def __init__(self, space: Space, settings: N2N) -> None:
+    def __init__(self, space: Space, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.removal_updates, settings.removal_lr, settings.keep_bias
         self.leans = (self.prior - budget.REMOVAL_LEAN, self.prior)
         self._space = space
         rows, decided = teacher_rows(space, settings.granularity)
         self._units = [name for _, name in decided]
         self.decisions = len(decided)
-        self.policy = RemovalPolicy(encode(rows, settings), [row for row, _ in decided], settings)
+        self.policy = RemovalPolicy(encode(rows, settings, asked), [row for row, _ in decided], settings)
         layers = [set(space.unit(name).layers) for name in self._units]
         self._inside_DD = torch.tensor([[inner < outer for outer in layers] for inner in layers])
+        sizes = [sum(space.layer(name).parameters for name in names) for names in layers]
+        self._order = sorted(range(self.decisions), key=lambda decision: -sizes[decision])
 
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
@@ -47,6 +50,14 @@ class Removal:
         """Return 1 for each choice that changes the student, (B, D); 0 inside of a block that goes anyway."""
         return 1.0 - ((choices_BD == 0).double() @ self._inside_DD.double().T > 0).double()
 
+    def mended(self, choices_D: Tensor, used: Used) -> Tensor:
+        """Return choices near by that keep the budgets, where there are: the largest units change first.
+
+        Units come back as well, where that is cheaper: pooling layers.
+        """
+        steps = [(decision, lambda choice: 1 - choice) for decision in self._order]
+        return _mended(choices_D, 2 * steps, self.architecture, used)
+
 
 class Shrinkage:
     """Choices of stage 2 <-> architectures with the units of a start, narrower and with smaller kernels."""
@@ -54,13 +65,14 @@ class Shrinkage:
     name = "shrinkage"
     leans: tuple[float, float] | None = budget.SHRINKAGE_LEAN
 
-    def __init__(self, start: Architecture, settings: N2N) -> None:
+    def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
-        self._start = start
+        self._start, self._asked = start, asked
         self._decide(rows_of(start), [], settings)
 
     def _decide(self, rows: Sequence[Layer], units: Sequence[tuple[int, str]], settings: N2N) -> None:
         """Find what is decided at each row, the values that each factor stands for, and the policy for it."""
+        self._factors = settings.factors
         values, seen, at = dict[tuple[str, str], list[int]](), set[str | None](), list[int]()
         middle = (min(settings.factors) + max(settings.factors)) / 2.0
         for index, layer in enumerate(rows):
@@ -81,7 +93,7 @@ class Shrinkage:
         self._values, self.decisions = values, len(at)
         self._values_DF = torch.tensor(list(values.values()), dtype=torch.float64).reshape(-1, len(settings.factors))
         kinds_D1 = torch.tensor([[_KINDS[kind]] for kind, _ in values], dtype=torch.float64).reshape(-1, 1)
-        rows_DI = torch.cat([encode(rows, settings)[at], kinds_D1], 1)
+        rows_DI = torch.cat([encode(rows, settings, self._asked)[at], kinds_D1], 1)
         shares_DF = self._values_DF / self._values_DF.amax(1, keepdim=True)
         self.policy = ShrinkagePolicy(rows_DI, shares_DF, settings, self._habit(settings))
 
@@ -107,6 +119,16 @@ class Shrinkage:
         """Return 1 for each choice, (B, D): all change the student."""
         return torch.ones_like(choices_BD, dtype=torch.float64)
 
+    def mended(self, choices_D: Tensor, used: Used) -> Tensor:
+        """Return choices near by that keep the budgets, where there are: all give way in turn, a factor at a time."""
+        steps = [(decision, self._lower) for decision in range(self.decisions)]
+        return _mended(choices_D, self._values_DF.shape[1] * steps, self.architecture, used)
+
+    def _lower(self, choice: int) -> int:
+        """Return the next smaller factor, or the same if there is none."""
+        smaller = [i for i, factor in enumerate(self._factors) if factor < self._factors[choice]]
+        return max(smaller, key=self._factors.__getitem__, default=choice)
+
 
 class Refinement(Shrinkage):
     """Choices after both stages (ours) <-> architectures near the best student: depth, widths, kernels together.
@@ -118,9 +140,9 @@ class Refinement(Shrinkage):
     name = "refinement"
     leans = None
 
-    def __init__(self, start: Architecture, settings: N2N) -> None:
+    def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.refinement_updates, settings.shrinkage_lr, 0.0
-        self._start = start
+        self._start, self._asked = start, asked
         rows, units = teacher_rows(start.space, settings.granularity)
         self._decide(rows, units, settings)
 
@@ -158,3 +180,24 @@ class Refinement(Shrinkage):
                 inside = any(own < unit for unit in removed) if kind == "unit" else own <= gone
                 counts_D[decision] = float(not inside)
         return counts_BD
+
+
+def _mended(
+    choices_D: Tensor,
+    steps: Iterable[tuple[int, Callable[[int], int]]],
+    architecture: Callable[[Tensor], Architecture],
+    used: Used,
+) -> Tensor:
+    """Take, in order, the steps (decision, its next choice) that lower the usage of the budgets, until it is 1 or less."""
+    now = architecture(choices_D)
+    usage = used(now)
+    for decision, step in steps:
+        if usage <= 1.0:
+            break
+        trial_D = choices_D.clone()
+        trial_D[decision] = step(int(choices_D[decision]))
+        tried = architecture(trial_D)
+        lower = used(tried)
+        if lower < usage or tried == now:  # several factors can end in the same width
+            choices_D, now, usage = trial_D, tried, lower
+    return choices_D

@@ -28,6 +28,8 @@ from understudy.search.budget import Predict, Proposals, Scoring
 from understudy.search.choices import Refinement, Removal, Shrinkage
 from understudy.search.policies import Policy
 
+_CRITIC_WEIGHT = 0.5  # of a critic's squared error
+
 # --- One stage: its sampling, baseline and REINFORCE updates (section 3.3) ---
 
 
@@ -75,6 +77,7 @@ class Stage:
         self._choices, self._scoring, self._settings = choices, scoring, settings
         self._proposals, self._generator = proposals, generator
         self._baseline = Baseline(settings.baseline_decay)
+        self._multiplier = budget.Multiplier()
         self._memory: list[Rollouts] = []
         self._proposed_BD = torch.zeros(0)
         own = {name.removeprefix(f"{self.name}."): known[name] for name in known if name.startswith(f"{self.name}.")}
@@ -106,23 +109,32 @@ class Stage:
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
         while True:
             for choices_D in self.policy.sample(self._uniform(self._settings.rollouts)):
-                yield choices_D, self._choices.architecture(choices_D)
+                draw = choices_D, self._choices.architecture(choices_D)
+                yield self._mended(draw) if self._settings.repair == "always" else draw
+
+    def _mended(self, draw: tuple[Tensor, Architecture]) -> tuple[Tensor, Architecture]:
+        choices_D = self._choices.mended(draw[0], self._usage)
+        return choices_D, self._choices.architecture(choices_D)
 
     def propose(self) -> list[Architecture]:
         """Return one update's students, drawn from the policy."""
-        picked = self._proposals.pick(self._draws(), self._settings.rollouts, self._usage)
+        mend = None if self._settings.repair == "never" else self._mended
+        picked = self._proposals.pick(self._draws(), self._settings.rollouts, self._usage, mend)
         self._proposed_BD = torch.stack([choices_D for choices_D, _ in picked])
         return [architecture for _, architecture in picked]
 
     def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
         """Return the rewards at the present update."""
-        return [self._scoring(evaluation, update=self._done) for evaluation in evaluations]
+        if self._settings.penalty == "phased":
+            return [self._scoring(evaluation, update=self._done) for evaluation in evaluations]
+        pairs = [(self._scoring.plain(evaluation), self._scoring.violation(evaluation)) for evaluation in evaluations]
+        return [self._multiplier.reward(plain, violation) for plain, violation in pairs]
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Update baseline and policy by the students proposed last."""
         rewards_B = torch.tensor(self.rewards(evaluations), dtype=torch.float64)
         with torch.no_grad():
-            logs_BD, _ = self.policy.log_probabilities(self._proposed_BD)
+            logs_BD = self.policy.judge(self._proposed_BD).logs_BD
         self._memory = [*self._memory, Rollouts(self._proposed_BD, logs_BD, rewards_B)][-self._settings.memory :]
         if self._settings.advantage == "rollout" or self._done == 0:
             self._baseline.add(rewards_B)
@@ -130,6 +142,7 @@ class Stage:
         else:  # as in the authors' code, against earlier updates only
             self._reinforce()
             self._baseline.add(rewards_B)
+        self._multiplier.learn([self._scoring.violation(evaluation) for evaluation in evaluations])
         self._done += 1
         self.left -= 1
 
@@ -144,18 +157,21 @@ class Stage:
         """Raise the expected reward: gradient of `mean_B sum_D A log pi`, of each choice until it has moved by `clip`.
 
         With a memory and several steps, log pi becomes the ratio to the probability at the time of the
-        draw, clipped as in PPO; at the first step on new rollouts that is the same gradient.
+        draw, clipped as in PPO; at the first step on new rollouts that is the same gradient. A critic learns
+        what advantage to expect before each decision, which is taken off.
         """
         settings = self._settings
         choices_BD = torch.cat([rollouts.choices_BD for rollouts in self._memory])
         logs_BD = torch.cat([rollouts.logs_BD for rollouts in self._memory])
-        counts_BD, advantage_B1 = self._choices.counts(choices_BD), self._advantages()[:, None]
+        counts_BD, reached_B1 = self._choices.counts(choices_BD), self._advantages()[:, None]
         for _ in range(settings.gradient_steps):
-            now_BD, entropy_BD = self.policy.log_probabilities(choices_BD)
+            now_BD, entropy_BD, values_BD = self.policy.judge(choices_BD)
+            advantage_BD = reached_B1 - values_BD.detach()
             ratio_BD = (now_BD - logs_BD).exp()
             clipped_BD = ratio_BD.clamp(1.0 - settings.clip, 1.0 + settings.clip)
-            gain_BD = torch.minimum(ratio_BD * advantage_B1, clipped_BD * advantage_B1)
-            gain = ((gain_BD + settings.entropy_bonus * entropy_BD) * counts_BD).sum(1).mean()
+            gain_BD = torch.minimum(ratio_BD * advantage_BD, clipped_BD * advantage_BD)
+            error_BD = _CRITIC_WEIGHT * (values_BD - reached_B1).square()  # without a critic a constant
+            gain = ((gain_BD + settings.entropy_bonus * entropy_BD - error_BD) * counts_BD).sum(1).mean()
             self._adam.zero_grad()
             (-gain).backward()
             self._adam.step()
@@ -185,6 +201,7 @@ class N2NSearch(Searcher):
     ) -> None:
         self._space, self._settings, self._policy = space, settings, policy or {}
         self._reward = replace(reward, phase_updates=settings.phase_updates)
+        self._asked = budget.asked(reward)
         self._generator = torch.Generator().manual_seed(seed)
         self._proposals = Proposals(predict, redraws=settings.redraws, overshoot=settings.overshoot)
         self._told: list[Evaluation] = []
@@ -217,13 +234,13 @@ class N2NSearch(Searcher):
         )
 
     def _begin_removal(self) -> Stage:
-        return self._stage(Removal(self._space, self._settings), self._first)
+        return self._stage(Removal(self._space, self._settings, self._asked), self._first)
 
     def _begin_shrinkage(self) -> Stage:
-        return self._stage(Shrinkage(self._best(self._first), self._settings), self._last)
+        return self._stage(Shrinkage(self._best(self._first), self._settings, self._asked), self._last)
 
     def _begin_refinement(self) -> Stage:
-        return self._stage(Refinement(self._best(self._last), self._settings), self._last)
+        return self._stage(Refinement(self._best(self._last), self._settings, self._asked), self._last)
 
     def _stage(self, choices: Removal | Shrinkage, scoring: Scoring) -> Stage:
         return Stage(choices, scoring, self._settings, self._proposals, self._generator, self._policy)
@@ -278,12 +295,18 @@ def refuse_other_policy(policy: Mapping[str, Tensor], space: Space, settings: N2
     Raises:
         ConfigError: a shape differs, or there is no policy in it.
     """
-    own: list[Removal | Shrinkage] = [Removal(space, settings), Shrinkage(space.full, settings)]
-    shapes = {f"{c.name}.{name}": tuple(t.shape) for c in own for name, t in c.policy.state_dict().items()}
-    known = {name: tuple(policy[name].shape) for name in shapes if name in policy}
-    unlike = [f"{name} is {known[name]}, must be {shapes[name]}" for name in known if known[name] != shapes[name]]
+    unlike, known = [], False
+    for choices in (Removal(space, settings), Shrinkage(space.full, settings), Refinement(space.full, settings)):
+        shapes = {f"{choices.name}.{name}": tuple(t.shape) for name, t in choices.policy.state_dict().items()}
+        found = {name: tuple(t.shape) for name, t in policy.items() if name.startswith(f"{choices.name}.")}
+        known = known or bool(found)
+        unlike += [
+            f"{name} is {found.get(name, 'not there')}, must be {shapes.get(name, 'absent')}"
+            for name in sorted({*shapes, *found} if found else ())
+            if found.get(name) != shapes.get(name)
+        ]
     if unlike or not known:
         raise ConfigError(
-            "n2n.policy_from must name a policy of the same hidden, harmonics, factors and removal_controller, "
-            f"but {unlike[0] if unlike else 'there is none in it'}"
+            "n2n.policy_from must name a policy of the same hidden, harmonics, factors, removal_controller, baseline "
+            f"and budget_columns, but {unlike[0] if unlike else 'there is none in it'}"
         )

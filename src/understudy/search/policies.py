@@ -10,12 +10,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from understudy.config import N2N
+
+
+class Judgement(NamedTuple):
+    """What a policy makes of choices, each (B, D)."""
+
+    logs_BD: Float[Tensor, "b d"]  # log-probability of each choice
+    entropy_BD: Float[Tensor, "b d"]  # of its distribution, nats
+    values_BD: Float[Tensor, "b d"]  # what the critic expects before it, in the units of advantages; 0 without one
 
 
 class Policy(nn.Module, ABC):
@@ -35,22 +44,31 @@ class Policy(nn.Module, ABC):
         ).to_empty(device="cpu")
         features = settings.hidden * (2 if bidirectional else 1) + inputs
         self.out = nn.Linear(features, outputs, device="meta", dtype=torch.float64).to_empty(device="cpu")
+        self.critic: nn.Linear | None = None
+        if settings.baseline == "critic":
+            self.critic = nn.Linear(features, 1, device="meta", dtype=torch.float64).to_empty(device="cpu")
 
     def draw_weights(self, generator: torch.Generator) -> None:
         """Draw the LSTM as torch does, uniform in +-1 / sqrt(H); the output starts at 0, so that only `lean` counts."""
         bound = 1.0 / math.sqrt(self.lstm.hidden_size)
         for parameter in self.lstm.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        for parameter in self.out.parameters():
-            nn.init.zeros_(parameter)
+        for head in (self.out, self.critic):
+            for parameter in head.parameters() if head is not None else ():
+                nn.init.zeros_(parameter)
 
     def read(
         self, rows_BLI: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the outputs for each row, which see the LSTM and the row itself, and the LSTM's state."""
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return, for each row, the outputs and what the critic expects there (B, L), and the LSTM's state.
+
+        Both see the LSTM and the row itself. Without a critic it expects 0.
+        """
         hidden_BLH, state = self.lstm(rows_BLI, state)
-        outputs: Tensor = self.out(torch.cat([hidden_BLH, rows_BLI], -1))
-        return outputs, state
+        features = torch.cat([hidden_BLH, rows_BLI], -1)
+        outputs: Tensor = self.out(features)
+        values_BL = outputs.new_zeros(outputs.shape[:2]) if self.critic is None else self.critic(features)[..., 0]
+        return outputs, values_BL, state
 
     def start(self, generator: torch.Generator, known: Mapping[str, Tensor] | None) -> None:
         """Draw the weights, or take those of a policy that learned elsewhere."""
@@ -74,8 +92,8 @@ class Policy(nn.Module, ABC):
         """Return choices from numbers in 0..1."""
 
     @abstractmethod
-    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        """Return the log-probability of each choice and the entropy of its distribution (nats)."""
+    def judge(self, choices_BD: Int[Tensor, "b d"]) -> Judgement:
+        """Return what the policy makes of choices."""
 
 
 class RemovalPolicy(Policy):
@@ -98,31 +116,32 @@ class RemovalPolicy(Policy):
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
         choices_BD = torch.zeros_like(uniform_BD, dtype=torch.int64)
         if not self._in_turn:
-            return (uniform_BD < self._logits(choices_BD).sigmoid()).long()
+            return (uniform_BD < self._read_all(choices_BD)[0].sigmoid()).long()
         before_B1, state = uniform_BD.new_zeros(len(uniform_BD), 1), None
         for row, row_I in enumerate(self._rows_LI):
             row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B1], 1)
-            logits_B11, state = self.read(row_BI[:, None], state)
+            logits_B11, _, state = self.read(row_BI[:, None], state)
             here = self._at_D == row
             choices_BD[:, here] = (uniform_BD[:, here] < logits_B11[:, 0].sigmoid()).long()
             before_B1 = (2.0 * choices_BD[:, here].double() - 1.0).sum(1, keepdim=True)
         return choices_BD
 
-    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        logits_BD = self._logits(choices_BD)
+    def judge(self, choices_BD: Int[Tensor, "b d"]) -> Judgement:
+        logits_BD, values_BD = self._read_all(choices_BD)
         keep_BD, remove_BD = nn.functional.logsigmoid(logits_BD), nn.functional.logsigmoid(-logits_BD)
         entropy_BD = -(keep_BD.exp() * keep_BD + remove_BD.exp() * remove_BD)
-        return torch.where(choices_BD == 1, keep_BD, remove_BD), entropy_BD
+        return Judgement(torch.where(choices_BD == 1, keep_BD, remove_BD), entropy_BD, values_BD)
 
-    def _logits(self, choices_BD: Tensor) -> Tensor:
-        """Return the logits to keep, (B, D), in turn given the choices before."""
+    def _read_all(self, choices_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits to keep and what the critic expects, (B, D), in turn given the choices before."""
         rows_BLI = self._rows_LI[None]
         if self._in_turn:
             before_BL = torch.zeros(len(choices_BD), len(self._rows_LI) + 1, dtype=torch.float64)
             before_BL.index_add_(1, self._at_D + 1, 2.0 * choices_BD.double() - 1.0)
             rows_BLI = torch.cat([rows_BLI.expand(len(choices_BD), -1, -1), before_BL[:, :-1, None]], -1)
-        logits_BL1, _ = self.read(rows_BLI)
-        return logits_BL1[:, self._at_D, 0].expand(len(choices_BD), -1)
+        logits_BL1, values_BL, _ = self.read(rows_BLI)
+        logits_BD, values_BD = logits_BL1[:, self._at_D, 0], values_BL[:, self._at_D]
+        return logits_BD.expand(len(choices_BD), -1), values_BD.expand(len(choices_BD), -1)
 
 
 class ShrinkagePolicy(Policy):
@@ -158,17 +177,18 @@ class ShrinkagePolicy(Policy):
         before_B, state = uniform_BD.new_zeros(len(uniform_BD)), None
         for decision, row_I in enumerate(self._rows_DI):
             row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B[:, None]], 1)
-            logits_B1F, state = self.read(row_BI[:, None], state)
+            logits_B1F, _, state = self.read(row_BI[:, None], state)
             below_BF = (logits_B1F[:, 0] + self._habit_DF[decision]).softmax(-1).cumsum(-1)[:, :-1]
             choices_BD[:, decision] = (uniform_BD[:, decision, None] >= below_BF).sum(-1)
             before_B = self._shares_DF[decision, choices_BD[:, decision]]
         return choices_BD
 
-    def log_probabilities(self, choices_BD: Int[Tensor, "b d"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    def judge(self, choices_BD: Int[Tensor, "b d"]) -> Judgement:
         shares_BD = self._shares_DF[torch.arange(choices_BD.shape[1]), choices_BD]
         before_BD = nn.functional.pad(shares_BD[:, :-1], (1, 0))
         rows_BDI = torch.cat([self._rows_DI.expand(len(choices_BD), -1, -1), before_BD[..., None]], -1)
-        factors_BDF = (self.read(rows_BDI)[0] + self._habit_DF).log_softmax(-1)
-        values_BDF = factors_BDF[..., None, :].masked_fill(~self._same_DFF, -math.inf).logsumexp(-1)
-        entropy_BD = -(factors_BDF.exp() * values_BDF).sum(-1)
-        return values_BDF.gather(-1, choices_BD[..., None])[..., 0], entropy_BD
+        outputs_BDF, values_BD, _ = self.read(rows_BDI)
+        factors_BDF = (outputs_BDF + self._habit_DF).log_softmax(-1)
+        logs_BDF = factors_BDF[..., None, :].masked_fill(~self._same_DFF, -math.inf).logsumexp(-1)
+        entropy_BD = -(factors_BDF.exp() * logs_BDF).sum(-1)
+        return Judgement(logs_BDF.gather(-1, choices_BD[..., None])[..., 0], entropy_BD, values_BD)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from understudy.architecture import Architecture, Layer, Space
 from understudy.config import N2N
-from understudy.search.budget import offered_units
+from understudy.search.budget import BUDGETS, offered_units
 
 TYPES = ("block", "conv", "linear", "norm", "activation", "pool", "other")
 
@@ -60,18 +60,20 @@ def rows_of(architecture: Architecture) -> list[Layer]:
     return [now(index, layer) for index, layer in enumerate(space.layers) if kept[index]]
 
 
-def encode(rows: Sequence[Layer], settings: N2N) -> Float[Tensor, "l i"]:
+def encode(rows: Sequence[Layer], settings: N2N, asked: Sequence[float] = ()) -> Float[Tensor, "l i"]:
     """Return the state of a network: type (one-hot), the six numbers, and where in the network the row stands.
+
+    With `budget_columns`, what is `asked` for (`budget.asked`; nothing if empty) follows in every row.
 
     Scaled numbers lie in 0..1 and mean the same for every teacher. The place is given by the first
     harmonics of depth, as many for any number of layers. So a policy can be carried to another teacher.
     """
-    columns = []
+    columns, goal = [], list(asked or (0.0,) * len(BUDGETS)) if settings.budget_columns else []
     for index, layer in enumerate(rows):
         sizes = [layer.kernel, layer.stride, layer.padding, layer.skip_start, layer.skip_end]
         outputs = math.log2(1 + layer.outputs) / 12.0 if settings.scale_rows else float(layer.outputs)
         numbers = [size / (size + 4.0) if settings.scale_rows else float(size) for size in sizes]
         depth = math.pi * (index + 0.5) / len(rows)
         place = [math.cos(depth * harmonic) for harmonic in range(1, settings.harmonics + 1)]
-        columns.append([*(float(layer.type == known) for known in TYPES), *numbers, outputs, *place])
+        columns.append([*(float(layer.type == known) for known in TYPES), *numbers, outputs, *place, *goal])
     return torch.tensor(columns, dtype=torch.float64)
