@@ -1,8 +1,9 @@
 """Do N2N's policies learn? Both stages against random search on a known landscape in place of training.
 
     python benchmarks/policies.py                  # the table of docs/n2n.md
-    python benchmarks/policies.py --ablate         # N2N with one device switched off at a time
-    python benchmarks/policies.py --cases rt st    # some cases only
+    python benchmarks/policies.py --compare ablations                             # one device switched off at a time
+    python benchmarks/policies.py --compare constraints --cases rt st Rt St       # what is done about budgets
+    python benchmarks/policies.py --compare controllers --cases rt st Rt St       # other policies and updates
 
 A case is a teacher (chain: VGG-13, residual: 12 blocks), what may change, and a budget. Every seed is
 another landscape as well. Equal numbers of students: 60 where one stage works alone, 120 where both do.
@@ -59,7 +60,26 @@ CASES = {
     "B0": Case("residual", "both", None),
     "Bt": Case("residual", "both", "60x"),
 }
-FROZEN = N2N(removal_lr=0.0, shrinkage_lr=0.0)
+FROZEN = {"frozen": N2N(removal_lr=0.0, shrinkage_lr=0.0)}
+UNAIDED = N2N(calibrate=False, redraws=0, repair="never")  # as in the paper: only the reward tells of budgets
+CONSTRAINTS = {
+    "hard": N2N(phase_updates=0),
+    "Lagrangian": N2N(penalty="lagrangian"),
+    "budgets as columns": N2N(budget_columns=True),
+    "repair at once": N2N(repair="always"),
+    "no repair": N2N(repair="never"),
+    "no help, phased": UNAIDED,
+    "no help, hard": replace(UNAIDED, phase_updates=0),
+    "no help, Lagrangian": replace(UNAIDED, penalty="lagrangian"),
+    "no help, repair at once": replace(UNAIDED, repair="always"),
+}
+CONTROLLERS = {
+    "autoregressive": N2N(removal_controller="autoregressive"),
+    "critic": N2N(baseline="critic"),
+    "autoregressive, critic": N2N(removal_controller="autoregressive", baseline="critic"),
+    "no reuse of rollouts": N2N(memory=1, gradient_steps=1),
+    "ten steps, no memory": N2N(memory=1),
+}
 ABLATIONS = {
     "no calibration": N2N(calibrate=False),
     "no redraws": N2N(redraws=0),
@@ -70,9 +90,11 @@ ABLATIONS = {
     "raw rows": N2N(scale_rows=False),
     "one advantage": N2N(advantage="update"),
     "no entropy": N2N(entropy_bonus=0.0),
-    "autoregressive": N2N(removal_controller="autoregressive"),
     "authors' lr": N2N(removal_lr=0.003, shrinkage_lr=0.1),
 }
+
+
+COMPARISONS = {"frozen": FROZEN, "constraints": CONSTRAINTS, "controllers": CONTROLLERS, "ablations": ABLATIONS}
 
 
 def figures(case: Case, method: Method, seed: int) -> tuple[float, float]:
@@ -98,9 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--ablate", action="store_true")
+    parser.add_argument("--compare", choices=COMPARISONS, default="frozen")
     options = parser.parse_args()
-    methods: dict[str, Method] = {"N2N": N2N(), **(ABLATIONS if options.ablate else {"frozen": FROZEN})}
+    methods: dict[str, Method] = {"N2N": N2N(), **COMPARISONS[options.compare]}
     print("| case | best reward | beats random | mean of the last third | beats random |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     for name in options.cases:
