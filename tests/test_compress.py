@@ -21,6 +21,7 @@ from understudy.config import Candidates, Compression, Device, Final, RandomSear
 from understudy.data import Data
 from understudy.errors import ConfigError, DataError, GoalError, ModelError, RunError
 from understudy.models import Teacher
+from understudy.run import Run
 from understudy.student import load_student
 
 JOB = import_module("understudy.compress")  # understudy.compress is the function
@@ -61,6 +62,8 @@ def test_the_table_can_be_printed(done: us.Result) -> None:
     student = done.summary["student"]
     assert any(line.startswith("parameters") and f"{student['parameters']:,}" in line for line in lines)
     assert any(line.startswith("params 4x") and line.endswith("✓") for line in lines)
+    assert any(line.startswith("ms for 1 image, 1 thread") and line.endswith("faster") for line in lines)
+    assert (student["threads"] > 1) is any(f"1 image, {student['threads']} threads" in line for line in lines)
 
 
 def test_run_folder_holds_everything(done: us.Result) -> None:
@@ -140,6 +143,7 @@ def test_latency_budget_is_measured_in_the_search(teacher: Teacher, tmp_path: Pa
     method = RandomSearch(students=2, round_to=1, min_width=2)
     result = squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(latency_ms="50"))
     (budget,) = result.summary["goal"]
+    assert all(e.cost.latency_ms > 0 and e.cost.latency_spread_ms >= 0 for e in Run(result.run).evaluations())
     assert budget["name"] == "latency_ms" and budget["limit"] == 50 and 0 < budget["obtained"] <= 50
 
 

@@ -313,10 +313,14 @@ class _Job:
         # Measured again: since the run began the load of the machine may have changed, and the two are compared.
         beside = self.task.with_latency(Cost(**self.teacher["cost"]), teacher)
         figures = {
-            "teacher": _figures(beside, self.teacher["accuracy"], self._tested(teacher)),
+            "teacher": {
+                **_figures(beside, self.teacher["accuracy"], self._tested(teacher)),
+                **self.task.latency_on_all_cores(teacher),
+            },
             "student": {
                 "name": best.architecture.digest,
                 **_figures(measured, best.accuracy, self._tested(student)),
+                **self.task.latency_on_all_cores(student),
             },
         }
         return {

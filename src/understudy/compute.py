@@ -47,7 +47,7 @@ class Compute:
         before = torch.get_num_threads()
         cudnn = torch.backends.cudnn
         flags = (cudnn.deterministic, cudnn.benchmark)
-        torch.set_num_threads(self.threads or _cores())
+        torch.set_num_threads(self.threads or cores())
         cudnn.deterministic, cudnn.benchmark = True, False
         try:
             yield
@@ -164,7 +164,8 @@ def _wait(device: torch.device) -> None:
         getattr(torch, device.type).synchronize()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

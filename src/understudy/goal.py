@@ -24,7 +24,7 @@ class Goal:
     memory_mb: str | None = None
     """Most megabytes of activations alive at the same time, one example, float32: "0.5" or "2x"."""
     latency_ms: str | None = None
-    """Most milliseconds of one forward pass on this machine, batch 1: "5" or "2x"."""
+    """Most milliseconds of one forward pass on this machine, batch 1, one thread, in the median: "5" or "2x"."""
     accuracy: float | None = None
     """Least accuracy on the validation split, in 0..1."""
     accuracy_drop: float | None = None

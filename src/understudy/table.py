@@ -22,7 +22,8 @@ _FIGURES = (
     ("MACs", "macs", "count"),
     ("MB of weights", "size_mb", "mb"),
     ("MB of activations", "memory_mb", "mb"),
-    ("latency, ms", "latency_ms", "ms"),
+    ("ms for 1 image, 1 thread", "latency_ms", "ms"),
+    ("ms for 1 image, {threads} threads", "latency_all_ms", "ms"),
     ("validation accuracy", "val", "share"),
     ("test accuracy", "test", "share"),
 )
@@ -45,7 +46,8 @@ def result_table(summary: Mapping[str, Any]) -> PlainTable:
         table.add_column(name, justify="left" if not name else "right")
     teacher, student = summary["teacher"], summary["student"]
     for label, field, kind in _FIGURES:
-        table.add_row(label, *_compared(teacher, student, field, kind))
+        if field in student and (field != "latency_all_ms" or student["threads"] > 1):
+            table.add_row(label.format_map(student), *_compared(teacher, student, field, kind))
     for budget in summary["goal"]:
         if budget is summary["goal"][0]:
             table.add_section()
@@ -96,13 +98,14 @@ def _compared(teacher: Mapping[str, Any], student: Mapping[str, Any], field: str
         return share(was), share(now), f"{100 * (now - was):+.2f} points"
     ratio = f"{was / now:.1f}x {'faster' if kind == 'ms' else 'smaller'}"
     if kind == "ms":
-        return _spread(teacher), _spread(student), ratio
+        return _spread(teacher, field), _spread(student, field), ratio
     form = ".3g" if kind == "mb" else ",.0f"
     return format(was, form), format(now, form), ratio
 
 
-def _spread(figures: Mapping[str, Any]) -> str:
-    return f"{figures['latency_ms']:.2f} ± {figures['latency_spread_ms'] / 2:.2f}"
+def _spread(figures: Mapping[str, Any], field: str) -> str:
+    """Return a median, give or take half the interquartile range."""
+    return f"{figures[field]:.2f} ± {figures[field.replace('_ms', '_spread_ms')] / 2:.2f}"
 
 
 def _obtained(budget: Mapping[str, Any]) -> str:

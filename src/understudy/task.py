@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from understudy import cost, surgery
 from understudy.analysis import Analysis, analyse
 from understudy.architecture import Architecture, Space
+from understudy.compute import cores
 from understudy.config import N2N, Compression, Method
 from understudy.data import Data
 from understudy.errors import ConfigError, RunError, SurgeryError
@@ -179,6 +180,11 @@ class Task:
         """Return that cost with the measured latency (ms, batch 1, one thread) of a model."""
         median, spread = cost.latency(model, self.example)
         return replace(predicted, latency_ms=median, latency_spread_ms=spread)
+
+    def latency_on_all_cores(self, model: nn.Module) -> dict[str, float]:
+        """Return the number of threads, and median and spread of a model's latency with them (ms, batch 1)."""
+        median, spread = cost.latency(model, self.example, threads=cores())
+        return {"threads": cores(), "latency_all_ms": median, "latency_all_spread_ms": spread}
 
     def evaluator(self, compute: Compute, folder: Path) -> Evaluator:
         """Return what trains and scores students; `folder` caches the teacher's logits."""

@@ -20,6 +20,7 @@ ToyKind = Literal["chain", "residual"]
 
 _TEACHER_ACCURACY = 0.95
 _CHANCE = 0.1
+_SHARED_LOSS = 2.0  # of all convolutions together, whatever their number
 _CHAIN = (64, 64, 0, 128, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)  # VGG-13; 0: a pooling layer
 _STAGES = (64, 128, 256, 512)
 _BLOCKS = 3  # of each stage; the first one is strided and stays, but for the first stage's
@@ -50,7 +51,9 @@ def toy_cost(architecture: Architecture) -> Cost:
     return Cost(parameters=parameters, macs=macs, weight_bytes=4 * parameters)
 
 
-def toy_accuracy(architecture: Architecture, *, landscape: int = 0, noise: float = 0.004) -> float:
+def toy_accuracy(
+    architecture: Architecture, *, landscape: int = 0, noise: float = 0.004, shared: bool = False
+) -> float:
     """Return a known accuracy, in 0..1, in place of a trained student's.
 
     Each layer of the teacher has an importance, a width at which it saturates and a need for its full
@@ -58,12 +61,14 @@ def toy_accuracy(architecture: Architecture, *, landscape: int = 0, noise: float
     of that, a smaller kernel another part; too few convolutions lose more than the sum of them. A loss
     l makes the accuracy `chance + (teacher - chance) exp(-l)`, give or take `noise` (a standard
     deviation): the luck of training, which is the architecture's own.
+
+    A `shared` landscape draws a smooth function of what a layer is (its relative depth, width, stride, kernel and
+    place beside a skip) in place of numbers for each layer: what is learned on one teacher holds for another.
     """
     space, kept = architecture.space, {layer.name for layer in _kept(architecture)}
     loss = 0.0
-    for layer, (importance, saturation, spatial) in zip(
-        space.layers, _traits(space.digest, len(space.layers), landscape), strict=True
-    ):
+    traits = _shared_traits(space, landscape) if shared else _traits(space.digest, len(space.layers), landscape)
+    for layer, (importance, saturation, spatial) in zip(space.layers, traits, strict=True):
         if layer.name not in kept:
             loss += importance * {"conv": 1.0, "pool": 0.3}.get(layer.type, 0.1)
         elif layer.type == "conv" and layer.group is not None:
@@ -200,6 +205,24 @@ def _traits(space: str, layers: int, landscape: int) -> tuple[tuple[float, float
     importance = 0.06 * np.exp(1.2 * numbers.standard_normal(layers))
     saturation = np.exp(numbers.uniform(math.log(3.0), math.log(40.0), layers))
     return tuple(zip(importance.tolist(), saturation.tolist(), numbers.uniform(0.0, 1.0, layers).tolist(), strict=True))
+
+
+@lru_cache(maxsize=64)
+def _shared_traits(space: Space, landscape: int) -> tuple[tuple[float, float, float], ...]:
+    """Return the same three as a function of each layer's properties; importances of any teacher have one sum."""
+    depths = np.linspace(0.0, 1.0, len(space.layers))
+    widths = np.array([math.log2(1 + layer.outputs) / 6.0 for layer in space.layers])
+    flags = [[layer.stride > 1, layer.kernel == 1, layer.skip_start > 0, layer.skip_end > 0] for layer in space.layers]
+    waves = [np.cos(np.pi * harmonic * depths) for harmonic in (1, 2, 3)]
+    properties = np.column_stack([*waves, widths, np.array(flags, dtype=float)])
+    directions = np.random.default_rng(_number(f"shared {landscape}")).standard_normal((properties.shape[1], 3))
+    heights = properties @ directions / 2.0
+    convolutions = np.array([layer.type == "conv" for layer in space.layers])
+    importance = np.exp(1.2 * heights[:, 0])
+    importance *= _SHARED_LOSS / importance[convolutions].sum()
+    shares = 1.0 / (1.0 + np.exp(-2.0 * (heights[:, 1:] - heights[convolutions, 1:].mean(0))))
+    saturation = np.exp(math.log(3.0) + math.log(40.0 / 3.0) * shares[:, 0])
+    return tuple(zip(importance.tolist(), saturation.tolist(), shares[:, 1].tolist(), strict=True))
 
 
 def _number(text: str) -> int:

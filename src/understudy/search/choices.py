@@ -188,7 +188,7 @@ def _mended(
     architecture: Callable[[Tensor], Architecture],
     used: Used,
 ) -> Tensor:
-    """Take those steps (decision, its next choice), in order, that lower the usage of the budgets, until it is at most 1."""
+    """Take steps (decision, its next choice), in order, that lower the usage of the budgets, until it is at most 1."""
     now = architecture(choices_D)
     usage = used(now)
     for decision, step in steps:
