@@ -1,9 +1,8 @@
 """Do N2N's policies learn? Both stages against random search on a known landscape in place of training.
 
     python benchmarks/policies.py                  # the table of docs/n2n.md
-    python benchmarks/policies.py --compare ablations                             # one device switched off at a time
-    python benchmarks/policies.py --compare constraints --cases rt st Rt St       # what is done about budgets
-    python benchmarks/policies.py --compare controllers --cases rt st Rt St       # other policies and updates
+    python benchmarks/policies.py --compare ablations                           # one device switched off at a time
+    python benchmarks/policies.py --compare constraints controllers --cases rt St
 
 A case is a teacher (chain: VGG-13, residual: 12 blocks), what may change, and a budget. Every seed is
 another landscape as well. Equal numbers of students: 60 where one stage works alone, 120 where both do.
@@ -69,7 +68,6 @@ CONSTRAINTS = {
     "repair at once": N2N(repair="always"),
     "no repair": N2N(repair="never"),
     "no help, phased": UNAIDED,
-    "no help, hard": replace(UNAIDED, phase_updates=0),
     "no help, Lagrangian": replace(UNAIDED, penalty="lagrangian"),
     "no help, repair at once": replace(UNAIDED, repair="always"),
 }
@@ -120,9 +118,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--compare", choices=COMPARISONS, default="frozen")
+    parser.add_argument("--compare", nargs="+", choices=COMPARISONS, default=["frozen"])
     options = parser.parse_args()
-    methods: dict[str, Method] = {"N2N": N2N(), **COMPARISONS[options.compare]}
+    methods: dict[str, N2N] = {"N2N": N2N()}
+    for comparison in options.compare:
+        methods |= COMPARISONS[comparison]
     print("| case | best reward | beats random | mean of the last third | beats random |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     for name in options.cases:
@@ -132,6 +132,8 @@ def main() -> None:
         words = f"{name}: {case.kind}, {case.part}, {case.params or 'no budget'}"
         print(row(f"{words}, random", yardstick, yardstick))
         for called, method in methods.items():
+            if case.part == "shrinkage" and method.removal_controller != N2N().removal_controller:
+                continue  # there is nothing to remove
             print(row(f"{words}, {called}", [figures(case, method, seed) for seed in seeds], yardstick), flush=True)
 
 
