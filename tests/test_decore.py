@@ -20,7 +20,7 @@ LABELS = torch.tensor([0, 1])
 
 
 def agents(**settings: Any) -> Agents:
-    made = Agents(GROUPS, Decore(**settings), examples=2, steps=1000)
+    made = Agents(GROUPS, Decore(**{"pooled": 0.0, "score": "right", **settings}), examples=2, steps=1000)
     made.weights.copy_(WEIGHTS)
     return made
 
@@ -83,6 +83,30 @@ def test_the_gradient_is_that_of_the_expected_reward(
     assert torch.allclose(found * (1 + max(penalty, 0)), brute_force(penalty, score), atol=1e-5)
 
 
+def test_agents_of_a_group_share_what_answers_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a layer is told in all stays unbiased, and with all of it shared each agent gets by how open it is.
+    layers = torch.tensor([[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1]])
+    known = layers @ brute_force(3.0, "right")
+    for pooled in (0.3, 1.0):
+        found = mean_gradient(monkeypatch, pooled=pooled, penalty=3.0, baseline="none") * 4.0
+        assert torch.allclose(layers @ found, known, atol=1e-5)
+    chances = torch.sigmoid(WEIGHTS)
+    ratios = found / (chances * (1 - chances))
+    assert torch.allclose(ratios, ratios[[0, 0, 0, 3, 3]], atol=1e-4)
+    assert not torch.allclose(brute_force(3.0, "right"), found, atol=1e-3)
+
+
+def test_a_dropped_channel_earns_what_it_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Tensor] = []
+    monkeypatch.setattr(Agents, "_ascend", lambda self, gradient: taken.append(gradient))
+    made = agents(penalty=0.0)
+    made.worth.copy_(torch.tensor([2.0, 0.5]))
+    made.earned.fill_(1.0)  # right then and now: nothing is learned from the answers
+    made.learn(made.draw(2), torch.eye(2), LABELS, torch.tensor([0, 1]))
+    chances = torch.sigmoid(WEIGHTS)
+    assert torch.allclose(taken[0], -chances * (1 - chances) * torch.tensor([2.0, 2.0, 2.0, 0.5, 0.5]))
+
+
 def test_the_baseline_lowers_the_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     # One example is easy and one is hard, whatever is drawn: that says nothing about the channels.
     taken: list[Tensor] = []
@@ -114,6 +138,13 @@ def test_actions_are_drawn_for_each_example() -> None:
 def test_agents_start_at_keep() -> None:
     assert torch.allclose(Agents(GROUPS, Decore(), examples=2, steps=1000).chances, torch.full((5,), 0.999), atol=1e-4)
     assert torch.allclose(Agents(GROUPS, Decore(initial=0.0), examples=2, steps=1000).chances, torch.full((5,), 0.5))
+
+
+def test_the_least_important_start_lowest() -> None:
+    made = Agents(
+        GROUPS, Decore(initial=4.0, importance=0.5), examples=2, steps=9, magnitudes=torch.tensor([3.0, 1, 2, 5, 9])
+    )
+    assert made.weights.tolist() == [4.0, 2.0, 3.0, 2.0, 4.0]
 
 
 def test_adam_is_torchs() -> None:
@@ -167,7 +198,7 @@ def test_all_that_was_learned_is_in_the_state() -> None:
     torch.manual_seed(1)
     first = agents()
     steps(first, 5)
-    second = Agents(GROUPS, Decore(), examples=2, steps=1000)
+    second = Agents(GROUPS, first.settings, examples=2, steps=1000)
     second.load_state_dict(first.state_dict())
     state = torch.get_rng_state()
     steps(first, 5)
@@ -222,6 +253,27 @@ def test_a_planned_penalty_moves_evenly() -> None:
     steady = Steering(settings=Decore(penalty=70.0), space=SPACE, groups=GROUPS, steps=10)
     steady(made)
     assert float(made.penalty) == 70.0
+
+
+def test_channels_are_worth_what_they_cost() -> None:
+    def usage(architecture: Any) -> float:
+        return float(4 * architecture.width("a") + architecture.width("b")) / 5
+
+    for worth, found in (("cost", [4 / 2.8, 1 / 2.8]), ("channel", [1.0, 1.0])):
+        made = agents(worth=worth)
+        made.weights.fill_(9.0)
+        steer = Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=500, usage=usage)
+        for done in (50, 100):  # not at every look
+            made.steps.fill_(done)
+            steer(made)
+            assert made.worth.tolist() == pytest.approx([1.0, 1.0] if done == 50 else found)
+    # Where no channel costs anything, none is worth more than another; the last channel of a layer has a cost too.
+    made = agents()
+    Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=500, usage=lambda a: 2.0)(made)
+    assert made.worth.tolist() == [1.0, 1.0]
+    made.weights.fill_(-9.0)
+    Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=500, usage=usage)(made)
+    assert made.worth.tolist() == pytest.approx([4 / 2.8, 1 / 2.8])
 
 
 def test_the_penalty_follows_the_cost() -> None:

@@ -295,9 +295,16 @@ class Decore:
     eighth of the loop's steps, at least DECORE's 0.01."""
     initial: float = 6.9
     """Weight that every agent starts with; its channel is kept with probability sigmoid(6.9) = 0.999 (DECORE)."""
+    importance: float = 0.6
+    """By what share of `initial` the least important channel of a group, by the size of its weights, starts lower
+    than the most important one, in 0..1; 0: all start alike (DECORE)."""
+    pooled: float = 0.9
+    """Share of what answers tell an agent that it takes from the agents of its group on average, in 0..1; 0: DECORE."""
+    worth: Literal["cost", "channel"] = "cost"
+    """What a dropped channel earns where there is a budget on cost: as much as it costs, or all the same (DECORE)."""
     limit: float = 6.9
     """Largest size of an agent's weight, so that it can still change its mind; 0: none (DECORE)."""
-    score: Literal["right", "likelihood"] = "right"
+    score: Literal["right", "likelihood"] = "likelihood"
     """What counts as right: the first guess (DECORE), or the probability of the label, which tells more."""
     baseline: Literal["example", "none"] = "example"
     """Compare each reward with what the example earned before, which lowers the variance; none: DECORE."""

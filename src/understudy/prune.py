@@ -81,7 +81,9 @@ class Pruning:
         gated = Gated(self.task.analysis, network)
         groups, slots = self._decided(gated)
         steps = method.training.epochs * -(-len(lesson.split) // method.training.batch_size)
-        learner = Learner(gated, Agents(groups, method, examples=len(lesson.split), steps=steps), slots)
+        known = torch.from_numpy(surgery.slot_magnitudes(self.task.analysis))[slots]
+        agents = Agents(groups, method, examples=len(lesson.split), steps=steps, magnitudes=known)
+        learner = Learner(gated, agents, slots)
         usage = self._usage()
         steering = Steering(settings=method, space=self.task.space, groups=groups, steps=steps, usage=usage)
         self._train(learner, steering, lesson)
@@ -89,11 +91,11 @@ class Pruning:
         network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         learner.cpu()
         analysis = self._analysed(network)
-        agents = learner.agents.weights
+        weights = agents.weights
         magnitudes = torch.from_numpy(surgery.slot_magnitudes(analysis))[learner.slots]
-        architecture = self._chosen(groups, agents, magnitudes, usage)
+        architecture = self._chosen(groups, weights, magnitudes, usage)
         self._prove(analysis, architecture, gated)
-        parts = agents.split([group.width // group.step for group in groups])
+        parts = weights.split([group.width // group.step for group in groups])
         policy = {group.name: part.contiguous() for group, part in zip(groups, parts, strict=True)}
         write_whole(self.run.policy, to_safetensors(policy))
         save_weights(self.folder / "network.safetensors", network)

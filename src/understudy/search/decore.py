@@ -21,6 +21,7 @@ _BETAS = (0.9, 0.999)  # Adam's
 _MEMORY = 0.98  # of running means over batches
 _MOST_PENALTY = 1e4
 _LEAST_RATE = 0.01  # the paper's
+_WORTHS = 100  # steps, of which the first and the last are followed by a look at what channels are worth
 _WALK = 1 / 8  # of the steps, to come from the start to where dropping is as likely as keeping
 
 
@@ -35,6 +36,7 @@ class Agents(nn.Module):
         settings: of the method.
         examples: N, of the split that is learned from.
         steps: of the whole loop.
+        magnitudes: (A,), of the network's weights, the larger the more important; None: not known.
     """
 
     weights: Tensor
@@ -46,8 +48,17 @@ class Agents(nn.Module):
     reward: Tensor
     earned: Tensor
     layer: Tensor
+    worth: Tensor
 
-    def __init__(self, groups: Sequence[Group], settings: Decore, *, examples: int, steps: int) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        settings: Decore,
+        *,
+        examples: int,
+        steps: int,
+        magnitudes: Float[Tensor, " a"] | None = None,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.layers = len(groups)
@@ -55,7 +66,9 @@ class Agents(nn.Module):
         sizes = torch.tensor([group.width // group.step for group in groups])
         count = int(sizes.sum())
         self.register_buffer("layer", torch.arange(len(groups)).repeat_interleave(sizes), persistent=False)
-        self.register_buffer("weights", torch.full((count,), settings.initial))
+        behind = torch.zeros(count) if magnitudes is None else _behind(magnitudes, sizes.tolist())
+        self.register_buffer("weights", settings.initial * (1.0 - settings.importance * behind))
+        self.register_buffer("worth", torch.ones(len(groups)))  # of a channel of each layer
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("square", torch.zeros(count))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -93,15 +106,22 @@ class Agents(nn.Module):
         chances = self.chances
         if self.settings.baseline == "none":
             credit = (dropped * outcome[:, None])[:, self.layer]
-            gradient = (credit * (actions - chances)).mean(0)
+            gradient = self._pooled((credit * (actions - chances)).mean(0))
         else:
             expected = (1.0 + self.penalty) * self._expected(score, indices) - self.penalty
             surprise = dropped * (outcome - expected)[:, None]
             # What remains is the reward that does not depend on the answer: its gradient is known, not sampled.
-            gradient = (surprise[:, self.layer] * (actions - chances)).mean(0)
-            gradient -= chances * (1.0 - chances) * expected.mean()
+            gradient = self._pooled((surprise[:, self.layer] * (actions - chances)).mean(0))
+            gradient -= chances * (1.0 - chances) * expected.mean() * self.worth[self.layer]
         # A factor changes nothing for Adam, unless it moves: so rewards stay in -1..1 whatever the penalty does.
         self._ascend(gradient / (1.0 + self.penalty.clamp(min=0.0)))
+
+    def _pooled(self, gradient: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
+        """Return the gradient with a part of each agent's replaced by its share in the sum of its layer's."""
+        spread = self.chances * (1.0 - self.chances)
+        sums = torch.zeros((2, self.layers), device=gradient.device)
+        sums.index_add_(1, self.layer, torch.stack([gradient, spread]))
+        return gradient.lerp(spread * (sums[0] / sums[1].clamp(min=1e-9))[self.layer], self.settings.pooled)
 
     def _scores(self, logits: Tensor, labels: Tensor) -> Float[Tensor, " b"]:
         if self.settings.score == "likelihood":
@@ -157,13 +177,28 @@ class Steering:
     usage: Usage | None = None  # None: no budget
 
     def __call__(self, agents: Agents) -> None:
-        """Set the agents' penalty for the next step."""
-        share = int(agents.steps) / self.steps
+        """Set the agents' penalty for the next step, and now and then what their channels are worth."""
+        done = int(agents.steps)
+        if self.usage is not None and self.settings.worth == "cost" and done % _WORTHS in (0, 1):
+            agents.worth.copy_(self._worths(agents, self.usage))
+        share = done / self.steps
         agents.penalty.fill_(self._planned(share) if self.usage is None else self._steered(share, agents))
 
     def _planned(self, share: float) -> float:
         first = self.settings.penalty
         return first + ((self.settings.last_penalty or first) - first) * share
+
+    def _worths(self, agents: Agents, usage: Usage) -> Float[Tensor, " l"]:
+        """Return what a channel of each layer adds to the cost that is nearest to its limit, relative to the mean."""
+        base = expected(self.space, self.groups, agents.chances)
+        used, added = usage(base), []
+        for group in self.groups:
+            width = base.width(group.name)
+            step = -group.step if width > group.step else group.step
+            added.append(math.copysign(1.0, step) * (usage(base.with_width(group.name, width + step)) - used))
+        found = torch.tensor(added, dtype=torch.float32).clamp(min=0.0)
+        mean = found[agents.layer.cpu()].mean()
+        return found / mean if mean > 0 else torch.ones_like(found)
 
     def _steered(self, share: float, agents: Agents) -> float:
         assert self.usage is not None
@@ -174,6 +209,12 @@ class Steering:
         ratio = self.usage(expected(self.space, self.groups, agents.chances)) / aim
         right = min(max(float(agents.accuracy), 1e-4), 1.0 - 1e-4)
         return float(min(ratio**-self.settings.gain / (1.0 - right) - 1.0, _MOST_PENALTY))
+
+
+def _behind(magnitudes: Float[Tensor, " a"], sizes: Sequence[int]) -> Float[Tensor, " a"]:
+    """Return the rank of each agent's channel in its layer: 0 for the most important one, 1 for the least."""
+    ranks = [part.argsort(stable=True).argsort() / max(len(part) - 1, 1) for part in magnitudes.split(list(sizes))]
+    return 1.0 - torch.cat(ranks).float()
 
 
 def expected(space: Space, groups: Sequence[Group], chances: Float[Tensor, " a"]) -> Architecture:
