@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from scipy.stats import spearmanr
@@ -36,17 +37,19 @@ from understudy.zoo import create
 TOYS = ("chain", "residual")
 NETWORKS = ("vgg13", "resnet18", "densenet40")
 HELD_OUT = 300
-METHODS: dict[str, Method] = {
-    "random": RandomSearch(students=100),
-    "N2N": N2N(removal_updates=10, shrinkage_updates=10),
-    "ArchComp": ArchComp(students=100),
+YARDSTICKS: dict[str, Callable[[int], Method]] = {
+    "random": lambda students: RandomSearch(students=students),
+    "N2N": lambda students: N2N(removal_updates=students // 10, shrinkage_updates=students // 10),
 }
-ABLATIONS: dict[str, Method] = {
-    "no descent": ArchComp(students=100, descent_steps=0),
-    "no trust region": ArchComp(students=100, trust=1e3),
-    "costs alone shape it": ArchComp(students=100, accuracy_weight=0.0),
-    "the mean for all": ArchComp(students=100, draws=1),
-    "no pool near the best": ArchComp(students=100, changes=1e3),
+ABLATIONS: dict[str, dict[str, float]] = {
+    "no descent": {"descent_steps": 0},
+    "no trust region": {"trust": 1e3},
+    "no noise": {"noise": 0.0},
+    "costs alone shape it": {"accuracy_weight": 0.0},
+    "the mean for all": {"draws": 1},
+    "no pool near the best": {"changes": 1e3},
+    "students may be alike": {"apart": 0},
+    "half the steps of refits": {"refit_steps": 30},
 }
 
 
@@ -145,7 +148,7 @@ def along(searcher: ArchCompSearcher, objective: Objective, toy: bool, seed: int
 
 
 def best(name: str, params: str | None, method: Method, seed: int) -> float:
-    """Return the best true reward of a search of 100 students on a toy landscape."""
+    """Return the best true reward of a search on a toy landscape."""
     space = toy_space(name)  # type: ignore[arg-type]
     reward = toy_reward(space, Goal(params=params))
     searcher = searcher_for(method, space, reward, seed=seed, predict=toy_cost)
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--fit-steps", type=int, default=ArchComp().fit_steps, help="for the tables of what is known")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--params", nargs="+", default=["0", "20x"], help="budgets of the searches; 0: none")
+    parser.add_argument("--budget", type=int, default=100, help="students of a search")
     parser.add_argument("--ablate", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -172,7 +176,11 @@ def main() -> None:
             for figure in found[0]:
                 print(f"| {name} | {figure} | {spread([figures[figure] for figures in found])} |", flush=True)
         return
-    methods = {"ArchComp": METHODS["ArchComp"], **ABLATIONS} if options.ablate else METHODS
+    own = ArchComp(students=options.budget)
+    methods: dict[str, Method] = {called: method(options.budget) for called, method in YARDSTICKS.items()}
+    methods["ArchComp"] = own
+    if options.ablate:
+        methods = {"ArchComp": own, **{called: replace(own, **change) for called, change in ABLATIONS.items()}}
     for name in options.spaces:
         for params in options.params:
             reached: dict[str, list[float]] = {}

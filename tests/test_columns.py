@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.models import zoo_analysis
 from understudy.architecture import Group
 from understudy.config import ArchComp, RandomSearch
 from understudy.search.baselines import RandomSearcher
-from understudy.search.columns import Columns
+from understudy.search.columns import CHANGING, Columns
 from understudy.testing import ToyKind, toy_cost, toy_reward, toy_space
 
 
@@ -60,12 +62,35 @@ def test_the_matrix_says_what_changes_and_where() -> None:
     assert full_IL.shape == (columns.entries, len(columns.rows))
     names = [row.name for row in columns.rows]
     changed = {names[i]: (full_IL[:, i] != less_IL[:, i]).nonzero()[:, 0].tolist() for i in range(len(names))}
-    kept, width, kernel, arriving = range(columns.entries - 4, columns.entries)
+    kept, width, kernel, log_width, arriving, _ = range(columns.entries - len(CHANGING), columns.entries)
     assert {name: entries for name, entries in changed.items() if entries} == {
-        "features.1": [kept, width, kernel],
-        "features.3": [width],
+        "features.1": [kept, width, kernel, log_width],
+        "features.3": [width, log_width],
         "features.4": [kernel, arriving],
     }
+
+
+def test_what_arrives_is_what_the_last_layer_left_emits() -> None:
+    space = toy_space()
+    columns = Columns(space, ArchComp())
+    names = [row.name for row in columns.rows]
+    narrow = space.full.with_width("features.1", 16)
+    without = narrow.without("features.3", "features.pool2")
+    for architecture, reader, share, larger in (
+        (narrow, "features.3", 16 / 64, 0.0),
+        (without, "features.4", 16 / 128, 1.0),  # 16 channels where 128 were, of images twice as large
+    ):
+        *_, arriving, size = columns.matrix(columns.choices(architecture)[None])[0, :, names.index(reader)].tolist()
+        assert arriving == pytest.approx(1.0 + math.log(share) / 2.0)
+        assert size == larger
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet20"])
+def test_choices_of_real_networks_come_back(name: str) -> None:
+    """There a group's layers are those that read it as well, which stay where the one that emits it goes."""
+    columns = Columns(zoo_analysis(name).space, ArchComp(min_width=1, round_to=1))
+    for choices_D in columns.sample(100, generator()):
+        assert torch.equal(columns.choices(columns.architecture(choices_D)), choices_D)
 
 
 def test_samples_are_legal_and_of_all_sizes() -> None:

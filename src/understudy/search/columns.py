@@ -23,6 +23,7 @@ from understudy.search.state import encode, teacher_rows
 
 _FACTORS = N2N().factors  # the widths that N2N and random search choose from, so that students are the same
 _SAYS_NOTHING = ("norm", "activation", "other")  # goes wherever its convolution goes
+CHANGING = ("kept", "width", "kernel", "log width", "arriving", "larger")  # the last entries of a column
 _KEEP = 4.0  # largest logit to keep a unit among sampled architectures
 
 
@@ -48,7 +49,9 @@ class Columns:
         self.share_L = torch.tensor([row.parameters / total for row in self.rows], dtype=torch.float64)
         """Share of the teacher's parameters in each column."""
         self._fixed_LI = torch.cat([state_LI, self.share_L[:, None].clamp_min(1e-6).log() / 10.0], 1)
-        self.entries = self._fixed_LI.shape[1] + 4
+        self._log_stride_L = torch.tensor([math.log2(max(row.stride, 1)) for row in self.rows], dtype=torch.float64)
+        self._find_sources()
+        self.entries = self._fixed_LI.shape[1] + len(CHANGING)
 
     @staticmethod
     def _with_parameters_until(rows: Sequence[Layer], first: int, end: int) -> Layer:
@@ -96,6 +99,22 @@ class Columns:
             number = counted.get((kind, column), 0)
             counted[kind, column] = number + 1
             self.slots.append(places.setdefault((kind, number), len(places)))
+        self.slot_kinds = [kind for kind, _ in places]
+
+    def _find_sources(self) -> None:
+        """List, for each column, the groups whose channels it reads in the teacher, and where they come from."""
+        emits: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            if row.group is not None and row.outputs and row.type != "block":
+                emits.setdefault(row.group, []).append(index)
+        self._reads_L = [
+            [
+                (group.width, emits[group.name])
+                for group in self._space.groups
+                if row.name in group.layers and row.group != group.name and group.name in emits
+            ]
+            for row in self.rows
+        ]
 
     def _find_what_goes_together(self) -> None:
         units = [set(self._space.unit(name).layers) for name in self._units]
@@ -110,7 +129,8 @@ class Columns:
         ]
         covers = [[float(row <= unit) for row in own] for unit in units]
         self._covers_UL = torch.tensor(covers, dtype=torch.float64).reshape(len(units), len(own))
-        # A width says nothing once all of its layers are gone, whatever units they went with.
+        # A width says nothing once the layer that it is named after is gone, or all that have these channels,
+        # whatever units they went with: then `Architecture.canonical` drops it.
         layers = {layer.name: index for index, layer in enumerate(self._space.layers)}
         self._gone_by_UX = torch.zeros(len(units), len(layers), dtype=torch.float64)
         for gone_X, unit in zip(self._gone_by_UX, units, strict=True):
@@ -119,6 +139,8 @@ class Columns:
         for about_X, names in zip(self._about_DX, about, strict=True):
             about_X[[layers[name] for name in names]] = 1.0
         self._needs_D = self._about_DX.sum(1)
+        named = [layers.get(name, len(layers)) if kind == "width" else len(layers) for kind, name in self._values]
+        self._named_after_D = torch.tensor(named, dtype=torch.int64)
         inside = [[float(inner < outer) for inner in units] for outer in units]
         self._inside_UU = torch.tensor(inside, dtype=torch.float64).reshape(len(units), len(units))
 
@@ -150,6 +172,7 @@ class Columns:
         removed_BU = (choices_BD[:, : len(self._units)] == 0).double()
         gone_BX = (removed_BU @ self._gone_by_UX > 0).double()
         matter_BD = gone_BX @ self._about_DX.T < self._needs_D
+        matter_BD &= torch.nn.functional.pad(gone_BX, (0, 1))[:, self._named_after_D] == 0
         matter_BD[:, : len(self._units)] = removed_BU @ self._inside_UU == 0
         return matter_BD
 
@@ -158,27 +181,56 @@ class Columns:
         return torch.where(self.matter(choices_BD), choices_BD, self.last_D)
 
     def matrix(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b i l"]:
-        """Return the columns: the teacher's own row, then kept or not, log width and kernel, and what arrives."""
+        """Return the columns: the teacher's own row, then what changes (`CHANGING`).
+
+        Kept is 1 or -1, width its place among the classes, in 0..1. Kernel, log width and what arrives are logarithms
+        of shares, 1 for the teacher's; `larger` is the binary logarithm of how much larger the images are that
+        arrive. What is gone has no width.
+        """
         count = len(choices_BD)
         removed_BU = (choices_BD[:, : len(self._units)] == 0).double()
         kept_BL = (removed_BU @ self._covers_UL == 0).double()
-        width_BL, kernel_BL = torch.ones(count, len(self.rows)).double(), torch.ones(count, len(self.rows)).double()
+        share_BL, kernel_BL, place_BL = torch.ones(3, count, len(self.rows), dtype=torch.float64)
         for index, row in enumerate(self.rows):
             if (decision := self._width_L[index]) >= 0:
                 values = self._values[self.names[decision]]
-                shares_K = torch.tensor([math.log(value / values[-1]) for value in values], dtype=torch.float64)
-                width_BL[:, index] = 1.0 + shares_K[choices_BD[:, decision]] / 2.0
+                shares_K = torch.tensor([value / values[-1] for value in values], dtype=torch.float64)
+                share_BL[:, index] = shares_K[choices_BD[:, decision]]
+                place_BL[:, index] = choices_BD[:, decision] / max(len(values) - 1, 1)
             if (decision := self._kernel_L[index]) >= 0:
                 sizes_K = torch.tensor([math.log(value / row.kernel) for value in self._values[self.names[decision]]])
                 kernel_BL[:, index] = 1.0 + sizes_K.double()[choices_BD[:, decision]]
-        arriving_BL, last_B = torch.empty(count, len(self.rows), dtype=torch.float64), torch.ones(count).double()
-        for index in range(len(self.rows)):
-            arriving_BL[:, index] = last_B
-            if self._width_L[index] >= 0 and self.rows[index].outputs and self.rows[index].type != "block":
-                last_B = torch.where(kept_BL[:, index] > 0, width_BL[:, index], last_B)
-        changing_BLI = torch.stack([2.0 * kept_BL - 1.0, width_BL * kept_BL, kernel_BL * kept_BL, arriving_BL], -1)
+        larger_BL = (1.0 - kept_BL) * self._log_stride_L
+        parts = [
+            2.0 * kept_BL - 1.0,
+            place_BL * kept_BL,
+            kernel_BL * kept_BL,
+            (1.0 + share_BL.log() / 2.0) * kept_BL,
+            1.0 + self._arriving(share_BL, kept_BL).log() / 2.0,
+            larger_BL.cumsum(1) - larger_BL,
+        ]
         fixed_BLI = self._fixed_LI.expand(count, -1, -1)
-        return torch.cat([fixed_BLI, changing_BLI], -1).transpose(1, 2)
+        return torch.cat([fixed_BLI, torch.stack(parts, -1)], -1).transpose(1, 2)
+
+    def _arriving(self, share_BL: Tensor, kept_BL: Tensor) -> Tensor:
+        """Return the channels that arrive, as a share of the teacher's: of the groups that a layer reads.
+
+        Where the layer that emits a group is gone, what arrived there is read in its place. Layers that are not
+        known to read any group read what the last layer left emits.
+        """
+        arriving_BL, channels_BL = torch.ones_like(share_BL), torch.ones_like(share_BL)
+        last_B, before = torch.ones_like(share_BL[:, 0]), 1  # channels of the last layer left, and of the teacher's
+        for index, (row, reads) in enumerate(zip(self.rows, self._reads_L, strict=True)):
+            read = [
+                torch.where(kept_BL[:, emits].amax(1) > 0, width * share_BL[:, emits[0]], channels_BL[:, emits[0]])
+                for width, emits in reads
+            ]
+            channels_BL[:, index] = torch.stack(read).sum(0) if read else last_B
+            arriving_BL[:, index] = channels_BL[:, index] / (sum(width for width, _ in reads) or before)
+            if row.outputs and row.type != "block":
+                before = row.outputs
+                last_B = torch.where(kept_BL[:, index] > 0, share_BL[:, index] * before, last_B)
+        return arriving_BL
 
     def sample(self, count: int, generator: torch.Generator) -> Int[Tensor, "b d"]:
         """Draw architectures of all sizes: each at a chance to keep units and a lean of widths of its own."""

@@ -20,9 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from understudy.config import ArchComp
-from understudy.search.columns import Columns
+from understudy.search.columns import CHANGING, Columns
 
 FIGURES = ("parameters", "macs", "weight_bytes")  # of Cost, which the cost head predicts
+_SHARPNESS = 4.0  # how fast a class becomes unlikely with its distance from where the decoder is, in squared classes
+# Where fits start, by entry of a column: its scale in the embedding, its value in the teacher, and the power with
+# which a layer's cost grows with it; by kind of decision: how its place among the classes is read from its entry.
+_SCALES = {"kept": 1.0, "width": 4.0, "kernel": 1.5, "log width": 2.0, "arriving": 2.0, "larger": 0.5}
+_TEACHERS = {"kept": 1.0, "width": 1.0, "kernel": 1.0, "log width": 1.0, "arriving": 1.0, "larger": 0.0}
+_EXPONENTS = {"kept": 5.0, "kernel": 2.0, "log width": 2.0, "arriving": 2.0, "larger": 2.0 * math.log(2.0)}
+_READ = {"unit": (0.5, 0.0), "width": (1.0, -0.5), "kernel": (0.9, -0.4)}
 _NOISES = torch.logspace(-4.0, 1.0, 16, dtype=torch.float64)  # noise over signal, of which evidence picks one
 
 
@@ -43,27 +50,46 @@ class Embedding(nn.Module):
         super().__init__()
         self._columns, self._settings = columns, settings
         entries, channels, hidden = columns.entries, settings.channels, settings.hidden
-        slots, classes = max(columns.slots, default=0) + 1, columns.legal_DK.shape[1]
         # On the meta device nothing is drawn: initial weights come from the searcher's own generator.
         with torch.device("meta"):
             self.encoder = _Residual(entries, hidden, channels)
-            self.decoder = _Residual(channels, hidden, slots * classes)
-            self.cost = _Residual(channels, hidden, len(FIGURES), depth=2)
+            self.decoder = _Residual(channels, hidden, max(len(columns.slot_kinds), 1))
+            self.cost = _Products(channels, hidden, len(columns.rows))
             self.traits = nn.Conv1d(channels, hidden, 3, padding=1)
             self.accuracy = nn.Linear((channels + hidden) * len(columns.rows), 1)
         self.double().to_empty(device="cpu")
         self._at_D, self._slots_D = torch.tensor(columns.at), torch.tensor(columns.slots)
-        self._shape = slots, classes
-        self._share_L = columns.share_L.clamp_min(1e-9).log()
+        self._class_K = torch.arange(columns.legal_DK.shape[1], dtype=torch.float64)
 
     def draw_weights(self, generator: torch.Generator) -> None:
-        """Draw every layer as torch does, uniform in +-1 / sqrt(inputs); what adds to a skip starts at 0."""
+        """Draw every layer as torch does, uniform in +-1 / sqrt(inputs); what adds to a skip starts at 0.
+
+        But what is known from the start is where the first channels of the embedding start: the entries of a column
+        that change, how decisions are read from them, and that a layer costs the product of its widths.
+        """
         for name, parameter in self.named_parameters():
-            if name.endswith(("last.weight", "bias")) or name.startswith("accuracy"):
+            if name.endswith(("last.weight", "bias")) or name.startswith(("accuracy", "cost.exponents", "cost.levels")):
                 nn.init.zeros_(parameter)
             else:
                 bound = 1.0 / math.sqrt(parameter[0].numel())
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        with torch.no_grad():
+            self._start_from_what_is_known()
+
+    def _start_from_what_is_known(self) -> None:
+        skip, decide = self.encoder.skip.weight[..., 0], self.decoder.skip
+        self.cost.levels.copy_(self._columns.share_L.clamp_min(1e-9).log().expand_as(self.cost.levels))
+        for channel, name in enumerate(CHANGING[: len(skip)]):
+            scale, entry = _SCALES[name], len(CHANGING) - channel
+            skip[channel], skip[channel, -entry] = 0.0, scale
+            for slot, kind in enumerate(self._columns.slot_kinds):
+                slope, level = _READ[kind]
+                if name == {"unit": "kept"}.get(kind, kind):
+                    decide.weight[slot], decide.weight[slot, channel], decide.bias[slot] = 0.0, slope / scale, level
+            for figure, called in enumerate(FIGURES):
+                exponent = _EXPONENTS.get(name, 0.0) if name != "larger" or called == "macs" else 0.0
+                self.cost.exponents[figure, channel] = exponent / scale
+                self.cost.levels[figure] -= exponent * _TEACHERS[name]
 
     def encode(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b c l"]:
         """Return the embedding of architectures."""
@@ -71,9 +97,12 @@ class Embedding(nn.Module):
         return code_BCL
 
     def decisions(self, code_BCL: Float[Tensor, "b c l"]) -> Float[Tensor, "b d k"]:
-        """Return the logits of every decision's classes, -inf for those that are not legal."""
-        outputs_BSKL = self.decoder(code_BCL).unflatten(1, self._shape)
-        logits_BDK: Tensor = outputs_BSKL[:, self._slots_D, :, self._at_D].transpose(0, 1)
+        """Return the logits of every decision's classes, -inf for those that are not legal.
+
+        The decoder says where among its classes a decision lies; the nearer a class, the likelier.
+        """
+        place_BD = (0.5 + self.decoder(code_BCL)[:, self._slots_D, self._at_D]) * self._columns.last_D
+        logits_BDK: Tensor = -_SHARPNESS * (place_BD[..., None] - self._class_K).square()
         return logits_BDK.masked_fill(~self._columns.legal_DK, -math.inf)
 
     @torch.no_grad()
@@ -83,7 +112,7 @@ class Embedding(nn.Module):
 
     def costs(self, code_BCL: Float[Tensor, "b c l"]) -> Float[Tensor, "b f"]:
         """Return the logarithm of the shares of the teacher's figures: of a sum over layers."""
-        logs_BFL: Tensor = self.cost(code_BCL) + self._share_L
+        logs_BFL: Tensor = self.cost(code_BCL)
         return logs_BFL.logsumexp(-1)
 
     def features(self, code_BCL: Float[Tensor, "b c l"]) -> Float[Tensor, "b p"]:
@@ -124,12 +153,11 @@ class Embedding(nn.Module):
         return nn.functional.cross_entropy(logits_BDK[matter_BD], choices_BD[matter_BD])
 
 
-class _Residual(nn.Module):
-    """A 1-D CNN beside a linear map of each column, which it adds to."""
+class _Convolutions(nn.Module):
+    """A 1-D CNN along the columns."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, *, depth: int = 1) -> None:
         super().__init__()
-        self.skip = nn.Conv1d(inputs, outputs, 1)
         self.first = nn.Conv1d(inputs, hidden, 3, padding=1)
         self.middle = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in range(depth - 1))
         self.last = nn.Conv1d(hidden, outputs, 3, padding=1)
@@ -139,8 +167,35 @@ class _Residual(nn.Module):
         hidden_BHL = nn.functional.silu(self.first(x_BIL))
         for layer in self.middle:
             hidden_BHL = hidden_BHL + nn.functional.silu(layer(hidden_BHL))
-        result: Tensor = self.skip(x_BIL) + self.last(hidden_BHL)
+        result: Tensor = self.last(hidden_BHL)
         return result
+
+
+class _Residual(_Convolutions):
+    """A 1-D CNN beside a linear map of each column, which it adds to."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__(inputs, hidden, outputs)
+        self.skip = nn.Conv1d(inputs, outputs, 1)
+
+    def forward(self, x_BIL: Float[Tensor, "b i l"]) -> Float[Tensor, "b o l"]:
+        """Return as many columns."""
+        result: Tensor = self.skip(x_BIL) + super().forward(x_BIL)
+        return result
+
+
+class _Products(_Convolutions):
+    """The logarithm of each layer's share of the figures: a linear form of its own in the embedding, and a 1-D CNN."""
+
+    def __init__(self, channels: int, hidden: int, layers: int) -> None:
+        super().__init__(channels, hidden, len(FIGURES), depth=2)
+        self.levels = nn.Parameter(torch.empty(len(FIGURES), layers))
+        self.exponents = nn.Parameter(torch.empty(len(FIGURES), channels, layers))
+
+    def forward(self, x_BIL: Float[Tensor, "b c l"]) -> Float[Tensor, "b f l"]:
+        """Return the logarithms, (B, F, L)."""
+        linear_BFL: Tensor = torch.einsum("bcl,fcl->bfl", x_BIL, self.exponents) + self.levels
+        return linear_BFL + super().forward(x_BIL)
 
 
 @dataclass(frozen=True)
