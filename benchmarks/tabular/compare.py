@@ -1,0 +1,157 @@
+"""Which searcher finds the best student of a table, at equal numbers of evaluations?
+
+    python -m benchmarks.tabular.compare --tables skip-mnist --methods random N2N TPE   # run, 30 seeds each
+    python -m benchmarks.tabular.compare --show                                         # tables of what was run
+    python -m benchmarks.tabular.compare --show --plot docs/searchers.svg
+
+A run is one line of the file of results; what is there is not run again, so the command can be interrupted and
+repeated. Every method gets 100 students; its curve is the best reward among the first 10, 20, ... of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.tabular.plot import Curve, Panel, svg
+from benchmarks.tabular.table import Table, search
+from understudy.config import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
+from understudy.search.searchers import searcher_for
+
+HERE = Path(__file__).parent
+STUDENTS = 100
+AT = range(10, STUDENTS + 1, 10)
+METHODS: dict[str, Method] = {
+    "random": RandomSearch(students=STUDENTS),
+    "uniform": UniformWidth(students=STUDENTS),
+    "TPE": OptunaSearch(students=STUDENTS),
+    "NSGA-II": OptunaSearch(sampler="nsga2", students=STUDENTS),
+    "N2N": N2N(removal_updates=10, shrinkage_updates=10),
+    "N2N, refined": N2N(removal_updates=6, shrinkage_updates=7, refinement_updates=7),
+    "ArchComp": ArchComp(students=STUDENTS),
+}
+Key = tuple[str, str, str]  # table, budget, method
+
+
+def curve(table: Table, params: str | None, method: Method, seed: int) -> list[float]:
+    """Return the best true reward among the first 10, 20, ... students of a search."""
+    reward = table.reward(params)
+    searcher = searcher_for(method, table.space, reward, seed=seed, predict=table.cost)
+    rewards = [reward(evaluation) for evaluation in search(searcher, table, STUDENTS)]
+    return [max(rewards[:count]) for count in AT]
+
+
+def run(options: argparse.Namespace, methods: dict[str, Method]) -> None:
+    """Run what is asked for and not in the file yet, seed by seed."""
+    known = {(*key, seed) for key, seeds in read(options.results).items() for seed in seeds}
+    for name in options.tables:
+        table = Table.load(HERE / f"{name}.npz")
+        for seed in range(options.seeds):
+            for params in options.params:
+                for called in options.methods:
+                    if (name, params, called, seed) in known:
+                        continue
+                    began = time.process_time()
+                    found = curve(table, None if params == "none" else params, methods[called], seed)
+                    line = {
+                        "table": name,
+                        "params": params,
+                        "method": called,
+                        "seed": seed,
+                        "curve": found,
+                        "cpu_seconds": round(time.process_time() - began, 2),
+                    }
+                    with options.results.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> dict[Key, dict[int, list[float]]]:
+    """Return the curves that were run, by table, budget and method, then by seed."""
+    found: dict[Key, dict[int, list[float]]] = defaultdict(dict)
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        line = json.loads(text)
+        found[line["table"], line["params"], line["method"]][line["seed"]] = line["curve"]
+    return found
+
+
+def row(called: str, found: dict[int, list[float]], yardsticks: list[dict[int, list[float]]], best: float) -> str:
+    """Return one line of the table of results: at 20, 50 and all students, then against the yardsticks."""
+    last = [values[-1] for values in found.values()]
+    cells = [called, str(len(found))]
+    cells += [f"{statistics.fmean(values[AT.index(count)] for values in found.values()):.4f}" for count in (20, 50)]
+    low, high = np.quantile(last, [0.1, 0.9])
+    deviation = f" +- {statistics.stdev(last):.4f}" if len(last) > 1 else ""
+    cells += [
+        f"{statistics.fmean(last):.4f}{deviation}",
+        f"{low:.4f} to {high:.4f}",
+        f"{best - statistics.fmean(last):.4f}",
+    ]
+    return f"| {' | '.join([*cells, *(against(found, other) for other in yardsticks)])} |"
+
+
+def against(found: dict[int, list[float]], other: dict[int, list[float]]) -> str:
+    """Return the mean difference at the last students and its standard error, over the seeds that both have."""
+    gains = [values[-1] - other[seed][-1] for seed, values in found.items() if seed in other]
+    if len(gains) < 2 or found is other:
+        return ""
+    wins = sum(gain > 0 for gain in gains) + sum(gain == 0 for gain in gains) / 2
+    error = statistics.stdev(gains) / math.sqrt(len(gains))
+    return f"{statistics.fmean(gains):+.4f} +- {error:.4f} ({wins:g}/{len(gains)})"
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print a table for each table and budget, and draw the curves."""
+    everything, panels = read(options.results), []
+    for name in options.tables:
+        table = Table.load(HERE / f"{name}.npz")
+        for params in options.params:
+            found = {called: everything[name, params, called] for called in options.methods}
+            found = {called: curves for called, curves in found.items() if curves}
+            if not found:
+                continue
+            reward = table.reward(None if params == "none" else params)
+            best = max(reward(evaluation) for evaluation in table.evaluations)
+            print(f"\n{name}, budget {params}, best of the table {best:.4f}\n")
+            print(
+                "| method | seeds | 20 students | 50 | 100 | 10% to 90% | short of the best | less random | less TPE |"
+            )
+            print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+            yardsticks = [found.get("random", {}), found.get("TPE", {})]
+            for called, curves in found.items():
+                print(row(called, curves, yardsticks, best))
+            drawn = [Curve.of(called, list(curves.values())) for called, curves in found.items()]
+            title = f"{name}, " + ("no budget" if params == "none" else f"{params} fewer parameters")
+            panels.append(Panel(title=title, best=best, at=tuple(AT), curves=tuple(drawn)))
+    if options.plot:
+        options.plot.write_text(svg(panels), encoding="utf-8")
+
+
+def main(methods: dict[str, Method] = METHODS, doc: str | None = __doc__) -> None:
+    """Run searches, or show what was run."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", default=sorted(path.stem for path in HERE.glob("*.npz")))
+    parser.add_argument("--params", nargs="+", default=["none", "5x"], help="budgets on parameters")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--results", type=Path, default=Path("runs/tabular/results.jsonl"))
+    parser.add_argument("--show", action="store_true", help="print what was run")
+    parser.add_argument("--plot", type=Path, help="SVG to draw the curves in, with --show")
+    options = parser.parse_args()
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    if options.show:
+        show(options)
+    else:
+        run(options, methods)
+
+
+if __name__ == "__main__":
+    main()

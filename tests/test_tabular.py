@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from benchmarks.tabular import build, networks
+from benchmarks.tabular.compare import METHODS, STUDENTS, curve
+from benchmarks.tabular.plot import Curve, Panel, svg
+from benchmarks.tabular.table import Table, all_architectures, search
+from understudy.analysis import Analysis, analyse
+from understudy.architecture import Architecture
+from understudy.config import ArchComp, OptunaSearch
+from understudy.cost import predict
+from understudy.evaluation import Evaluation
+from understudy.search.searchers import searcher_for
+
+FOLDER = Path(build.__file__).parent
+FILES = sorted(FOLDER.glob("*.npz"))
+
+
+def analysis_of(network: str, shape: Sequence[int], width: int = 24) -> Analysis:
+    teacher = getattr(networks, network)(in_channels=shape[0], width=width)
+    return analyse(teacher.eval(), torch.zeros(2, *shape))
+
+
+def made(analysis: Analysis) -> Table:
+    """Return a table of accuracies by formula, with two repeats."""
+
+    def evaluation(architecture: Architecture, luck: int) -> Evaluation:
+        cost = predict(analysis, architecture)
+        accuracy = round(cost.parameters / (cost.parameters + 1000.0) + luck / 1000.0, 4)
+        return Evaluation(
+            architecture=architecture, teacher="t", data="d", recipe="r", cost=cost, accuracy=accuracy, seconds=0.25,
+            seed=2**63 + luck,
+        )  # fmt: skip
+
+    architectures = all_architectures(analysis.space)
+    return Table(
+        space=analysis.space,
+        evaluations=tuple(evaluation(architecture, 0) for architecture in architectures),
+        repeats=tuple(tuple(evaluation(architectures[n], luck) for luck in (0, 1, 2)) for n in (7, 3)),
+        about={"teacher": "t", "data": "d", "recipe": "r", "teacher_accuracy": 0.95},
+    )
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return made(analysis_of("skip", (1, 12, 12), width=16))  # two widths, not three, so that a test takes seconds
+
+
+@pytest.mark.parametrize("called", METHODS)
+def test_every_proposal_of_every_searcher_is_in_the_table(table: Table, called: str) -> None:
+    method = METHODS[called]
+    if isinstance(method, ArchComp):
+        method = replace(method, students=30, samples=100, fit_steps=5, refit_steps=2)
+    if isinstance(method, OptunaSearch):
+        method = replace(method, students=30)
+    searcher = searcher_for(method, table.space, table.reward("5x"), seed=0, predict=table.cost)
+    found = search(searcher, table, STUDENTS)
+    assert len(found) == {"uniform": 2, "ArchComp": 30, "TPE": 30, "NSGA-II": 30}.get(called, STUDENTS)
+
+
+def test_each_architecture_is_there_once_and_the_teacher_among_them(table: Table) -> None:
+    digests = [evaluation.architecture.digest for evaluation in table.evaluations]
+    assert len(digests) == len(set(digests)) == 550
+    assert table[table.space.full].architecture == table.space.full
+
+
+def test_what_is_saved_is_loaded(table: Table, tmp_path: Path) -> None:
+    table.save(tmp_path / "table.npz")
+    again = Table.load(tmp_path / "table.npz")
+    assert again.space == table.space
+    assert again.evaluations == tuple(replace(e, seconds=again[e.architecture].seconds) for e in table.evaluations)
+    assert [[e.accuracy for e in row] for row in again.repeats] == [[e.accuracy for e in row] for row in table.repeats]
+    assert [row[2].seed for row in again.repeats] == [2**63 + 2] * 2
+    assert again.reward("5x") == table.reward("5x")
+
+
+def test_a_curve_never_falls_and_ends_at_the_best(table: Table) -> None:
+    reached = curve(table, "5x", METHODS["random"], 0)
+    reward = table.reward("5x")
+    searcher = searcher_for(METHODS["random"], table.space, reward, seed=0, predict=table.cost)
+    assert reached == sorted(reached)
+    assert reached[-1] == max(reward(evaluation) for evaluation in search(searcher, table, STUDENTS))
+
+
+def test_a_torn_line_of_the_log_is_dropped_and_the_rest_is_known(table: Table, tmp_path: Path) -> None:
+    path, first, second = tmp_path / "log", *table.evaluations[:2]
+    log = build.Log(path, table.space)
+    log.add(first)
+    log.add(second)
+    path.write_bytes(path.read_bytes()[:-5])
+    again = build.Log(path, table.space)
+    assert list(again.known.values()) == [first]
+    again.add(second)
+    assert list(build.Log(path, table.space).known.values()) == [first, second]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_tables_here_are_whole_and_made_by_the_networks_here(path: Path) -> None:
+    table = Table.load(path)
+    analysis = analysis_of(table.about["network"], table.about["images"]["shape"])
+    assert path.stat().st_size < 300_000
+    assert table.space == analysis.space
+    assert [e.architecture for e in table.evaluations] == all_architectures(analysis.space)
+    assert table[table.space.full].cost == predict(analysis, analysis.space.full)
+    assert len(table.repeats) == build.REPEATED and all(len(row) == len(build.SEEDS) for row in table.repeats)
+    assert all(row[0] == table[row[0].architecture] for row in table.repeats)
+
+
+def test_the_plot_is_a_picture_with_a_line_for_each_curve() -> None:
+    curves = tuple(Curve.of(name, [[0.1, 0.5, 0.6], [0.3, 0.4, 0.7]]) for name in ("a<b", "c"))
+    text = svg([Panel(title="one", best=0.8, at=(10, 20, 30), curves=curves)] * 3)
+    root = ElementTree.fromstring(text)
+    assert len(re.findall('fill="none"', text)) == 6
+    assert [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")][-2:] == ["a<b", "c"]
