@@ -78,6 +78,7 @@ class Embedding(nn.Module):
 
     def _start_from_what_is_known(self) -> None:
         skip, decide = self.encoder.skip.weight[..., 0], self.decoder.skip
+        assert decide.bias is not None
         self.cost.levels.copy_(self._columns.share_L.clamp_min(1e-9).log().expand_as(self.cost.levels))
         for channel, name in enumerate(CHANGING[: len(skip)]):
             scale, entry = _SCALES[name], len(CHANGING) - channel
