@@ -1,19 +1,22 @@
 """How many students does a search need from a policy that learned on a smaller teacher, and how many from scratch?
 
     python benchmarks/transfer.py --seeds 3
-    python benchmarks/transfer.py --pairs resnet20:resnet56 --seeds 5 --params 5x
+    python benchmarks/transfer.py --pairs resnet20:resnet56 --stages shrinkage --seeds 5
 
 Costs are the exact ones of the real teachers. Nothing is trained: accuracies come from a formula, a function of what
 each layer is (depth, width, stride, kernel, skips) that is the same for both teachers and another one for each seed.
-A search of n students has n / 10 updates of each stage. The reward to reach is, for each seed, a share of the best
-that 120 students reach from scratch; a search needs the students of the shortest schedule that reaches it.
+Each stage alone, 12 updates of 5 students: removals are asked for 2x fewer parameters, widths and kernels for 10x.
+Two rewards are to be reached: the mean of the last three updates from scratch, by the mean of an update; and
+97% of the best from scratch, by the best so far. Searches from a policy end once both are reached; where one is
+not, all 60 students count.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -25,8 +28,12 @@ from understudy.goal import Goal, Reward
 from understudy.search.n2n import N2NSearch
 from understudy.testing import toy_accuracy
 
-WHOLE = 12  # updates of each stage that a search has by default
-SCHEDULES = (1, 2, 3, 4, 6, 8, 10)  # updates of each stage
+STAGES = {
+    "removal": (N2N(shrinkage_updates=0), Goal(params="2x")),
+    "shrinkage": (N2N(removal_updates=0), Goal(params="10x")),
+}
+WHOLE = 60  # students of a whole stage
+SHARE = 0.97  # of the best reward from scratch
 TEACHERS = {
     "vgg11": ("vgg11", {}),
     "vgg19": ("vgg19", {}),
@@ -49,58 +56,88 @@ def evaluation(teacher: Teacher, architecture: Architecture, landscape: int) -> 
     )  # fmt: skip
 
 
-def search(
-    teacher: Teacher, goal: Goal, updates: int, landscape: int, policy: Policy | None
-) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Return the rewards of a search's students in their order, and its policies."""
-    reward = Reward(teacher_cost=teacher.cost, teacher_accuracy=0.95, budgets=goal.budgets(teacher.cost, 0.95))
-    settings = N2N(removal_updates=updates, shrinkage_updates=updates)
-    searcher = N2NSearch(teacher.space, reward, settings, seed=landscape, predict=teacher.predict, policy=policy)
-    rewards: list[float] = []
-    while proposals := searcher.propose():
-        found = [evaluation(teacher, architecture, landscape) for architecture in proposals]
-        searcher.learn(found)
-        rewards += [reward(e) for e in found]
-    return rewards, {name: t for name, t in searcher.state_dict().items() if isinstance(t, torch.Tensor)}
+@dataclass(frozen=True)
+class Search:
+    """One stage on one teacher and landscape."""
+
+    teacher: Teacher
+    stage: str
+    landscape: int
+
+    def run(
+        self, policy: Policy | None = None, until: Callable[[list[list[float]]], bool] = lambda rewards: False
+    ) -> tuple[list[list[float]], Policy]:
+        """Return the rewards of each update and the policies in the end."""
+        settings, goal = STAGES[self.stage]
+        reward = Reward(
+            teacher_cost=self.teacher.cost, teacher_accuracy=0.95, budgets=goal.budgets(self.teacher.cost, 0.95)
+        )
+        searcher = N2NSearch(
+            self.teacher.space, reward, settings, seed=self.landscape, predict=self.teacher.predict, policy=policy
+        )
+        rewards: list[list[float]] = []
+        while not until(rewards) and (proposals := searcher.propose()):
+            found = [evaluation(self.teacher, architecture, self.landscape) for architecture in proposals]
+            searcher.learn(found)
+            rewards.append([reward(e) for e in found])
+        return rewards, {name: t for name, t in searcher.state_dict().items() if isinstance(t, torch.Tensor)}
 
 
-def needed(teacher: Teacher, goal: Goal, landscape: int, policy: Policy | None, target: float) -> int:
-    """Return the students of the shortest schedule whose best reaches the target; those of the whole one if none."""
-    for updates in SCHEDULES:
-        rewards, _ = search(teacher, goal, updates, landscape, policy)
-        if max(rewards) >= target:
-            return len(rewards)
-    return len(rewards) // SCHEDULES[-1] * WHOLE
+def needed(rewards: Sequence[Sequence[float]], mean: float, best: float) -> tuple[int, int]:
+    """Return how many students it takes until the mean of an update, and the best so far, reach these; 60 if never."""
+    found = []
+    for of_update, target in ((statistics.fmean, mean), (max, best)):
+        students, reached = 0, False
+        for update in rewards:
+            students += len(update)
+            if of_update(update) >= target:
+                reached = True
+                break
+        found.append(students if reached else WHOLE)
+    return found[0], found[1]
+
+
+def compared(smaller: Teacher, larger: Teacher, stage: str, seed: int) -> tuple[list[str], list[int]]:
+    """Return the cells of a row, and the students needed: from scratch and transferred, for the mean and the best."""
+    _, policy = Search(smaller, stage, seed).run()
+    scratch, _ = Search(larger, stage, seed).run()
+    mean = statistics.fmean(reward for update in scratch[-3:] for reward in update)
+    best = SHARE * max(reward for update in scratch for reward in update)
+
+    def both(rewards: list[list[float]]) -> bool:
+        return bool(rewards) and max(map(statistics.fmean, rewards)) >= mean and max(map(max, rewards)) >= best
+
+    moved, _ = Search(larger, stage, seed).run(policy, both)
+    counts = [
+        count for pair in zip(needed(scratch, mean, best), needed(moved, mean, best), strict=True) for count in pair
+    ]
+    first = [f"{statistics.fmean(rewards[0]):.3f}" for rewards in (scratch, moved)]
+    return [*first, f"{mean:.3f}", *map(str, counts[:2]), f"{best:.3f}", *map(str, counts[2:])], counts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="FROM:TO")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--params", default="10x")
-    parser.add_argument(
-        "--share", type=float, default=0.97, help="of the best reward from scratch that is to be reached"
-    )
     options = parser.parse_args()
-    goal = Goal(params=options.params)
-    print("| from | to | seed | to reach | from scratch | transferred | first 10: from scratch | transferred |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    print(
+        "| from, to | stage | seed | first update: scratch | transferred | mean to reach | scratch | transferred |",
+        end="",
+    )
+    print(" best to reach | scratch | transferred |\n|" + " --- |" * 11, flush=True)
     for pair in options.pairs:
         names = pair.split(":")
         smaller, larger = (Teacher.of(TEACHERS[name][0], **TEACHERS[name][1]) for name in names)
-        counts: list[tuple[int, int]] = []
-        for seed in range(options.seeds):
-            policy = search(smaller, goal, WHOLE, seed, None)[1]
-            target = options.share * max(search(larger, goal, WHOLE, seed, None)[0])
-            counts.append((needed(larger, goal, seed, None, target), needed(larger, goal, seed, policy, target)))
-            early = [statistics.fmean(search(larger, goal, 1, seed, start)[0]) for start in (None, policy)]
-            cells = [f"{target:.3f}", *map(str, counts[-1]), *(f"{mean:.3f}" for mean in early)]
-            print(f"| {' | '.join(names)} | {seed} | {' | '.join(cells)} |", flush=True)
-        scratch, moved = (statistics.fmean(column) for column in zip(*counts, strict=True))
-        print(
-            f"| {' | '.join(names)} | mean | | {scratch:.0f} | {moved:.0f} ({scratch / moved:.1f}x fewer) | | |",
-            flush=True,
-        )
+        for stage in options.stages:
+            needs: list[list[int]] = []
+            for seed in range(options.seeds):
+                cells, counts = compared(smaller, larger, stage, seed)
+                needs.append(counts)
+                print(f"| {', '.join(names)} | {stage} | {seed} | {' | '.join(cells)} |", flush=True)
+            sums = [sum(column) for column in zip(*needs, strict=True)]
+            ratios = [f"{scratch / moved:.1f}x fewer" for scratch, moved in (sums[:2], sums[2:])]
+            print(f"| {', '.join(names)} | {stage} | all | | | | | {ratios[0]} | | | {ratios[1]} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ class Compress(Settings, _Subject):
     Example: understudy compress teachers/digits --data digits --params 10x --accuracy-drop 0.01
 
     With --config job.toml the same settings come from a file; flags override it.
+    With --policy-from runs/other the search starts from what that one's policies have learned.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/first")
