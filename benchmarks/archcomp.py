@@ -4,6 +4,7 @@
     python benchmarks/archcomp.py embedding --spaces vgg13 resnet18   # decoder and costs on real networks
     python benchmarks/archcomp.py search --seeds 5                    # best rewards beside random search and N2N
     python benchmarks/archcomp.py search --ablate                     # with one device switched off at a time
+    python benchmarks/archcomp.py warm --budget 40                    # from what a search on other data has learned
 
 Toy spaces (chain: VGG-13, residual: 12 blocks) have a known accuracy by formula, another landscape for each seed.
 Real networks are not trained here, so nothing is said about accuracy on them.
@@ -12,6 +13,8 @@ Real networks are not trained here, so nothing is said about accuracy on them.
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -155,10 +158,37 @@ def best(name: str, params: str | None, method: Method, seed: int) -> float:
     return max(reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed))
 
 
+def other_data(architecture: Architecture, seed: int) -> Evaluation:
+    """Return an evaluation whose accuracy is half (geometrically) the landscape of a seed, half another one."""
+    evaluation = toy_evaluation(architecture, landscape=seed)
+    other = toy_accuracy(architecture, landscape=1000 + seed)
+    return replace(evaluation, accuracy=math.sqrt(evaluation.accuracy * other))
+
+
+def warm(name: str, params: str | None, budget: int, seed: int) -> dict[str, list[float]]:
+    """Return the best rewards so far, on other data, of a search from scratch and of one from another's embedding."""
+    space = toy_space(name)  # type: ignore[arg-type]
+    reward = toy_reward(space, Goal(params=params))
+    first = ArchCompSearcher(space, reward, ArchComp(students=60), seed=seed, predict=toy_cost)
+    run_searcher(first, landscape=seed)
+    learned = {name: value for name, value in first.state_dict().items() if isinstance(value, Tensor)}
+    found: dict[str, list[float]] = {}
+    for called, policy in (("from scratch", None), ("from another's", learned)):
+        settings = ArchComp(students=budget)
+        searcher = ArchCompSearcher(space, reward, settings, seed=seed, predict=toy_cost, policy=policy)
+        rewards: list[float] = []
+        while proposals := searcher.propose():
+            told = [other_data(architecture, seed) for architecture in proposals]
+            searcher.learn(told)
+            rewards += [reward(evaluation) for evaluation in told]
+        found[called] = list(itertools.accumulate(rewards, max))
+    return found
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["embedding", "search"])
+    parser.add_argument("what", choices=["embedding", "search", "warm"])
     parser.add_argument("--spaces", nargs="+", choices=[*TOYS, *NETWORKS], default=list(TOYS))
     parser.add_argument(
         "--students", type=int, default=200, help="with known accuracy, for the tables of what is known"
@@ -175,6 +205,14 @@ def main() -> None:
             found = [knowledge(name, options.students, options.fit_steps, seed) for seed in range(options.seeds)]
             for figure in found[0]:
                 print(f"| {name} | {figure} | {spread([figures[figure] for figures in found])} |", flush=True)
+        return
+    if options.what == "warm":
+        for name, params in itertools.product(options.spaces, options.params):
+            goal = None if params == "0" else params
+            curves = [warm(name, goal, options.budget, seed) for seed in range(options.seeds)]
+            for called, students in itertools.product(curves[0], (5, 10, 20, options.budget)):
+                values = [curve[called][students - 1] for curve in curves]
+                print(f"| {name} | {params} | {called} | {students} | {spread(values)} |", flush=True)
         return
     own = ArchComp(students=options.budget)
     methods: dict[str, Method] = {called: method(options.budget) for called, method in YARDSTICKS.items()}

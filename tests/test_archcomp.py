@@ -1,24 +1,31 @@
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from benchmarks.archcomp import best
+from tests.tiny import FACTORY, squeeze, teach_tiny
 from understudy.architecture import Architecture, Group
+from understudy.cli import main
 from understudy.config import ArchComp, RandomSearch
+from understudy.errors import ConfigError
 from understudy.evaluation import Cost
 from understudy.goal import Goal
-from understudy.search.archcomp import ArchCompSearcher, descend, rewarded
+from understudy.search.archcomp import ArchCompSearcher, descend, foretold, rewarded
 from understudy.search.base import Searcher
 from understudy.search.baselines import RandomSearcher
 from understudy.testing import (
     SearcherContract,
     ToyKind,
     run_searcher,
+    toy_accuracy,
     toy_cost,
     toy_evaluation,
     toy_reward,
@@ -172,7 +179,75 @@ def test_threads_are_given_back_and_do_not_matter() -> None:
 def test_what_was_learned_can_be_saved() -> None:
     searcher = fitted(QUICK)
     assert searcher.state_dict() == {}
-    searcher.propose()
+    expected = fitted(QUICK)
+    searcher.propose(), expected.propose()
     state = searcher.state_dict()
-    assert {name.split(".")[0] for name in state} == {"encoder", "decoder", "cost", "traits", "accuracy"}
+    parts = {"encoder", "decoder", "cost", "traits", "accuracy", "forecast", "made_for"}
+    assert {name.split(".")[0] for name in state} == parts
     assert all(isinstance(value, torch.Tensor) and value.isfinite().all() for value in state.values())
+    told = [toy_evaluation(a) for a in toy_students(5)]
+    for other in (searcher, expected):
+        other.learn(told)
+    assert searcher.propose() == expected.propose()  # saving draws nothing from the searcher's generator
+
+
+def toy_students(count: int, seed: int = 9) -> list[Architecture]:
+    space = toy_space()
+    random = RandomSearcher(space, toy_reward(space), RandomSearch(), seed=seed, predict=toy_cost)
+    return [random.drawn() for _ in range(count)]
+
+
+LEARNED = replace(QUICK, students=50, start=45, samples=200, fit_steps=60, hidden=12)
+
+
+def learned(landscape: int) -> dict[str, torch.Tensor]:
+    searcher = archcomp(LEARNED)
+    run_searcher(searcher, landscape=landscape)
+    return searcher.state_dict()  # type: ignore[return-value]
+
+
+def test_what_was_learned_foretells_accuracies_and_how_sure_it_is() -> None:
+    space, students = toy_space(), toy_students(60)
+    told = foretold(learned(0), space, LEARNED, [space.full, *students])
+    teacher, *shares = [share for share, _ in told]
+    true = [toy_accuracy(a) / 0.95 for a in students]
+    assert teacher == pytest.approx(1.0, abs=0.1)
+    assert spearmanr(shares, true).statistic > 0.6
+    assert all(deviation > 0.0 for _, deviation in told)
+    assert told[0][1] < statistics.fmean(deviation for _, deviation in told[1:])  # the teacher's own is known
+    with pytest.raises(ConfigError, match="a teacher of the same structure"):
+        foretold(learned(0), toy_space("residual"), LEARNED, [toy_space("residual").full])
+    with pytest.raises(ConfigError, match="a teacher of the same structure"):
+        foretold(learned(0), space, replace(LEARNED, min_width=16), [space.full])
+
+
+def test_a_search_that_starts_from_another_is_good_at_once() -> None:
+    space, reward = toy_space(), toy_reward(toy_space(), Goal(params="20x"))
+    policy, settings = learned(0), replace(LEARNED, students=10, start=5)
+    warm = ArchCompSearcher(space, reward, settings, seed=1, predict=toy_cost, policy=policy)
+    assert warm.stage == "embedding"
+    before = {name: tensor.clone() for name, tensor in warm.embedding.state_dict().items()}
+    students = run_searcher(warm)
+    assert len(students) == 10
+    assert all(torch.equal(before[name], tensor) for name, tensor in warm.embedding.state_dict().items())
+    random = run_searcher(RandomSearcher(space, reward, RandomSearch(students=20), seed=1, predict=toy_cost))
+    assert statistics.fmean(reward(e) for e in students[:5]) > max(reward(e) for e in random)
+
+
+def test_a_run_serves_inspect_and_the_next_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = teach_tiny(tmp_path / "teacher")
+    method = replace(QUICK, students=8, start=5, round_to=1, min_width=2)
+    first = squeeze(teacher, tmp_path / "first", method=method)
+    first.save(tmp_path / "student")
+    model = [FACTORY, "--size", "8", "--channels", "1", "--architecture", str(tmp_path / "student")]
+    assert main(["inspect", *model, "--forecast-by", str(first.run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["foretold"]
+    assert told["architecture"] == first.architecture.digest
+    assert told["cost"]["parameters"] == sum(p.numel() for p in first.student.parameters())
+    assert 0.0 < told["accuracy"] < 1.5 and told["deviation"] > 0.0
+    assert main(["inspect", *model, "--forecast-by", str(tmp_path)]) == 2
+    warm = replace(method, policy_from=str(first.run))
+    second = squeeze(teacher, tmp_path / "second", method=warm)
+    assert squeeze(teacher, tmp_path / "second", method=warm).summary == second.summary
+    with pytest.raises(ConfigError, match="a teacher of the same structure"):
+        squeeze(teacher, tmp_path / "third", method=replace(warm, channels=5))

@@ -160,7 +160,7 @@ def test_a_policy_that_cannot_be_started_from_is_one_error(
         ([f"{tmp_path}/none", *QUICK], r"must name a run with a policy, but there is no .*none"),
         ([teacher, *QUICK], r"must name a run with a policy, but there is no .*policy.safetensors"),
         ([f"{tmp_path}/chance", *QUICK], r"must name a run of the method 'n2n', but .*chance is one of 'random'"),
-        ([run, *chance], r"is a setting of the method 'n2n', but the method is 'random'"),
+        ([run, *chance], r"is a setting of n2n and archcomp, but the method is 'random'"),
         ([run, *QUICK, "--n2n.hidden=7"], r"must name a policy of the same hidden, harmonics"),
     ):
         capsys.readouterr()

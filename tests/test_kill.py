@@ -12,21 +12,28 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tests.tiny import outcome, squeeze, teach_tiny
+from tests.tiny import METHOD, outcome, squeeze, teach_tiny
+from understudy.config import ArchComp
 from understudy.goal import Goal
 from understudy.teach import load_teacher
 
-KILLS = 10
+METHODS = {
+    "n2n": METHOD,
+    "archcomp": ArchComp(
+        students=8, start=3, samples=40, fit_steps=10, refit_steps=4, starts=8, round_to=1, min_width=2
+    ),
+}
 
 
-def drive(teacher: str, folder: str) -> None:
+def drive(method: str, teacher: str, folder: str) -> None:
     """Compress, in a process that may be killed."""
-    squeeze(load_teacher(teacher), Path(folder), goal=Goal(params="4x"))
+    squeeze(load_teacher(teacher), Path(folder), goal=Goal(params="4x"), method=METHODS[method])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
-def test_ten_kills_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "most"), [("n2n", 10), ("archcomp", 4)])
+def test_kills_change_nothing(method: str, most: int, tmp_path: Path) -> None:
     # A server that has imported everything forks each process, so the time goes into the run.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny"])
@@ -35,7 +42,7 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
 
     def drives(folder: Path, seconds: float | None = None) -> bool:
         """Run, kill it after that time, and say whether it came to its end."""
-        process = context.Process(target=drive, args=(str(tmp_path / "teacher"), str(folder)))
+        process = context.Process(target=drive, args=(method, str(tmp_path / "teacher"), str(folder)))
         process.start()
         process.join(seconds)
         process.kill()
@@ -48,11 +55,11 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     assert drives(tmp_path / "undisturbed")
     whole = time.monotonic() - start
     kills = rounds = 0
-    while kills < KILLS:
+    while kills < most:
         rounds += 1
         folder = tmp_path / f"round {rounds}"
         # Most of a continuation goes into getting where it was; half of the whole time still brings it further.
-        while not drives(folder, numbers.uniform(0.0, 0.7) * whole if kills < KILLS else None):
+        while not drives(folder, numbers.uniform(0.0, 0.7) * whole if kills < most else None):
             kills += 1
         assert outcome(folder) == outcome(tmp_path / "undisturbed")
         assert set(Counter(stored(folder)).values()) == {1}

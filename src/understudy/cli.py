@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from understudy.config import Compression, Teaching
+from understudy.config import N2N, ArchComp, Compression, Teaching
 from understudy.errors import ConfigError, UnderstudyError
 from understudy.goal import Goal
 from understudy.settings import Settings, build, read_toml
@@ -118,7 +118,8 @@ class Compress(Settings, _Subject):
     std: tuple[float, ...] | None = None
     """Likewise the standard deviation."""
     policy_from: str | None = None
-    """Run of N2N whose policies this search starts from, of any teacher, data and goal; the same as n2n.policy_from."""
+    """Run of the same method whose policies (n2n) or embedding (archcomp) this search starts from; the same as
+    n2n.policy_from and archcomp.policy_from."""
     start: Path | None = None
     """Finished run, or folder of a student, whose student is made smaller still; the model given is the teacher that
     goes on teaching, counts for the goal and is compared with."""
@@ -143,13 +144,14 @@ class Compress(Settings, _Subject):
         """Return these settings as the main job takes them.
 
         Raises:
-            ConfigError: only the chosen method can have settings, and N2N alone has policies.
+            ConfigError: only the chosen method can have settings, and only some have what another can start from.
         """
         if self.policy_from is None:
             return super().compression()
-        if self.method != "n2n":
-            raise ConfigError(f"policy_from is a setting of the method 'n2n', but the method is {self.method!r}")
-        return replace(super().compression(), method=replace(self.n2n, policy_from=self.policy_from))
+        if self.method not in ("n2n", "archcomp"):
+            raise ConfigError(f"policy_from is a setting of n2n and archcomp, but the method is {self.method!r}")
+        method: N2N | ArchComp = self.n2n if self.method == "n2n" else self.archcomp
+        return replace(super().compression(), method=replace(method, policy_from=self.policy_from))
 
     def again(self) -> str:
         """Return how to go on after an interruption."""
@@ -199,6 +201,10 @@ class Inspect:
     """Channels of its images."""
     check: tyro.conf.FlagCreatePairsOff[bool] = False
     """Prove group by group that slicing channels is multiplying them by zero."""
+    architecture: Path | None = None
+    """Folder of a student, or an architecture as JSON: what it costs."""
+    forecast_by: Path | None = None
+    """Finished or stopped run of archcomp on such a teacher: what accuracy it expects of that architecture."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON for machines."""
 
@@ -213,6 +219,8 @@ class Inspect:
             size=self.size,
             channels=self.channels,
             check=self.check,
+            architecture=self.architecture,
+            forecast_by=self.forecast_by,
             progress=True,
         )
         if self.json:

@@ -223,6 +223,9 @@ class ArchComp:
     """How many decisions of a best student are drawn anew where architectures near to it are wanted."""
     apart: int = 2
     """Decisions in which the students of one update differ, if there are such."""
+    policy_from: str | None = None
+    """Run folder, or policy.safetensors of one, whose embedding and accuracies this search starts from, in place of
+    random students: of this method and the same teacher's structure, with any weights, data or goal."""
     round_to: int = 8
     """Widths are multiples of this (1: any)."""
     min_width: int = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,18 @@ from rich.table import Table
 from torch import Tensor
 
 from understudy.analysis import Analysis, analyse
-from understudy.architecture import Space
+from understudy.architecture import Architecture, Space
 from understudy.config import N2N
 from understudy.cost import LayerCost, per_layer, predict
-from understudy.errors import ModelError, SurgeryError
+from understudy.errors import ConfigError, ModelError, SurgeryError
 from understudy.evaluation import Cost
 from understudy.figures import amount, share
 from understudy.masked import relative_error
 from understudy.models import ModelSpec, load_into, read_weights
 from understudy.progress import Display
 from understudy.reach import smallest
+from understudy.run import Run
+from understudy.search.archcomp import foretold
 from understudy.surgery import build
 
 TOLERANCE = 1e-5  # of the outputs' scale, in single precision
@@ -44,6 +46,16 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """What is known of an architecture before it is trained."""
+
+    architecture: str  # its digest
+    cost: Cost  # exact
+    accuracy: float | None = None  # on validation after a candidate's training, 0..1; None: no run was asked
+    deviation: float | None = None  # standard deviation of what the accuracy may be
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """All that `understudy inspect` shows."""
 
@@ -56,6 +68,7 @@ class Inspection:
     fewest_macs: Cost
     shrinkable: float  # share of the parameters in layers whose width can shrink
     checks: tuple[Checked, ...] | None = None  # None: not asked for
+    foretold: Foretold | None = None
 
     @property
     def holds(self) -> bool:
@@ -74,6 +87,8 @@ class Inspection:
             "costs": {name: asdict(cost) for name, cost in self.costs.items()},
             **json.loads(self.space.to_json()),
         }
+        if self.foretold is not None:
+            fields["foretold"] = asdict(self.foretold)
         if self.checks is not None:
             fields["checks"] = [{**asdict(check), "holds": check.holds} for check in self.checks]
         return json.dumps(fields, indent=1)
@@ -87,6 +102,8 @@ def inspect_model(
     size: int | None = None,
     channels: int = 3,
     check: bool = False,
+    architecture: Path | None = None,
+    forecast_by: Path | None = None,
     progress: bool = False,
 ) -> Inspection:
     """Analyse a model by its name.
@@ -98,9 +115,13 @@ def inspect_model(
         size: height and width of an input image, pixels; None for 32 for the zoo and 224 for others.
         channels: of an input image.
         check: prove group by group that slicing is multiplying by zero.
+        architecture: folder of a student or JSON of an architecture, whose cost is shown as well.
+        forecast_by: run of architecture compression that foretells its accuracy.
         progress: show how far the checks are.
 
     Raises:
+        ArchitectureError: the architecture is none of this model.
+        ConfigError: there is no such file, or the run cannot say anything about this model.
         ModelError: there is no such model, or the weights do not fit.
         TraceError: it cannot be traced, or does not take such images.
     """
@@ -111,7 +132,35 @@ def inspect_model(
         load_into(module, read_weights(weights), source=str(weights))
     side = size or (32 if name.startswith("zoo:") else 224)
     example = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-    return inspect_analysis(analyse(module, example), name=name, check=check, progress=progress)
+    analysis = analyse(module, example)
+    known = None if architecture is None else foretell(analysis, architecture, forecast_by)
+    if architecture is None and forecast_by is not None:
+        raise ConfigError("a run foretells the accuracy of an architecture, but none was given")
+    return replace(inspect_analysis(analysis, name=name, check=check, progress=progress), foretold=known)
+
+
+def foretell(analysis: Analysis, path: Path, run: Path | None) -> Foretold:
+    """Return what an architecture on disk costs and, by a run of architecture compression, how good it may be.
+
+    Raises:
+        ArchitectureError, ConfigError, SurgeryError: as `inspect_model`; or the architecture cannot be built.
+    """
+    file = path / "architecture.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"an architecture must be a student's folder or a JSON file, but there is no {file}")
+    architecture = Architecture.from_json(analysis.space, file.read_text(encoding="utf-8"))
+    known = Foretold(architecture=architecture.digest, cost=predict(analysis, architecture))
+    if run is None:
+        return known
+    source = Run(run)
+    if not (source.policy.is_file() and source.settings.method == "archcomp"):
+        raise ConfigError(f"a forecast must be by a run of the method 'archcomp' that has fitted, but {run} is none")
+    teacher = source.recall("teacher")
+    assert teacher is not None, "a run has measured its teacher before it searches"
+    method, policy = source.settings.archcomp, read_weights(source.policy)
+    ((expected, deviation),) = foretold(policy, analysis.space, method, [architecture])
+    scale = teacher["accuracy"]
+    return replace(known, accuracy=expected * scale, deviation=deviation * scale)
 
 
 def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, progress: bool = False) -> Inspection:
@@ -224,6 +273,12 @@ def _summary(found: Inspection) -> str:
         f"{share(found.shrinkable)} of the parameters lie in layers whose width can shrink; {removable} units can be "
         f"removed, and {alone} single layers where the widths agree",
     )
+    if found.foretold is not None:
+        known = found.foretold
+        line = f"{known.architecture}: {amount(known.cost.parameters)} parameters, {amount(known.cost.macs)} MACs"
+        if known.accuracy is not None and known.deviation is not None:
+            line += f", {share(known.accuracy)} expected on validation, give or take {share(known.deviation)}"
+        lines = (*lines, line)
     if found.checks is not None:
         good = sum(check.holds for check in found.checks)
         lines = (*lines, f"slicing is multiplying by zero in {good} of {len(found.checks)} groups")

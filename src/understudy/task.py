@@ -15,7 +15,7 @@ from understudy import cost, surgery
 from understudy.analysis import Analysis, analyse
 from understudy.architecture import Architecture, Space
 from understudy.compute import cores
-from understudy.config import N2N, Compression, Method
+from understudy.config import N2N, ArchComp, Compression, Method
 from understudy.data import Data
 from understudy.errors import ConfigError, RunError, SurgeryError
 from understudy.evaluation import Cost
@@ -23,6 +23,7 @@ from understudy.evaluator import Evaluator, tensors_digest, weights_digest
 from understudy.models import ModelSpec, Teacher, load_into, read_weights
 from understudy.reach import refuse_what_is_out_of_reach
 from understudy.run import Identity, Run
+from understudy.search.archcomp import refuse_other_embedding
 from understudy.search.n2n import refuse_other_policy
 from understudy.settings import Settings, check
 from understudy.student import load_student, read_card, student_folder
@@ -39,7 +40,7 @@ class Task:
     settings: Compression
     analysis: Analysis
     opened: Mapping[str, Any] | None = None  # how `Data.open` was called, if it was
-    policy: Mapping[str, Tensor] | None = None  # that N2N starts from, if it does
+    policy: Mapping[str, Tensor] | None = None  # that the search starts from, if it does
     start: nn.Module | None = None  # what is cut, where that is not the teacher itself; kept as the teacher is
     start_folder: Path | None = None  # that it was read from
     _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
@@ -208,16 +209,19 @@ def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:
         ConfigError: there is none under that name, or it does not fit the settings.
         ModelError: the file cannot be read.
     """
-    if not isinstance(method, N2N) or method.policy_from is None:
+    if not isinstance(method, N2N | ArchComp) or method.policy_from is None:
         return None
     path = Path(method.policy_from)
     if (path / "config.toml").is_file():
-        name = Run(path).settings.method
-        if name != "n2n":
-            raise ConfigError(f"policy_from must name a run of the method 'n2n', but {path} is one of {name!r}")
+        name, own = Run(path).settings.method, "n2n" if isinstance(method, N2N) else "archcomp"
+        if name != own:
+            raise ConfigError(f"policy_from must name a run of the method {own!r}, but {path} is one of {name!r}")
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
         raise ConfigError(f"policy_from must name a run with a policy, but there is no {path}")
     policy = read_weights(path)
-    refuse_other_policy(policy, space, method)
+    if isinstance(method, N2N):
+        refuse_other_policy(policy, space, method)
+    else:
+        refuse_other_embedding(policy, space, method)
     return policy

@@ -11,8 +11,9 @@ of the accuracy's posterior (the first is its mean), in the order of the suffix.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from understudy.architecture import Architecture, Space
 from understudy.config import ArchComp, RandomSearch
+from understudy.errors import ConfigError
 from understudy.evaluation import Cost, Evaluation
 from understudy.goal import Reward
 from understudy.search.base import Searcher
@@ -33,6 +35,7 @@ from understudy.search.embedding import FIGURES, Embedding, Forecast, Known, log
 _AT_A_TIME = 5
 _SNAP = 5  # steps of descent after which a point is decoded
 _BEST = 8  # known students that descent starts from
+_SAVED_DRAWS = 50  # of accuracy's posterior, of which a forecast's deviation is computed
 _SHORTLIST = 60  # decoded architectures whose exact costs are asked for in one update
 
 
@@ -123,12 +126,23 @@ class ArchCompSearcher(Searcher):
         settings: of architecture compression.
         seed: of the searcher's own generators.
         predict: the exact cost of an architecture, None if it cannot be built.
+        policy: what another search's `state_dict` gave, on a teacher of the same structure: its embedding serves as
+            it is, what it says of accuracy is corrected, and no student is random.
     """
 
-    def __init__(self, space: Space, reward: Reward, settings: ArchComp, *, seed: int, predict: Predict) -> None:
+    def __init__(
+        self,
+        space: Space,
+        reward: Reward,
+        settings: ArchComp,
+        *,
+        seed: int,
+        predict: Predict,
+        policy: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._space, self._reward, self._settings = space, reward, settings
         start = RandomSearch(
-            students=min(settings.start, settings.students),
+            students=0 if policy else min(settings.start, settings.students),
             round_to=settings.round_to,
             min_width=settings.min_width,
             redraws=settings.redraws,
@@ -140,6 +154,9 @@ class ArchCompSearcher(Searcher):
         self._generator = torch.Generator().manual_seed(seed)
         self.columns = Columns(space, settings)
         self.embedding = Embedding(self.columns, settings)
+        self._before: Forecast | None = None
+        if policy:
+            self._before = loaded(self.embedding, policy)
         self._pool_BD = torch.zeros(0, len(self.columns.at), dtype=torch.int64)
         self._logs_BF = torch.zeros(0, len(FIGURES), dtype=torch.float64)
 
@@ -210,7 +227,7 @@ class ArchCompSearcher(Searcher):
     def _best(self) -> Tensor:
         """Return the choices of the best known students, best first; at least one."""
         ranked = sorted(self._told, key=self._scoring, reverse=True)[:_BEST]
-        return self._choices(*(evaluation.architecture for evaluation in ranked))
+        return self._choices(*[evaluation.architecture for evaluation in ranked] or [self._space.full])
 
     def _usage(self, architecture: Architecture) -> float:
         return self._scoring.usage(self._proposals.cost(architecture))
@@ -220,12 +237,13 @@ class ArchCompSearcher(Searcher):
     def fit(self) -> Objective:
         """Fit the embedding, from where the last fit left it, and what it says about accuracy."""
         settings, first = self._settings, not len(self._pool_BD)
-        if first:
+        if first and self._before is None:
             self.embedding.draw_weights(self._generator)
         self._grow_pool()
         known = self._known()
-        self.embedding.fit(known, settings.fit_steps if first else settings.refit_steps, self._generator)
-        forecast = Forecast.of(self.embedding, known, settings.draws, self._generator)
+        if self._before is None:
+            self.embedding.fit(known, settings.fit_steps if first else settings.refit_steps, self._generator)
+        forecast = Forecast.of(self.embedding, known, settings.draws, self._generator, before=self._before)
         limits = [
             (FIGURES.index(name), math.log(most / own))
             for limit, most in self._reward.budgets.limits()
@@ -240,6 +258,7 @@ class ArchCompSearcher(Searcher):
         mean_B = torch.zeros(len(self._pool_BD), dtype=torch.int64)
         with torch.no_grad():
             promise_B = objective(self.embedding.encode(self._pool_BD), mean_B)
+        promise_B[~self._logs_BF.isfinite().all(1)] = -math.inf  # these cannot be built
         near_BD = best_BD[torch.arange(count // 3) % len(best_BD)]
         near_BD = self.columns.near(near_BD, self._settings.changes, self._generator)
         pool_BD = self._pool_BD[promise_B.argsort(descending=True, stable=True)[:count]]
@@ -252,7 +271,7 @@ class ArchCompSearcher(Searcher):
         draw_S = 1 + torch.arange(len(starts_SD)) % settings.draws
         way = descend(objective, starts_SD, draw_S, steps=settings.descent_steps, radius=self.radius)
         found_BD: Tensor = torch.cat([starts_SD, *way]).unique(dim=0)
-        trained = {tuple(row) for row in self._choices(*(e.architecture for e in self._told)).tolist()}
+        trained = {tuple(self.columns.choices(e.architecture).tolist()) for e in self._told}
         found_BD = found_BD[[tuple(row) not in trained for row in found_BD.tolist()]]
         if not len(found_BD):
             return found_BD
@@ -288,7 +307,14 @@ class ArchCompSearcher(Searcher):
         return [self._reward(evaluation) for evaluation in evaluations]
 
     def state_dict(self) -> dict[str, object]:
-        return dict(self.embedding.state_dict()) if len(self._pool_BD) else {}
+        """Return the embedding and what it says of accuracy given all that is known; nothing before the first fit."""
+        if not len(self._pool_BD):
+            return {}
+        with _one_thread():
+            draws = torch.Generator().manual_seed(0)  # the searcher's own is not touched by saving
+            forecast = Forecast.of(self.embedding, self._known(), _SAVED_DRAWS, draws, before=self._before)
+        made_for = torch.tensor(_made_for(self._space, self._settings))
+        return {**self.embedding.state_dict(), **forecast.tensors(), "made_for": made_for}
 
 
 def _in_turn(value_BM: Tensor, choices_BD: Tensor, *, apart: int, count: int) -> Tensor:
@@ -302,3 +328,51 @@ def _in_turn(value_BM: Tensor, choices_BD: Tensor, *, apart: int, count: int) ->
         differ_B = (choices_BD[order] != choices_BD[best]).sum(1)
         (order if (differ_B >= apart).all() else late).append(best)
     return torch.tensor(order + late, dtype=torch.int64)
+
+
+# --- What was learned, elsewhere ---
+
+
+def loaded(embedding: Embedding, policy: Mapping[str, Tensor]) -> Forecast:
+    """Load an embedding from what a search's `state_dict` gave, and return what it says of accuracy."""
+    embedding.load_state_dict({name: policy[name] for name in embedding.state_dict()})
+    return Forecast.of_tensors(policy)
+
+
+@torch.no_grad()
+def foretold(
+    policy: Mapping[str, Tensor], space: Space, settings: ArchComp, architectures: Sequence[Architecture]
+) -> list[tuple[float, float]]:
+    """Return what a search's `state_dict` foretells of each accuracy: share of the teacher's, standard deviation.
+
+    Raises:
+        ConfigError: it was made for another teacher or other settings.
+    """
+    refuse_other_embedding(policy, space, settings)
+    columns = Columns(space, settings)
+    embedding = Embedding(columns, settings)
+    forecast = loaded(embedding, policy)
+    choices_BD = torch.stack([columns.choices(architecture) for architecture in architectures])
+    shares_BM = forecast(embedding.features(embedding.encode(choices_BD)))
+    return list(zip(shares_BM[:, 0].tolist(), shares_BM[:, 1:].std(1).tolist(), strict=True))
+
+
+def refuse_other_embedding(policy: Mapping[str, Tensor], space: Space, settings: ArchComp) -> None:
+    """Check that an embedding which was fitted elsewhere is of this teacher's structure and these settings.
+
+    Raises:
+        ConfigError: it is not, or there is none.
+    """
+    own = Embedding(Columns(space, settings), settings).state_dict()
+    fits = all(name in policy and policy[name].shape == tensor.shape for name, tensor in own.items())
+    if not fits or "made_for" not in policy or policy["made_for"].item() != _made_for(space, settings):
+        raise ConfigError(
+            "an embedding can be used by archcomp for a teacher of the same structure, with the same channels, hidden, "
+            "round_to and min_width, but this one was not fitted like that"
+        )
+
+
+def _made_for(space: Space, settings: ArchComp) -> int:
+    """Return a number that names what choices mean: the Space and its legal widths."""
+    text = f"{space.digest} {settings.round_to} {settings.min_width}"
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)

@@ -12,8 +12,8 @@ M = draws, in the order of the suffix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -212,10 +212,23 @@ class Forecast:
     spread: float
 
     @classmethod
-    def of(cls, embedding: Embedding, known: Known, draws: int, generator: torch.Generator) -> Forecast:
-        """Return the posterior mean and that many draws, given the known accuracies."""
+    def of(
+        cls,
+        embedding: Embedding,
+        known: Known,
+        draws: int,
+        generator: torch.Generator,
+        *,
+        before: Forecast | None = None,
+    ) -> Forecast:
+        """Return the posterior mean and that many draws, given the known accuracies.
+
+        With the forecast of another search in the same embedding, what is regressed is how far that one is wrong.
+        """
         with torch.no_grad():
             features_NP = embedding.features(embedding.encode(known.trained_ND))
+        if before is not None:
+            known = replace(known, accuracies_N=known.accuracies_N - before(features_NP)[:, 0])
         centre_P = features_NP.mean(0)
         features_NP = (features_NP - centre_P) / math.sqrt(features_NP.shape[1])
         mean = known.accuracies_N.mean()
@@ -231,7 +244,21 @@ class Forecast:
         left_NM = (wanted_N - prior_MP @ features_NP.T - wrong_MN).T
         solved_NM = torch.linalg.solve(gram_NN + noise * torch.eye(len(gram_NN), dtype=torch.float64), left_NM)
         weights_MP = (prior_MP + solved_NM.T @ features_NP) / math.sqrt(features_NP.shape[1])
-        return cls(centre_P, weights_MP, mean.item(), spread.item())
+        if before is None:
+            return cls(centre_P, weights_MP, mean.item(), spread.item())
+        weights_MP = spread * weights_MP + before.spread * before.weights_MP[0]
+        return cls(centre_P, weights_MP, (mean + before(centre_P[None])[0, 0]).item(), 1.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what `of_tensors` reads back."""
+        scale = torch.tensor([self.mean, self.spread], dtype=torch.float64)
+        return {"forecast.centre": self.centre_P, "forecast.weights": self.weights_MP, "forecast.scale": scale}
+
+    @classmethod
+    def of_tensors(cls, state: Mapping[str, Tensor]) -> Forecast:
+        """Return the forecast that `tensors` was called of; others may be among them."""
+        mean, spread = state["forecast.scale"].tolist()
+        return cls(state["forecast.centre"], state["forecast.weights"], mean, spread)
 
     def __call__(self, features_BP: Float[Tensor, "b p"]) -> Float[Tensor, "b m"]:
         """Return the share of the teacher's accuracy that the mean and each draw predict."""

@@ -30,7 +30,7 @@ def searcher_for(
         reward: with the budgets of the search.
         seed: of the searcher's own randomness.
         predict: the exact cost of an architecture, None if it cannot be built.
-        policy: tensors of policies that learned elsewhere, for N2N.
+        policy: tensors of what learned elsewhere: policies for N2N, an embedding for ArchComp.
     """
     if isinstance(method, N2N):
         from understudy.search.n2n import N2NSearch  # here, because it needs torch
@@ -39,7 +39,7 @@ def searcher_for(
     if isinstance(method, ArchComp):
         from understudy.search.archcomp import ArchCompSearcher  # here, because it needs torch
 
-        return ArchCompSearcher(space, reward, method, seed=seed, predict=predict)
+        return ArchCompSearcher(space, reward, method, seed=seed, predict=predict, policy=policy)
     if isinstance(method, OptunaSearch):
         from understudy.search.samplers import SamplerSearcher  # the only one that needs Optuna
 
