@@ -59,6 +59,7 @@ CASES = {
     "B0": Case("residual", "both", None),
     "Bt": Case("residual", "both", "60x"),
 }
+ALONE = 12  # updates of a stage that works alone
 FROZEN = {"frozen": N2N(removal_lr=0.0, shrinkage_lr=0.0)}
 UNAIDED = N2N(calibrate=False, redraws=0, repair="never")  # as in the paper: only the reward tells of budgets
 CONSTRAINTS = {
@@ -98,6 +99,8 @@ COMPARISONS = {"frozen": FROZEN, "constraints": CONSTRAINTS, "controllers": CONT
 def figures(case: Case, method: Method, seed: int) -> tuple[float, float]:
     """Return the best reward of a search and the mean reward of its last third of students."""
     reward = toy_reward(case.space, Goal(params=case.params))
+    if isinstance(method, N2N) and case.part != "both":
+        method = replace(method, removal_updates=ALONE, shrinkage_updates=ALONE)
     searcher = searcher_for(method, case.space, reward, seed=seed, predict=toy_cost)
     rewards = [reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed)]
     return max(rewards), statistics.fmean(rewards[-len(rewards) // 3 :])

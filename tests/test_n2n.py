@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.policies import CASES, figures
-from understudy.architecture import Space
+from understudy.architecture import Architecture, Space
 from understudy.config import N2N, RandomSearch
 from understudy.errors import ConfigError
 from understudy.evaluation import Cost, Evaluation
@@ -370,7 +370,7 @@ def test_budgets_are_columns_of_the_state() -> None:
 
 
 def test_stage_two_shrinks_the_best_of_stage_one() -> None:
-    searcher, found = n2n(QUICK, params="20x"), list[Evaluation]()
+    searcher, found = n2n(replace(QUICK, revisit=0.0), params="20x"), list[Evaluation]()
     for _ in range(4):
         assert searcher.stage == "removal"
         proposals = searcher.propose()
@@ -386,7 +386,7 @@ def test_stage_two_shrinks_the_best_of_stage_one() -> None:
 
 
 def test_stage_two_starts_from_the_teacher_if_all_failed() -> None:
-    searcher = n2n(replace(QUICK, removal_updates=1))
+    searcher = n2n(replace(QUICK, removal_updates=1, revisit=0.0))
     searcher.learn([toy_evaluation(a).with_error("diverged") for a in searcher.propose()])
     assert {a.removed for a in searcher.propose()} == {frozenset()}
 
@@ -431,6 +431,50 @@ def test_a_stage_without_decisions_is_left_out() -> None:
         assert (searcher.updates, searcher.stage) == (4, name)
         assert len(run_searcher(searcher)) == 20
         assert searcher.stage == "done"
+
+
+# --- Units once more in stage 2 ---
+
+
+def first_of_stage_two(revisit: float, params: str | None) -> tuple[frozenset[str], list[Architecture]]:
+    """Return what stage 1 removed in the student that stage 2 starts from, and the first proposals of stage 2."""
+    settings = replace(QUICK, removal_updates=2, rollouts=40, revisit=revisit, redraws=40)
+    searcher, found = n2n(settings, params=params), list[Evaluation]()
+    while searcher.stage != "shrinkage":
+        found += [toy_evaluation(a) for a in searcher.propose()]
+        searcher.learn(found[-40:])
+    return searcher._best(searcher._first).removed, searcher.propose()
+
+
+@pytest.mark.parametrize("params", [None, "20x"])
+def test_stage_two_decides_units_again_as_often_as_asked(params: str | None) -> None:
+    removed, proposals = first_of_stage_two(0.25, params)
+    units = len(offered_units(toy_space(), "units"))
+    shares = [len(a.removed ^ removed) / units for a in proposals]
+    assert removed
+    assert any(removed - a.removed for a in proposals)
+    assert any(a.removed - removed for a in proposals)
+    assert 0.1 < statistics.fmean(shares) < 0.4  # what is over the budget is drawn again
+
+
+def test_without_revisits_units_stay_as_stage_one_left_them() -> None:
+    removed, proposals = first_of_stage_two(0.0, None)
+    assert all(a.removed == removed for a in proposals)
+
+
+def test_calibration_to_a_budget_makes_stage_two_narrower_and_removes_no_more_units() -> None:
+    shrinkage = Shrinkage(toy_space().full, N2N(revisit=0.1))
+    shrinkage.policy.start(torch.Generator().manual_seed(0), None)
+    uniform_BD = torch.rand(200, shrinkage.decisions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    removed, parameters = [], []
+    for lean in (0.0, -6.0):
+        shrinkage.policy.lean(lean)
+        drawn = [shrinkage.architecture(choices_D) for choices_D in shrinkage.policy.sample(uniform_BD)]
+        removed.append([a.removed for a in drawn])
+        parameters.append(statistics.fmean(toy_cost(a).parameters for a in drawn))
+    assert removed[0] == removed[1]
+    assert 0.05 < statistics.fmean(map(len, removed[0])) / len(offered_units(toy_space(), "units")) < 0.15
+    assert parameters[1] < parameters[0] / 4
 
 
 # --- Refinement, and policies that learned elsewhere ---

@@ -34,8 +34,10 @@ METHODS: dict[str, Method] = {
     "uniform": UniformWidth(students=STUDENTS),
     "TPE": OptunaSearch(students=STUDENTS),
     "NSGA-II": OptunaSearch(sampler="nsga2", students=STUDENTS),
-    "N2N": N2N(removal_updates=10, shrinkage_updates=10),
-    "N2N, refined": N2N(removal_updates=6, shrinkage_updates=7, refinement_updates=7),
+    "N2N": N2N(removal_updates=3, shrinkage_updates=17),
+    "N2N, refined": N2N(removal_updates=3, shrinkage_updates=10, refinement_updates=7),
+    "N2N, even stages": N2N(removal_updates=10, shrinkage_updates=10),
+    "N2N, units once": N2N(removal_updates=10, shrinkage_updates=10, revisit=0.0),
     "ArchComp": ArchComp(students=STUDENTS),
 }
 Key = tuple[str, str, str]  # table, budget, method

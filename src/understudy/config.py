@@ -111,10 +111,13 @@ class Final:
 class N2N:
     """N2N learning (Ashok et al., ICLR 2018): a policy removes layers, another shrinks what is left."""
 
-    removal_updates: int = 12
+    removal_updates: int = 4
     """Policy updates of stage 1 (N2N: up to 100)."""
-    shrinkage_updates: int = 12
+    shrinkage_updates: int = 20
     """Policy updates of stage 2 (N2N: up to 100)."""
+    revisit: float = 0.25
+    """Chance that stage 2, before it has learned, decides a unit otherwise than in the student it starts from
+    (N2N: 0, units stay as stage 1 left them; 0.5 and more: that says nothing)."""
     refinement_updates: int = 0
     """Policy updates of a last stage that changes depth, widths and kernels of the best student together."""
     refinement_changes: float = 4.0

@@ -48,7 +48,10 @@ _AT_LEAST_ONE = {
     *("epochs", "batch_size", "students", "rollouts", "hidden", "workers", "round_to", "min_width"),
     *("start", "samples", "channels", "draws", "starts"),
 }
-_SHARES = {"label_smoothing", "baseline_decay", "stop_below", "stage_one_share", "budget_by", "importance", "pooled"}
+_SHARES = {
+    *("label_smoothing", "baseline_decay", "stop_below", "stage_one_share", "revisit"),
+    *("budget_by", "importance", "pooled"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

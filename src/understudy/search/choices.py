@@ -14,11 +14,12 @@ from torch import Tensor
 from understudy.architecture import Architecture, Layer, Space
 from understudy.config import N2N
 from understudy.search import budget
-from understudy.search.policies import RemovalPolicy, ShrinkagePolicy
+from understudy.search.policies import UNIT, RemovalPolicy, ShrinkagePolicy
 from understudy.search.state import encode, rows_of, teacher_rows
 
-_KINDS = {"width": 0.0, "kernel": 1.0, "unit": -1.0}  # how a row says what is decided there
+_KINDS = {"width": 0.0, "kernel": 1.0, "unit": UNIT}  # how a row says what is decided there
 _NEAR = 0.2  # how far, in factors, a refinement looks
+_MOST = 0.5  # chance of a change at which the start says nothing any more
 Used = Callable[[Architecture], float]
 
 
@@ -60,15 +61,20 @@ class Removal:
 
 
 class Shrinkage:
-    """Choices of stage 2 <-> architectures with the units of a start, narrower and with smaller kernels."""
+    """Choices of stage 2 <-> architectures near the units of a start, narrower and with smaller kernels.
+
+    Stage 1 judges units at full width. So stage 2 decides them again (ours): before it has learned, each otherwise
+    than in the start with the chance `revisit`. At 0 they stay as they are (N2N).
+    """
 
     name = "shrinkage"
     leans: tuple[float, float] | None = budget.SHRINKAGE_LEAN
 
     def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
-        self._start, self._asked = start, asked
-        self._decide(rows_of(start), [], settings)
+        self._start, self._asked, self._change = start, asked, min(settings.revisit, _MOST)
+        rows, units = teacher_rows(start.space, settings.granularity) if self._change else (rows_of(start), [])
+        self._decide(rows, units, settings)
 
     def _decide(self, rows: Sequence[Layer], units: Sequence[tuple[int, str]], settings: N2N) -> None:
         """Find what is decided at each row, the values that each factor stands for, and the policy for it."""
@@ -101,9 +107,26 @@ class Shrinkage:
         """Return the width (channels) that factors are shares of."""
         return self._start.width(group)
 
-    def _habit(self, settings: N2N) -> Tensor | None:
-        """Return what leans single decisions before anything is learned, (D, F): nothing."""
-        return None
+    def _near(self, kind: str, far_F: Tensor) -> Tensor | None:
+        """Return how likely changes are, each against the others, by how far they go in factors; None: no habit."""
+        return torch.ones_like(far_F) if kind == "unit" else None
+
+    def _habit(self, settings: N2N) -> Tensor:
+        """Return what leans single decisions towards the start before anything is learned, (D, F)."""
+        factors_F = torch.tensor(settings.factors, dtype=torch.float64)
+        habit_DF = torch.zeros_like(self._values_DF)
+        for habit_F, values_F, (kind, name) in zip(habit_DF, self._values_DF, self._values, strict=True):
+            stays_F = values_F == self._now(kind, name)
+            near_F = self._near(kind, (factors_F - factors_F[stays_F].mean()).abs())
+            if near_F is not None and not stays_F.all():
+                odds = self._change / (1.0 - self._change)
+                habit_F[~stays_F] = (near_F[~stays_F] * odds * stays_F.sum() / near_F[~stays_F].sum()).log()
+        return habit_DF
+
+    def _now(self, kind: str, name: str) -> int:
+        if kind == "unit":
+            return int(name not in self._start.removed)
+        return self._start.width(name) if kind == "width" else self._start.kernel(name)
 
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
@@ -116,8 +139,21 @@ class Shrinkage:
         )
 
     def counts(self, choices_BD: Tensor) -> Tensor:
-        """Return 1 for each choice, (B, D): all change the student."""
-        return torch.ones_like(choices_BD, dtype=torch.float64)
+        """Return 1 for each choice that changes the student, (B, D); 0 for what is inside of a unit that goes."""
+        space, counts_BD = self._start.space, torch.ones_like(choices_BD, dtype=torch.float64)
+        layers = [
+            frozenset(
+                space.unit(name).layers if kind == "unit" else space.group(name).layers if kind == "width" else [name]
+            )
+            for kind, name in self._values
+        ]
+        for choices_D, counts_D in zip(choices_BD, counts_BD, strict=True):
+            removed = [frozenset(space.unit(name).layers) for name in self.architecture(choices_D).removed]
+            gone = frozenset[str]().union(*removed)
+            for decision, ((kind, _), own) in enumerate(zip(self._values, layers, strict=True)):
+                inside = any(own < unit for unit in removed) if kind == "unit" else own <= gone
+                counts_D[decision] = float(not inside)
+        return counts_BD
 
     def mended(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that keep the budgets, where there are: all give way in turn, a factor at a time."""
@@ -149,37 +185,12 @@ class Refinement(Shrinkage):
     def _whole(self, group: str) -> int:
         return self._start.space.group(group).width
 
+    def _near(self, kind: str, far_F: Tensor) -> Tensor:
+        return (-far_F / _NEAR).exp()
+
     def _habit(self, settings: N2N) -> Tensor:
-        now_D1 = torch.tensor([[self._now(kind, name)] for kind, name in self._values], dtype=torch.float64)
-        stays_DF = self._values_DF == now_D1.reshape(-1, 1)
-        factors_F = torch.tensor(settings.factors, dtype=torch.float64)
-        far_DF = (factors_F - (factors_F * stays_DF).sum(1, keepdim=True) / stays_DF.sum(1, keepdim=True)).abs()
-        near_DF = (-far_DF / _NEAR).exp() * ~stays_DF
-        change = min(settings.refinement_changes / max(self.decisions, 1), 0.5)
-        share_D1 = change / (1.0 - change) * stays_DF.sum(1, keepdim=True) / near_DF.sum(1, keepdim=True)
-        return torch.where(stays_DF, 0.0, near_DF.log() + share_D1.log())
-
-    def _now(self, kind: str, name: str) -> int:
-        if kind == "unit":
-            return int(name not in self._start.removed)
-        return self._start.width(name) if kind == "width" else self._start.kernel(name)
-
-    def counts(self, choices_BD: Tensor) -> Tensor:
-        """Return 1 for each choice that changes the student, (B, D); 0 for what is inside of a unit that goes."""
-        space, counts_BD = self._start.space, torch.ones_like(choices_BD, dtype=torch.float64)
-        layers = [
-            frozenset(
-                space.unit(name).layers if kind == "unit" else space.group(name).layers if kind == "width" else [name]
-            )
-            for kind, name in self._values
-        ]
-        for choices_D, counts_D in zip(choices_BD, counts_BD, strict=True):
-            removed = [frozenset(space.unit(name).layers) for name in self.architecture(choices_D).removed]
-            gone = frozenset[str]().union(*removed)
-            for decision, ((kind, _), own) in enumerate(zip(self._values, layers, strict=True)):
-                inside = any(own < unit for unit in removed) if kind == "unit" else own <= gone
-                counts_D[decision] = float(not inside)
-        return counts_BD
+        self._change = min(settings.refinement_changes / max(self.decisions, 1), _MOST)
+        return super()._habit(settings)
 
 
 def _mended(

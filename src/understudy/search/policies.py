@@ -144,6 +144,9 @@ class RemovalPolicy(Policy):
         return logits_BD.expand(len(choices_BD), -1), values_BD.expand(len(choices_BD), -1)
 
 
+UNIT = -1.0  # in the last column of a row of stage 2: a unit is decided there
+
+
 class ShrinkagePolicy(Policy):
     """Stage 2: one of the factors for each width and kernel in turn; what came of it is fed back.
 
@@ -161,7 +164,8 @@ class ShrinkagePolicy(Policy):
     ) -> None:
         super().__init__(rows_DI.shape[1] + 1, len(settings.factors), settings, bidirectional=False)
         self._rows_DI, self._shares_DF = rows_DI, shares_DF
-        self._habit_DF = torch.zeros_like(shares_DF) if habit_DF is None else habit_DF
+        self._own_DF = torch.zeros_like(shares_DF) if habit_DF is None else habit_DF
+        self._habit_DF = self._own_DF
         self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
         smallest, largest = min(settings.factors), max(settings.factors)
         self._slope_F = (2.0 * torch.tensor(settings.factors, dtype=torch.float64) - smallest - largest) / max(
@@ -170,6 +174,11 @@ class ShrinkagePolicy(Policy):
 
     def slope(self) -> Tensor:
         return self._slope_F
+
+    def lean(self, prior: float) -> None:
+        super().lean(prior)
+        # Narrower students are wanted, not fewer units: those lean by their habit alone.
+        self._habit_DF = self._own_DF - prior * self._slope_F * (self._rows_DI[:, -1:] == UNIT)
 
     @torch.no_grad()
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
