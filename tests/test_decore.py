@@ -259,20 +259,21 @@ def test_channels_are_worth_what_they_cost() -> None:
     def usage(architecture: Any) -> float:
         return float(4 * architecture.width("a") + architecture.width("b")) / 5
 
-    for worth, found in (("cost", [4 / 2.8, 1 / 2.8]), ("channel", [1.0, 1.0])):
-        made = agents(worth=worth)
+    common: dict[str, Any] = {"settings": Decore(), "space": SPACE, "groups": GROUPS, "steps": 500}
+    for by_cost, found in ((True, [4 / 2.8, 1 / 2.8]), (False, [1.0, 1.0])):
+        made = agents()
         made.weights.fill_(9.0)
-        steer = Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=500, usage=usage)
+        steer = Steering(**common, usage=usage, by_cost=by_cost)
         for done in (50, 100):  # not at every look
             made.steps.fill_(done)
             steer(made)
             assert made.worth.tolist() == pytest.approx([1.0, 1.0] if done == 50 else found)
     # Where no channel costs anything, none is worth more than another; the last channel of a layer has a cost too.
     made = agents()
-    Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=500, usage=lambda a: 2.0)(made)
+    Steering(**common, usage=lambda a: 2.0, by_cost=True)(made)
     assert made.worth.tolist() == [1.0, 1.0]
     made.weights.fill_(-9.0)
-    Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=500, usage=usage)(made)
+    Steering(**common, usage=usage, by_cost=True)(made)
     assert made.worth.tolist() == pytest.approx([4 / 2.8, 1 / 2.8])
 
 

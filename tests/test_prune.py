@@ -6,6 +6,7 @@ import random
 import re
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,27 @@ def test_kills_change_nothing(teacher: Teacher, done: us.Result, tmp_path: Path)
         assert (tmp_path / name / policy).read_bytes() == (tmp_path / "undisturbed" / policy).read_bytes()
     assert kills >= 3
     assert outcome(tmp_path / "undisturbed") == outcome(done.run)
+
+
+@pytest.mark.parametrize(
+    ("goal", "worth", "by_cost"),
+    [
+        (us.Goal(params="3x"), "cost", True),
+        (us.Goal(params="3x", size_mb="3x"), "cost", True),
+        (us.Goal(params="3x"), "channel", False),
+        (us.Goal(params="3x", macs="3x"), "cost", False),
+    ],
+)
+def test_channels_earn_their_cost_where_it_is_of_weights(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: us.Goal, worth: Any, by_cost: bool
+) -> None:
+    def seen(self: prune.Pruning, learner: Any, steering: Any, lesson: Any) -> None:
+        assert steering.by_cost == by_cost
+        raise Interruption
+
+    monkeypatch.setattr(prune.Pruning, "_train", seen)
+    with pytest.raises(Interruption):
+        squeeze(teacher, tmp_path / "run", method=replace(METHOD, worth=worth), goal=goal)
 
 
 @pytest.mark.parametrize(("name", "goal"), [("macs", us.Goal(macs="3x")), ("latency_ms", us.Goal(latency_ms="50"))])

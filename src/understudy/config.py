@@ -307,7 +307,8 @@ class Decore:
     pooled: float = 0.9
     """Share of what answers tell an agent that it takes from the agents of its group on average, in 0..1; 0: DECORE."""
     worth: Literal["cost", "channel"] = "cost"
-    """What a dropped channel earns where there is a budget on cost: as much as it costs, or all the same (DECORE)."""
+    """What a dropped channel earns where all budgets are on parameters or bytes of weights: as much as it costs of
+    these, or all the same (DECORE); with other budgets all the same."""
     limit: float = 6.9
     """Largest size of an agent's weight, so that it can still change its mind; 0: none (DECORE)."""
     score: Literal["right", "likelihood"] = "likelihood"

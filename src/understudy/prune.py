@@ -41,6 +41,7 @@ from understudy.train import Progress, train
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
 _LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
+_STORED = ("parameters", "size_mb")  # narrow layers cost least of these, but most MACs: by that they would be emptied
 _WIDTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)  # whose latency is measured
 
 
@@ -85,7 +86,10 @@ class Pruning:
         agents = Agents(groups, method, examples=len(lesson.split), steps=steps, magnitudes=known)
         learner = Learner(gated, agents, slots)
         usage = self._usage()
-        steering = Steering(settings=method, space=self.task.space, groups=groups, steps=steps, usage=usage)
+        by_cost = method.worth == "cost" and all(name in _STORED for name, _ in self.budgets.limits())
+        steering = Steering(
+            settings=method, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
+        )
         self._train(learner, steering, lesson)
         self._warn_if_late(learner.agents, steering)
         network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -175,11 +175,12 @@ class Steering:
     groups: Sequence[Group]
     steps: int  # of the whole loop
     usage: Usage | None = None  # None: no budget
+    by_cost: bool = False  # a dropped channel earns what it costs
 
     def __call__(self, agents: Agents) -> None:
         """Set the agents' penalty for the next step, and now and then what their channels are worth."""
         done = int(agents.steps)
-        if self.usage is not None and self.settings.worth == "cost" and done % _WORTHS in (0, 1):
+        if self.usage is not None and self.by_cost and done % _WORTHS in (0, 1):
             agents.worth.copy_(self._worths(agents, self.usage))
         share = done / self.steps
         agents.penalty.fill_(self._planned(share) if self.usage is None else self._steered(share, agents))
