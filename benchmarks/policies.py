@@ -91,9 +91,17 @@ ABLATIONS = {
     "no entropy": N2N(entropy_bonus=0.0),
     "authors' lr": N2N(removal_lr=0.003, shrinkage_lr=0.1),
 }
-
-
-COMPARISONS = {"frozen": FROZEN, "constraints": CONSTRAINTS, "controllers": CONTROLLERS, "ablations": ABLATIONS}
+STAGES = {
+    "even stages": N2N(removal_updates=12, shrinkage_updates=12),
+    "even stages, units once": N2N(removal_updates=12, shrinkage_updates=12, revisit=0.0),
+}
+COMPARISONS = {
+    "frozen": FROZEN,
+    "stages": STAGES,
+    "constraints": CONSTRAINTS,
+    "controllers": CONTROLLERS,
+    "ablations": ABLATIONS,
+}
 
 
 def figures(case: Case, method: Method, seed: int) -> tuple[float, float]:
