@@ -93,6 +93,7 @@ ABLATIONS = {
 }
 STAGES = {
     "even stages": N2N(removal_updates=12, shrinkage_updates=12),
+    "no stage 1": N2N(removal_updates=0, shrinkage_updates=24),
     "even stages, units once": N2N(removal_updates=12, shrinkage_updates=12, revisit=0.0),
 }
 COMPARISONS = {

@@ -38,6 +38,7 @@ METHODS: dict[str, Method] = {
     "N2N, refined": N2N(removal_updates=3, shrinkage_updates=10, refinement_updates=7),
     "N2N, even stages": N2N(removal_updates=10, shrinkage_updates=10),
     "N2N, units once": N2N(removal_updates=10, shrinkage_updates=10, revisit=0.0),
+    "N2N, no stage 1": N2N(removal_updates=0, shrinkage_updates=20),
     "ArchComp": ArchComp(students=STUDENTS),
 }
 Key = tuple[str, str, str]  # table, budget, method
