@@ -29,8 +29,8 @@ from understudy.search.n2n import N2NSearch
 from understudy.testing import toy_accuracy
 
 STAGES = {
-    "removal": (N2N(shrinkage_updates=0), Goal(params="2x")),
-    "shrinkage": (N2N(removal_updates=0), Goal(params="10x")),
+    "removal": (N2N(removal_updates=12, shrinkage_updates=0), Goal(params="2x")),
+    "shrinkage": (N2N(removal_updates=0, shrinkage_updates=12, revisit=0.0), Goal(params="10x")),
 }
 WHOLE = 60  # students of a whole stage
 SHARE = 0.97  # of the best reward from scratch
