@@ -205,7 +205,7 @@ def test_a_latency_curve_that_promised_too_little_is_corrected(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An imagined clock, on which every student takes twice what its MACs say: 2 ms for the teacher's.
-    def latency(model: nn.Module, example: torch.Tensor) -> tuple[float, float]:
+    def latency(model: nn.Module, example: torch.Tensor, *, threads: int = 1) -> tuple[float, float]:
         share = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in teacher.module.parameters())
         return 2.0 * share + 0.01, 0.0
 
