@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import sqlite3
@@ -123,6 +124,20 @@ def test_any_path_will_do(tmp_path: Path, name: str) -> None:
     with Store(path, SPACE) as store:
         store.add(toy_evaluation(SPACE.full))
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_no_file_is_there_before_all_of_its_tables_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store_module, "write_whole", killed)
+        Store(path, SPACE)
+    assert not path.exists()
+    Store(path, SPACE).close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        unique = [row[2] for row in database.execute("PRAGMA index_list(studies)") if row[1].startswith("ix_")]
+    assert unique == [1]  # without it, a study would be made twice
 
 
 def test_an_address_will_do(path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.architecture import Architecture, Space
 from understudy.errors import RunError
 from understudy.evaluation import Evaluation
+from understudy.files import write_whole
 from understudy.quiet import quiet_optuna
 
 if TYPE_CHECKING:
@@ -131,10 +132,27 @@ def _storage(address: str) -> RDBStorage:
 
     if "://" in address:
         return RDBStorage(address)
-    Path(address).parent.mkdir(parents=True, exist_ok=True)
+    if not Path(address).exists():
+        write_whole(Path(address), _new_database())
     # The path goes around the address, in which %, ?, # and {} would have a meaning of their own.
     connect = partial(sqlite3.connect, address, timeout=_LOCK_SECONDS, check_same_thread=False)
     return RDBStorage("sqlite:///file", engine_kwargs={"creator": connect})
+
+
+def _new_database() -> bytes:
+    """Return an SQLite file of Optuna's tables.
+
+    Made in place, a kill between a table and its index would leave studies whose names are not unique.
+    """
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import StaticPool
+
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+        storage = RDBStorage("sqlite:///file", engine_kwargs={"creator": lambda: memory, "poolclass": StaticPool})
+        storage.remove_session()
+        content = memory.serialize()
+        storage.engine.dispose()
+        return content
 
 
 def _study(storage: RDBStorage, name: str) -> Study:
