@@ -130,9 +130,10 @@ def test_no_file_is_there_before_all_of_its_tables_are(path: Path, monkeypatch: 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(store_module, "write_whole", killed)
-        Store(path, SPACE)
+        with pytest.raises(KeyboardInterrupt):
+            Store(path, SPACE)
     assert not path.exists()
     Store(path, SPACE).close()
     with contextlib.closing(sqlite3.connect(path)) as database:
