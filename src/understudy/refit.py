@@ -16,7 +16,7 @@ from understudy.labels import FIXED, Labelled, Labels, Plan
 from understudy.trace import source_line
 from understudy.walk import Walk
 
-_COPIES = 16  # joined channels may be so many times those of the whole teacher
+_COPIES = 400  # joined channels may be so many times those of the whole teacher
 _NONE = np.zeros(0, dtype=np.int64)
 
 
