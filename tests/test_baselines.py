@@ -25,7 +25,7 @@ class TestUniformSearcher(SearcherContract):
 
     def make(self, seed: int) -> Searcher:
         space = toy_space()
-        return UniformSearcher(space, toy_reward(space), UniformWidth(students=16))
+        return UniformSearcher(space, toy_reward(space), UniformWidth(students=16), predict=toy_cost)
 
 
 @pytest.mark.parametrize(("kind", "params"), [("chain", "127x"), ("chain", "3x"), ("residual", "60x")])
@@ -61,7 +61,7 @@ def test_random_proposes_although_nothing_can_be_built() -> None:
 def test_uniform_goes_down_in_even_steps() -> None:
     space = replace(toy_space(), units=())
     reward = toy_reward(space)
-    students = run_searcher(UniformSearcher(space, reward, UniformWidth(students=5)))
+    students = run_searcher(UniformSearcher(space, reward, UniformWidth(students=5), predict=toy_cost))
     widths = [[e.architecture.width(name) for e in students] for name in ("features.0", "features.13")]
     assert widths == [[64, 48, 32, 16, 8], [512, 384, 256, 128, 8]]
     assert students[0].architecture == space.full
@@ -69,7 +69,19 @@ def test_uniform_goes_down_in_even_steps() -> None:
 
 def test_uniform_widths_that_round_to_the_same_are_one_student() -> None:
     space = toy_space()
-    searcher = UniformSearcher(space, toy_reward(space), UniformWidth(students=20, min_width=256))
+    searcher = UniformSearcher(space, toy_reward(space), UniformWidth(students=20, min_width=256), predict=toy_cost)
     students = run_searcher(searcher)
     assert len({e.architecture.digest for e in students}) == len(students) < 20
     assert searcher.updates == -(-len(students) // 5)
+
+
+def test_uniform_starts_at_the_widest_that_keeps_the_budget() -> None:
+    space = toy_space()
+    reward = toy_reward(space, Goal(params="20x"))
+    most = reward.budgets.parameters or 0
+    settings = UniformWidth(students=8)
+    students = run_searcher(UniformSearcher(space, reward, settings, predict=toy_cost))
+    used = [e.cost.parameters / most for e in students if e.cost]
+    assert 0.9 < used[0] <= 1.0
+    assert used == sorted(used, reverse=True)
+    assert len(used) > 4

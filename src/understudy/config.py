@@ -274,7 +274,7 @@ class UniformWidth:
     """The yardstick: one width factor for all groups, nothing removed."""
 
     students: int = 10
-    """How many are trained, from the teacher's width down to the narrowest, in even steps."""
+    """How many are trained, from the widest that keeps the predicted budgets down to the narrowest, in even steps."""
     round_to: int = 8
     """Widths are multiples of this (1: any)."""
     min_width: int = 8

@@ -121,17 +121,19 @@ class RandomSearcher(Searcher):
 
 
 class UniformSearcher(Searcher):
-    """One factor for the widths of all groups, from 1 down to the narrowest in even steps; draws nothing."""
+    """One factor for all widths, in even steps from the widest that keeps the budgets down to the narrowest; draws nothing."""
 
-    def __init__(self, space: Space, reward: Reward, settings: UniformWidth) -> None:
+    def __init__(self, space: Space, reward: Reward, settings: UniformWidth, *, predict: Predict) -> None:
         self._reward = reward
         rounding = {"round_to": settings.round_to, "minimum": settings.min_width}
-        self._left = list(
-            dict.fromkeys(
-                space.architecture(widths={g.name: g.nearest(factor * g.width, **rounding) for g in space.groups})
-                for factor in np.linspace(1.0, 0.0, settings.students).tolist()
-            )
-        )
+
+        def at(factor: float) -> Architecture:
+            return space.architecture(widths={g.name: g.nearest(factor * g.width, **rounding) for g in space.groups})
+
+        scoring = Scoring(reward)
+        widest = calibrated(lambda factor: [scoring.usage(predict(at(factor)))], 0.0, 1.0)
+        factors = np.linspace(widest, 0.0, settings.students).tolist()
+        self._left = list(dict.fromkeys(at(factor) for factor in factors))
         self._updates = -(-len(self._left) // _AT_A_TIME)
 
     def propose(self) -> list[Architecture]:

@@ -47,4 +47,4 @@ def searcher_for(
     if isinstance(method, RandomSearch):
         return RandomSearcher(space, reward, method, seed=seed, predict=predict)
     assert isinstance(method, UniformWidth), "DECORE proposes nothing: it has a loop of its own"
-    return UniformSearcher(space, reward, method)
+    return UniformSearcher(space, reward, method, predict=predict)

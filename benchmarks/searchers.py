@@ -1,0 +1,262 @@
+"""Which searcher finds the best student of a real teacher, at equal numbers of trained students?
+
+    python -m benchmarks.searchers mnist --data data/mnist --teacher teachers/mnist      # VGG-13, 100 times smaller
+    python -m benchmarks.searchers cifar10 --data data/cifar10 --teacher teachers/cifar10
+    python -m benchmarks.searchers mnist --show                                          # tables of what was run
+    python -m benchmarks.searchers mnist cifar10 --show --plot docs/real-searchers.svg
+
+Every method searches with the same budget, the same short training of its students and the same seeds; its best
+student by reward is trained once more, longer, and read on the test split. A seed decides the search, the examples that
+students see, their order and their final training. Students are kept in one store for each seed, which all methods
+share: what random search drew is not trained again for those that start with it. Called again the command goes on where
+it was interrupted. One process, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.tabular.plot import Curve, Panel, svg
+from understudy.architecture import Architecture
+from understudy.config import (
+    N2N,
+    ArchComp,
+    Augmentation,
+    Candidates,
+    Compression,
+    Device,
+    Final,
+    Method,
+    OptunaSearch,
+    RandomSearch,
+    Training,
+    UniformWidth,
+)
+from understudy.data import Data
+from understudy.evaluation import Evaluation
+from understudy.evaluator import Evaluator
+from understudy.figures import duration, share
+from understudy.finals import Finisher
+from understudy.goal import Goal, Reward
+from understudy.models import load_into, read_weights
+from understudy.ranking import finalists
+from understudy.search.loop import Update, search
+from understudy.search.searchers import searcher_for
+from understudy.store import Store
+from understudy.task import Task
+from understudy.teach import first_images, load_teacher
+from understudy.train import accuracy, choose_compute
+
+STUDENTS = 60
+AT = tuple(range(5, STUDENTS + 1, 5))
+METHODS: dict[str, Method] = {
+    "random": RandomSearch(students=STUDENTS),
+    "uniform": UniformWidth(students=STUDENTS),
+    "TPE": OptunaSearch(students=STUDENTS),
+    "ArchComp": ArchComp(students=STUDENTS),
+    "N2N": N2N(removal_updates=2, shrinkage_updates=10),
+}
+DEVICE = Device(precision="bf16", memory_format="channels_last", threads=1)
+PLANS = {
+    "mnist": Compression(
+        goal=Goal(params="100x"),
+        candidates=Candidates(examples=3000, epochs=4, batch_size=32, lr=0.002),
+        final=Final(students=1, views=1, training=Training(epochs=6)),
+        device=DEVICE,
+    ),
+    "cifar10": Compression(
+        goal=Goal(params="20x"),
+        augmentation=Augmentation(crop=4, flip=True),
+        candidates=Candidates(examples=2500, epochs=4, batch_size=32, lr=0.002),
+        final=Final(students=1, views=4, training=Training(epochs=8)),
+        device=DEVICE,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arena:
+    """One seed of one plan: what trains students for every method, and what became of them."""
+
+    task: Task
+    evaluator: Evaluator
+    reward: Reward
+    folder: Path
+
+    @classmethod
+    def of(cls, task: Task, folder: Path) -> Arena:
+        """Return the arena of a task, with its folder."""
+        images = first_images(task.data, task.data.train, task.settings.candidates.batch_size)
+        compute = choose_compute(task.teacher.module, images, task.settings.device)
+        (folder / "logits").mkdir(parents=True, exist_ok=True)
+        evaluator = task.evaluator(compute, folder / "logits")
+        evaluator.prepare()
+        budgets = task.settings.goal.budgets(task.cost, evaluator.teacher_accuracy)
+        reward = Reward(teacher_cost=task.cost, teacher_accuracy=evaluator.teacher_accuracy, budgets=budgets)
+        return cls(task=task, evaluator=evaluator, reward=reward, folder=folder)
+
+    def searched(self, called: str, method: Method) -> list[Evaluation]:
+        """Return the students of one search, in the order in which they were proposed."""
+        found: list[Evaluation] = []
+        seed = self.task.settings.seed
+
+        def told(update: Update) -> None:
+            found.extend(update.evaluations)
+            best = max(self.reward(evaluation) for evaluation in found)
+            print(f"{called}, seed {seed}: {len(found)} students, best reward {best:.4f}", flush=True)
+
+        def evaluate_all(architectures: Any, *, on_done: Any) -> list[Evaluation]:
+            evaluations = []
+            for architecture in architectures:
+                evaluations.append(self.evaluator(architecture))
+                on_done(evaluations[-1])
+            return evaluations
+
+        searcher = searcher_for(method, self.task.space, self.reward, seed=seed, predict=self.task.predict)
+        with Store(self.folder / "study.db", self.task.space) as store:
+            search(
+                searcher,
+                evaluate_all,
+                store,
+                key_of=lambda architecture: self.evaluator.failed(architecture, "").key,
+                on_update=told,
+            )
+        return found[:STUDENTS]
+
+    def finished(self, architecture: Architecture) -> dict[str, Any]:
+        """Return the figures of a student after its final training; the test split is read here alone."""
+        place = self.folder / "finals"
+        place.mkdir(exist_ok=True)
+        finisher = Finisher(evaluator=self.evaluator, final=self.task.settings.final, folder=place)
+        evaluation = finisher(architecture)
+        if evaluation.status != "ok" or evaluation.cost is None:
+            raise SystemExit(f"the final training of {architecture.digest} failed: {evaluation.error}")
+        student = self.task.build(architecture)
+        load_into(student, read_weights(place / f"{architecture.digest}.safetensors"), source=str(place))
+        data, compute = self.task.data, self.evaluator.compute
+        assert data.test is not None
+        test = accuracy(compute.place(student), data.test, normalise=data.normalise, compute=compute)
+        return {
+            "parameters": evaluation.cost.parameters,
+            "macs": evaluation.cost.macs,
+            "val": evaluation.accuracy,
+            "test": test,
+            "seconds": round(evaluation.seconds, 1),
+        }
+
+
+def run(name: str, options: argparse.Namespace) -> None:
+    """Run what is asked for and has no results yet, seed by seed."""
+    data, teacher, plan = Data.open(options.data), load_teacher(options.teacher), PLANS[name]
+    for seed in options.seeds:
+        folder = options.out / name / f"seed-{seed}"
+        missing = [called for called in options.methods if not (folder / f"{called}.json").is_file()]
+        if not missing:
+            continue
+        arena = Arena.of(Task.of(teacher, data, _with_seed(plan, seed)), folder)
+        for called in missing:
+            began = time.process_time()
+            found = arena.searched(called, METHODS[called])
+            best = finalists(found, arena.reward, 1)[0]
+            figures = arena.finished(best)
+            result = {
+                "rewards": [arena.reward(evaluation) for evaluation in found],
+                "accuracies": [evaluation.accuracy for evaluation in found],
+                "best": json.loads(best.to_json()),
+                "final": figures,
+                "teacher": arena.evaluator.teacher_accuracy,
+                "cpu_seconds": round(time.process_time() - began, 1),
+            }
+            (folder / f"{called}.json").write_text(json.dumps(result), encoding="utf-8")
+            took = duration(time.process_time() - began)
+            print(f"{called}, seed {seed}: test {share(figures['test'])} after {took}", flush=True)
+
+
+def _with_seed(plan: Compression, seed: int) -> Compression:
+    fields = {name: getattr(plan, name) for name in ("goal", "augmentation", "candidates", "final", "device")}
+    return Compression(method=RandomSearch(), seed=seed, **fields)
+
+
+def read(name: str, options: argparse.Namespace) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return what was run, by method, then by seed."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for called in options.methods:
+        places = {seed: options.out / name / f"seed-{seed}" / f"{called}.json" for seed in options.seeds}
+        known = {seed: json.loads(place.read_text("utf-8")) for seed, place in places.items() if place.is_file()}
+        if known:
+            found[called] = known
+    return found
+
+
+def curve(result: dict[str, Any]) -> list[float]:
+    """Return the best reward among the first 5, 10, ... students; a search that ended keeps its best."""
+    return [max(result["rewards"][:count]) for count in AT]
+
+
+def summed(values: list[float], form: str) -> str:
+    """Return mean +- standard deviation."""
+    deviation = f" +- {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{deviation}"
+
+
+def show(name: str, options: argparse.Namespace) -> Panel | None:
+    """Print the table of one plan, and return its curves."""
+    found = read(name, options)
+    if not found:
+        return None
+    print(f"\n{name}, {PLANS[name].goal.params} fewer parameters\n")
+    print(f"| method | seeds | 20 students | {STUDENTS} students | parameters | MACs | validation | test |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for called, results in found.items():
+        curves = [curve(result) for result in results.values()]
+        finals = [result["final"] for result in results.values()]
+        parameters = ", ".join(f"{final['parameters'] / 1e3:.1f}K" for final in finals)
+        macs = ", ".join(f"{final['macs'] / 1e6:.2f}M" for final in finals)
+        cells = [
+            called,
+            str(len(results)),
+            summed([values[AT.index(20)] for values in curves], ".4f"),
+            summed([values[-1] for values in curves], ".4f"),
+            parameters,
+            macs,
+            *(summed([100 * final[split] for final in finals], ".2f") + "%" for split in ("val", "test")),
+        ]
+        print(f"| {' | '.join(cells)} |")
+    drawn = tuple(Curve.of(called, [curve(result) for result in r.values()]) for called, r in found.items())
+    best = max(max(curve(result)) for results in found.values() for result in results.values())
+    return Panel(title=f"{name}, {PLANS[name].goal.params} fewer parameters", best=best, at=AT, curves=drawn)
+
+
+def main() -> None:
+    """Run searches, or show what was run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plans", nargs="+", choices=PLANS)
+    parser.add_argument("--data", help="folder of images; with one plan")
+    parser.add_argument("--teacher", help="what `understudy teach` left; with one plan")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/searchers"))
+    parser.add_argument("--show", action="store_true", help="print what was run")
+    parser.add_argument("--plot", type=Path, help="SVG to draw the curves in, with --show")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.show:
+        panels = [panel for name in options.plans if (panel := show(name, options))]
+        if options.plot:
+            options.plot.write_text(svg(panels), encoding="utf-8")
+    elif len(options.plans) == 1 and options.data and options.teacher:
+        run(options.plans[0], options)
+    else:
+        parser.error("a run needs one plan, --data and --teacher")
+
+
+if __name__ == "__main__":
+    main()
