@@ -121,7 +121,7 @@ class RandomSearcher(Searcher):
 
 
 class UniformSearcher(Searcher):
-    """One factor for all widths, in even steps from the widest that keeps the budgets down to the narrowest; draws nothing."""
+    """One factor for all widths, from the widest that keeps the budgets down in even steps; draws nothing."""
 
     def __init__(self, space: Space, reward: Reward, settings: UniformWidth, *, predict: Predict) -> None:
         self._reward = reward
