@@ -63,6 +63,7 @@ METHODS: dict[str, Method] = {
     "TPE": OptunaSearch(students=STUDENTS),
     "ArchComp": ArchComp(students=STUDENTS),
     "N2N": N2N(removal_updates=2, shrinkage_updates=10),
+    "N2N, no stage 1": N2N(removal_updates=0, shrinkage_updates=12),
 }
 DEVICE = Device(precision="bf16", memory_format="channels_last", threads=1)
 PLANS = {

@@ -115,9 +115,9 @@ class N2N:
     """Policy updates of stage 1 (N2N: up to 100)."""
     shrinkage_updates: int = 20
     """Policy updates of stage 2 (N2N: up to 100)."""
-    revisit: float = 0.25
-    """Chance that stage 2, before it has learned, decides a unit otherwise than in the student it starts from
-    (N2N: 0, units stay as stage 1 left them; 0.5 and more: that says nothing)."""
+    revisit: float = 0.1
+    """Chance that stage 2, before it has learned, decides a unit or a kernel otherwise than in the student it starts
+    from (N2N: 0, units stay as stage 1 left them, kernels are drawn like widths; 0.5 and more: that says nothing)."""
     refinement_updates: int = 0
     """Policy updates of a last stage that changes depth, widths and kernels of the best student together."""
     refinement_changes: float = 4.0
@@ -137,8 +137,8 @@ class N2N:
     """Adam's learning rate in stage 2 (authors' code: 0.1)."""
     keep_bias: float = 1.0
     """Logit towards keeping a unit before anything is learned (0: each is kept with probability 1/2, as in N2N)."""
-    factors: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    """Widths that stage 2 can choose, as shares of what stage 1 left (paper: 0.1 to 1.0)."""
+    factors: tuple[float, ...] = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75, 1.0)
+    """Widths that stage 2 can choose, as shares of what stage 1 left (N2N: 0.1 to 1.0 in steps of 0.1)."""
     shrink_kernels: bool = True
     """Let stage 2 shrink kernels as well as widths."""
     advantage: Literal["rollout", "update"] = "rollout"

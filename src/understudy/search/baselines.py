@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,15 +14,14 @@ from understudy.goal import Reward
 from understudy.search.base import Searcher
 from understudy.search.budget import (
     CALIBRATION,
-    REMOVAL_LEAN,
     SHRINKAGE_LEAN,
     Predict,
     Proposals,
     Scoring,
     calibrated,
-    foresight,
-    nearest_kernel,
+    gathered,
     offered_units,
+    positions,
 )
 
 _AT_A_TIME = 5
@@ -31,11 +29,12 @@ _START = N2N()  # whose untrained policies random search draws like
 
 
 class RandomSearcher(Searcher):
-    """Draws every unit, width and kernel independently, as the policies of N2N do before they have learned.
+    """Draws every unit, width and kernel independently, as N2N does before it has learned.
 
-    It gets all of N2N's help that costs no training, so that what N2N does better is learned: the chance
-    to keep a unit and the lean of the factors are calibrated on predicted costs, and what breaks a budget
-    or was proposed before is drawn again.
+    It gets all of N2N's help that costs no training, so that what N2N does better is learned. With a budget widths
+    gather around a factor that is calibrated on predicted costs, so that the median of what is drawn keeps the
+    budgets, units and kernels go where that is not enough, the first student is the widest uniform one, and what
+    breaks a budget or was proposed before is drawn again.
     """
 
     def __init__(self, space: Space, reward: Reward, settings: RandomSearch, *, seed: int, predict: Predict) -> None:
@@ -45,52 +44,54 @@ class RandomSearcher(Searcher):
         self._units = offered_units(space, "units")
         self._kernels = [layer for layer in space.layers if len(layer.kernels) > 1]
         self.left = self.students = settings.students  # to propose, now and in all
-        self._bias, self._lean = _START.keep_bias, 0.0
+        self._keep, self._logits = 1.0 - _START.revisit, np.zeros(len(_START.factors))
+        self._first: list[Architecture] = []
         if reward.budgets.limits():
-            self._calibrate(predict)
+            self._calibrate()
 
-    def _calibrate(self, predict: Predict) -> None:
-        shrinks = bool(self._space.groups or self._kernels)
-        share = _START.stage_one_share if shrinks else 1.0
-        ahead = foresight(self._space, self._units, self._reward, predict, share=share)
-        first, last = Scoring(self._reward, ahead), Scoring(self._reward)
-        draws = [self._draw() for _ in range(CALIBRATION)]
+    def _calibrate(self) -> None:
+        draws, scoring = [self._draw() for _ in range(CALIBRATION)], Scoring(self._reward)
+        peak, slope = np.array(gathered(_START.factors)), np.array(positions(_START.factors))
 
-        def usages(scoring: Scoring, bias: float, lean: float | None) -> list[float]:
-            return [scoring.usage(self.proposals.cost(self._decode(draw, bias, lean))) for draw in draws]
+        def usages(keep: float, lean: float) -> list[float]:
+            self._keep, self._logits = keep, peak + lean * slope
+            return [scoring.usage(self.proposals.cost(self._decode(draw))) for draw in draws]
 
-        self._bias = calibrated(lambda bias: usages(first, bias, None), self._bias - REMOVAL_LEAN, self._bias)
-        if shrinks:
-            self._lean = calibrated(lambda lean: usages(last, self._bias, lean), *SHRINKAGE_LEAN)
+        keep = self._keep
+        lean = calibrated(lambda lean: usages(keep, lean), *SHRINKAGE_LEAN)
+        self._keep = calibrated(lambda keep: usages(keep, lean), 0.0, keep)
+        self._logits = peak + lean * slope
+        uniform = widest_uniform(self._space, self._reward, self._settings, self.proposals.cost)
+        self._first = [uniform] if scoring.usage(self.proposals.cost(uniform)) <= 1.0 else []
 
     def _draw(self) -> NDArray[np.float64]:
         """Return uniform numbers, one for each decision: units, groups, kernels."""
         return self._numbers.random(len(self._units) + len(self._space.groups) + len(self._kernels))
 
-    def _decode(self, draw: NDArray[np.float64], bias: float, lean: float | None) -> Architecture:
-        """Return what a draw means at that logit to keep and lean of the factors (None: full widths and kernels)."""
-        keep, numbers = 1.0 / (1.0 + math.exp(-bias)), iter(draw.tolist())
+    def _decode(self, draw: NDArray[np.float64]) -> Architecture:
+        """Return what a draw means at the present chance to keep and logits of the factors."""
+        keep, numbers, settings = self._keep, iter(draw.tolist()), self._settings
         removed = [unit.name for unit in self._units if next(numbers) >= keep]
-        if lean is None:
-            return self._space.architecture(removed=removed)
-        factors = np.array(_START.factors)
-        chances = np.exp(lean * (2.0 * factors - factors.min() - factors.max()) / np.ptp(factors))
+        chances = np.exp(self._logits - self._logits.max())
         below = np.cumsum(chances[:-1] / chances.sum())
-
-        def factor() -> float:
-            return float(factors[np.searchsorted(below, next(numbers), side="right")])
-
-        settings = self._settings
         widths = {
-            group.name: group.nearest(factor() * group.width, round_to=settings.round_to, minimum=settings.min_width)
+            group.name: group.nearest(
+                _START.factors[int(np.searchsorted(below, next(numbers), side="right"))] * group.width,
+                round_to=settings.round_to,
+                minimum=settings.min_width,
+            )
             for group in self._space.groups
         }
-        kernels = {layer.name: nearest_kernel(layer, factor()) for layer in self._kernels}
+        kernels = dict[str, int]()
+        for layer in self._kernels:
+            smaller, number = [kernel for kernel in layer.kernels if kernel < layer.kernel], next(numbers)
+            if smaller and number >= keep:
+                kernels[layer.name] = smaller[int((number - keep) / (1.0 - keep) * len(smaller))]
         return self._space.architecture(removed=removed, widths=widths, kernels=kernels)
 
     def drawn(self) -> Architecture:
         """Return an architecture, whatever it costs and whether or not it was proposed before."""
-        return self._decode(self._draw(), self._bias, self._lean)
+        return self._decode(self._draw())
 
     def propose(self) -> list[Architecture]:
         count = min(_AT_A_TIME, self.left)
@@ -98,6 +99,8 @@ class RandomSearcher(Searcher):
             return []
 
         def draws() -> Iterator[tuple[None, Architecture]]:
+            while self._first:
+                yield None, self._first.pop()
             while True:
                 yield None, self.drawn()
 
@@ -120,20 +123,31 @@ class RandomSearcher(Searcher):
         return [self._reward(evaluation) for evaluation in evaluations]
 
 
+def widest_uniform(
+    space: Space, reward: Reward, settings: RandomSearch | UniformWidth, predict: Predict
+) -> Architecture:
+    """Return the architecture with the largest factor for all widths that keeps the budgets, else the narrowest."""
+    return _uniform(space, _widest_factor(space, reward, settings, predict), settings)
+
+
+def _widest_factor(space: Space, reward: Reward, settings: RandomSearch | UniformWidth, predict: Predict) -> float:
+    scoring = Scoring(reward)
+    return calibrated(lambda factor: [scoring.usage(predict(_uniform(space, factor, settings)))], 0.0, 1.0)
+
+
+def _uniform(space: Space, factor: float, settings: RandomSearch | UniformWidth) -> Architecture:
+    rounding = {"round_to": settings.round_to, "minimum": settings.min_width}
+    return space.architecture(widths={g.name: g.nearest(factor * g.width, **rounding) for g in space.groups})
+
+
 class UniformSearcher(Searcher):
     """One factor for all widths, from the widest that keeps the budgets down in even steps; draws nothing."""
 
     def __init__(self, space: Space, reward: Reward, settings: UniformWidth, *, predict: Predict) -> None:
         self._reward = reward
-        rounding = {"round_to": settings.round_to, "minimum": settings.min_width}
-
-        def at(factor: float) -> Architecture:
-            return space.architecture(widths={g.name: g.nearest(factor * g.width, **rounding) for g in space.groups})
-
-        scoring = Scoring(reward)
-        widest = calibrated(lambda factor: [scoring.usage(predict(at(factor)))], 0.0, 1.0)
+        widest = _widest_factor(space, reward, settings, predict)
         factors = np.linspace(widest, 0.0, settings.students).tolist()
-        self._left = list(dict.fromkeys(at(factor) for factor in factors))
+        self._left = list(dict.fromkeys(_uniform(space, factor, settings) for factor in factors))
         self._updates = -(-len(self._left) // _AT_A_TIME)
 
     def propose(self) -> list[Architecture]:

@@ -17,7 +17,8 @@ Predict = Callable[[Architecture], Cost | None]
 
 CALIBRATION = 16  # draws whose median is led to the budgets
 REMOVAL_LEAN = 12.0  # how far below its usual bias keeping is led
-SHRINKAGE_LEAN = (-12.0, 4.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
+SHRINKAGE_LEAN = (-20.0, 20.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
+_PEAK = 4.5  # how sharply factors gather where a budget leads them: half of 1 / variance, in `positions`
 _STEPS = 8  # of a bisection
 _RATE = 0.5  # of the multiplier of a Lagrangian, for each update
 _TRIES = 2  # draws that are mended for each student that is missing
@@ -36,6 +37,22 @@ def nearest_kernel(layer: Layer, factor: float) -> int:
     """Return the legal kernel size nearest to that share of the layer's, the larger one of two equally near."""
     legal = [kernel for kernel in layer.kernels if kernel <= layer.kernel]
     return min(legal, key=lambda kernel: (abs(kernel - factor * layer.kernel), -kernel))
+
+
+def positions(factors: Sequence[float]) -> list[float]:
+    """Return where each factor stands between the smallest (-1) and the largest (1), by its logarithm."""
+    logs = [math.log(factor) for factor in factors]
+    middle, half = (max(logs) + min(logs)) / 2.0, max((max(logs) - min(logs)) / 2.0, 1e-9)
+    return [(log - middle) / half for log in logs]
+
+
+def gathered(factors: Sequence[float]) -> list[float]:
+    """Return the logits of factors that gather in the middle; leaning them moves where they gather.
+
+    With a budget the widths of different layers should not be far apart before anything is learned: one narrow layer
+    spoils a student, and uniform widths are a good one.
+    """
+    return [-_PEAK * position**2 for position in positions(factors)]
 
 
 def usage(cost: Cost | None, budgets: Budgets) -> float:

@@ -14,11 +14,11 @@ from torch import Tensor
 from understudy.architecture import Architecture, Layer, Space
 from understudy.config import N2N
 from understudy.search import budget
-from understudy.search.policies import UNIT, RemovalPolicy, ShrinkagePolicy
+from understudy.search.policies import KERNEL, UNIT, WIDTH, RemovalPolicy, ShrinkagePolicy
 from understudy.search.state import encode, rows_of, teacher_rows
 
-_KINDS = {"width": 0.0, "kernel": 1.0, "unit": UNIT}  # how a row says what is decided there
-_NEAR = 0.2  # how far, in factors, a refinement looks
+_KINDS = {"width": WIDTH, "kernel": KERNEL, "unit": UNIT}  # how a row says what is decided there
+_NEAR = 0.5  # how far, in the logarithm of factors, a refinement looks
 _MOST = 0.5  # chance of a change at which the start says nothing any more
 Used = Callable[[Architecture], float]
 
@@ -47,6 +47,10 @@ class Removal:
             removed=[unit for unit, keep in zip(self._units, choices_D.tolist(), strict=True) if not keep]
         )
 
+    def first(self, used: Used) -> Tensor | None:
+        """Return the choices that the search should try before any that are drawn: none."""
+        return None
+
     def counts(self, choices_BD: Tensor) -> Tensor:
         """Return 1 for each choice that changes the student, (B, D); 0 inside of a block that goes anyway."""
         return 1.0 - ((choices_BD == 0).double() @ self._inside_DD.double().T > 0).double()
@@ -63,8 +67,8 @@ class Removal:
 class Shrinkage:
     """Choices of stage 2 <-> architectures near the units of a start, narrower and with smaller kernels.
 
-    Stage 1 judges units at full width. So stage 2 decides them again (ours): before it has learned, each otherwise
-    than in the start with the chance `revisit`. At 0 they stay as they are (N2N).
+    Stage 1 judges units at full width. So stage 2 decides them again (ours): before it has learned, each unit and
+    kernel otherwise than in the start with the chance `revisit`. At 0 units stay as they are (N2N).
     """
 
     name = "shrinkage"
@@ -73,6 +77,7 @@ class Shrinkage:
     def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
         self._start, self._asked, self._change = start, asked, min(settings.revisit, _MOST)
+        self._gathers = settings.calibrate and any(asked)
         rows, units = teacher_rows(start.space, settings.granularity) if self._change else (rows_of(start), [])
         self._decide(rows, units, settings)
 
@@ -109,13 +114,18 @@ class Shrinkage:
 
     def _near(self, kind: str, far_F: Tensor) -> Tensor | None:
         """Return how likely changes are, each against the others, by how far they go in factors; None: no habit."""
-        return torch.ones_like(far_F) if kind == "unit" else None
+        return torch.ones_like(far_F) if kind != "width" and self._change else None
 
     def _habit(self, settings: N2N) -> Tensor:
-        """Return what leans single decisions towards the start before anything is learned, (D, F)."""
-        factors_F = torch.tensor(settings.factors, dtype=torch.float64)
+        """Return what leans single decisions before anything is learned, (D, F): towards the start, if to anything.
+
+        With a budget widths gather where its calibration leads them.
+        """
+        factors_F = torch.tensor(settings.factors, dtype=torch.float64).log()
         habit_DF = torch.zeros_like(self._values_DF)
         for habit_F, values_F, (kind, name) in zip(habit_DF, self._values_DF, self._values, strict=True):
+            if kind == "width" and self._gathers:
+                habit_F += torch.tensor(budget.gathered(settings.factors), dtype=torch.float64)
             stays_F = values_F == self._now(kind, name)
             near_F = self._near(kind, (factors_F - factors_F[stays_F].mean()).abs())
             if near_F is not None and not stays_F.all():
@@ -156,9 +166,27 @@ class Shrinkage:
         return counts_BD
 
     def mended(self, choices_D: Tensor, used: Used) -> Tensor:
-        """Return choices near by that keep the budgets, where there are: all give way in turn, a factor at a time."""
-        steps = [(decision, self._lower) for decision in range(self.decisions)]
-        return _mended(choices_D, self._values_DF.shape[1] * steps, self.architecture, used)
+        """Return choices near by that keep the budgets, where there are: all give way in turn, a factor at a time.
+
+        Widths first, as far as they can, then kernels, then units.
+        """
+        rounds = self._values_DF.shape[1]
+        steps = [
+            (decision, self._lower)
+            for kind in _KINDS
+            for _ in range(rounds)
+            for decision, (its, _) in enumerate(self._values)
+            if its == kind
+        ]
+        return _mended(choices_D, steps, self.architecture, used)
+
+    def first(self, used: Used) -> Tensor | None:
+        """Return the choices that the search should try before any that are drawn: all widths alike, if budgets ask."""
+        if not self._gathers:
+            return None
+        widest = max(range(len(self._factors)), key=self._factors.__getitem__)
+        stays = [(values.index(self._now(*key)), key[0]) for key, values in self._values.items()]
+        return self.mended(torch.tensor([widest if kind == "width" else stay for stay, kind in stays]), used)
 
     def _lower(self, choice: int) -> int:
         """Return the next smaller factor, or the same if there is none."""
@@ -178,7 +206,7 @@ class Refinement(Shrinkage):
 
     def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.refinement_updates, settings.shrinkage_lr, 0.0
-        self._start, self._asked = start, asked
+        self._start, self._asked, self._gathers = start, asked, False
         rows, units = teacher_rows(start.space, settings.granularity)
         self._decide(rows, units, settings)
 

@@ -107,6 +107,9 @@ class Stage:
         return self._scoring.usage(self._proposals.cost(architecture), architecture)
 
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
+        first_D = self._choices.first(self._usage) if self._done == 0 else None
+        if first_D is not None:
+            yield first_D, self._choices.architecture(first_D)
         while True:
             for choices_D in self.policy.sample(self._uniform(self._settings.rollouts)):
                 draw = choices_D, self._choices.architecture(choices_D)

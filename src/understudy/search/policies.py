@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from understudy.config import N2N
+from understudy.search.budget import positions
 
 
 class Judgement(NamedTuple):
@@ -144,7 +145,7 @@ class RemovalPolicy(Policy):
         return logits_BD.expand(len(choices_BD), -1), values_BD.expand(len(choices_BD), -1)
 
 
-UNIT = -1.0  # in the last column of a row of stage 2: a unit is decided there
+WIDTH, KERNEL, UNIT = 0.0, 1.0, -1.0  # in the last column of a row of stage 2: what is decided there
 
 
 class ShrinkagePolicy(Policy):
@@ -167,18 +168,15 @@ class ShrinkagePolicy(Policy):
         self._own_DF = torch.zeros_like(shares_DF) if habit_DF is None else habit_DF
         self._habit_DF = self._own_DF
         self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
-        smallest, largest = min(settings.factors), max(settings.factors)
-        self._slope_F = (2.0 * torch.tensor(settings.factors, dtype=torch.float64) - smallest - largest) / max(
-            largest - smallest, 1e-9
-        )
+        self._slope_F = torch.tensor(positions(settings.factors), dtype=torch.float64)
 
     def slope(self) -> Tensor:
         return self._slope_F
 
     def lean(self, prior: float) -> None:
         super().lean(prior)
-        # Narrower students are wanted, not fewer units: those lean by their habit alone.
-        self._habit_DF = self._own_DF - prior * self._slope_F * (self._rows_DI[:, -1:] == UNIT)
+        # Narrower students are wanted, not fewer units or smaller kernels: those lean by their habit alone.
+        self._habit_DF = self._own_DF - prior * self._slope_F * (self._rows_DI[:, -1:] != WIDTH)
 
     @torch.no_grad()
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
