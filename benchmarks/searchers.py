@@ -55,29 +55,29 @@ from understudy.task import Task
 from understudy.teach import first_images, load_teacher
 from understudy.train import accuracy, choose_compute
 
-STUDENTS = 60
+STUDENTS = 40
 AT = tuple(range(5, STUDENTS + 1, 5))
 METHODS: dict[str, Method] = {
     "random": RandomSearch(students=STUDENTS),
     "uniform": UniformWidth(students=STUDENTS),
     "TPE": OptunaSearch(students=STUDENTS),
     "ArchComp": ArchComp(students=STUDENTS),
-    "N2N": N2N(removal_updates=2, shrinkage_updates=10),
-    "N2N, no stage 1": N2N(removal_updates=0, shrinkage_updates=12),
+    "N2N": N2N(removal_updates=2, shrinkage_updates=6),
+    "N2N, no stage 1": N2N(removal_updates=0, shrinkage_updates=8),
 }
 DEVICE = Device(precision="bf16", memory_format="channels_last", threads=1)
 PLANS = {
     "mnist": Compression(
         goal=Goal(params="100x"),
-        candidates=Candidates(examples=3000, epochs=4, batch_size=32, lr=0.002),
-        final=Final(students=1, views=1, training=Training(epochs=6)),
+        candidates=Candidates(examples=1500, epochs=4, batch_size=32, lr=0.002),
+        final=Final(students=1, views=1, training=Training(epochs=5)),
         device=DEVICE,
     ),
     "cifar10": Compression(
         goal=Goal(params="20x"),
         augmentation=Augmentation(crop=4, flip=True),
-        candidates=Candidates(examples=2500, epochs=4, batch_size=32, lr=0.002),
-        final=Final(students=1, views=4, training=Training(epochs=8)),
+        candidates=Candidates(examples=1500, epochs=4, batch_size=32, lr=0.002),
+        final=Final(students=1, views=3, training=Training(epochs=6)),
         device=DEVICE,
     ),
 }
