@@ -18,9 +18,10 @@ from understudy.config import ArchComp, RandomSearch
 from understudy.errors import ConfigError
 from understudy.evaluation import Cost
 from understudy.goal import Goal
-from understudy.search.archcomp import ArchCompSearcher, descend, foretold, rewarded
+from understudy.search.archcomp import ArchCompSearcher, descend, rewarded
 from understudy.search.base import Searcher
 from understudy.search.baselines import RandomSearcher
+from understudy.search.embedding import foretold
 from understudy.testing import (
     SearcherContract,
     ToyKind,

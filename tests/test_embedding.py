@@ -8,7 +8,8 @@ import torch
 
 from understudy.config import ArchComp
 from understudy.search.columns import Columns
-from understudy.search.embedding import FIGURES, Embedding, Forecast, Known, log_shares
+from understudy.search.embedding import FIGURES, Embedding, Known, log_shares
+from understudy.search.forecast import Forecast
 from understudy.testing import toy_accuracy, toy_cost, toy_space
 
 SETTINGS = ArchComp(channels=8, hidden=16)
@@ -82,7 +83,7 @@ def test_fitting_teaches_costs_and_accuracies_that_hold_for_others() -> None:
         assert right_BD[matter_BD].double().mean() > 0.99
         # That a layer costs the product of its widths is known from the start, but not at how many positions.
         assert (errors_F() < 0.05).all() and errors_F()[1] < 0.2 * before_F[1]
-        forecast = Forecast.of(made, data, 50, generator(2))
+        forecast = Forecast.of(made.features(made.encode(data.trained_ND)), data.accuracies_N, 50, generator(2))
         guessed_BM = forecast(made.features(code_BCL))
     wrong_B = guessed_BM[:, 0] - held.accuracies_N
     assert wrong_B.square().mean().sqrt() < 0.5 * held.accuracies_N.std()
@@ -109,9 +110,10 @@ def replace_logs(data: Known, logs_BF: torch.Tensor) -> Known:
 def test_a_forecast_meets_what_is_known_and_doubts_what_is_not() -> None:
     columns = small()
     made, data = embedding(columns), known(columns, 60, 12, 0)
-    forecast = Forecast.of(made, data, 200, generator())
     with torch.no_grad():
-        trained_NM = forecast(made.features(made.encode(data.trained_ND)))
+        features_NP = made.features(made.encode(data.trained_ND))
+        forecast = Forecast.of(features_NP, data.accuracies_N, 200, generator())
+        trained_NM = forecast(features_NP)
         others_BM = forecast(made.features(made.encode(data.choices_BD[12:])))
     assert torch.allclose(trained_NM[:, 0], data.accuracies_N, atol=0.3 * data.accuracies_N.std().item())
     assert others_BM[:, 1:].std(1).mean() > 1.5 * trained_NM[:, 1:].std(1).mean()
@@ -121,8 +123,9 @@ def test_a_forecast_meets_what_is_known_and_doubts_what_is_not() -> None:
 def test_a_single_known_accuracy_is_what_is_expected() -> None:
     columns = small()
     made, data = embedding(columns), known(columns, 30, 1, 0)
-    forecast = Forecast.of(made, data, 2, generator())
     with torch.no_grad():
+        features_NP = made.features(made.encode(data.trained_ND))
+        forecast = Forecast.of(features_NP, data.accuracies_N, 2, generator())
         guessed_BM = forecast(made.features(made.encode(data.choices_BD)))
     assert guessed_BM.isfinite().all()
     assert guessed_BM[:, 0].tolist() == pytest.approx([data.accuracies_N.item()] * 30)

@@ -25,7 +25,7 @@ from understudy.models import ModelSpec, load_into, read_weights
 from understudy.progress import Display
 from understudy.reach import smallest
 from understudy.run import Run
-from understudy.search.archcomp import foretold
+from understudy.search.embedding import foretold
 from understudy.surgery import build
 
 TOLERANCE = 1e-5  # of the outputs' scale, in single precision

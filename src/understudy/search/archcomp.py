@@ -11,10 +11,8 @@ of the accuracy's posterior (the first is its mean), in the order of the suffix.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +21,14 @@ from torch import Tensor
 
 from understudy.architecture import Architecture, Space
 from understudy.config import ArchComp, RandomSearch
-from understudy.errors import ConfigError
 from understudy.evaluation import Cost, Evaluation
 from understudy.goal import Reward
 from understudy.search.base import Searcher
 from understudy.search.baselines import RandomSearcher
 from understudy.search.budget import Predict, Scoring
 from understudy.search.columns import Columns
-from understudy.search.embedding import FIGURES, Embedding, Forecast, Known, log_shares
+from understudy.search.embedding import FIGURES, Embedding, Known, loaded, log_shares, made_for
+from understudy.search.forecast import Forecast, in_turn, one_thread
 
 _AT_A_TIME = 5
 _SNAP = 5  # steps of descent after which a point is decoded
@@ -103,17 +101,6 @@ def _scaled_to_one(x_SCL: Tensor) -> Tensor:
     return x_SCL / _norm(x_SCL)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: the last bits of a sum differ with their number, and hundreds of steps magnify them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # --- Fit, descend, train, and again ---
 
 
@@ -168,7 +155,7 @@ class ArchCompSearcher(Searcher):
             return started
         ordered: list[Architecture] = []
         if self.columns.names:  # else there is nothing to decide
-            with _one_thread():
+            with one_thread():
                 ordered = [self.columns.architecture(c_D) for c_D in self._candidates(self.fit())]
 
         def draws() -> Iterator[tuple[None, Architecture]]:
@@ -243,7 +230,7 @@ class ArchCompSearcher(Searcher):
         known = self._known()
         if self._before is None:
             self.embedding.fit(known, settings.fit_steps if first else settings.refit_steps, self._generator)
-        forecast = Forecast.of(self.embedding, known, settings.draws, self._generator, before=self._before)
+        forecast = self._forecast(known, settings.draws, self._generator)
         limits = [
             (FIGURES.index(name), math.log(most / own))
             for limit, most in self._reward.budgets.limits()
@@ -251,6 +238,11 @@ class ArchCompSearcher(Searcher):
             if (own := getattr(self._reward.teacher_cost, limit))
         ]
         return Objective(self.embedding, forecast, tuple(limits))
+
+    @torch.no_grad()
+    def _forecast(self, known: Known, draws: int, generator: torch.Generator) -> Forecast:
+        features_NP = self.embedding.features(self.embedding.encode(known.trained_ND))
+        return Forecast.of(features_NP, known.accuracies_N, draws, generator, before=self._before)
 
     def starts(self, objective: Objective) -> Tensor:
         """Return where to descend from: teacher, best students, some near to them, the most promising of the pool."""
@@ -281,12 +273,12 @@ class ArchCompSearcher(Searcher):
             guessed_BM = torch.stack(
                 [objective(code_BCL, torch.full((len(found_BD),), m)) for m in range(settings.draws + 1)], 1
             )
-        short_B = _in_turn(guessed_BM[:, 1:], found_BD, apart=1, count=_SHORTLIST)
+        short_B = in_turn(guessed_BM[:, 1:], found_BD, apart=1, count=_SHORTLIST)
         logs_BF = self.exact(found_BD[short_B])
         exact_BM = rewarded(logs_BF[:, :1], accuracy_BM[short_B]).nan_to_num(-1.0)
         for figure, most in objective.limits:
             exact_BM = torch.where(logs_BF[:, figure, None] <= most, exact_BM, -1.0)
-        return found_BD[short_B][_in_turn(exact_BM[:, 1:], found_BD[short_B], apart=settings.apart, count=_SHORTLIST)]
+        return found_BD[short_B][in_turn(exact_BM[:, 1:], found_BD[short_B], apart=settings.apart, count=_SHORTLIST)]
 
     @property
     def radius(self) -> float:
@@ -310,69 +302,8 @@ class ArchCompSearcher(Searcher):
         """Return the embedding and what it says of accuracy given all that is known; nothing before the first fit."""
         if not len(self._pool_BD):
             return {}
-        with _one_thread():
+        with one_thread():
             draws = torch.Generator().manual_seed(0)  # the searcher's own is not touched by saving
-            forecast = Forecast.of(self.embedding, self._known(), _SAVED_DRAWS, draws, before=self._before)
-        made_for = torch.tensor(_made_for(self._space, self._settings))
-        return {**self.embedding.state_dict(), **forecast.tensors(), "made_for": made_for}
-
-
-def _in_turn(value_BM: Tensor, choices_BD: Tensor, *, apart: int, count: int) -> Tensor:
-    """Return the order in which draws pick their favourites, in turn; what is too like an earlier pick comes last."""
-    order, late = list[int](), list[int]()
-    left_BM = value_BM.clone()
-    while len(order) + len(late) < min(count, len(value_BM)):
-        draw = len(order) % value_BM.shape[1]
-        best = int(left_BM[:, draw].argmax())
-        left_BM[best] = -math.inf
-        differ_B = (choices_BD[order] != choices_BD[best]).sum(1)
-        (order if (differ_B >= apart).all() else late).append(best)
-    return torch.tensor(order + late, dtype=torch.int64)
-
-
-# --- What was learned, elsewhere ---
-
-
-def loaded(embedding: Embedding, policy: Mapping[str, Tensor]) -> Forecast:
-    """Load an embedding from what a search's `state_dict` gave, and return what it says of accuracy."""
-    embedding.load_state_dict({name: policy[name] for name in embedding.state_dict()})
-    return Forecast.of_tensors(policy)
-
-
-@torch.no_grad()
-def foretold(
-    policy: Mapping[str, Tensor], space: Space, settings: ArchComp, architectures: Sequence[Architecture]
-) -> list[tuple[float, float]]:
-    """Return what a search's `state_dict` foretells of each accuracy: share of the teacher's, standard deviation.
-
-    Raises:
-        ConfigError: it was made for another teacher or other settings.
-    """
-    refuse_other_embedding(policy, space, settings)
-    columns = Columns(space, settings)
-    embedding = Embedding(columns, settings)
-    forecast = loaded(embedding, policy)
-    choices_BD = torch.stack([columns.choices(architecture) for architecture in architectures])
-    shares_BM = forecast(embedding.features(embedding.encode(choices_BD)))
-    return list(zip(shares_BM[:, 0].tolist(), shares_BM[:, 1:].std(1).tolist(), strict=True))
-
-
-def refuse_other_embedding(policy: Mapping[str, Tensor], space: Space, settings: ArchComp) -> None:
-    """Check that an embedding which was fitted elsewhere is of this teacher's structure and these settings.
-
-    Raises:
-        ConfigError: it is not, or there is none.
-    """
-    own = Embedding(Columns(space, settings), settings).state_dict()
-    fits = all(name in policy and policy[name].shape == tensor.shape for name, tensor in own.items())
-    if not fits or "made_for" not in policy or policy["made_for"].item() != _made_for(space, settings):
-        raise ConfigError(
-            "an embedding can be used by archcomp for a teacher of the same structure, with the same channels, hidden, "
-            "round_to and min_width, but this one was not fitted like that"
-        )
-
-
-def _made_for(space: Space, settings: ArchComp) -> int:
-    """Return a number that names what choices mean: the Space and its legal widths."""
-    text = f"{space.digest} {settings.round_to} {settings.min_width}"
-    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+            forecast = self._forecast(self._known(), _SAVED_DRAWS, draws)
+        made = torch.tensor(made_for(self._space, self._settings))
+        return {**self.embedding.state_dict(), **forecast.tensors(), "made_for": made}

@@ -6,21 +6,25 @@ second one maps those back to decisions, and heads regress cost and accuracy. Ev
 
 Shapes: B = architectures, D = decisions, K = classes of one, L = columns, I = entries of a column, C = channels
 of the embedding, H = hidden channels, F = figures of cost, P = features of accuracy, N = known accuracies,
-M = draws, in the order of the suffix.
+M = draws of a forecast, in the order of the suffix.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from understudy.architecture import Architecture, Space
 from understudy.config import ArchComp
+from understudy.errors import ConfigError
 from understudy.search.columns import CHANGING, Columns
+from understudy.search.forecast import Forecast
 
 FIGURES = ("parameters", "macs", "weight_bytes")  # of Cost, which the cost head predicts
 _SHARPNESS = 4.0  # how fast a class becomes unlikely with its distance from where the decoder is, in squared classes
@@ -30,7 +34,6 @@ _SCALES = {"kept": 1.0, "width": 4.0, "kernel": 1.5, "log width": 2.0, "arriving
 _TEACHERS = {"kept": 1.0, "width": 1.0, "kernel": 1.0, "log width": 1.0, "arriving": 1.0, "larger": 0.0}
 _EXPONENTS = {"kept": 5.0, "kernel": 2.0, "log width": 2.0, "arriving": 2.0, "larger": 2.0 * math.log(2.0)}
 _READ = {"unit": (0.5, 0.0), "width": (1.0, -0.5), "kernel": (0.9, -0.4)}
-_NOISES = torch.logspace(-4.0, 1.0, 16, dtype=torch.float64)  # noise over signal, of which evidence picks one
 
 
 @dataclass
@@ -199,85 +202,68 @@ class _Products(_Convolutions):
         return linear_BFL + super().forward(x_BIL)
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """Bayesian linear regression of accuracy on features of the fitted embedding (Snoek et al., 2015, DNGO).
-
-    Weights have independent normal priors; the ratio of noise to signal is the one of greatest evidence.
-    """
-
-    centre_P: Tensor
-    weights_MP: Tensor  # draws from the posterior; the first is its mean
-    mean: float
-    spread: float
-
-    @classmethod
-    def of(
-        cls,
-        embedding: Embedding,
-        known: Known,
-        draws: int,
-        generator: torch.Generator,
-        *,
-        before: Forecast | None = None,
-    ) -> Forecast:
-        """Return the posterior mean and that many draws, given the known accuracies.
-
-        With the forecast of another search in the same embedding, what is regressed is how far that one is wrong.
-        """
-        with torch.no_grad():
-            features_NP = embedding.features(embedding.encode(known.trained_ND))
-        if before is not None:
-            known = replace(known, accuracies_N=known.accuracies_N - before(features_NP)[:, 0])
-        centre_P = features_NP.mean(0)
-        features_NP = (features_NP - centre_P) / math.sqrt(features_NP.shape[1])
-        mean = known.accuracies_N.mean()
-        spread = known.accuracies_N.std(correction=0).clamp_min(1e-3)
-        wanted_N = (known.accuracies_N - mean) / spread
-        gram_NN = features_NP @ features_NP.T
-        noise, signal = _evident(gram_NN, wanted_N)
-        # Matheron's rule: a draw from the prior, corrected by what it gets wrong about noisy observations.
-        prior_MP = torch.randn(draws + 1, features_NP.shape[1], generator=generator, dtype=torch.float64) * signal
-        wrong_MN = torch.randn(draws + 1, len(wanted_N), generator=generator, dtype=torch.float64)
-        wrong_MN = wrong_MN * signal * math.sqrt(noise)
-        prior_MP[0], wrong_MN[0] = 0.0, 0.0
-        left_NM = (wanted_N - prior_MP @ features_NP.T - wrong_MN).T
-        solved_NM = torch.linalg.solve(gram_NN + noise * torch.eye(len(gram_NN), dtype=torch.float64), left_NM)
-        weights_MP = (prior_MP + solved_NM.T @ features_NP) / math.sqrt(features_NP.shape[1])
-        if before is None:
-            return cls(centre_P, weights_MP, mean.item(), spread.item())
-        weights_MP = spread * weights_MP + before.spread * before.weights_MP[0]
-        return cls(centre_P, weights_MP, (mean + before(centre_P[None])[0, 0]).item(), 1.0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what `of_tensors` reads back."""
-        scale = torch.tensor([self.mean, self.spread], dtype=torch.float64)
-        return {"forecast.centre": self.centre_P, "forecast.weights": self.weights_MP, "forecast.scale": scale}
-
-    @classmethod
-    def of_tensors(cls, state: Mapping[str, Tensor]) -> Forecast:
-        """Return the forecast that `tensors` was called of; others may be among them."""
-        mean, spread = state["forecast.scale"].tolist()
-        return cls(state["forecast.centre"], state["forecast.weights"], mean, spread)
-
-    def __call__(self, features_BP: Float[Tensor, "b p"]) -> Float[Tensor, "b m"]:
-        """Return the share of the teacher's accuracy that the mean and each draw predict."""
-        return self.mean + self.spread * ((features_BP - self.centre_P) @ self.weights_MP.T)
-
-
-def _evident(gram_NN: Tensor, wanted_N: Tensor) -> tuple[float, float]:
-    """Return the noise (variance, in units of the signal's) and signal (deviation) of greatest evidence."""
-    values_N, vectors_NN = torch.linalg.eigh(gram_NN)
-    turned_N = vectors_NN.T @ wanted_N
-    sums = values_N.clamp_min(0.0) + _NOISES[:, None] * values_N.mean().clamp_min(1e-9)
-    signals = (turned_N.square() / sums).mean(1).clamp_min(1e-9)
-    evidence = -len(wanted_N) * signals.log() - sums.log().sum(1)
-    best = int(evidence.argmax())
-    return (_NOISES[best] * values_N.mean().clamp_min(1e-9)).item(), math.sqrt(signals[best].item())
-
-
 def log_shares(figures: Sequence[Sequence[float] | None], teacher: Sequence[float]) -> Float[Tensor, "b f"]:
     """Return the logarithm of shares of the teacher's figures, (B, F); nan where there is no cost (None)."""
     nothing = [math.nan] * len(FIGURES)
     shares = [nothing if x is None else [a / max(b, 1) for a, b in zip(x, teacher, strict=True)] for x in figures]
     return torch.tensor(shares, dtype=torch.float64).reshape(-1, len(FIGURES)).clamp_min(1e-9).log()
+
+
+# --- What was learned, elsewhere ---
+
+
+def loaded(embedding: Embedding, policy: Mapping[str, Tensor]) -> Forecast:
+    """Load an embedding from what a search's `state_dict` gave, and return what it says of accuracy."""
+    embedding.load_state_dict({name: policy[name] for name in embedding.state_dict()})
+    return Forecast.of_tensors(policy)
+
+
+@torch.no_grad()
+def foretold(
+    policy: Mapping[str, Tensor], space: Space, settings: ArchComp, architectures: Sequence[Architecture]
+) -> list[tuple[float, float]]:
+    """Return what a search's `state_dict` foretells of each accuracy: share of the teacher's, standard deviation.
+
+    Raises:
+        ConfigError: it was made for another teacher or other settings.
+    """
+    refuse_other_embedding(policy, space, settings)
+    columns = Columns(space, settings)
+    embedding = Embedding(columns, settings)
+    forecast = loaded(embedding, policy)
+    choices_BD = torch.stack([columns.choices(architecture) for architecture in architectures])
+    shares_BM = forecast(embedding.features(embedding.encode(choices_BD)))
+    return list(zip(shares_BM[:, 0].tolist(), shares_BM[:, 1:].std(1).tolist(), strict=True))
+
+
+def refuse_other_embedding(policy: Mapping[str, Tensor], space: Space, settings: ArchComp) -> None:
+    """Check that an embedding which was fitted elsewhere is of this teacher's structure and these settings.
+
+    Raises:
+        ConfigError: it is not, or there is none.
+    """
+    own = Embedding(Columns(space, settings), settings).state_dict()
+    fits = all(name in policy and policy[name].shape == tensor.shape for name, tensor in own.items())
+    if not fits or "made_for" not in policy or policy["made_for"].item() != made_for(space, settings):
+        raise ConfigError(
+            "an embedding can be used for a teacher of the same structure, with the same channels, hidden, round_to "
+            "and min_width, but this one was not fitted like that"
+        )
+
+
+def settings_of(policy: Mapping[str, Tensor], *, round_to: int, min_width: int) -> ArchComp:
+    """Return settings with the sizes of a search's embedding, as its `state_dict` shows them.
+
+    Raises:
+        ConfigError: there is no embedding.
+    """
+    if "traits.weight" not in policy:
+        raise ConfigError("an embedding is what a run of archcomp saves once it has fitted, but there is none")
+    hidden, channels = policy["traits.weight"].shape[:2]
+    return ArchComp(channels=channels, hidden=hidden, round_to=round_to, min_width=min_width)
+
+
+def made_for(space: Space, settings: ArchComp) -> int:
+    """Return a number that names what choices mean: the Space and its legal widths."""
+    text = f"{space.digest} {settings.round_to} {settings.min_width}"
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
