@@ -16,6 +16,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +30,19 @@ from understudy.search.searchers import searcher_for
 HERE = Path(__file__).parent
 STUDENTS = 100
 AT = range(10, STUDENTS + 1, 10)
+_PLAIN = N2N(draws_per_rollout=1, revisit=0.25)  # what was compared before draws were ranked
 METHODS: dict[str, Method] = {
     "random": RandomSearch(students=STUDENTS),
     "uniform": UniformWidth(students=STUDENTS),
     "TPE": OptunaSearch(students=STUDENTS),
     "NSGA-II": OptunaSearch(sampler="nsga2", students=STUDENTS),
-    "N2N": N2N(removal_updates=3, shrinkage_updates=17),
-    "N2N, refined": N2N(removal_updates=3, shrinkage_updates=10, refinement_updates=7),
-    "N2N, even stages": N2N(removal_updates=10, shrinkage_updates=10),
-    "N2N, units once": N2N(removal_updates=10, shrinkage_updates=10, revisit=0.0),
-    "N2N, no stage 1": N2N(removal_updates=0, shrinkage_updates=20),
+    "N2N": N2N(shrinkage_updates=20),
+    "N2N, draws not ranked": N2N(shrinkage_updates=20, draws_per_rollout=1),
+    "N2N, no stage 1": replace(_PLAIN, removal_updates=0, shrinkage_updates=20),
+    "N2N, short stage 1": replace(_PLAIN, removal_updates=3, shrinkage_updates=17),
+    "N2N, refined": replace(_PLAIN, removal_updates=3, shrinkage_updates=10, refinement_updates=7),
+    "N2N, even stages": replace(_PLAIN, removal_updates=10, shrinkage_updates=10),
+    "N2N, units once": replace(_PLAIN, removal_updates=10, shrinkage_updates=10, revisit=0.0),
     "ArchComp": ArchComp(students=STUDENTS),
 }
 Key = tuple[str, str, str]  # table, budget, method

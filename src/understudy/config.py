@@ -111,9 +111,9 @@ class Final:
 class N2N:
     """N2N learning (Ashok et al., ICLR 2018): a policy removes layers, another shrinks what is left."""
 
-    removal_updates: int = 4
-    """Policy updates of stage 1 (N2N: up to 100)."""
-    shrinkage_updates: int = 20
+    removal_updates: int = 0
+    """Policy updates of stage 1 (N2N: up to 100); 0: stage 2 starts from the teacher and decides units as well."""
+    shrinkage_updates: int = 24
     """Policy updates of stage 2 (N2N: up to 100)."""
     revisit: float = 0.1
     """Chance that stage 2, before it has learned, decides a unit or a kernel otherwise than in the student it starts
@@ -124,6 +124,9 @@ class N2N:
     """How many decisions of the best student a proposal of that stage changes, before it has learned."""
     rollouts: int = 5
     """Students proposed for one update."""
+    draws_per_rollout: int = 20
+    """Legal, new architectures that the policy draws for each student, of which those are trained that are expected
+    to earn most, given the students so far (N2N: 1)."""
     granularity: Literal["units", "layers"] = "units"
     """What one removal takes: a convolution with its norm and activation, a pooling layer or a block; or a
     single layer as in the paper."""
@@ -184,6 +187,9 @@ class N2N:
     policy_from: str | None = None
     """Run folder, or policy.safetensors of one, whose policies this search starts from: of any other teacher,
     data or goal (N2N, section 3.5)."""
+    rank_by: str | None = None
+    """Run folder, or policy.safetensors of one, of archcomp whose embedding says from the start which draws are
+    expected to earn most: of the same teacher's structure, with any weights, data or goal."""
 
 
 @dataclass(frozen=True, kw_only=True)

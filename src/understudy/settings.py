@@ -45,7 +45,8 @@ METHODS: dict[MethodName, type[Method]] = {
 }
 
 _AT_LEAST_ONE = {
-    *("epochs", "batch_size", "students", "rollouts", "hidden", "workers", "round_to", "min_width"),
+    *("epochs", "batch_size", "students", "rollouts", "draws_per_rollout", "hidden", "workers"),
+    *("round_to", "min_width"),
     *("start", "samples", "channels", "draws", "starts"),
 }
 _SHARES = {
@@ -168,6 +169,8 @@ def check(settings: Any) -> None:
     updates = [f"n2n.{stage}_updates" for stage in ("removal", "shrinkage", "refinement")]
     if all(values.get(name) == 0 for name in updates):
         mistakes.append(f"one of {', '.join(updates)} must be at least 1")
+    if values.get("n2n.rank_by") and (values["n2n.draws_per_rollout"] == 1 or values["n2n.granularity"] == "layers"):
+        mistakes.append("n2n.rank_by needs n2n.draws_per_rollout above 1 and n2n.granularity 'units'")
     if mistakes:
         raise ConfigError("settings must be possible, but " + "; ".join(mistakes))
 

@@ -23,8 +23,9 @@ from understudy.evaluator import Evaluator, tensors_digest, weights_digest
 from understudy.models import ModelSpec, Teacher, load_into, read_weights
 from understudy.reach import refuse_what_is_out_of_reach
 from understudy.run import Identity, Run
-from understudy.search.archcomp import refuse_other_embedding
+from understudy.search.embedding import refuse_other_embedding, settings_of
 from understudy.search.n2n import refuse_other_policy
+from understudy.search.shortlist import PREFIX
 from understudy.settings import Settings, check
 from understudy.student import load_student, read_card, student_folder
 from understudy.teach import check_outputs, first_images
@@ -203,25 +204,33 @@ class Task:
 
 
 def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:
-    """Return the policies that a search starts from, or None.
+    """Return what learned elsewhere and the search starts from: policies or an embedding; None if it does not.
 
     Raises:
         ConfigError: there is none under that name, or it does not fit the settings.
         ModelError: the file cannot be read.
     """
-    if not isinstance(method, N2N | ArchComp) or method.policy_from is None:
-        return None
-    path = Path(method.policy_from)
-    if (path / "config.toml").is_file():
-        name, own = Run(path).settings.method, "n2n" if isinstance(method, N2N) else "archcomp"
-        if name != own:
-            raise ConfigError(f"policy_from must name a run of the method {own!r}, but {path} is one of {name!r}")
+    known: dict[str, Tensor] = {}
+    if isinstance(method, N2N) and method.policy_from is not None:
+        known |= _learned(method.policy_from, "policy_from", "n2n")
+        refuse_other_policy(known, space, method)
+    if isinstance(method, N2N) and method.rank_by is not None:
+        embedding = _learned(method.rank_by, "rank_by", "archcomp")
+        sizes = settings_of(embedding, round_to=method.round_to, min_width=method.min_width)
+        refuse_other_embedding(embedding, space, sizes)
+        known |= {f"{PREFIX}{name}": tensor for name, tensor in embedding.items()}
+    if isinstance(method, ArchComp) and method.policy_from is not None:
+        known |= _learned(method.policy_from, "policy_from", "archcomp")
+        refuse_other_embedding(known, space, method)
+    return known or None
+
+
+def _learned(where: str, setting: str, method: str) -> Mapping[str, Tensor]:
+    """Return the tensors of a run of that method, or of its file, that a setting names."""
+    path = Path(where)
+    if (path / "config.toml").is_file() and (name := Run(path).settings.method) != method:
+        raise ConfigError(f"{setting} must name a run of the method {method!r}, but {path} is one of {name!r}")
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"policy_from must name a run with a policy, but there is no {path}")
-    policy = read_weights(path)
-    if isinstance(method, N2N):
-        refuse_other_policy(policy, space, method)
-    else:
-        refuse_other_embedding(policy, space, method)
-    return policy
+        raise ConfigError(f"{setting} must name a run with a policy, but there is no {path}")
+    return read_weights(path)

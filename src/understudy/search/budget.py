@@ -178,6 +178,20 @@ class Scoring:
         """Return the reward at that update of the stage (None: after the phase)."""
         return self.reward(self.foresee.of(evaluation) if self.foresee else evaluation, update=update)
 
+    def worth(self, cost: Cost | None, architecture: Architecture) -> float:
+        """Return the reward of an architecture of that predicted cost at the accuracy of the teacher."""
+        evaluation = Evaluation(
+            architecture=architecture,
+            teacher="",
+            data="",
+            recipe="",
+            cost=cost,
+            accuracy=self.reward.teacher_accuracy,
+            seconds=0.0,
+            seed=0,
+        )
+        return self(evaluation)
+
     def plain(self, evaluation: Evaluation) -> float:
         """Return the reward as if there were no budgets."""
         return replace(self.reward, budgets=Budgets())(evaluation)
@@ -259,6 +273,9 @@ class Proposals:
         count: int,
         used: Callable[[Architecture], float],
         mend: Callable[[tuple[T, Architecture]], tuple[T, Architecture]] | None = None,
+        *,
+        order: Callable[[list[tuple[T, Architecture]]], list[tuple[T, Architecture]]] = list,
+        among: int = 1,
     ) -> list[tuple[T, Architecture]]:
         """Return `count` of the draws; where the redraws run out, the cheapest of the others fill up.
 
@@ -267,18 +284,25 @@ class Proposals:
             count: how many.
             used: the share of the budgets that an architecture takes.
             mend: brings a draw that breaks a budget within it, if it can; those that can fill up first.
+            order: puts those first that are to be picked among the draws that could be.
+            among: how many such draws there should be for each that is picked.
         """
-        picked: list[tuple[T, Architecture]] = []
+        found: list[tuple[T, Architecture]] = []
         refused: list[tuple[float, bool, int, tuple[T, Architecture]]] = []
-        for number, draw in enumerate(islice(draws, count * (1 + self._redraws))):
-            share, seen = max(used(draw[1]), self._overshoot), draw[1].digest in self._seen
+        offered = set(self._seen)
+        for number, draw in enumerate(islice(draws, count * (among + self._redraws))):
+            share, seen = max(used(draw[1]), self._overshoot), draw[1].digest in offered
             if seen or share > self._overshoot:
                 refused.append((share, seen, number, draw))
                 continue
-            self._seen.add(draw[1].digest)
-            picked.append(draw)
-            if len(picked) == count:
-                return picked
+            offered.add(draw[1].digest)
+            found.append(draw)
+            if len(found) == count * among:
+                break
+        picked = order(found)[:count]
+        self._seen.update(draw[1].digest for draw in picked)
+        if len(picked) == count:
+            return picked
         refused.sort(key=lambda refusal: refusal[:3])
         over = [draw for share, *_, draw in refused if share > self._overshoot]
         for draw in map(mend, over[: _TRIES * (count - len(picked))]) if mend else ():

@@ -35,9 +35,9 @@ class Columns:
     last class, where they decide on what is gone.
     """
 
-    def __init__(self, space: Space, settings: ArchComp) -> None:
+    def __init__(self, space: Space, settings: ArchComp, *, granularity: str = "units") -> None:
         self._space = space
-        rows, decided = teacher_rows(space, "units")
+        rows, decided = teacher_rows(space, granularity)
         self._units = [name for _, name in decided]
         at = {row for row, _ in decided}
         kept = [i for i, row in enumerate(rows) if i in at or row.outputs or row.type not in _SAYS_NOTHING]

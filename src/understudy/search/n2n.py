@@ -27,6 +27,7 @@ from understudy.search.base import Searcher
 from understudy.search.budget import Predict, Proposals, Scoring
 from understudy.search.choices import Refinement, Removal, Shrinkage
 from understudy.search.policies import Policy
+from understudy.search.shortlist import Shortlist
 
 _CRITIC_WEIGHT = 0.5  # of a critic's squared error
 
@@ -69,13 +70,15 @@ class Stage:
         scoring: Scoring,
         settings: N2N,
         proposals: Proposals,
+        *,
+        shortlist: Shortlist,
         generator: torch.Generator,
         known: Mapping[str, Tensor],
     ) -> None:
         self.name, self.decisions, self.left, self._done = choices.name, choices.decisions, choices.updates, 0
         self.policy: Policy = choices.policy
         self._choices, self._scoring, self._settings = choices, scoring, settings
-        self._proposals, self._generator = proposals, generator
+        self._proposals, self._shortlist, self._generator = proposals, shortlist, generator
         self._baseline = Baseline(settings.baseline_decay)
         self._multiplier = budget.Multiplier()
         self._memory: list[Rollouts] = []
@@ -106,12 +109,16 @@ class Stage:
     def _usage(self, architecture: Architecture) -> float:
         return self._scoring.usage(self._proposals.cost(architecture), architecture)
 
+    def _worth(self, architecture: Architecture) -> float:
+        return self._scoring.worth(self._proposals.cost(architecture), architecture)
+
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
         first_D = self._choices.first(self._usage) if self._done == 0 else None
         if first_D is not None:
             yield first_D, self._choices.architecture(first_D)
         while True:
-            for choices_D in self.policy.sample(self._uniform(self._settings.rollouts)):
+            count = self._settings.rollouts * self._settings.draws_per_rollout
+            for choices_D in self.policy.sample(self._uniform(count)):
                 draw = choices_D, self._choices.architecture(choices_D)
                 yield self._mended(draw) if self._settings.repair == "always" else draw
 
@@ -122,7 +129,14 @@ class Stage:
     def propose(self) -> list[Architecture]:
         """Return one update's students, drawn from the policy."""
         mend = None if self._settings.repair == "never" else self._mended
-        picked = self._proposals.pick(self._draws(), self._settings.rollouts, self._usage, mend)
+        picked = self._proposals.pick(
+            self._draws(),
+            self._settings.rollouts,
+            self._usage,
+            mend,
+            order=lambda draws: self._shortlist.order(draws, self._worth),
+            among=self._settings.draws_per_rollout,
+        )
         self._proposed_BD = torch.stack([choices_D for choices_D, _ in picked])
         return [architecture for _, architecture in picked]
 
@@ -207,6 +221,7 @@ class N2NSearch(Searcher):
         self._asked = budget.asked(reward)
         self._generator = torch.Generator().manual_seed(seed)
         self._proposals = Proposals(predict, redraws=settings.redraws, overshoot=settings.overshoot)
+        self._shortlist = Shortlist(space, reward.teacher_accuracy, settings, self._generator, self._policy)
         self._told: list[Evaluation] = []
         self._stages: list[Stage] = []
         units = budget.offered_units(space, settings.granularity)
@@ -246,7 +261,15 @@ class N2NSearch(Searcher):
         return self._stage(Refinement(self._best(self._last), self._settings, self._asked), self._last)
 
     def _stage(self, choices: Removal | Shrinkage, scoring: Scoring) -> Stage:
-        return Stage(choices, scoring, self._settings, self._proposals, self._generator, self._policy)
+        return Stage(
+            choices,
+            scoring,
+            self._settings,
+            self._proposals,
+            shortlist=self._shortlist,
+            generator=self._generator,
+            known=self._policy,
+        )
 
     def _now(self) -> Stage | None:
         while self._to_come and not (self._stages and self._stages[-1].left):
@@ -273,6 +296,7 @@ class N2NSearch(Searcher):
         now = self._now()
         assert now is not None, "learn follows propose"
         self._told += evaluations
+        self._shortlist.learn(evaluations)
         now.learn(evaluations)
 
     @property
