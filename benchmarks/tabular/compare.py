@@ -30,7 +30,7 @@ from understudy.search.searchers import searcher_for
 HERE = Path(__file__).parent
 STUDENTS = 100
 AT = range(10, STUDENTS + 1, 10)
-_PLAIN = N2N(draws_per_rollout=1, revisit=0.25)  # what was compared before draws were ranked
+_PLAIN = N2N(draws_per_rollout=1)
 METHODS: dict[str, Method] = {
     "random": RandomSearch(students=STUDENTS),
     "uniform": UniformWidth(students=STUDENTS),
