@@ -62,8 +62,8 @@ METHODS: dict[str, Method] = {
     "uniform": UniformWidth(students=STUDENTS),
     "TPE": OptunaSearch(students=STUDENTS),
     "ArchComp": ArchComp(students=STUDENTS),
-    "N2N": N2N(removal_updates=2, shrinkage_updates=6),
-    "N2N, no stage 1": N2N(removal_updates=0, shrinkage_updates=8),
+    "N2N": N2N(shrinkage_updates=8),
+    "N2N, two stages": N2N(removal_updates=2, shrinkage_updates=6),
 }
 DEVICE = Device(precision="bf16", memory_format="channels_last", threads=1)
 PLANS = {
