@@ -70,14 +70,14 @@ PLANS = {
     "mnist": Compression(
         goal=Goal(params="100x"),
         candidates=Candidates(examples=1500, epochs=4, batch_size=32, lr=0.002),
-        final=Final(students=1, views=1, training=Training(epochs=5)),
+        final=Final(students=1, views=1, training=Training(epochs=3)),
         device=DEVICE,
     ),
     "cifar10": Compression(
         goal=Goal(params="20x"),
         augmentation=Augmentation(crop=4, flip=True),
         candidates=Candidates(examples=1500, epochs=4, batch_size=32, lr=0.002),
-        final=Final(students=1, views=3, training=Training(epochs=6)),
+        final=Final(students=1, views=2, training=Training(epochs=4)),
         device=DEVICE,
     ),
 }
