@@ -16,12 +16,16 @@ from understudy.search.decore import Agents, Steering, chosen, expected, saturat
 GROUPS = (Group(name="a", width=3), Group(name="b", width=2))
 SPACE = Space(layers=(), groups=GROUPS, units=())
 WEIGHTS = torch.tensor([0.3, -0.8, 1.2, 0.1, 2.0])
+WORTH = torch.tensor([2.0, 0.5])
 LABELS = torch.tensor([0, 1])
 
 
-def agents(**settings: Any) -> Agents:
-    made = Agents(GROUPS, Decore(**{"pooled": 0.0, "score": "right", **settings}), examples=2, steps=1000)
+def agents(together: bool = False, **settings: Any) -> Agents:
+    chosen = Decore(**{"pooled": 0.0, "score": "right", **settings})
+    made = Agents(GROUPS, chosen, examples=2, steps=1000, together=together)
     made.weights.copy_(WEIGHTS)
+    if together:
+        made.worth.copy_(WORTH)
     return made
 
 
@@ -32,8 +36,8 @@ def logits_of(actions: Tensor) -> Tensor:
     return torch.stack([pull * sign, -pull * sign + actions[:, 3] * 0.7], dim=1)
 
 
-def rewards(actions: Tensor, penalty: float, score: str) -> Tensor:
-    """The paper's reward (B, L)."""
+def rewards(actions: Tensor, penalty: float, score: str, together: bool = False) -> Tensor:
+    """The paper's reward (B, L); together: for what all layers dropped, a channel being worth as `WORTH` says."""
     logits = logits_of(actions)
     if score == "right":
         outcome = torch.where(logits.argmax(1) == LABELS, 1.0, -penalty)
@@ -41,18 +45,19 @@ def rewards(actions: Tensor, penalty: float, score: str) -> Tensor:
         likelihood = logits.softmax(1)[torch.arange(2), LABELS]
         outcome = likelihood - penalty * (1 - likelihood)
     dropped = torch.stack([(1 - actions[:, :3]).sum(1), (1 - actions[:, 3:]).sum(1)], dim=1)
-    return dropped * outcome[:, None]
+    saved = (dropped @ WORTH)[:, None].expand(-1, 2) if together else dropped
+    return saved * outcome[:, None]
 
 
-def brute_force(penalty: float, score: str) -> Tensor:
-    """The gradient of the expected reward of each agent's own layer, by differentiating the sum over all actions."""
+def brute_force(penalty: float, score: str, together: bool = False) -> Tensor:
+    """The gradient of each agent's expected reward, by differentiating the sum over all actions."""
     weights = WEIGHTS.clone().requires_grad_()
     chances = torch.sigmoid(weights)
     total = torch.zeros(2)
     for choice in itertools.product([0.0, 1.0], repeat=5):
         actions = torch.tensor(choice)
         probability = torch.where(actions == 1, chances, 1 - chances).prod()
-        total = total + probability * rewards(actions.expand(2, 5), penalty, score).mean(0)
+        total = total + probability * rewards(actions.expand(2, 5), penalty, score, together).mean(0)
     first, second = (torch.autograd.grad(total[i], weights, retain_graph=True)[0] for i in range(2))
     return torch.cat([first[:3], second[3:]])
 
@@ -76,11 +81,12 @@ def mean_gradient(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Tensor:
 @pytest.mark.parametrize("baseline", ["none", "example"])
 @pytest.mark.parametrize("score", ["right", "likelihood"])
 @pytest.mark.parametrize("penalty", [-0.5, 0.0, 3.0])
+@pytest.mark.parametrize("together", [False, True])
 def test_the_gradient_is_that_of_the_expected_reward(
-    monkeypatch: pytest.MonkeyPatch, baseline: str, score: str, penalty: float
+    monkeypatch: pytest.MonkeyPatch, baseline: str, score: str, penalty: float, together: bool
 ) -> None:
-    found = mean_gradient(monkeypatch, baseline=baseline, score=score, penalty=penalty)
-    assert torch.allclose(found * (1 + max(penalty, 0)), brute_force(penalty, score), atol=1e-5)
+    found = mean_gradient(monkeypatch, together=together, baseline=baseline, score=score, penalty=penalty)
+    assert torch.allclose(found * (1 + max(penalty, 0)), brute_force(penalty, score, together), atol=1e-5)
 
 
 def test_agents_of_a_group_share_what_answers_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,17 +100,6 @@ def test_agents_of_a_group_share_what_answers_tell(monkeypatch: pytest.MonkeyPat
     ratios = found / (chances * (1 - chances))
     assert torch.allclose(ratios, ratios[[0, 0, 0, 3, 3]], atol=1e-4)
     assert not torch.allclose(brute_force(3.0, "right"), found, atol=1e-3)
-
-
-def test_a_dropped_channel_earns_what_it_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[Tensor] = []
-    monkeypatch.setattr(Agents, "_ascend", lambda self, gradient: taken.append(gradient))
-    made = agents(penalty=0.0)
-    made.worth.copy_(torch.tensor([2.0, 0.5]))
-    made.earned.fill_(1.0)  # right then and now: nothing is learned from the answers
-    made.learn(made.draw(2), torch.eye(2), LABELS, torch.tensor([0, 1]))
-    chances = torch.sigmoid(WEIGHTS)
-    assert torch.allclose(taken[0], -chances * (1 - chances) * torch.tensor([2.0, 2.0, 2.0, 0.5, 0.5]))
 
 
 def test_the_baseline_lowers_the_variance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +204,9 @@ def test_all_that_was_learned_is_in_the_state() -> None:
     )
 
 
-def count(architecture: Any) -> float:
-    return float(sum(architecture.width(g.name) for g in GROUPS))
+def used(most: float) -> Any:
+    """The usage of a budget on the number of channels."""
+    return lambda architecture: [sum(architecture.width(g.name) for g in GROUPS) / most]
 
 
 def test_what_is_likelier_kept_stays() -> None:
@@ -220,13 +216,13 @@ def test_what_is_likelier_kept_stays() -> None:
 
 def test_the_most_that_keeps_the_budget_stays() -> None:
     for most, channels in ((2, {"a": (2,), "b": (1,)}), (3, {"a": (0, 2), "b": (1,)}), (4, {"a": (0, 2)}), (9, {})):
-        kept = chosen(SPACE, GROUPS, WEIGHTS, torch.zeros(5), Decore(), lambda a, most=most: count(a) / most)
+        kept = chosen(SPACE, GROUPS, WEIGHTS, torch.zeros(5), Decore(), used(most))
         assert dict(kept.channels) == channels
     # Equal weights go by magnitude; out of reach, what must stay anyway.
     equal, magnitudes = torch.zeros(5), torch.tensor([1.0, 2.0, 3.0, 5.0, 4.0])
-    kept = chosen(SPACE, GROUPS, equal, magnitudes, Decore(), lambda a: count(a) / 3)
+    kept = chosen(SPACE, GROUPS, equal, magnitudes, Decore(), used(3))
     assert dict(kept.channels) == {"a": (2,)}
-    assert count(chosen(SPACE, GROUPS, WEIGHTS, magnitudes, Decore(), lambda a: 2.0)) == 2
+    assert used(1)(chosen(SPACE, GROUPS, WEIGHTS, magnitudes, Decore(), lambda a: [2.0, 0.0])) == [2]
 
 
 def test_widths_are_rounded_and_never_too_small() -> None:
@@ -256,30 +252,66 @@ def test_a_planned_penalty_moves_evenly() -> None:
 
 
 def test_channels_are_worth_what_they_cost() -> None:
-    def usage(architecture: Any) -> float:
-        return float(4 * architecture.width("a") + architecture.width("b")) / 5
+    def steer(made: Agents, most: tuple[float, float], by_cost: bool = True) -> list[float]:
+        def usage(architecture: Any) -> list[float]:
+            a, b = architecture.width("a"), architecture.width("b")
+            return [(4 * a + b) / most[0], (a + 4 * b) / most[1]]
 
-    common: dict[str, Any] = {"settings": Decore(), "space": SPACE, "groups": GROUPS, "steps": 500}
-    for by_cost, found in ((True, [4 / 2.8, 1 / 2.8]), (False, [1.0, 1.0])):
-        made = agents()
-        made.weights.fill_(9.0)
-        steer = Steering(**common, usage=usage, by_cost=by_cost)
-        for done in (50, 100):  # not at every look
-            made.steps.fill_(done)
-            steer(made)
-            assert made.worth.tolist() == pytest.approx([1.0, 1.0] if done == 50 else found)
-    # Where no channel costs anything, none is worth more than another; the last channel of a layer has a cost too.
+        Steering(settings=Decore(), space=SPACE, groups=GROUPS, steps=500, usage=usage, by_cost=by_cost)(made)
+        return made.worth.tolist()
+
     made = agents()
-    Steering(**common, usage=lambda a: 2.0, by_cost=True)(made)
-    assert made.worth.tolist() == [1.0, 1.0]
+    made.weights.fill_(9.0)
+    one, both = 14.0, 11.0  # what all channels cost
+    assert steer(made, (one, both), by_cost=False) == [1.0, 1.0]
+    # Only the first budget is near, only the second, or both alike; relative to the mean over 3 and 2 channels.
+    assert steer(made, (one, 100 * both)) == pytest.approx([4 / 2.8, 1 / 2.8])
+    assert steer(made, (100 * one, both)) == pytest.approx([1 / 2.2, 4 / 2.2])
+    a, b = 4 / one + 1 / both, 1 / one + 4 / both
+    assert steer(made, (one, both)) == pytest.approx([5 * a / (3 * a + 2 * b), 5 * b / (3 * a + 2 * b)])
+    # The last channel of a layer has a cost too.
     made.weights.fill_(-9.0)
-    Steering(**common, usage=usage, by_cost=True)(made)
-    assert made.worth.tolist() == pytest.approx([4 / 2.8, 1 / 2.8])
+    assert steer(made, (one, 100 * both)) == pytest.approx([4 / 2.8, 1 / 2.8])
+    # Where no channel costs anything, none is worth more than another.
+    Steering(settings=Decore(), space=SPACE, groups=GROUPS, steps=9, usage=lambda a: [2.0], by_cost=True)(made)
+    assert made.worth.tolist() == [1.0, 1.0]
+
+
+def kept_where_a_narrow_layer_matters(seed: int, *, together: bool) -> list[int]:
+    """Return the widths that agents come to: 8 channels of which 60% must stay, and 64 that cost four times as much."""
+    groups = (Group(name="few", width=8), Group(name="many", width=64))
+    space = Space(layers=(), groups=groups, units=())
+    settings, steps = Decore(), 200
+
+    def usage(architecture: Any) -> list[float]:
+        return [(architecture.width("few") + 4 * architecture.width("many")) / 88]  # of 264
+
+    torch.manual_seed(seed)
+    made = Agents(groups, settings, examples=64, steps=steps, together=together)
+    steer = Steering(settings=settings, space=space, groups=groups, steps=steps, usage=usage, by_cost=together)
+    for step in range(steps):
+        if step % 10 in (0, 1):
+            steer(made)
+        actions = made.draw(64)
+        few, many = actions[:, :8].mean(1), actions[:, 8:].mean(1)
+        right = 0.9 * torch.sigmoid(10 * (few - 0.6)) * many.clamp(min=0.01) ** 0.3
+        logits = torch.stack([right, 1 - right], dim=1).log()
+        made.learn(actions, logits, torch.zeros(64, dtype=torch.int64), torch.arange(64))
+    kept = chosen(space, groups, made.weights, torch.zeros(72), settings, usage)
+    return [kept.width(group.name) for group in groups]
+
+
+def test_a_narrow_layer_that_matters_is_not_emptied() -> None:
+    for seed in range(3):
+        few, many = kept_where_a_narrow_layer_matters(seed, together=True)
+        assert few >= 7 and many >= 19
+    # Where each layer learns by itself, which of them goes is a matter of luck.
+    assert min(kept_where_a_narrow_layer_matters(seed, together=False)[0] for seed in range(2)) < 7
 
 
 def test_the_penalty_follows_the_cost() -> None:
     made = agents(budget_by=0.5, gain=2.0)
-    steer = Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=100, usage=lambda a: count(a) / 2)
+    steer = Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=100, usage=used(2))
     steer(made)
     assert float(made.penalty) == 0.0  # nobody has answered yet
     made.accuracy.fill_(0.9)

@@ -178,14 +178,15 @@ def test_kills_change_nothing(teacher: Teacher, done: us.Result, tmp_path: Path)
         (us.Goal(params="3x"), "cost", True),
         (us.Goal(params="3x", size_mb="3x"), "cost", True),
         (us.Goal(params="3x"), "channel", False),
-        (us.Goal(params="3x", macs="3x"), "cost", False),
+        (us.Goal(params="3x", macs="3x", latency_ms="50"), "cost", True),
+        (us.Goal(params="3x", memory_mb="2x"), "cost", False),
     ],
 )
-def test_channels_earn_their_cost_where_it_is_of_weights(
+def test_agents_earn_the_cost_that_all_save_where_each_layer_has_some(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: us.Goal, worth: Any, by_cost: bool
 ) -> None:
     def seen(self: prune.Pruning, learner: Any, steering: Any, lesson: Any) -> None:
-        assert steering.by_cost == by_cost
+        assert steering.by_cost == learner.agents.together == by_cost
         raise Interruption
 
     monkeypatch.setattr(prune.Pruning, "_train", seen)

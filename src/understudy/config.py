@@ -313,8 +313,8 @@ class Decore:
     pooled: float = 0.9
     """Share of what answers tell an agent that it takes from the agents of its group on average, in 0..1; 0: DECORE."""
     worth: Literal["cost", "channel"] = "cost"
-    """What a dropped channel earns where all budgets are on parameters or bytes of weights: as much as it costs of
-    these, or all the same (DECORE); with other budgets all the same."""
+    """What agents earn where there are budgets on cost, other than on memory: what the channels that all of them
+    dropped cost together, or how many of their own layer were dropped (DECORE), as where there are none."""
     limit: float = 6.9
     """Largest size of an agent's weight, so that it can still change its mind; 0: none (DECORE)."""
     score: Literal["right", "likelihood"] = "likelihood"

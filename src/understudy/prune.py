@@ -41,7 +41,7 @@ from understudy.train import Progress, train
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
 _LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
-_STORED = ("parameters", "size_mb")  # narrow layers cost least of these, but most MACs: by that they would be emptied
+_EVERYWHERE = ("parameters", "macs", "size_mb", "latency_ms")  # each layer adds to these, few to the peak of memory
 _WIDTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)  # whose latency is measured
 
 
@@ -83,10 +83,10 @@ class Pruning:
         groups, slots = self._decided(gated)
         steps = method.training.epochs * -(-len(lesson.split) // method.training.batch_size)
         known = torch.from_numpy(surgery.slot_magnitudes(self.task.analysis))[slots]
-        agents = Agents(groups, method, examples=len(lesson.split), steps=steps, magnitudes=known)
-        learner = Learner(gated, agents, slots)
         usage = self._usage()
-        by_cost = method.worth == "cost" and all(name in _STORED for name, _ in self.budgets.limits())
+        by_cost = method.worth == "cost" and self._each_layer_costs()
+        agents = Agents(groups, method, examples=len(lesson.split), steps=steps, magnitudes=known, together=by_cost)
+        learner = Learner(gated, agents, slots)
         steering = Steering(
             settings=method, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
         )
@@ -133,7 +133,7 @@ class Pruning:
         """Say so if channels have to go that their agents would keep."""
         if steering.usage is None:
             return
-        used = steering.usage(expected(self.task.space, steering.groups, agents.chances))
+        used = max(steering.usage(expected(self.task.space, steering.groups, agents.chances)))
         if used > _LATE:
             self.display.warn(
                 f"the agents did not get to the budget: what they keep on average takes {used:.2f} times of it, so "
@@ -177,18 +177,22 @@ class Pruning:
             raise RunError(f"the training of network and agents must succeed, but it failed: {outcome.error}")
 
     def _usage(self) -> Usage | None:
-        """Return how much of the budgets an architecture uses; its latency is read from a measured curve."""
+        """Return how much of each budget an architecture uses; its latency is read from a measured curve."""
         limits = self.budgets.limits()
         if not limits:
             return None
         curve = self._latencies() if self.budgets.latency_ms is not None else ([0.0], [0.0])
 
-        def usage(architecture: Architecture) -> float:
+        def usage(architecture: Architecture) -> list[float]:
             predicted = cost.predict(self.task.analysis, architecture)
             known = replace(predicted, latency_ms=float(np.interp(predicted.macs, *curve)))
-            return max(float(getattr(known, name)) / most for name, most in limits)
+            return [float(getattr(known, name)) / most for name, most in limits]
 
         return usage
+
+    def _each_layer_costs(self) -> bool:
+        limits = self.budgets.limits()
+        return bool(limits) and all(name in _EVERYWHERE for name, _ in limits)
 
     def _latencies(self) -> tuple[list[float], list[float]]:
         """Return MACs and measured latencies (ms) of a few uniform widths, ascending; measured once in a run."""
@@ -211,7 +215,7 @@ class Pruning:
         """Return the channels that stay; a curve that promised too little latency is corrected by measuring."""
         factor, most = 1.0, self.budgets.latency_ms
         for _ in range(5):
-            scaled = None if usage is None else lambda a, factor=factor: factor * usage(a)
+            scaled = None if usage is None else lambda a, factor=factor: [factor * used for used in usage(a)]
             architecture = chosen(self.task.space, groups, weights, magnitudes, self.method, scaled)
             if most is None:
                 return architecture

@@ -21,7 +21,7 @@ _BETAS = (0.9, 0.999)  # Adam's
 _MEMORY = 0.98  # of running means over batches
 _MOST_PENALTY = 1e4
 _LEAST_RATE = 0.01  # the paper's
-_WORTHS = 100  # steps, of which the first and the last are followed by a look at what channels are worth
+_NEAREST = 8  # power of what a budget is used, by which it counts beside the one that is nearest to its limit
 _WALK = 1 / 8  # of the steps, to come from the start to where dropping is as likely as keeping
 
 
@@ -37,6 +37,7 @@ class Agents(nn.Module):
         examples: N, of the split that is learned from.
         steps: of the whole loop.
         magnitudes: (A,), of the network's weights, the larger the more important; None: not known.
+        together: every agent earns what all dropped channels are worth, not only those of its layer.
     """
 
     weights: Tensor
@@ -58,9 +59,10 @@ class Agents(nn.Module):
         examples: int,
         steps: int,
         magnitudes: Float[Tensor, " a"] | None = None,
+        together: bool = False,
     ) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.together = settings, together
         self.layers = len(groups)
         self.rate = settings.agent_lr or max(_LEAST_RATE, abs(settings.initial) / (_WALK * steps))
         sizes = torch.tensor([group.width // group.step for group in groups])
@@ -96,20 +98,21 @@ class Agents(nn.Module):
     ) -> None:
         """Take one step of REINFORCE, up the gradient `mean_b sum_i R_bi grad log pi(a_bi)` of the reward.
 
-        `R_i = R_C,i * R_acc` for each layer i and example: the channels that it dropped, times 1 where the answer
-        is right and -penalty where it is wrong. With w the weights, `grad log pi(a) = a - p`.
+        `R_i = R_C,i * R_acc` for each layer i and example: what the channels that it dropped are worth (`together`:
+        those of all layers), times 1 where the answer is right and -penalty where it is wrong. With w the weights,
+        `grad log pi(a) = a - p`.
         """
         score = self._scores(logits, labels)
         outcome = (1.0 + self.penalty) * score - self.penalty  # R_acc
-        dropped = self._dropped(actions)  # R_C
-        self._remember(score, (dropped * outcome[:, None]).mean())
+        saved = self._saved(actions)  # R_C
+        self._remember(score, (saved * outcome[:, None]).mean())
         chances = self.chances
         if self.settings.baseline == "none":
-            credit = (dropped * outcome[:, None])[:, self.layer]
+            credit = (saved * outcome[:, None])[:, self.layer]
             gradient = self._pooled((credit * (actions - chances)).mean(0))
         else:
             expected = (1.0 + self.penalty) * self._expected(score, indices) - self.penalty
-            surprise = dropped * (outcome - expected)[:, None]
+            surprise = saved * (outcome - expected)[:, None]
             # What remains is the reward that does not depend on the answer: its gradient is known, not sampled.
             gradient = self._pooled((surprise[:, self.layer] * (actions - chances)).mean(0))
             gradient -= chances * (1.0 - chances) * expected.mean() * self.worth[self.layer]
@@ -128,9 +131,10 @@ class Agents(nn.Module):
             return logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return (logits.argmax(1) == labels).float()
 
-    def _dropped(self, actions: Float[Tensor, "b a"]) -> Float[Tensor, "b l"]:
-        found = torch.zeros((len(actions), self.layers), device=actions.device)
-        return found.index_add_(1, self.layer, 1.0 - actions)
+    def _saved(self, actions: Float[Tensor, "b a"]) -> Float[Tensor, "b l"]:
+        dropped = torch.zeros((len(actions), self.layers), device=actions.device)
+        saved = dropped.index_add_(1, self.layer, 1.0 - actions) * self.worth
+        return saved.sum(1, keepdim=True).expand_as(saved) if self.together else saved
 
     def _expected(self, score: Float[Tensor, " b"], indices: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Return what these examples scored before, which does not depend on today's actions, and note today's."""
@@ -155,8 +159,8 @@ class Agents(nn.Module):
             self.weights.clamp_(-self.settings.limit, self.settings.limit)
 
 
-Usage = Callable[[Architecture], float]
-"""How much of its budget an architecture uses: the largest ratio of a cost to its limit."""
+Usage = Callable[[Architecture], Sequence[float]]
+"""How much of each budget an architecture uses: the ratio of a cost to its limit."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,14 +179,13 @@ class Steering:
     groups: Sequence[Group]
     steps: int  # of the whole loop
     usage: Usage | None = None  # None: no budget
-    by_cost: bool = False  # a dropped channel earns what it costs
+    by_cost: bool = False  # a dropped channel is worth what it costs
 
     def __call__(self, agents: Agents) -> None:
-        """Set the agents' penalty for the next step, and now and then what their channels are worth."""
-        done = int(agents.steps)
-        if self.usage is not None and self.by_cost and done % _WORTHS in (0, 1):
+        """Set the agents' penalty for the next steps, and what their channels are worth."""
+        if self.usage is not None and self.by_cost:
             agents.worth.copy_(self._worths(agents, self.usage))
-        share = done / self.steps
+        share = int(agents.steps) / self.steps
         agents.penalty.fill_(self._planned(share) if self.usage is None else self._steered(share, agents))
 
     def _planned(self, share: float) -> float:
@@ -190,14 +193,19 @@ class Steering:
         return first + ((self.settings.last_penalty or first) - first) * share
 
     def _worths(self, agents: Agents, usage: Usage) -> Float[Tensor, " l"]:
-        """Return what a channel of each layer adds to the cost that is nearest to its limit, relative to the mean."""
+        """Return what a channel of each layer adds to the budgets' usage, relative to the mean over channels.
+
+        Budgets count by how near they are to their limits: alike where they are used alike.
+        """
         base = expected(self.space, self.groups, agents.chances)
-        used, added = usage(base), []
+        used, added = torch.tensor(usage(base), dtype=torch.float64), []
         for group in self.groups:
             width = base.width(group.name)
             step = -group.step if width > group.step else group.step
-            added.append(math.copysign(1.0, step) * (usage(base.with_width(group.name, width + step)) - used))
-        found = torch.tensor(added, dtype=torch.float32).clamp(min=0.0)
+            other = torch.tensor(usage(base.with_width(group.name, width + step)), dtype=torch.float64)
+            added.append(math.copysign(1.0, step) * (other - used))
+        nearness = (used / used.max()) ** _NEAREST
+        found = (torch.stack(added) @ nearness).clamp(min=0.0).float()
         mean = found[agents.layer.cpu()].mean()
         return found / mean if mean > 0 else torch.ones_like(found)
 
@@ -205,9 +213,9 @@ class Steering:
         assert self.usage is not None
         if bool(agents.accuracy.isnan()):
             return 0.0  # nobody has answered yet
-        start = max(self.usage(self.space.full), 1.0)
+        start = max(*self.usage(self.space.full), 1.0)
         aim = start ** (1.0 - min(share / max(self.settings.budget_by, 1e-9), 1.0))
-        ratio = self.usage(expected(self.space, self.groups, agents.chances)) / aim
+        ratio = max(self.usage(expected(self.space, self.groups, agents.chances))) / aim
         right = min(max(float(agents.accuracy), 1e-4), 1.0 - 1e-4)
         return float(min(ratio**-self.settings.gain / (1.0 - right) - 1.0, _MOST_PENALTY))
 
@@ -257,7 +265,7 @@ def chosen(
     low, high = 0, len(order)
     while low < high:  # the most that keep the budget
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if usage(keeping(middle)) <= 1.0 else (low, middle - 1)
+        low, high = (middle, high) if max(usage(keeping(middle))) <= 1.0 else (low, middle - 1)
     return keeping(low)
 
 
