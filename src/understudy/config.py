@@ -226,8 +226,9 @@ class ArchComp:
     """Architectures that descent starts from, in one batch."""
     descent_steps: int = 30
     """Steps of descent from each start."""
-    trust: float = 0.5
-    """How far a point may go from an architecture, as a share of the median distance between architectures."""
+    trust: float = 1.0
+    """How far descent goes from an architecture before it goes on from the best that it has met, as a share of the
+    median distance between architectures; adapted for each start."""
     changes: float = 3.0
     """How many decisions of a best student are drawn anew where architectures near to it are wanted."""
     apart: int = 2

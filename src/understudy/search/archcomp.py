@@ -31,7 +31,7 @@ from understudy.search.embedding import FIGURES, Embedding, Known, loaded, log_s
 from understudy.search.forecast import Forecast, in_turn, one_thread
 
 _AT_A_TIME = 5
-_SNAP = 5  # steps of descent after which a point is decoded
+_SNAP = 5  # steps of descent after which it goes on from the best that was decoded
 _BEST = 8  # known students that descent starts from
 _SAVED_DRAWS = 50  # of accuracy's posterior, of which a forecast's deviation is computed
 _SHORTLIST = 60  # decoded architectures whose exact costs are asked for in one update
@@ -67,38 +67,41 @@ def rewarded(log_parameters_B: Tensor, accuracy_B: Tensor) -> Tensor:
 def descend(
     objective: Objective, starts_SD: Int[Tensor, "s d"], draw_S: Int[Tensor, " s"], *, steps: int, radius: float
 ) -> Iterator[Int[Tensor, "s d"]]:
-    """Yield the architectures on the way from each start to a better objective, every few steps.
+    """Yield the best architecture that each start has come to, every few steps: its objective never falls.
 
-    A step goes along the gradient. A point that has come to stand for another architecture is encoded
-    anew, so that it is never farther than `radius` from one that the embedding was made of: heads are
-    not to be believed where nothing was ever encoded.
+    The objective is believed of what an architecture is encoded as, not of the points between. So what a step has
+    come to is decoded and encoded anew, and every few steps the descent goes on from the best of these, `radius` far
+    in all. Where none was better the next goes half as far, or twice where it never left its architecture.
     """
     embedding = objective.embedding
-    with torch.no_grad():
-        anchor_SCL = embedding.encode(starts_SD)
-    code_SCL, choices_SD = anchor_SCL, starts_SD
-    for step in range(1, steps + 1):
-        code_SCL = code_SCL.detach().requires_grad_()
-        (gradient_SCL,) = torch.autograd.grad(objective(code_SCL, draw_S).sum(), code_SCL)
-        code_SCL = code_SCL.detach() + radius / _SNAP * _scaled_to_one(gradient_SCL)
-        away_SCL = code_SCL - anchor_SCL
-        code_SCL = anchor_SCL + away_SCL * (radius / _norm(away_SCL)).clamp_max(1.0)
-        if step % _SNAP == 0:
+
+    def valued(choices_SD: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            code_SCL = embedding.encode(choices_SD)
+            return code_SCL, objective(code_SCL, draw_S)
+
+    best_SD = starts_SD
+    code_SCL, best_S = valued(best_SD)
+    reach_S = torch.full_like(best_S, radius)
+    for _ in range(-(-steps // _SNAP)):
+        before_S, moved_S = best_S, torch.zeros_like(best_S, dtype=torch.bool)
+        for _ in range(_SNAP):
+            code_SCL = code_SCL.detach().requires_grad_()
+            (gradient_SCL,) = torch.autograd.grad(objective(code_SCL, draw_S).sum(), code_SCL)
+            code_SCL = code_SCL.detach() + reach_S[:, None, None] / _SNAP * _scaled_to_one(gradient_SCL)
             now_SD = embedding.decode(code_SCL)
-            moved_S11 = (now_SD != choices_SD).any(1)[:, None, None]
-            with torch.no_grad():
-                anchor_SCL = torch.where(moved_S11, embedding.encode(now_SD), anchor_SCL)
-            code_SCL, choices_SD = torch.where(moved_S11, anchor_SCL, code_SCL), now_SD
-            yield now_SD
-
-
-def _norm(x_SCL: Tensor) -> Tensor:
-    norm_S: Tensor = x_SCL.flatten(1).norm(dim=1).clamp_min(1e-12)
-    return norm_S[:, None, None]
+            _, now_S = valued(now_SD)
+            moved_S |= (now_SD != best_SD).any(1)
+            best_SD = torch.where((now_S > best_S)[:, None], now_SD, best_SD)
+            best_S = torch.maximum(now_S, best_S)
+        further_S = torch.where(moved_S, 0.5 * reach_S, 2.0 * reach_S)
+        reach_S = torch.where(best_S > before_S, reach_S, further_S)
+        code_SCL, _ = valued(best_SD)
+        yield best_SD
 
 
 def _scaled_to_one(x_SCL: Tensor) -> Tensor:
-    return x_SCL / _norm(x_SCL)
+    return x_SCL / x_SCL.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
 
 
 # --- Fit, descend, train, and again ---
@@ -282,7 +285,7 @@ class ArchCompSearcher(Searcher):
 
     @property
     def radius(self) -> float:
-        """How far a point may go from an architecture: a share of the median distance between two of the pool."""
+        """How far descent goes from an architecture at first: a share of the median distance between two."""
         with torch.no_grad():
             code_BCL = self.embedding.encode(self._pool_BD[:256])
         return self._settings.trust * torch.pdist(code_BCL.flatten(1)).median().item()
