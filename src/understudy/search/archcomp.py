@@ -101,7 +101,7 @@ def descend(
 
 
 def _scaled_to_one(x_SCL: Tensor) -> Tensor:
-    return x_SCL / x_SCL.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
+    return x_SCL / torch.linalg.vector_norm(x_SCL, dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
 # --- Fit, descend, train, and again ---
