@@ -226,8 +226,9 @@ class N2NSearch(Searcher):
         self._stages: list[Stage] = []
         units = budget.offered_units(space, settings.granularity)
         kernels = settings.shrink_kernels and any(len(layer.kernels) > 1 for layer in space.layers)
-        removes, shrinks = bool(units) and settings.removal_updates > 0, bool(space.groups) or kernels
-        shrinks = shrinks and settings.shrinkage_updates > 0
+        removes = bool(units) and settings.removal_updates > 0
+        revisits = bool(units) and settings.revisit > 0.0 and not removes
+        shrinks = (bool(space.groups) or kernels or revisits) and settings.shrinkage_updates > 0
         refines = bool(units or space.groups or kernels) and settings.refinement_updates > 0
         # Where one stage has nothing to do, the other is asked for all.
         narrowest = budget.narrowest_of(
