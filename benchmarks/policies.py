@@ -1,6 +1,7 @@
 """Do N2N's policies learn? Both stages against random search on a known landscape in place of training.
 
     python benchmarks/policies.py                  # the table of docs/n2n.md
+    python benchmarks/policies.py --compare searchers --cases bt Bt             # other searchers beside N2N
     python benchmarks/policies.py --compare ablations                           # one device switched off at a time
     python benchmarks/policies.py --compare constraints controllers --cases rt St
 
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from understudy.architecture import Space
-from understudy.config import N2N, Method, RandomSearch
+from understudy.config import N2N, ArchComp, OptunaSearch, RandomSearch
 from understudy.goal import Goal
 from understudy.search.searchers import searcher_for
 from understudy.testing import ToyKind, run_searcher, toy_cost, toy_reward, toy_space
@@ -104,8 +106,10 @@ STAGES = {
     "even stages, as in the paper": replace(PLAIN, removal_updates=12, shrinkage_updates=12, revisit=0.0),
     "units and kernels revisited more often": N2N(revisit=0.25),
 }
-COMPARISONS = {
+SEARCHERS = {"TPE": OptunaSearch(), "ArchComp": ArchComp()}
+COMPARISONS: dict[str, Mapping[str, N2N | OptunaSearch | ArchComp]] = {
     "frozen": FROZEN,
+    "searchers": SEARCHERS,
     "stages": STAGES,
     "constraints": CONSTRAINTS,
     "controllers": CONTROLLERS,
@@ -113,10 +117,12 @@ COMPARISONS = {
 }
 
 
-def figures(case: Case, method: Method, seed: int) -> tuple[float, float]:
+def figures(case: Case, method: N2N | RandomSearch | OptunaSearch | ArchComp, seed: int) -> tuple[float, float]:
     """Return the best reward of a search and the mean reward of its last third of students."""
     reward = toy_reward(case.space, Goal(params=case.params))
-    if isinstance(method, N2N) and case.part != "both":
+    if not isinstance(method, N2N):
+        method = replace(method, students=case.students)
+    elif case.part != "both":
         method = replace(method, removal_updates=ALONE, shrinkage_updates=ALONE)
     searcher = searcher_for(method, case.space, reward, seed=seed, predict=toy_cost)
     rewards = [reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed)]
@@ -140,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--compare", nargs="+", choices=COMPARISONS, default=["frozen"])
     options = parser.parse_args()
-    methods: dict[str, N2N] = {"N2N": N2N(), "draws not ranked": PLAIN}
+    methods: dict[str, N2N | OptunaSearch | ArchComp] = {"N2N": N2N(), "draws not ranked": PLAIN}
     for comparison in options.compare:
         methods |= COMPARISONS[comparison]
     print("| case | best reward | beats random | mean of the last third | beats random |")
@@ -148,11 +154,12 @@ def main() -> None:
     for name in options.cases:
         case = CASES[name]
         seeds = range(options.seeds)
-        yardstick = [figures(case, RandomSearch(students=case.students), seed) for seed in seeds]
+        yardstick = [figures(case, RandomSearch(), seed) for seed in seeds]
         words = f"{name}: {case.kind}, {case.part}, {case.params or 'no budget'}"
         print(row(f"{words}, random", yardstick, yardstick))
         for called, method in methods.items():
-            if case.part == "shrinkage" and method.removal_controller != N2N().removal_controller:
+            other = isinstance(method, N2N) and method.removal_controller != N2N().removal_controller
+            if case.part == "shrinkage" and other:
                 continue  # there is nothing to remove
             print(row(f"{words}, {called}", [figures(case, method, seed) for seed in seeds], yardstick), flush=True)
 

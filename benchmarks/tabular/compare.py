@@ -89,9 +89,11 @@ def read(path: Path) -> dict[Key, dict[int, list[float]]]:
     return found
 
 
-def row(called: str, found: dict[int, list[float]], yardsticks: list[dict[int, list[float]]], best: float) -> str:
-    """Return one line of the table of results: at 20, 50 and all students, then against the yardsticks."""
-    last = [values[-1] for values in found.values()]
+def row(
+    called: str, found: dict[int, list[float]], yardsticks: list[dict[int, list[float]]], best: float, at: int
+) -> str:
+    """Return one line of the table of results: at 20 and 50 students, then at that many, and against the yardsticks."""
+    last = [values[AT.index(at)] for values in found.values()]
     cells = [called, str(len(found))]
     cells += [f"{statistics.fmean(values[AT.index(count)] for values in found.values()):.4f}" for count in (20, 50)]
     low, high = np.quantile(last, [0.1, 0.9])
@@ -101,12 +103,13 @@ def row(called: str, found: dict[int, list[float]], yardsticks: list[dict[int, l
         f"{low:.4f} to {high:.4f}",
         f"{best - statistics.fmean(last):.4f}",
     ]
-    return f"| {' | '.join([*cells, *(against(found, other) for other in yardsticks)])} |"
+    return f"| {' | '.join([*cells, *(against(found, other, at) for other in yardsticks)])} |"
 
 
-def against(found: dict[int, list[float]], other: dict[int, list[float]]) -> str:
-    """Return the mean difference at the last students and its standard error, over the seeds that both have."""
-    gains = [values[-1] - other[seed][-1] for seed, values in found.items() if seed in other]
+def against(found: dict[int, list[float]], other: dict[int, list[float]], at: int) -> str:
+    """Return the mean difference at that many students and its standard error, over the seeds that both have."""
+    place = AT.index(at)
+    gains = [values[place] - other[seed][place] for seed, values in found.items() if seed in other]
     if len(gains) < 2 or found is other:
         return ""
     wins = sum(gain > 0 for gain in gains) + sum(gain == 0 for gain in gains) / 2
@@ -128,12 +131,13 @@ def show(options: argparse.Namespace) -> None:
             best = max(reward(evaluation) for evaluation in table.evaluations)
             print(f"\n{name}, budget {params}, best of the table {best:.4f}\n")
             print(
-                "| method | seeds | 20 students | 50 | 100 | 10% to 90% | short of the best | less random | less TPE |"
+                f"| method | seeds | 20 students | 50 | {options.at} | 10% to 90% | short of the best | less random "
+                "| less TPE |"
             )
             print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
             yardsticks = [found.get("random", {}), found.get("TPE", {})]
             for called, curves in found.items():
-                print(row(called, curves, yardsticks, best))
+                print(row(called, curves, yardsticks, best, options.at))
             drawn = [Curve.of(called, list(curves.values())) for called, curves in found.items()]
             title = f"{name}, " + ("no budget" if params == "none" else f"{params} fewer parameters")
             panels.append(Panel(title=title, best=best, at=tuple(AT), curves=tuple(drawn)))
@@ -150,6 +154,7 @@ def main(methods: dict[str, Method] = METHODS, doc: str | None = __doc__) -> Non
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--results", type=Path, default=Path("runs/tabular/results.jsonl"))
     parser.add_argument("--show", action="store_true", help="print what was run")
+    parser.add_argument("--at", type=int, choices=AT, default=STUDENTS, help="students at which methods are compared")
     parser.add_argument("--plot", type=Path, help="SVG to draw the curves in, with --show")
     options = parser.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)
