@@ -63,6 +63,7 @@ METHODS: dict[str, Method] = {
     "TPE": OptunaSearch(students=STUDENTS),
     "ArchComp": ArchComp(students=STUDENTS),
     "N2N": N2N(shrinkage_updates=8),
+    "N2N, not filled": N2N(shrinkage_updates=8, fill=False),
     "N2N, two stages": N2N(removal_updates=2, shrinkage_updates=6),
 }
 DEVICE = Device(precision="bf16", memory_format="channels_last", threads=1)

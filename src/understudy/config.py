@@ -174,6 +174,9 @@ class N2N:
     """Draws more for each student while what is drawn breaks a predicted budget or was proposed before (N2N: 0)."""
     overshoot: float = 1.0
     """Share of a predicted budget above which a student is drawn again."""
+    fill: bool = True
+    """Bring every other draw of widths up to the predicted budgets: all grow in turn, a factor at a time, while they
+    keep them."""
     repair: Literal["never", "fallback", "always"] = "fallback"
     """Bring what breaks a predicted budget to a legal architecture near by: where no redraw keeps it, or at once."""
     memory: int = 4

@@ -101,7 +101,8 @@ def descend(
 
 
 def _scaled_to_one(x_SCL: Tensor) -> Tensor:
-    return x_SCL / torch.linalg.vector_norm(x_SCL, dim=(1, 2), keepdim=True).clamp_min(1e-12)
+    norm_S11: Tensor = torch.linalg.vector_norm(x_SCL, dim=(1, 2), keepdim=True)
+    return x_SCL / norm_S11.clamp_min(1e-12)
 
 
 # --- Fit, descend, train, and again ---

@@ -47,6 +47,10 @@ class Removal:
             removed=[unit for unit, keep in zip(self._units, choices_D.tolist(), strict=True) if not keep]
         )
 
+    def filled(self, choices_D: Tensor, used: Used) -> Tensor:
+        """Return the same: what stage 1 leaves, stage 2 makes narrower."""
+        return choices_D
+
     def first(self, used: Used) -> Tensor | None:
         """Return the choices that the search should try before any that are drawn: none."""
         return None
@@ -180,6 +184,23 @@ class Shrinkage:
         ]
         return _mended(choices_D, steps, self.architecture, used)
 
+    def filled(self, choices_D: Tensor, used: Used) -> Tensor:
+        """Return choices near by that use the budgets up: widths grow in turn, a factor at a time, while they fit."""
+        now = self.architecture(choices_D)
+        growing = [decision for decision, (kind, _) in enumerate(self._values) if kind == "width"]
+        if not 0.0 < used(now) <= 1.0:  # 0: no budget that can be predicted
+            return choices_D
+        while growing:
+            for decision in growing.copy():
+                trial_D = choices_D.clone()
+                trial_D[decision] = self._higher(int(choices_D[decision]))
+                tried = self.architecture(trial_D)
+                if trial_D[decision] == choices_D[decision] or (tried != now and used(tried) > 1.0):
+                    growing.remove(decision)
+                else:
+                    choices_D, now = trial_D, tried
+        return choices_D
+
     def first(self, used: Used) -> Tensor | None:
         """Return the choices that the search should try before any that are drawn: all widths alike, if budgets ask."""
         if not self._gathers:
@@ -187,6 +208,11 @@ class Shrinkage:
         widest = max(range(len(self._factors)), key=self._factors.__getitem__)
         stays = [(values.index(self._now(*key)), key[0]) for key, values in self._values.items()]
         return self.mended(torch.tensor([widest if kind == "width" else stay for stay, kind in stays]), used)
+
+    def _higher(self, choice: int) -> int:
+        """Return the next larger factor, or the same if there is none."""
+        larger = [i for i, factor in enumerate(self._factors) if factor > self._factors[choice]]
+        return min(larger, key=self._factors.__getitem__, default=choice)
 
     def _lower(self, choice: int) -> int:
         """Return the next smaller factor, or the same if there is none."""

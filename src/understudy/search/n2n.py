@@ -113,14 +113,18 @@ class Stage:
         return self._scoring.worth(self._proposals.cost(architecture), architecture)
 
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
+        settings = self._settings
         first_D = self._choices.first(self._usage) if self._done == 0 else None
         if first_D is not None:
+            first_D = self._choices.filled(first_D, self._usage) if settings.fill else first_D
             yield first_D, self._choices.architecture(first_D)
         while True:
-            count = self._settings.rollouts * self._settings.draws_per_rollout
-            for choices_D in self.policy.sample(self._uniform(count)):
+            uniform_BD = self._uniform(settings.rollouts * settings.draws_per_rollout)
+            for number, choices_D in enumerate(self.policy.sample(uniform_BD)):
+                if settings.fill and number % 2:
+                    choices_D = self._choices.filled(choices_D, self._usage)
                 draw = choices_D, self._choices.architecture(choices_D)
-                yield self._mended(draw) if self._settings.repair == "always" else draw
+                yield self._mended(draw) if settings.repair == "always" else draw
 
     def _mended(self, draw: tuple[Tensor, Architecture]) -> tuple[Tensor, Architecture]:
         choices_D = self._choices.mended(draw[0], self._usage)
