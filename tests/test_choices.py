@@ -200,6 +200,29 @@ def test_mended_widths_give_way_in_turn_until_the_budget_is_kept(share: float) -
     assert torch.equal(shrinkage.mended(mended_D, used), mended_D)
 
 
+@pytest.mark.parametrize("kind", ["chain", "residual"])
+def test_filled_widths_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKind) -> None:
+    space = toy_space(kind)
+    shrinkage, most = Shrinkage(space.full, N2N()), toy_cost(space.full).parameters / 20
+    shrinkage.policy.start(torch.Generator().manual_seed(0), None)
+    shrinkage.policy.lean(-12.0)
+    uniform_BD = torch.rand(8, shrinkage.decisions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def used(architecture: Architecture) -> float:
+        return toy_cost(architecture).parameters / most
+
+    for choices_D in shrinkage.policy.sample(uniform_BD):
+        before = shrinkage.architecture(choices_D)
+        after = shrinkage.architecture(shrinkage.filled(choices_D, used))
+        assert (after.removed, after.kernels) == (before.removed, before.kernels)
+        assert used(before) < used(after) <= 1.0
+        assert used(after) > 0.75
+        assert all(after.width(group.name) >= before.width(group.name) for group in space.groups)
+    full_D = torch.full((shrinkage.decisions,), 9)
+    assert torch.equal(shrinkage.filled(full_D, used), full_D)  # over the budget: that is mended
+    assert torch.equal(shrinkage.filled(choices_D, lambda a: 0.0), choices_D)  # without one there is nothing to fill
+
+
 def test_budgets_are_columns_of_the_state() -> None:
     rows, settings = rows_of(toy_space().full), N2N(budget_columns=True)
     plain_LI, told_LI = encode(rows, N2N()), encode(rows, settings, asked(toy_reward(toy_space(), Goal(params="100x"))))
