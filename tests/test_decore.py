@@ -21,7 +21,7 @@ LABELS = torch.tensor([0, 1])
 
 
 def agents(together: bool = False, **settings: Any) -> Agents:
-    chosen = Decore(**{"pooled": 0.0, "score": "right", **settings})
+    chosen = Decore(**{"pooled": 0.0, "pooled_layers": 0.0, "score": "right", **settings})
     made = Agents(GROUPS, chosen, examples=2, steps=1000, together=together)
     made.weights.copy_(WEIGHTS)
     if together:
@@ -100,6 +100,19 @@ def test_agents_of_a_group_share_what_answers_tell(monkeypatch: pytest.MonkeyPat
     ratios = found / (chances * (1 - chances))
     assert torch.allclose(ratios, ratios[[0, 0, 0, 3, 3]], atol=1e-4)
     assert not torch.allclose(brute_force(3.0, "right"), found, atol=1e-3)
+
+
+def test_layers_share_what_answers_tell_by_their_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What all are told stays unbiased, and with all of it shared each agent gets by how open it is and what it saves.
+    known = brute_force(3.0, "right", together=True)
+    chances = torch.sigmoid(WEIGHTS)
+    for share in (0.5, 1.0):
+        found = 4.0 * mean_gradient(monkeypatch, together=True, pooled_layers=share, penalty=3.0, baseline="none")
+        assert torch.allclose(found.sum(), known.sum(), atol=1e-5)
+        apart = found - (1 - share) * known
+        ratios = apart / (chances * (1 - chances) * WORTH[[0, 0, 0, 1, 1]])
+        assert torch.allclose(ratios, ratios[[0]], atol=1e-4)
+    assert not torch.allclose(known, found, atol=1e-2)
 
 
 def test_the_baseline_lowers_the_variance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ _AT_LEAST_ONE = {
 }
 _SHARES = {
     *("label_smoothing", "baseline_decay", "stop_below", "stage_one_share", "revisit"),
-    *("budget_by", "importance", "pooled"),
+    *("budget_by", "importance", "pooled", "pooled_layers"),
 }
 
 

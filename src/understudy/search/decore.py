@@ -120,11 +120,18 @@ class Agents(nn.Module):
         self._ascend(gradient / (1.0 + self.penalty.clamp(min=0.0)))
 
     def _pooled(self, gradient: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
-        """Return the gradient with a part of each agent's replaced by its share in the sum of its layer's."""
+        """Return the gradient with a part of each agent's replaced by its share in the sum of its layer's.
+
+        With `together` a part of that is replaced in turn by its share in the sum of all, by what channels are worth.
+        """
         spread = self.chances * (1.0 - self.chances)
         sums = torch.zeros((2, self.layers), device=gradient.device)
         sums.index_add_(1, self.layer, torch.stack([gradient, spread]))
-        return gradient.lerp(spread * (sums[0] / sums[1].clamp(min=1e-9))[self.layer], self.settings.pooled)
+        pooled = gradient.lerp(spread * (sums[0] / sums[1].clamp(min=1e-9))[self.layer], self.settings.pooled)
+        if not self.together:
+            return pooled
+        price = sums[0].sum() / (sums[1] * self.worth).sum().clamp(min=1e-9)
+        return pooled.lerp(spread * price * self.worth[self.layer], self.settings.pooled_layers)
 
     def _scores(self, logits: Tensor, labels: Tensor) -> Float[Tensor, " b"]:
         if self.settings.score == "likelihood":
