@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.tabular import build, networks
+from benchmarks.tabular import build, compare, networks
 from benchmarks.tabular.compare import METHODS, STUDENTS, curve
+from benchmarks.tabular.embedding import fitted, ranks
 from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.tabular.table import Table, all_architectures, search
 from understudy.analysis import Analysis, analyse
@@ -22,6 +24,7 @@ from understudy.search.searchers import searcher_for
 
 FOLDER = Path(build.__file__).parent
 FILES = sorted(FOLDER.glob("*.npz"))
+WHOLE = {"skip-mnist"}
 
 
 def analysis_of(network: str, shape: Sequence[int], width: int = 24) -> Analysis:
@@ -82,6 +85,30 @@ def test_what_is_saved_is_loaded(table: Table, tmp_path: Path) -> None:
     assert again.reward("5x") == table.reward("5x")
 
 
+def test_a_part_of_a_table_knows_what_it_lacks(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = replace(table, evaluations=table.evaluations[::3], repeats=())
+    inside, outside = (table.evaluations[number].architecture for number in (0, 1))
+    assert table.whole and not part.whole
+    assert inside in part and part.cost(inside) == table.cost(inside)
+    assert outside not in part and part.cost(outside) is None
+    part.save(tmp_path / "part.npz")
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    command = ["compare", "--tables", "part", "--methods", "random", "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="needs a whole table, but part is a part"):
+        compare.main()
+
+
+def test_an_embedding_of_a_part_is_fitted_to_what_is_in_it(table: Table) -> None:
+    full = next(e for e in table.evaluations if e.architecture == table.space.full)
+    part = replace(table, evaluations=tuple({full, *table.evaluations[::2]}), repeats=())
+    settings = ArchComp(students=50, start=25, samples=100, fit_steps=5)
+    searcher, objective, known = fitted(part, settings, seed=0)
+    assert 15 < len(known) <= 26 and known <= {e.architecture.digest for e in part.evaluations}
+    figures = ranks(part, searcher, objective, known)
+    assert len(figures) == 2 and all(-1.0 <= value <= 1.0 for value in figures.values())
+
+
 def test_a_curve_never_falls_and_ends_at_the_best(table: Table) -> None:
     reached = curve(table, "5x", METHODS["random"], 0)
     reward = table.reward("5x")
@@ -108,7 +135,9 @@ def test_tables_here_are_whole_and_made_by_the_networks_here(path: Path) -> None
     analysis = analysis_of(table.about["network"], table.about["images"]["shape"])
     assert path.stat().st_size < 300_000
     assert table.space == analysis.space
-    assert [e.architecture for e in table.evaluations] == all_architectures(analysis.space)
+    everything = all_architectures(analysis.space)
+    assert [e.architecture for e in table.evaluations] == [a for a in everything if a in table]
+    assert table.whole == (path.stem in WHOLE)
     assert table[table.space.full].cost == predict(analysis, analysis.space.full)
     assert len(table.repeats) == build.REPEATED and all(len(row) == len(build.SEEDS) for row in table.repeats)
     assert all(row[0] == table[row[0].architecture] for row in table.repeats)

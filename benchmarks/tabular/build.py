@@ -2,6 +2,7 @@
 
     python -m benchmarks.tabular.build skip-mnist --data data/mnist
     python -m benchmarks.tabular.build chain-cifar10 --data data/cifar10
+    python -m benchmarks.tabular.build chain-cifar10 --data data/cifar10 --most 1000   # a random part
 
 Called again it continues where it was interrupted. One process, one thread; the file appears beside this script
 when all is done. Sixty architectures are trained with two more seeds, which tells the luck of a training from what
@@ -119,8 +120,8 @@ def evaluators(plan: Plan, analysis: Analysis, data: Data, compute: Compute, fol
     ]  # fmt: skip
 
 
-def build(name: str, data: Data, work: Path, command: str) -> Table:
-    """Return the table, trained where it is not yet."""
+def build(name: str, data: Data, work: Path, command: str, most: int | None = None) -> Table:
+    """Return the table, or a random part of at most so many and the teacher, trained where it is not yet."""
     plan = PLANS[name]
     training = Training(epochs=plan.teacher_epochs, lr=0.005, loss="ce")
     teaching = Teaching(training=training, device=plan.device)
@@ -133,8 +134,9 @@ def build(name: str, data: Data, work: Path, command: str) -> Table:
     architectures = all_architectures(analysis.space)
     log = Log(work / "evaluations.jsonl", analysis.space)
     # In random order, so that a part of the table is a fair sample of it.
-    shuffled = random.Random(0).sample(architectures, len(architectures))
-    train_all(first, shuffled, log, "table")
+    shuffled = random.Random(0).sample(architectures, len(architectures))[:most]
+    architectures = [a for a in architectures if a in {*shuffled, analysis.space.full}]
+    train_all(first, [*shuffled, analysis.space.full], log, "table")
     sample = shuffled[:REPEATED]
     repeats = [train_all(other, sample, log, f"seed {other.seed}") for other in others]
     return Table(
@@ -165,15 +167,15 @@ def main() -> None:
     parser.add_argument("name", choices=PLANS)
     parser.add_argument("--data", required=True, help="folder of images, with train/<class>/*")
     parser.add_argument("--work", type=Path, help="folder for what is unfinished (default: runs/tabular/NAME)")
+    parser.add_argument("--most", type=int, help="architectures to train (default: all); searches need all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = Data.from_folder(options.data, size=PLANS[options.name].size, progress=False)
     work = options.work or Path("runs/tabular") / options.name
     work.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(
-        ["python", "-m", "benchmarks.tabular.build", options.name, "--data", f"data/{Path(options.data).name}"]
-    )
-    table = build(options.name, data, work, command)
+    words = ["python", "-m", "benchmarks.tabular.build", options.name, "--data", f"data/{Path(options.data).name}"]
+    command = shlex.join([*words, *(["--most", str(options.most)] if options.most else [])])
+    table = build(options.name, data, work, command, options.most)
     table.save(HERE / f"{options.name}.npz")
     json.dump(dict(table.about), sys.stdout, indent=1)
 

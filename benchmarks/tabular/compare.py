@@ -61,6 +61,8 @@ def run(options: argparse.Namespace, methods: dict[str, Method]) -> None:
     known = {(*key, seed) for key, seeds in read(options.results).items() for seed in seeds}
     for name in options.tables:
         table = Table.load(HERE / f"{name}.npz")
+        if not table.whole:
+            raise SystemExit(f"a search needs a whole table, but {name} is a part: leave it out of --tables")
         for seed in range(options.seeds):
             for params in options.params:
                 for called in options.methods:

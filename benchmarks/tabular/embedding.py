@@ -4,7 +4,8 @@
 
 The embedding is fitted once to the labels of random search's students. Its accuracies are compared with the true
 ones of every other architecture of the table; its objective (the reward without a budget) with the true one of the
-points on the way of a descent from the teacher, the best known students and the most promising others.
+points on the way of a descent from the teacher, the best known students and the most promising others. Where a table
+is a part of its Space, only what is in it is a label, and only accuracies are compared.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ RANK = "rank correlation of accuracy, rest of the table"
 TOP = "the same, upper half of the true rewards"
 
 
-def fitted(table: Table, labels: int, seed: int) -> tuple[ArchCompSearcher, Objective, set[str]]:
-    """Return a search whose embedding was fitted once, to that many students of random search, and their digests."""
-    settings = ArchComp(students=2 * labels, start=labels)
+def fitted(table: Table, settings: ArchComp, seed: int) -> tuple[ArchCompSearcher, Objective, set[str]]:
+    """Return a search whose embedding was fitted once, to its random start and the teacher, and their digests."""
     searcher = ArchCompSearcher(table.space, table.reward(), settings, seed=seed, predict=table.cost)
     known = {table.space.full.digest}
     while searcher.stage == "random":
         proposals = searcher.propose()
-        known |= {architecture.digest for architecture in proposals}
-        searcher.learn([table[architecture] for architecture in proposals])
+        told = [table[architecture] for architecture in proposals if architecture in table]
+        known |= {evaluation.architecture.digest for evaluation in told}
+        searcher.learn(told)
     return searcher, searcher.fit(), known
 
 
@@ -77,17 +78,22 @@ def along(table: Table, searcher: ArchCompSearcher, objective: Objective) -> dic
         true_S = rewarded(searcher.exact(choices_SD)[:, 0], accuracy_S)
         figures[f"objective after {5 * number} steps, predicted"] = guessed_S.mean().item()
         figures[f"objective after {5 * number} steps, true"] = true_S.nanmean().item()
+    for kind in ("predicted", "true"):
+        last = settings.descent_steps
+        gain = figures[f"objective after {last} steps, {kind}"] - figures[f"objective after 0 steps, {kind}"]
+        figures[f"gain of the objective, {kind}"] = gain
     return figures | {"can be built": statistics.fmean(built)}
 
 
 def figures_of(table: Table, labels: int, seed: int) -> dict[str, float]:
     """Return all figures of one seed."""
-    searcher, objective, known = fitted(table, labels, seed)
-    return ranks(table, searcher, objective, known) | along(table, searcher, objective)
+    searcher, objective, known = fitted(table, ArchComp(students=2 * labels, start=labels), seed)
+    figures = {"different labels": len(known)} | ranks(table, searcher, objective, known)
+    return figures | along(table, searcher, objective) if table.whole else figures
 
 
 def main() -> None:
-    """Print the figures: mean, standard deviation and least over seeds."""
+    """Print the figures: mean, its standard error and least over seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", default=sorted(path.stem for path in HERE.glob("*.npz")))
     parser.add_argument("--labels", type=int, default=200)
@@ -99,8 +105,8 @@ def main() -> None:
         rows = [figures_of(table, options.labels, seed) for seed in range(options.seeds)]
         for figure in rows[0]:
             values = [row[figure] for row in rows]
-            spread = statistics.stdev(values) if len(values) > 1 else math.nan
-            print(f"| {name} | {figure} | {statistics.fmean(values):.4f} +- {spread:.4f} | {min(values):.4f} |")
+            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            print(f"| {name} | {figure} | {statistics.fmean(values):.4f} +- {error:.4f} | {min(values):.4f} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A table of a whole small Space: every architecture that a search can propose, really trained once.
+"""A table of a small Space: every architecture that a search can propose, or a random part, really trained once.
 
 The file holds decisions, costs and accuracies as arrays, and what they were made by as JSON.
 """
@@ -50,7 +50,7 @@ def _product(choices: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What became of every architecture of a Space, and of some of them with other seeds."""
+    """What became of every architecture of a Space or a random part, and of some of them with other seeds."""
 
     space: Space
     evaluations: tuple[Evaluation, ...]
@@ -61,13 +61,21 @@ class Table:
         """Return the evaluation of an architecture; KeyError if it is none of the table."""
         return self._by_digest[architecture.digest]
 
+    def __contains__(self, architecture: Architecture) -> bool:
+        return architecture.digest in self._by_digest
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether every architecture that a search can propose is there."""
+        return len(self.evaluations) == len(all_architectures(self.space))
+
     @cached_property
     def _by_digest(self) -> dict[str, Evaluation]:
         return {evaluation.architecture.digest: evaluation for evaluation in self.evaluations}
 
     def cost(self, architecture: Architecture) -> Cost | None:
-        """Return the exact cost, as searchers may know it before anything is trained."""
-        return self[architecture].cost
+        """Return the exact cost, as searchers may know it before anything is trained; None outside of the table."""
+        return self[architecture].cost if architecture in self else None
 
     def reward(self, params: str | None = None) -> Reward:
         """Return N2N's reward in this table, with a budget on parameters such as "5x"."""
