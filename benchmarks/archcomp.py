@@ -46,7 +46,7 @@ YARDSTICKS: dict[str, Callable[[int], Method]] = {
 }
 ABLATIONS: dict[str, dict[str, float]] = {
     "no descent": {"descent_steps": 0},
-    "no trust region": {"trust": 1e3},
+    "half the radius": {"trust": 0.5},
     "no noise": {"noise": 0.0},
     "costs alone shape it": {"accuracy_weight": 0.0},
     "the mean for all": {"draws": 1},
