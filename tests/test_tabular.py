@@ -66,7 +66,8 @@ def test_every_proposal_of_every_searcher_is_in_the_table(table: Table, called: 
         method = replace(method, students=30)
     searcher = searcher_for(method, table.space, table.reward("5x"), seed=0, predict=table.cost)
     found = search(searcher, table, STUDENTS)
-    assert len(found) == {"uniform": 2, "ArchComp": 30, "TPE": 30, "NSGA-II": 30}.get(called, STUDENTS)
+    # Of two uniform widths one breaks the budget.
+    assert len(found) == {"uniform": 1, "ArchComp": 30, "TPE": 30, "NSGA-II": 30}.get(called, STUDENTS)
 
 
 def test_each_architecture_is_there_once_and_the_teacher_among_them(table: Table) -> None:
