@@ -5,10 +5,10 @@
 
 Costs are the exact ones of the real teachers. Nothing is trained: accuracies come from a formula, a function of what
 each layer is (depth, width, stride, kernel, skips) that is the same for both teachers and another one for each seed.
-Each stage alone, 12 updates of 5 students: removals are asked for 2x fewer parameters, widths and kernels for 10x.
-Two rewards are to be reached: the mean of the last three updates from scratch, by the mean of an update; and
-97% of the best from scratch, by the best so far. Searches from a policy end once both are reached; where one is
-not, all 60 students count.
+Each stage alone, 12 updates of 5 students: removals are asked for 2x fewer parameters, widths and kernels for 10x, and
+so are units, widths and kernels together, by the policy's draws alone or ("ranked") as by default. Two rewards are to
+be reached: the mean of the last three updates from scratch, by the mean of an update; and 97% of the best from scratch,
+by the best so far. Searches from a policy end once both are reached; where one is not, all 60 students count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,9 +28,12 @@ from understudy.goal import Goal, Reward
 from understudy.search.n2n import N2NSearch
 from understudy.testing import toy_accuracy
 
+_POLICY = N2N(draws_per_rollout=1, fill=False)  # its own draws alone, as the paper transfers no more
 STAGES = {
-    "removal": (N2N(removal_updates=12, shrinkage_updates=0), Goal(params="2x")),
-    "shrinkage": (N2N(removal_updates=0, shrinkage_updates=12, revisit=0.0), Goal(params="10x")),
+    "removal": (replace(_POLICY, removal_updates=12, shrinkage_updates=0), Goal(params="2x")),
+    "shrinkage": (replace(_POLICY, removal_updates=0, shrinkage_updates=12, revisit=0.0), Goal(params="10x")),
+    "together": (replace(_POLICY, removal_updates=0, shrinkage_updates=12), Goal(params="10x")),
+    "ranked": (N2N(removal_updates=0, shrinkage_updates=12), Goal(params="10x")),
 }
 WHOLE = 60  # students of a whole stage
 SHARE = 0.97  # of the best reward from scratch
