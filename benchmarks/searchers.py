@@ -4,12 +4,15 @@
     python -m benchmarks.searchers cifar10 --data data/cifar10 --teacher teachers/cifar10
     python -m benchmarks.searchers mnist --show                                          # tables of what was run
     python -m benchmarks.searchers mnist cifar10 --show --plot docs/real-searchers.svg
+    python -m benchmarks.searchers cifar10 --data data/cifar10 --teacher teachers/resnet34 --out runs/resnet34 \
+        --methods N2N "N2N, transferred" --policy-from runs/searchers
 
 Every method searches with the same budget, the same short training of its students and the same seeds; its best
 student by reward is trained once more, longer, and read on the test split. A seed decides the search, the examples that
 students see, their order and their final training. Students are kept in one store for each seed, which all methods
-share: what random search drew is not trained again for those that start with it. Called again the command goes on where
-it was interrupted. One process, one thread.
+share: what random search drew is not trained again for those that start with it. The last command transfers: policies
+start where the same plan's searches on another teacher ended. Called again the command goes on where it was
+interrupted. One process, one thread.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from benchmarks.tabular.plot import Curve, Panel, svg
 from understudy.architecture import Architecture
@@ -56,6 +62,7 @@ from understudy.teach import first_images, load_teacher
 from understudy.train import accuracy, choose_compute
 
 STUDENTS = 40
+TRANSFERRED = "N2N, transferred"
 AT = tuple(range(5, STUDENTS + 1, 5))
 METHODS: dict[str, Method] = {
     "random": RandomSearch(students=STUDENTS),
@@ -64,7 +71,11 @@ METHODS: dict[str, Method] = {
     "ArchComp": ArchComp(students=STUDENTS),
     "N2N": N2N(shrinkage_updates=8),
     "N2N, not filled": N2N(shrinkage_updates=8, fill=False),
+    "N2N, not learned": N2N(shrinkage_updates=8, draws_per_rollout=1, shrinkage_lr=0.0),  # random, filled
+    "N2N, policy alone": N2N(shrinkage_updates=8, draws_per_rollout=1),
+    "N2N, ranking alone": N2N(shrinkage_updates=8, shrinkage_lr=0.0),
     "N2N, two stages": N2N(removal_updates=2, shrinkage_updates=6),
+    TRANSFERRED: N2N(shrinkage_updates=8),
 }
 DEVICE = Device(precision="bf16", memory_format="channels_last", threads=1)
 PLANS = {
@@ -105,8 +116,8 @@ class Arena:
         reward = Reward(teacher_cost=task.cost, teacher_accuracy=evaluator.teacher_accuracy, budgets=budgets)
         return cls(task=task, evaluator=evaluator, reward=reward, folder=folder)
 
-    def searched(self, called: str, method: Method) -> list[Evaluation]:
-        """Return the students of one search, in the order in which they were proposed."""
+    def searched(self, called: str, method: Method, policy: Mapping[str, Tensor] | None) -> list[Evaluation]:
+        """Return the students of one search, in the order in which they were proposed; keep what it learned."""
         found: list[Evaluation] = []
         seed = self.task.settings.seed
 
@@ -122,7 +133,9 @@ class Arena:
                 on_done(evaluations[-1])
             return evaluations
 
-        searcher = searcher_for(method, self.task.space, self.reward, seed=seed, predict=self.task.predict)
+        searcher = searcher_for(
+            method, self.task.space, self.reward, seed=seed, predict=self.task.predict, policy=policy
+        )
         with Store(self.folder / "study.db", self.task.space) as store:
             search(
                 searcher,
@@ -131,6 +144,9 @@ class Arena:
                 key_of=lambda architecture: self.evaluator.failed(architecture, "").key,
                 on_update=told,
             )
+        learned = {name: value for name, value in searcher.state_dict().items() if isinstance(value, Tensor)}
+        if learned:
+            save_file(learned, self.folder / f"{called}.safetensors")
         return found[:STUDENTS]
 
     def finished(self, architecture: Architecture) -> dict[str, Any]:
@@ -166,7 +182,12 @@ def run(name: str, options: argparse.Namespace) -> None:
         arena = Arena.of(Task.of(teacher, data, _with_seed(plan, seed)), folder)
         for called in missing:
             began = time.process_time()
-            found = arena.searched(called, METHODS[called])
+            policy = (
+                load_file(options.policy_from / name / f"seed-{seed}" / "N2N.safetensors")
+                if called == TRANSFERRED
+                else None
+            )
+            found = arena.searched(called, METHODS[called], policy)
             best = finalists(found, arena.reward, 1)[0]
             figures = arena.finished(best)
             result = {
@@ -243,7 +264,10 @@ def main() -> None:
     parser.add_argument("plans", nargs="+", choices=PLANS)
     parser.add_argument("--data", help="folder of images; with one plan")
     parser.add_argument("--teacher", help="what `understudy teach` left; with one plan")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[m for m in METHODS if m != TRANSFERRED])
+    parser.add_argument(
+        "--policy-from", type=Path, help=f'the --out of searches on another teacher, for "{TRANSFERRED}"'
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/searchers"))
     parser.add_argument("--show", action="store_true", help="print what was run")
@@ -254,6 +278,8 @@ def main() -> None:
         panels = [panel for name in options.plans if (panel := show(name, options))]
         if options.plot:
             options.plot.write_text(svg(panels), encoding="utf-8")
+    elif TRANSFERRED in options.methods and options.policy_from is None:
+        parser.error(f"{TRANSFERRED} needs --policy-from")
     elif len(options.plans) == 1 and options.data and options.teacher:
         run(options.plans[0], options)
     else:

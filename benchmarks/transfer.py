@@ -7,8 +7,9 @@ Costs are the exact ones of the real teachers. Nothing is trained: accuracies co
 each layer is (depth, width, stride, kernel, skips) that is the same for both teachers and another one for each seed.
 Each stage alone, 12 updates of 5 students: removals are asked for 2x fewer parameters, widths and kernels for 10x, and
 so are units, widths and kernels together, by the policy's draws alone or ("ranked") as by default. Two rewards are to
-be reached: the mean of the last three updates from scratch, by the mean of an update; and 97% of the best from scratch,
-by the best so far. Searches from a policy end once both are reached; where one is not, all 60 students count.
+be reached: the mean of the last three updates from scratch, by the mean of an update; and the best from scratch, or
+--share of it, by the best so far. Searches from a policy end once both are reached; where one is not, all 60 students
+count.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ STAGES = {
     "ranked": (N2N(removal_updates=0, shrinkage_updates=12), Goal(params="10x")),
 }
 WHOLE = 60  # students of a whole stage
-SHARE = 0.97  # of the best reward from scratch
 TEACHERS = {
     "vgg11": ("vgg11", {}),
     "vgg19": ("vgg19", {}),
@@ -100,12 +100,12 @@ def needed(rewards: Sequence[Sequence[float]], mean: float, best: float) -> tupl
     return found[0], found[1]
 
 
-def compared(smaller: Teacher, larger: Teacher, stage: str, seed: int) -> tuple[list[str], list[int]]:
+def compared(smaller: Teacher, larger: Teacher, stage: str, seed: int, share: float) -> tuple[list[str], list[int]]:
     """Return the cells of a row, and the students needed: from scratch and transferred, for the mean and the best."""
     _, policy = Search(smaller, stage, seed).run()
     scratch, _ = Search(larger, stage, seed).run()
     mean = statistics.fmean(reward for update in scratch[-3:] for reward in update)
-    best = SHARE * max(reward for update in scratch for reward in update)
+    best = share * max(reward for update in scratch for reward in update)
 
     def both(rewards: list[list[float]]) -> bool:
         return bool(rewards) and max(map(statistics.fmean, rewards)) >= mean and max(map(max, rewards)) >= best
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=PAIRS, help="FROM:TO")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0, help="of the best reward from scratch, to be reached")
     options = parser.parse_args()
     print(
         "| from, to | stage | seed | first update: scratch | transferred | mean to reach | scratch | transferred |",
@@ -135,7 +136,7 @@ def main() -> None:
         for stage in options.stages:
             needs: list[list[int]] = []
             for seed in range(options.seeds):
-                cells, counts = compared(smaller, larger, stage, seed)
+                cells, counts = compared(smaller, larger, stage, seed, options.share)
                 needs.append(counts)
                 print(f"| {', '.join(names)} | {stage} | {seed} | {' | '.join(cells)} |", flush=True)
             sums = [sum(column) for column in zip(*needs, strict=True)]

@@ -31,7 +31,7 @@ _START = N2N()  # whose untrained policies random search draws like
 class RandomSearcher(Searcher):
     """Draws every unit, width and kernel independently, as N2N does before it has learned.
 
-    It gets all of N2N's help that costs no training, so that what N2N does better is learned. With a budget widths
+    It starts where N2N starts, so that what N2N does better is learned, but for `N2N.fill`. With a budget widths
     gather around a factor that is calibrated on predicted costs, so that the median of what is drawn keeps the
     budgets, units and kernels go where that is not enough, the first student is the widest uniform one, and what
     breaks a budget or was proposed before is drawn again.
