@@ -247,6 +247,15 @@ def test_the_default_rate_gets_to_the_budget_on_small_data(teacher: Teacher, tmp
     assert "give more decore.training.epochs or a larger decore.agent_lr (it was 0.01)" in logs[1]
 
 
+def test_agents_of_a_network_that_guesses_are_warned_of(teacher: Teacher, tmp_path: Path) -> None:
+    logs = []
+    for name, goal, rate in (("careful", GOAL, METHOD.agent_lr), ("hasty", us.Goal(params="30x"), 1.0)):
+        squeeze(teacher, tmp_path / name, method=replace(METHOD, agent_lr=rate), goal=goal)
+        logs.append((tmp_path / name / "run.log").read_text())
+    assert "agents heard no more" not in logs[0]
+    assert re.search(r"in the end \d+\.\d+% of the answers with masks were right, where a guess has \d+", logs[1])
+
+
 def test_what_does_not_agree_is_not_saved(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from understudy.gated import Gate
 

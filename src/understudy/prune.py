@@ -41,6 +41,7 @@ from understudy.train import Progress, train
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
 _LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
+_DEAF = 0.1  # of what the teacher answers better than a guess, under which answers with masks tell agents nothing
 _EVERYWHERE = ("parameters", "macs", "size_mb", "latency_ms")  # each layer adds to these, few to the peak of memory
 _WIDTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)  # whose latency is measured
 
@@ -92,6 +93,7 @@ class Pruning:
         )
         self._train(learner, steering, lesson)
         self._warn_if_late(learner.agents, steering)
+        self._warn_if_deaf(learner.agents)
         network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         learner.cpu()
         analysis = self._analysed(network)
@@ -139,6 +141,15 @@ class Pruning:
                 f"the agents did not get to the budget: what they keep on average takes {used:.2f} times of it, so "
                 f"channels go that they would keep; give more decore.training.epochs or a larger decore.agent_lr "
                 f"(it was {agents.rate:.3g})"
+            )
+
+    def _warn_if_deaf(self, agents: Agents) -> None:
+        """Say so if the network fell to guessing while channels went."""
+        guess, reached = 1.0 / len(self.task.data.classes), float(agents.accuracy)
+        if reached - guess < _DEAF * (self.evaluator.teacher_accuracy - guess):
+            self.display.warn(
+                f"in the end {share(reached)} of the answers with masks were right, where a guess has {share(guess)}: "
+                f"agents heard no more which channels are needed; give more decore.training.epochs"
             )
 
     def _train(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:
