@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -85,3 +86,26 @@ def test_uniform_starts_at_the_widest_that_keeps_the_budget() -> None:
     assert 0.9 < used[0] <= 1.0
     assert used == sorted(used, reverse=True)
     assert len(used) > 4
+
+
+@pytest.mark.parametrize("kind", ["chain", "residual"])
+def test_filled_draws_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKind) -> None:
+    space = toy_space(kind)
+    reward = toy_reward(space, Goal(params="20x"))
+    most = reward.budgets.parameters or 0
+
+    def students(fill: bool) -> list[Architecture]:
+        searcher = RandomSearcher(space, reward, RandomSearch(students=30, fill=fill), seed=0, predict=toy_cost)
+        return [evaluation.architecture for evaluation in run_searcher(searcher)]
+
+    used = {fill: [toy_cost(a).parameters / most for a in students(fill)] for fill in (False, True)}
+    assert max(used[True]) <= 1.0
+    assert statistics.median(used[True]) > statistics.median(used[False])
+    assert sum(share > 0.75 for share in used[True]) >= 15
+    searcher = RandomSearcher(space, reward, RandomSearch(fill=True), seed=0, predict=toy_cost)
+    for before in students(False):
+        after = searcher.filled(before)
+        assert (after.removed, after.kernels) == (before.removed, before.kernels)
+        assert all(after.width(group.name) >= before.width(group.name) for group in space.groups)
+        assert 0.75 < toy_cost(after).parameters / most <= 1.0
+    assert searcher.filled(space.full) == space.full  # over the budget

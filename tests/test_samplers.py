@@ -47,6 +47,17 @@ def test_it_starts_as_random_search_does() -> None:
     assert [e.architecture for e in students[:12]] == [e.architecture for e in start]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_filled_draws_use_the_budget_up(sampler: str) -> None:
+    space = toy_space("residual")
+    reward = toy_reward(space, Goal(params="20x"))
+    settings = OptunaSearch(sampler=sampler, students=40, start=15, fill=True)  # type: ignore[arg-type]
+    students = run_searcher(SamplerSearcher(space, reward, settings, seed=0, predict=toy_cost))
+    used = [e.cost.parameters / (reward.budgets.parameters or 0) for e in students[15:] if e.cost]
+    assert len({e.architecture.digest for e in students}) == 40
+    assert max(used) <= 1.0 and sum(share > 0.75 for share in used) >= len(used) // 2
+
+
 def test_tpe_learns() -> None:
     space = toy_space()
     reward, gains = toy_reward(space), []

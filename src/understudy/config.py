@@ -259,6 +259,8 @@ class RandomSearch:
     """Fewest channels of a group."""
     redraws: int = 20
     """Draws more for each student while what is drawn breaks a predicted budget or was proposed before."""
+    fill: bool = False
+    """Bring every other draw up to the predicted budgets, as N2N does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +279,8 @@ class OptunaSearch:
     """Fewest channels of a group."""
     redraws: int = 20
     """Draws more for each student while what is drawn breaks a predicted budget or was proposed before."""
+    fill: bool = False
+    """Bring every other draw up to the predicted budgets, as N2N does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.architecture import Architecture, Space
+from understudy.architecture import Architecture, Group, Space
 from understudy.config import N2N, RandomSearch, UniformWidth
 from understudy.evaluation import Evaluation
 from understudy.goal import Reward
@@ -20,6 +21,7 @@ from understudy.search.budget import (
     Scoring,
     calibrated,
     gathered,
+    grown,
     offered_units,
     positions,
 )
@@ -31,7 +33,7 @@ _START = N2N()  # whose untrained policies random search draws like
 class RandomSearcher(Searcher):
     """Draws every unit, width and kernel independently, as N2N does before it has learned.
 
-    It starts where N2N starts, so that what N2N does better is learned, but for `N2N.fill`. With a budget widths
+    It starts where N2N starts, so that what N2N does better is learned. With a budget widths
     gather around a factor that is calibrated on predicted costs, so that the median of what is drawn keeps the
     budgets, units and kernels go where that is not enough, the first student is the widest uniform one, and what
     breaks a budget or was proposed before is drawn again.
@@ -46,6 +48,9 @@ class RandomSearcher(Searcher):
         self.left = self.students = settings.students  # to propose, now and in all
         self._keep, self._logits = 1.0 - _START.revisit, np.zeros(len(_START.factors))
         self._first: list[Architecture] = []
+        self._ladders = {
+            group.name: sorted({_width(group, factor, settings) for factor in _START.factors}) for group in space.groups
+        }
         if reward.budgets.limits():
             self._calibrate()
 
@@ -62,7 +67,8 @@ class RandomSearcher(Searcher):
         self._keep = calibrated(lambda keep: usages(keep, lean), 0.0, keep)
         self._logits = peak + lean * slope
         uniform = widest_uniform(self._space, self._reward, self._settings, self.proposals.cost)
-        self._first = [uniform] if scoring.usage(self.proposals.cost(uniform)) <= 1.0 else []
+        first = self.filled(uniform) if self._settings.fill else uniform
+        self._first = [first] if scoring.usage(self.proposals.cost(first)) <= 1.0 else []
 
     def _draw(self) -> NDArray[np.float64]:
         """Return uniform numbers, one for each decision: units, groups, kernels."""
@@ -75,10 +81,8 @@ class RandomSearcher(Searcher):
         chances = np.exp(self._logits - self._logits.max())
         below = np.cumsum(chances[:-1] / chances.sum())
         widths = {
-            group.name: group.nearest(
-                _START.factors[int(np.searchsorted(below, next(numbers), side="right"))] * group.width,
-                round_to=settings.round_to,
-                minimum=settings.min_width,
+            group.name: _width(
+                group, _START.factors[int(np.searchsorted(below, next(numbers), side="right"))], settings
             )
             for group in self._space.groups
         }
@@ -93,19 +97,31 @@ class RandomSearcher(Searcher):
         """Return an architecture, whatever it costs and whether or not it was proposed before."""
         return self._decode(self._draw())
 
+    def filled(self, architecture: Architecture) -> Architecture:
+        """Return an architecture that uses the budgets up: widths grow in turn, a factor at a time, while they fit."""
+
+        def wider(now: Architecture, name: str) -> Architecture | None:
+            width = next((width for width in self._ladders[name] if width > now.width(name)), None)
+            wide = now if width is None else now.with_width(name, width).canonical()
+            return None if wide == now else wide  # a group that is gone cannot grow
+
+        return grown(architecture, self._ladders, wider, lambda itself: itself, self._usage)
+
+    def _usage(self, architecture: Architecture) -> float:
+        return Scoring(self._reward).usage(self.proposals.cost(architecture))
+
+    def _draws(self) -> Iterator[tuple[None, Architecture]]:
+        while self._first:
+            yield None, self._first.pop()
+        for number in count():
+            drawn = self.drawn()
+            yield None, self.filled(drawn) if self._settings.fill and number % 2 else drawn
+
     def propose(self) -> list[Architecture]:
-        count = min(_AT_A_TIME, self.left)
-        if not count:
+        students = min(_AT_A_TIME, self.left)
+        if not students:
             return []
-
-        def draws() -> Iterator[tuple[None, Architecture]]:
-            while self._first:
-                yield None, self._first.pop()
-            while True:
-                yield None, self.drawn()
-
-        scoring = Scoring(self._reward)
-        picked = self.proposals.pick(draws(), count, lambda a: scoring.usage(self.proposals.cost(a)))
+        picked = self.proposals.pick(self._draws(), students, self._usage)
         return [architecture for _, architecture in picked]
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
@@ -136,8 +152,11 @@ def _widest_factor(space: Space, reward: Reward, settings: RandomSearch | Unifor
 
 
 def _uniform(space: Space, factor: float, settings: RandomSearch | UniformWidth) -> Architecture:
-    rounding = {"round_to": settings.round_to, "minimum": settings.min_width}
-    return space.architecture(widths={g.name: g.nearest(factor * g.width, **rounding) for g in space.groups})
+    return space.architecture(widths={group.name: _width(group, factor, settings) for group in space.groups})
+
+
+def _width(group: Group, factor: float, settings: RandomSearch | UniformWidth) -> int:
+    return group.nearest(factor * group.width, round_to=settings.round_to, minimum=settings.min_width)
 
 
 class UniformSearcher(Searcher):

@@ -13,6 +13,7 @@ from understudy.evaluation import Cost, Evaluation
 from understudy.goal import Budgets, Reward
 
 T = TypeVar("T")
+K = TypeVar("K")
 Predict = Callable[[Architecture], Cost | None]
 
 CALIBRATION = 16  # draws whose median is led to the budgets
@@ -245,6 +246,36 @@ def calibrated(usages_at: Callable[[float], Iterable[float]], low: float, high: 
         middle = (low + high) / 2.0
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def grown(
+    start: T,
+    names: Iterable[K],
+    wider: Callable[[T, K], T | None],
+    architecture: Callable[[T], Architecture],
+    used: Callable[[Architecture], float],
+) -> T:
+    """Return a start whose widths have grown in turn, a step at a time, for as long as it keeps the budgets.
+
+    Args:
+        start: what stands for an architecture; it stays as it is if that breaks a budget, or if there is none.
+        names: of what can grow.
+        wider: the same with one of them a step wider, None if there is no such step.
+        architecture: that something stands for.
+        used: the share of the budgets that an architecture takes.
+    """
+    now, growing = architecture(start), list(names)
+    if not 0.0 < used(now) <= 1.0:
+        return start
+    while growing:
+        for name in growing.copy():
+            trial = wider(start, name)
+            tried = now if trial is None else architecture(trial)
+            if trial is None or (tried != now and used(tried) > 1.0):
+                growing.remove(name)
+            else:
+                start, now = trial, tried
+    return start
 
 
 class Proposals:

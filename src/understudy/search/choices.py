@@ -186,20 +186,18 @@ class Shrinkage:
 
     def filled(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that use the budgets up: widths grow in turn, a factor at a time, while they fit."""
-        now = self.architecture(choices_D)
-        growing = [decision for decision, (kind, _) in enumerate(self._values) if kind == "width"]
-        if not 0.0 < used(now) <= 1.0:  # 0: no budget that can be predicted
-            return choices_D
-        while growing:
-            for decision in growing.copy():
-                trial_D = choices_D.clone()
-                trial_D[decision] = self._higher(int(choices_D[decision]))
-                tried = self.architecture(trial_D)
-                if trial_D[decision] == choices_D[decision] or (tried != now and used(tried) > 1.0):
-                    growing.remove(decision)
-                else:
-                    choices_D, now = trial_D, tried
-        return choices_D
+        widths = [decision for decision, (kind, _) in enumerate(self._values) if kind == "width"]
+        return budget.grown(choices_D, widths, self._wider, self.architecture, used)
+
+    def _wider(self, choices_D: Tensor, decision: int) -> Tensor | None:
+        """Return the choices with one at the next larger factor, None if it has the largest."""
+        now = int(choices_D[decision])
+        higher = self._higher(now)
+        if higher == now:
+            return None
+        wider_D = choices_D.clone()
+        wider_D[decision] = higher
+        return wider_D
 
     def first(self, used: Used) -> Tensor | None:
         """Return the choices that the search should try before any that are drawn: all widths alike, if budgets ask."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 from understudy.architecture import Architecture, Space
@@ -39,6 +40,7 @@ class SamplerSearcher(Searcher):
             round_to=settings.round_to,
             min_width=settings.min_width,
             redraws=settings.redraws,
+            fill=settings.fill,
         )
         self._start = RandomSearcher(space, reward, start, seed=seed, predict=predict)
         self._scoring, self._proposals = Scoring(reward), self._start.proposals
@@ -62,9 +64,13 @@ class SamplerSearcher(Searcher):
             drawn: list[tuple[Trial, Architecture]] = []
 
             def draws() -> Iterator[tuple[Trial, Architecture]]:
-                while True:
+                for number in count():
                     trial = self._study.ask()
                     drawn.append((trial, self._decode(trial)))
+                    if self._settings.fill and number % 2:
+                        filled = self._start.filled(drawn[-1][1])
+                        if filled != drawn[-1][1]:
+                            drawn.append((self._enqueued(filled), filled))
                     yield drawn[-1]
 
             picked = self._proposals.pick(draws(), min(_AT_A_TIME, self._left), self._usage)
