@@ -30,7 +30,7 @@ from understudy.reach import narrowest_width, refuse_what_is_out_of_reach
 from understudy.search.base import Searcher
 from understudy.search.searchers import searcher_for
 
-METHOD = N2N(removal_updates=5, shrinkage_updates=7)
+METHOD = N2N(shrinkage_updates=12)
 HARDEST = {"params": 3000.0, "macs": 500.0, "size_mb": 3000.0, "memory_mb": 12.0}  # ratios; the easiest is 1.2
 NARROWEST = 2000  # random architectures against which a refusal is checked
 
@@ -75,7 +75,7 @@ def random_goal(numbers: np.random.Generator) -> Goal:
     """Return a goal of one to three budgets, each ratio drawn evenly in its logarithm."""
     names = numbers.choice(list(HARDEST), size=int(numbers.integers(1, 4)), replace=False)
     ratios = {str(name): float(np.exp(numbers.uniform(np.log(1.2), np.log(HARDEST[name])))) for name in names}
-    return Goal(**{name: f"{ratio:.3g}x" for name, ratio in ratios.items()})
+    return Goal(**{name: f"{ratio:.3g}x" for name, ratio in ratios.items()})  # type: ignore[arg-type]
 
 
 def searched(teacher: Teacher, budgets: Budgets, seed: int) -> Evaluation:

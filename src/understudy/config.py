@@ -320,7 +320,7 @@ class Decore:
     than the most important one, in 0..1; 0: all start alike (DECORE)."""
     pooled: float = 0.9
     """Share of what answers tell an agent that it takes from the agents of its group on average, in 0..1; 0: DECORE."""
-    pooled_layers: float = 0.5
+    pooled_layers: float = 0.75
     """With `worth` "cost", share of what answers tell a group that it takes from all groups, by what their channels
     cost, in 0..1; 0: none; 1: all widths shrink alike."""
     worth: Literal["cost", "channel"] = "cost"
