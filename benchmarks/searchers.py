@@ -71,9 +71,8 @@ METHODS: dict[str, Method] = {
     "ArchComp": ArchComp(students=STUDENTS),
     "N2N": N2N(shrinkage_updates=8),
     "N2N, not filled": N2N(shrinkage_updates=8, fill=False),
-    "random, filled": RandomSearch(students=STUDENTS, fill=True),
     "TPE, filled": OptunaSearch(students=STUDENTS, fill=True),
-    "N2N, not learned": N2N(shrinkage_updates=8, draws_per_rollout=1, shrinkage_lr=0.0),
+    "N2N, not learned": N2N(shrinkage_updates=8, draws_per_rollout=1, shrinkage_lr=0.0),  # random search, filled
     "N2N, policy alone": N2N(shrinkage_updates=8, draws_per_rollout=1),
     "N2N, ranking alone": N2N(shrinkage_updates=8, shrinkage_lr=0.0),
     "N2N, two stages": N2N(removal_updates=2, shrinkage_updates=6),
