@@ -183,11 +183,7 @@ def run(name: str, options: argparse.Namespace) -> None:
         arena = Arena.of(Task.of(teacher, data, _with_seed(plan, seed)), folder)
         for called in missing:
             began = time.process_time()
-            policy = (
-                load_file(options.policy_from / name / f"seed-{seed}" / "N2N.safetensors")
-                if called == TRANSFERRED
-                else None
-            )
+            policy = load_file(_source(options, name, seed)) if called == TRANSFERRED else None
             found = arena.searched(called, METHODS[called], policy)
             best = finalists(found, arena.reward, 1)[0]
             figures = arena.finished(best)
@@ -202,6 +198,11 @@ def run(name: str, options: argparse.Namespace) -> None:
             (folder / f"{called}.json").write_text(json.dumps(result), encoding="utf-8")
             took = duration(time.process_time() - began)
             print(f"{called}, seed {seed}: test {share(figures['test'])} after {took}", flush=True)
+
+
+def _source(options: argparse.Namespace, name: str, seed: int) -> Path:
+    """Return where the policy is that a search of this plan and seed starts from."""
+    return Path(options.policy_from) / name / f"seed-{seed}" / "N2N.safetensors"
 
 
 def _with_seed(plan: Compression, seed: int) -> Compression:
@@ -282,6 +283,10 @@ def main() -> None:
     elif TRANSFERRED in options.methods and options.policy_from is None:
         parser.error(f"{TRANSFERRED} needs --policy-from")
     elif len(options.plans) == 1 and options.data and options.teacher:
+        if TRANSFERRED in options.methods:
+            sources = [_source(options, options.plans[0], seed) for seed in options.seeds]
+            if lacking := [str(source) for source in sources if not source.is_file()]:
+                parser.error(f"--policy-from must hold what N2N learned with each seed, but there is no {lacking[0]}")
         run(options.plans[0], options)
     else:
         parser.error("a run needs one plan, --data and --teacher")

@@ -86,7 +86,7 @@ def _axes(panel: Panel) -> list[str]:
         x = panel.place(students, panel.floor).split(",")[0]
         parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{students}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    words = "students trained; top line: best of the table"
+    words = "students trained; top line: the best known"
     return [*parts, f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{words}</text>']
 
 
