@@ -77,16 +77,13 @@ class Policy(nn.Module, ABC):
             self.draw_weights(generator)
         else:
             self.load_state_dict(dict(known))
-        self._level_F = self.out.bias.detach().clone()
-
-    @torch.no_grad()
-    def lean(self, prior: float) -> None:
-        """Shift the bias from where it started: the larger, the larger the students that are drawn."""
-        self.out.bias.copy_(self._level_F + prior * self.slope())
 
     @abstractmethod
-    def slope(self) -> float | Tensor:
-        """Return how much leaning changes each output."""
+    def lean(self, prior: float) -> None:
+        """Lean all choices: the larger, the larger the students that are drawn.
+
+        No weight: what fits one teacher and its budgets is not carried to another.
+        """
 
     @abstractmethod
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
@@ -109,9 +106,16 @@ class RemovalPolicy(Policy):
         super().__init__(rows_LI.shape[1] + in_turn, 1, settings, bidirectional=not in_turn)
         self._in_turn = in_turn
         self._rows_LI, self._at_D = rows_LI, torch.tensor(at)
+        self._lean = 0.0
 
-    def slope(self) -> float:
-        return 1.0
+    def lean(self, prior: float) -> None:
+        self._lean = prior
+
+    def read(
+        self, rows_BLI: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        outputs, values_BL, state = super().read(rows_BLI, state)
+        return outputs + self._lean, values_BL, state
 
     @torch.no_grad()
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
@@ -168,15 +172,12 @@ class ShrinkagePolicy(Policy):
         self._own_DF = torch.zeros_like(shares_DF) if habit_DF is None else habit_DF
         self._habit_DF = self._own_DF
         self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
-        self._slope_F = torch.tensor(positions(settings.factors), dtype=torch.float64)
-
-    def slope(self) -> Tensor:
-        return self._slope_F
+        # Narrower students are wanted, not fewer units or smaller kernels: those lean by their habit alone.
+        slope_F = torch.tensor(positions(settings.factors), dtype=torch.float64)
+        self._slope_DF = slope_F * (rows_DI[:, -1:] == WIDTH)
 
     def lean(self, prior: float) -> None:
-        super().lean(prior)
-        # Narrower students are wanted, not fewer units or smaller kernels: those lean by their habit alone.
-        self._habit_DF = self._own_DF - prior * self._slope_F * (self._rows_DI[:, -1:] != WIDTH)
+        self._habit_DF = self._own_DF + prior * self._slope_DF
 
     @torch.no_grad()
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
