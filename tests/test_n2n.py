@@ -83,7 +83,7 @@ def test_parameters_do_not_depend_on_the_teacher() -> None:
         tensors = {name: value for name, value in searcher.state_dict().items() if isinstance(value, torch.Tensor)}
         shapes.append({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     assert shapes[0] == shapes[1]
-    assert {name.split(".")[0] for name in shapes[0]} == {"removal", "shrinkage"}
+    assert {name.split(".")[0] for name in shapes[0]} == {"removal", "shrinkage", "students"}
 
 
 def test_global_generator_is_left_alone_while_weights_are_made() -> None:

@@ -23,6 +23,7 @@ from understudy.testing import (
     SearcherContract,
     ToyKind,
     run_searcher,
+    toy_accuracy,
     toy_cost,
     toy_evaluation,
     toy_reward,
@@ -90,7 +91,7 @@ def test_students_of_an_update_differ_in_more_than_one_decision() -> None:
         assert all(sum(one[key] != other[key] for key in one) != 1 for other in decided[:number])
 
 
-@pytest.mark.parametrize(("known", "offered"), [(9, 50), (40, 5)])
+@pytest.mark.parametrize(("known", "offered"), [(4, 50), (40, 5)])
 def test_where_too_little_is_known_or_nothing_is_to_choose_draws_stay_as_they_are(known: int, offered: int) -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
@@ -152,6 +153,58 @@ def test_a_policy_that_never_learns_finds_more_when_its_draws_are_ranked() -> No
     )
     assert len(plain) == len(ranked) == 25
     assert statistics.fmean(ranked[10:]) > statistics.fmean(plain[10:])
+
+
+# --- By the students of another teacher ---
+
+
+def known_of(kind: ToyKind, landscape: int) -> dict[str, torch.Tensor]:
+    """Return what a shortlist keeps of 60 students of a toy teacher, on a landscape that all teachers share."""
+    ranked = shortlist(kind)
+    accuracies = {a: toy_accuracy(a, landscape=landscape, shared=True) for a in drawn(60, seed=2, kind=kind)}
+    ranked.learn([replace(toy_evaluation(a), accuracy=accuracy) for a, accuracy in accuracies.items()])
+    return ranked.tensors()
+
+
+@pytest.mark.parametrize("landscape", [0, 1, 2])
+@pytest.mark.parametrize(("smaller", "larger"), [("chain", "residual"), ("residual", "chain")])
+def test_students_of_another_teacher_rank_before_anything_is_trained(
+    smaller: ToyKind, larger: ToyKind, landscape: int
+) -> None:
+    others = drawn(100, seed=1, kind=larger)
+    reward = toy_reward(toy_space(larger))
+
+    def earned(a: Architecture) -> float:
+        accuracy = toy_accuracy(a, landscape=landscape, noise=0.0, shared=True)
+        return reward(replace(toy_evaluation(a), accuracy=accuracy))
+
+    first = [earned(a) for a in ordered(shortlist(larger, known_of(smaller, landscape)), others)[:5]]
+    assert statistics.fmean(first) > sorted(map(earned, others))[70]  # by luck, about the median
+
+
+def test_what_is_kept_of_students_adds_up_over_searches() -> None:
+    first = known_of("chain", 0)
+    second = shortlist("residual", first)
+    assert not shortlist("residual").tensors()
+    second.learn([toy_evaluation(a) for a in drawn(7, seed=3, kind="residual")])
+    both = second.tensors()
+    assert both.keys() == first.keys()
+    for name, tensor in both.items():
+        assert len(tensor) == len(first[name]) + 7
+        assert torch.equal(tensor[: len(first[name])], first[name])
+
+
+def test_the_less_is_known_of_the_teacher_itself_the_more_its_students_correct_what_others_say() -> None:
+    """Students of another teacher that say the opposite of the truth are outvoted by the teacher's own."""
+    wrong = known_of("residual", 0)
+    wrong["students.shares"] = 1.0 - wrong["students.shares"]
+    others, found = drawn(100, seed=1), []
+    for count in (0, 60):
+        ranked = shortlist(policy=wrong)
+        ranked.learn([toy_evaluation(a) for a in drawn(60, seed=2)[:count]])
+        found.append(statistics.fmean(rewards(ordered(ranked, others)[:5])))
+    assert found[1] > found[0]
+    assert found[1] > sorted(rewards(others))[65]
 
 
 # --- By what another search fitted ---

@@ -86,7 +86,7 @@ class Stage:
         own = {name.removeprefix(f"{self.name}."): known[name] for name in known if name.startswith(f"{self.name}.")}
         self.policy.start(generator, own or None)
         self._adam = torch.optim.Adam(self.policy.parameters(), lr=choices.lr)
-        self._set_prior(0.0 if own else choices.prior)
+        self._set_prior(choices.prior)
 
     def _set_prior(self, prior: float) -> None:
         """Lean the policy until the median of its first proposals keeps the predicted budgets, if only just."""
@@ -318,7 +318,8 @@ class N2NSearch(Searcher):
         return now.rewards(evaluations) if now else [self._reward(evaluation) for evaluation in evaluations]
 
     def state_dict(self) -> dict[str, object]:
-        return {f"{s.name}.{name}": tensor for s in self._stages for name, tensor in s.policy.state_dict().items()}
+        policies = {f"{s.name}.{name}": tensor for s in self._stages for name, tensor in s.policy.state_dict().items()}
+        return {**policies, **self._shortlist.tensors()}
 
 
 def refuse_other_policy(policy: Mapping[str, Tensor], space: Space, settings: N2N) -> None:

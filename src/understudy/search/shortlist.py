@@ -1,9 +1,12 @@
 """Which of a policy's draws are worth training: those expected to earn most, given the students so far (ours).
 
 Costs are exact and free. What has to be guessed is accuracy: by Bayesian linear regression on the entries of an
-architecture's columns that change, or on the features of an embedding that another search fitted and saved.
+architecture's columns that change, or on the features of an embedding that another search fitted and saved. The weight
+of an entry is one that all columns share, another for each end of the network, and each column's own, all as large
+beforehand. What columns share means the same for every teacher, so the students of another one say something about it.
 
-Shapes: B = architectures, D = decisions, P = features, M = draws, in the order of the suffix.
+Shapes: B = architectures, D = decisions, L = columns, P = features, S = features that columns share, N = students that
+are known, M = draws, in the order of the suffix.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from understudy.search.forecast import Forecast, in_turn, one_thread
 
 T = TypeVar("T")
 PREFIX = "shortlist."  # of the tensors of an embedding among those of policies
-_FEWEST = 10  # students before which their accuracies rank nothing
+_FEATURES, _SHARES = "students.features", "students.shares"  # of what is known about students, among policies
+_FEWEST = 5  # students before which their accuracies rank nothing
+_ENDS = 2  # of the network, whose columns share a weight; between them it goes over from one to the other
 _APART = 2  # decisions in which the students of an update differ, if there are such
 
 
@@ -39,7 +44,8 @@ class Shortlist:
         teacher_accuracy: in 0..1, known without training.
         settings: of N2N.
         generator: of the search, which draws from the posterior.
-        policy: what the search starts from; an embedding is in it under `PREFIX`, if at all.
+        policy: what the search starts from; an embedding is in it under `PREFIX`, students of another search
+            under their own names, if at all.
     """
 
     def __init__(
@@ -63,6 +69,8 @@ class Shortlist:
         else:
             plain = ArchComp(round_to=settings.round_to, min_width=settings.min_width)
             self._columns = Columns(space, plain, granularity=settings.granularity)
+        self._others_NS = policy.get(_FEATURES, torch.zeros(0, len(CHANGING) * (1 + _ENDS), dtype=torch.float64))
+        self._others_shares_N = policy.get(_SHARES, torch.zeros(0, dtype=torch.float64))
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Take in what became of students; failed ones say nothing about accuracy."""
@@ -77,29 +85,64 @@ class Shortlist:
             draws: distinct architectures.
             worth: the reward that an architecture would earn at the accuracy of the teacher.
         """
-        known = len(self._known) >= _FEWEST or self._before is not None
+        known = len(self._known) >= _FEWEST or self._before is not None or len(self._others_NS) > 0
         if not known or len(draws) <= self._count:
             return list(draws)
         with one_thread():
             choices_BD = self._choices([architecture for _, architecture in draws])
-            shares_BM = self._forecast()(self._features(choices_BD))[:, 1:]
+            shares_BM = self._shares(choices_BD)
             worth_B1 = torch.tensor([[worth(architecture)] for _, architecture in draws], dtype=torch.float64)
             values_BM = torch.where(worth_B1 > 0.0, worth_B1 * shares_BM, worth_B1)
             order = in_turn(values_BM, choices_BD, apart=_APART, count=len(draws))
         return [draws[index] for index in order.tolist()]
 
-    def _forecast(self) -> Forecast:
-        """Return what is known about the share of the teacher's accuracy: its mean, and a draw for each student."""
-        choices_ND = self._choices([self._space.full, *(evaluation.architecture for evaluation in self._known)])
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a search on another teacher can use: all students that this one knows, as what columns share."""
+        if not self._known or self._before is not None:
+            return {}
+        shared_NS = self._shared(self._choices([evaluation.architecture for evaluation in self._known]))
+        shares_N = self._known_shares()[1:]
+        return {
+            _FEATURES: torch.cat([self._others_NS, shared_NS]),
+            _SHARES: torch.cat([self._others_shares_N, shares_N]),
+        }
+
+    def _shares(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b m"]:
+        """Return draws, one for each student of an update, of the share of the teacher's accuracy."""
+        known_ND = self._choices([self._space.full, *(evaluation.architecture for evaluation in self._known)])
+        features_NP, shares_N = self._features(known_ND), self._known_shares()
+        if self._before is None:
+            # Nothing is known of what another teacher's students would have of each column, nor of how far all are off.
+            others_NP = features_NP.mean(0).repeat(len(self._others_NS), 1)
+            others_NP[:, : self._others_NS.shape[1]] = self._others_NS
+            others_NP[:, -1] = 1.0
+            features_NP, shares_N = torch.cat([features_NP, others_NP]), torch.cat([shares_N, self._others_shares_N])
+        forecast = Forecast.of(features_NP, shares_N, self._count, self._generator, before=self._before)
+        return forecast(self._features(choices_BD))[:, 1:]
+
+    def _known_shares(self) -> Float[Tensor, " n"]:
+        """Return the shares of the teacher's accuracy that it and the students have."""
         accuracies = [self._teacher_accuracy, *(evaluation.accuracy for evaluation in self._known)]
-        shares_N = torch.tensor(accuracies, dtype=torch.float64) / self._teacher_accuracy
-        return Forecast.of(self._features(choices_ND), shares_N, self._count, self._generator, before=self._before)
+        return torch.tensor(accuracies, dtype=torch.float64) / self._teacher_accuracy
 
     def _choices(self, architectures: Sequence[Architecture]) -> Int[Tensor, "b d"]:
         return torch.stack([self._columns.choices(architecture) for architecture in architectures])
 
     @torch.no_grad()
     def _features(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b p"]:
+        """Return the embedding's, or what columns share, each one's own, and 0: not another teacher's student."""
         if self._before is not None:
             return self._embedding.features(self._embedding.encode(choices_BD))
-        return self._columns.matrix(choices_BD)[:, -len(CHANGING) :].flatten(1)
+        changing_BIL = self._changing(choices_BD)
+        own_BP = changing_BIL.flatten(1) / changing_BIL.shape[2]
+        return torch.cat([self._shared(choices_BD), own_BP, own_BP.new_zeros(len(own_BP), 1)], 1)
+
+    def _shared(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b s"]:
+        """Return the means of the entries over all columns, and over those at each end."""
+        changing_BIL = self._changing(choices_BD)
+        place_L = torch.linspace(0.0, 1.0, changing_BIL.shape[2], dtype=torch.float64)
+        weights_LE = torch.stack([torch.ones_like(place_L), 1.0 - place_L, place_L], 1)
+        return (changing_BIL @ (weights_LE / weights_LE.sum(0))).flatten(1)
+
+    def _changing(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b i l"]:
+        return self._columns.matrix(choices_BD)[:, -len(CHANGING) :]
