@@ -186,7 +186,7 @@ def run(name: str, options: argparse.Namespace) -> None:
             policy = load_file(_source(options, name, seed)) if called == TRANSFERRED else None
             found = arena.searched(called, METHODS[called], policy)
             best = finalists(found, arena.reward, 1)[0]
-            figures = arena.finished(best)
+            figures = None if options.no_finals else arena.finished(best)
             result = {
                 "rewards": [arena.reward(evaluation) for evaluation in found],
                 "accuracies": [evaluation.accuracy for evaluation in found],
@@ -196,8 +196,8 @@ def run(name: str, options: argparse.Namespace) -> None:
                 "cpu_seconds": round(time.process_time() - began, 1),
             }
             (folder / f"{called}.json").write_text(json.dumps(result), encoding="utf-8")
-            took = duration(time.process_time() - began)
-            print(f"{called}, seed {seed}: test {share(figures['test'])} after {took}", flush=True)
+            reached = f"test {share(figures['test'])}" if figures else f"best reward {max(result['rewards']):.4f}"
+            print(f"{called}, seed {seed}: {reached} after {duration(time.process_time() - began)}", flush=True)
 
 
 def _source(options: argparse.Namespace, name: str, seed: int) -> Path:
@@ -227,7 +227,9 @@ def curve(result: dict[str, Any]) -> list[float]:
 
 
 def summed(values: list[float], form: str) -> str:
-    """Return mean +- standard deviation."""
+    """Return mean +- standard deviation, nothing of no values."""
+    if not values:
+        return ""
     deviation = f" +- {statistics.stdev(values):{form}}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{form}}{deviation}"
 
@@ -238,11 +240,11 @@ def show(name: str, options: argparse.Namespace) -> Panel | None:
     if not found:
         return None
     print(f"\n{name}, {PLANS[name].goal.params} fewer parameters\n")
-    print(f"| method | seeds | 20 students | {STUDENTS} students | parameters | MACs | validation | test |")
+    print(f"| method | seeds | 20 students | {STUDENTS} students | parameters | MACs | validation, % | test, % |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for called, results in found.items():
         curves = [curve(result) for result in results.values()]
-        finals = [result["final"] for result in results.values()]
+        finals = [result["final"] for result in results.values() if result["final"]]
         parameters = ", ".join(f"{final['parameters'] / 1e3:.1f}K" for final in finals)
         macs = ", ".join(f"{final['macs'] / 1e6:.2f}M" for final in finals)
         cells = [
@@ -252,7 +254,7 @@ def show(name: str, options: argparse.Namespace) -> Panel | None:
             summed([values[-1] for values in curves], ".4f"),
             parameters,
             macs,
-            *(summed([100 * final[split] for final in finals], ".2f") + "%" for split in ("val", "test")),
+            *(summed([100 * final[split] for final in finals], ".2f") for split in ("val", "test")),
         ]
         print(f"| {' | '.join(cells)} |")
     drawn = tuple(Curve.of(called, [curve(result) for result in r.values()]) for called, r in found.items())
@@ -272,6 +274,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/searchers"))
+    parser.add_argument("--no-finals", action="store_true", help="search only, train no best student longer")
     parser.add_argument("--show", action="store_true", help="print what was run")
     parser.add_argument("--plot", type=Path, help="SVG to draw the curves in, with --show")
     options = parser.parse_args()

@@ -328,9 +328,29 @@ def test_a_policy_that_learned_elsewhere_is_where_it_starts(learned_on: ToyKind,
     searcher = N2NSearch(space, reward, QUICK, seed=3, predict=toy_cost, policy=policy)
     while stage := (searcher.propose() and searcher._stages[-1]):
         begun = stage.policy.state_dict()
-        same = [torch.equal(begun[name], policy[f"{stage.name}.{name}"]) for name in begun if name != "out.bias"]
+        same = [torch.equal(begun[name], policy[f"{stage.name}.{name}"]) for name in begun]
         assert all(same) is (stage._done == 0)
         searcher.learn([toy_evaluation(a) for a in map(stage._choices.architecture, stage._proposed_BD)])
+
+
+@pytest.mark.parametrize("stages", [{"removal_updates": 0, "shrinkage_updates": 1}, {"removal_updates": 1}])
+def test_what_a_policy_was_calibrated_to_is_not_carried_to_another_search(stages: dict[str, int]) -> None:
+    """What leans widths to a hard budget must not remove units of a teacher that has none."""
+    settings = replace(QUICK, draws_per_rollout=1, fill=False, revisit=0.1, **stages)
+    hard = n2n(replace(settings, shrinkage_lr=0.0, removal_lr=0.0, entropy_bonus=0.0), kind="residual", params="100x")
+    run_searcher(hard)
+    policy = {name: tensor for name, tensor in hard.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    space = toy_space()
+    means = []
+    for known in (None, policy):
+        moved = N2NSearch(space, toy_reward(space), settings, seed=3, predict=toy_cost, policy=known)
+        moved.propose()
+        stage = moved._stages[-1]
+        uniform_BD = torch.rand(200, stage.decisions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        drawn = [stage._choices.architecture(choices_D) for choices_D in stage.policy.sample(uniform_BD)]
+        widths = [a.width(group.name) / group.width for a in drawn for group in space.groups]
+        means.append((statistics.fmean(len(a.removed) for a in drawn), statistics.fmean(widths)))
+    assert means[0] == means[1]  # nothing was learned
 
 
 def test_a_learned_removal_is_repeated_without_a_budget() -> None:
@@ -354,6 +374,17 @@ def test_a_policy_of_other_settings_is_refused() -> None:
         refuse_other_policy(policy, toy_space(), replace(QUICK, hidden=7, baseline="critic"))
     with pytest.raises(ConfigError, match="there is none in it"):
         refuse_other_policy({}, toy_space(), QUICK)
+    fits = n2n(replace(QUICK, removal_updates=1))
+    fits.learn([toy_evaluation(a) for a in fits.propose()])
+    known = {name: tensor for name, tensor in fits.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    refuse_other_policy(known, toy_space(), QUICK)
+    features = known["students.features"]
+    for cut in (features[:, :-1], features[:-1], features[0]):
+        with pytest.raises(ConfigError, match=r"18 features for each of its students, but students.features is \("):
+            refuse_other_policy({**known, "students.features": cut}, toy_space(), QUICK)
+    del known["students.shares"]
+    with pytest.raises(ConfigError, match=r"students\.shares is not there"):
+        refuse_other_policy(known, toy_space(), QUICK)
 
 
 # --- The claim: on a known landscape, what is learned beats chance at equal numbers of students ---

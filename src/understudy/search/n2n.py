@@ -27,7 +27,7 @@ from understudy.search.base import Searcher
 from understudy.search.budget import Predict, Proposals, Scoring
 from understudy.search.choices import Refinement, Removal, Shrinkage
 from understudy.search.policies import Policy
-from understudy.search.shortlist import Shortlist
+from understudy.search.shortlist import Shortlist, refuse_other_students
 
 _CRITIC_WEIGHT = 0.5  # of a critic's squared error
 
@@ -328,6 +328,7 @@ def refuse_other_policy(policy: Mapping[str, Tensor], space: Space, settings: N2
     Raises:
         ConfigError: a shape differs, or there is no policy in it.
     """
+    refuse_other_students(policy)
     unlike, known = [], False
     for choices in (Removal(space, settings), Shrinkage(space.full, settings), Refinement(space.full, settings)):
         shapes = {f"{choices.name}.{name}": tuple(t.shape) for name, t in choices.policy.state_dict().items()}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from understudy.architecture import Architecture, Space
 from understudy.config import N2N, ArchComp
+from understudy.errors import ConfigError
 from understudy.evaluation import Evaluation
 from understudy.search.columns import CHANGING, Columns
 from understudy.search.embedding import Embedding, loaded, settings_of
@@ -29,7 +30,7 @@ T = TypeVar("T")
 PREFIX = "shortlist."  # of the tensors of an embedding among those of policies
 _FEATURES, _SHARES = "students.features", "students.shares"  # of what is known about students, among policies
 _FEWEST = 5  # students before which their accuracies rank nothing
-_ENDS = 2  # of the network, whose columns share a weight; between them it goes over from one to the other
+_SHARED = 3 * len(CHANGING)  # features: means over all columns, and over those at each end of the network
 _APART = 2  # decisions in which the students of an update differ, if there are such
 
 
@@ -69,7 +70,7 @@ class Shortlist:
         else:
             plain = ArchComp(round_to=settings.round_to, min_width=settings.min_width)
             self._columns = Columns(space, plain, granularity=settings.granularity)
-        self._others_NS = policy.get(_FEATURES, torch.zeros(0, len(CHANGING) * (1 + _ENDS), dtype=torch.float64))
+        self._others_NS = policy.get(_FEATURES, torch.zeros(0, _SHARED, dtype=torch.float64))
         self._others_shares_N = policy.get(_SHARES, torch.zeros(0, dtype=torch.float64))
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
@@ -114,7 +115,7 @@ class Shortlist:
         if self._before is None:
             # Nothing is known of what another teacher's students would have of each column, nor of how far all are off.
             others_NP = features_NP.mean(0).repeat(len(self._others_NS), 1)
-            others_NP[:, : self._others_NS.shape[1]] = self._others_NS
+            others_NP[:, :_SHARED] = self._others_NS
             others_NP[:, -1] = 1.0
             features_NP, shares_N = torch.cat([features_NP, others_NP]), torch.cat([shares_N, self._others_shares_N])
         forecast = Forecast.of(features_NP, shares_N, self._count, self._generator, before=self._before)
@@ -146,3 +147,20 @@ class Shortlist:
 
     def _changing(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b i l"]:
         return self._columns.matrix(choices_BD)[:, -len(CHANGING) :]
+
+
+def refuse_other_students(policy: Mapping[str, Tensor]) -> None:
+    """Check that what another search knew of its students can be used, if it is there at all.
+
+    Raises:
+        ConfigError: it is of other features, or of unequal numbers of students.
+    """
+    found = {name: tuple(policy[name].shape) for name in (_FEATURES, _SHARES) if name in policy}
+    count = found.get(_SHARES, found.get(_FEATURES, (0,)))[:1]
+    wanted = {_FEATURES: (*count, _SHARED), _SHARES: count}
+    for name, shape in wanted.items():
+        if found and found.get(name) != shape:
+            raise ConfigError(
+                f"n2n.policy_from must name a policy with {_SHARED} features for each of its students, "
+                f"but {name} is {found.get(name, 'not there')}, must be {shape}"
+            )
