@@ -246,6 +246,29 @@ def test_calibration_to_a_budget_makes_stage_two_narrower_and_removes_no_more_un
     assert parameters[1] < parameters[0] / 4
 
 
+def test_draws_remove_units_at_chances_of_their_own() -> None:
+    shrinkage = Shrinkage(toy_space("residual").full, N2N(revisit=0.2))
+    shrinkage.policy.start(torch.Generator().manual_seed(0), None)
+    generator = torch.Generator().manual_seed(1)
+    uniform_BD = torch.rand(1000, shrinkage.decisions, generator=generator, dtype=torch.float64)
+    spread_BD = shrinkage.spread(uniform_BD, generator)
+    units = [kind == "unit" for kind, _ in shrinkage._values]
+    scale_BD = spread_BD / uniform_BD
+    assert torch.all(scale_BD[:, ~torch.tensor(units)] == 1.0)
+    scale_BU = scale_BD[:, units]
+    assert torch.allclose(scale_BU, scale_BU[:, :1].expand_as(scale_BU))
+    assert 1 / 3 <= scale_BU.min() < 0.34 and 2.9 < scale_BU.max() <= 3.0
+    assert abs(scale_BU.log().mean()) < 0.05  # as often more as less
+    at_one, at_own = (
+        (shrinkage._values_DF.gather(1, shrinkage.policy.sample(numbers_BD).T)[units] == 0).double().mean(0)
+        for numbers_BD in (uniform_BD, spread_BD)
+    )
+    assert abs(at_one.mean() - 0.2) < 0.01
+    assert at_own.std() > 2.0 * at_one.std()
+    alike = Shrinkage(toy_space("residual").full, N2N(depths=1.0))
+    assert torch.equal(alike.spread(uniform_BD, generator), uniform_BD)
+
+
 def test_choices_inside_of_what_goes_get_no_gradient_in_a_refinement() -> None:
     space = toy_space("residual")
     refinement = Refinement(space.full, N2N())

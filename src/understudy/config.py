@@ -115,9 +115,12 @@ class N2N:
     """Policy updates of stage 1 (N2N: up to 100); 0: stage 2 starts from the teacher and decides units as well."""
     shrinkage_updates: int = 24
     """Policy updates of stage 2 (N2N: up to 100)."""
-    revisit: float = 0.1
+    revisit: float = 0.2
     """Chance that stage 2, before it has learned, decides a unit or a kernel otherwise than in the student it starts
     from (N2N: 0, units stay as stage 1 left them, kernels are drawn like widths; 0.5 and more: that says nothing)."""
+    depths: float = 3.0
+    """Where draws are ranked, each of stage 2 removes units at a chance of its own, from this many times less than the
+    policy's to this many times more; 1: at the policy's."""
     refinement_updates: int = 0
     """Policy updates of a last stage that changes depth, widths and kernels of the best student together."""
     refinement_changes: float = 4.0

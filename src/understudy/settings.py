@@ -46,7 +46,7 @@ METHODS: dict[MethodName, type[Method]] = {
 
 _AT_LEAST_ONE = {
     *("epochs", "batch_size", "students", "rollouts", "draws_per_rollout", "hidden", "workers"),
-    *("round_to", "min_width"),
+    *("round_to", "min_width", "depths"),
     *("start", "samples", "channels", "draws", "starts"),
 }
 _SHARES = {

@@ -55,6 +55,10 @@ class Removal:
         """Return the choices that the search should try before any that are drawn: none."""
         return None
 
+    def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the same numbers: how much is removed is what this stage learns."""
+        return uniform_BD
+
     def counts(self, choices_BD: Tensor) -> Tensor:
         """Return 1 for each choice that changes the student, (B, D); 0 inside of a block that goes anyway."""
         return 1.0 - ((choices_BD == 0).double() @ self._inside_DD.double().T > 0).double()
@@ -81,7 +85,7 @@ class Shrinkage:
     def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
         self._start, self._asked, self._change = start, asked, min(settings.revisit, _MOST)
-        self._gathers = settings.calibrate and any(asked)
+        self._gathers, self._depths = settings.calibrate and any(asked), settings.depths
         rows, units = teacher_rows(start.space, settings.granularity) if self._change else (rows_of(start), [])
         self._decide(rows, units, settings)
 
@@ -151,6 +155,15 @@ class Shrinkage:
             widths={name: value for (kind, name), value in decided.items() if kind == "width"},
             kernels={name: value for (kind, name), value in decided.items() if kind == "kernel"},
         )
+
+    def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
+        """Return numbers by which each draw removes units at a chance of its own, `depths` times the policy's or less.
+
+        As much more as less, in logarithms. The first factors, which the lowest numbers choose, stand for removed.
+        """
+        often_B1 = torch.rand(len(uniform_BD), 1, generator=generator, dtype=torch.float64)
+        units_D = torch.tensor([kind == "unit" for kind, _ in self._values])
+        return torch.where(units_D, uniform_BD * self._depths ** (2.0 * often_B1 - 1.0), uniform_BD)
 
     def counts(self, choices_BD: Tensor) -> Tensor:
         """Return 1 for each choice that changes the student, (B, D); 0 for what is inside of a unit that goes."""
@@ -230,7 +243,7 @@ class Refinement(Shrinkage):
 
     def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
         self.updates, self.lr, self.prior = settings.refinement_updates, settings.shrinkage_lr, 0.0
-        self._start, self._asked, self._gathers = start, asked, False
+        self._start, self._asked, self._gathers, self._depths = start, asked, False, 1.0
         rows, units = teacher_rows(start.space, settings.granularity)
         self._decide(rows, units, settings)
 

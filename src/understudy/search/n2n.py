@@ -120,6 +120,8 @@ class Stage:
             yield first_D, self._choices.architecture(first_D)
         while True:
             uniform_BD = self._uniform(settings.rollouts * settings.draws_per_rollout)
+            if settings.draws_per_rollout > 1:
+                uniform_BD = self._choices.spread(uniform_BD, self._generator)
             for number, choices_D in enumerate(self.policy.sample(uniform_BD)):
                 if settings.fill and number % 2:
                     choices_D = self._choices.filled(choices_D, self._usage)
