@@ -180,7 +180,7 @@ def run(name: str, options: argparse.Namespace) -> None:
         missing = [called for called in options.methods if not (folder / f"{called}.json").is_file()]
         if not missing:
             continue
-        arena = Arena.of(Task.of(teacher, data, _with_seed(plan, seed)), folder)
+        arena = Arena.of(Task.of(teacher, data, with_seed(plan, seed)), folder)
         for called in missing:
             began = time.process_time()
             policy = load_file(_source(options, name, seed)) if called == TRANSFERRED else None
@@ -205,7 +205,8 @@ def _source(options: argparse.Namespace, name: str, seed: int) -> Path:
     return Path(options.policy_from) / name / f"seed-{seed}" / "N2N.safetensors"
 
 
-def _with_seed(plan: Compression, seed: int) -> Compression:
+def with_seed(plan: Compression, seed: int) -> Compression:
+    """Return a plan's settings with a seed."""
     fields = {name: getattr(plan, name) for name in ("goal", "augmentation", "candidates", "final", "device")}
     return Compression(method=RandomSearch(), seed=seed, **fields)
 

@@ -90,8 +90,8 @@ class Shortlist:
         if not known or len(draws) <= self._count:
             return list(draws)
         with one_thread():
-            choices_BD = self._choices([architecture for _, architecture in draws])
-            shares_BM = self._shares(choices_BD)
+            architectures = [architecture for _, architecture in draws]
+            choices_BD, shares_BM = self._choices(architectures), self.foretold(architectures)
             worth_B1 = torch.tensor([[worth(architecture)] for _, architecture in draws], dtype=torch.float64)
             values_BM = torch.where(worth_B1 > 0.0, worth_B1 * shares_BM, worth_B1)
             order = in_turn(values_BM, choices_BD, apart=_APART, count=len(draws))
@@ -108,7 +108,7 @@ class Shortlist:
             _SHARES: torch.cat([self._others_shares_N, shares_N]),
         }
 
-    def _shares(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b m"]:
+    def foretold(self, architectures: Sequence[Architecture]) -> Float[Tensor, "b m"]:
         """Return draws, one for each student of an update, of the share of the teacher's accuracy."""
         known_ND = self._choices([self._space.full, *(evaluation.architecture for evaluation in self._known)])
         features_NP, shares_N = self._features(known_ND), self._known_shares()
@@ -119,7 +119,7 @@ class Shortlist:
             others_NP[:, -1] = 1.0
             features_NP, shares_N = torch.cat([features_NP, others_NP]), torch.cat([shares_N, self._others_shares_N])
         forecast = Forecast.of(features_NP, shares_N, self._count, self._generator, before=self._before)
-        return forecast(self._features(choices_BD))[:, 1:]
+        return forecast(self._features(self._choices(architectures)))[:, 1:]
 
     def _known_shares(self) -> Float[Tensor, " n"]:
         """Return the shares of the teacher's accuracy that it and the students have."""

@@ -1,0 +1,134 @@
+"""How well does N2N's shortlist rank students that it has not seen, by some that it has or by another teacher's?
+
+    python -m benchmarks.ranking cifar10 --data data/cifar10 --teacher teachers/cifar10 --runs runs/searchers
+    python -m benchmarks.ranking cifar10 --data data/cifar10 --teacher teachers/resnet34 --runs runs/resnet34 \
+        --other-teacher teachers/cifar10 --other-runs runs/searchers
+
+Reads the students that `benchmarks.searchers` trained, trains none. For each seed some of them are drawn, and the
+others ranked: Spearman's correlation of the mean of what is foretold with their accuracies, in the mean of 10 draws
+and of the seeds. "Own weights" is the regression without the weights that columns share. With another teacher's runs,
+40 of its students of the same seed are known as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from benchmarks.searchers import PLANS, with_seed
+from understudy.config import N2N
+from understudy.data import Data
+from understudy.evaluation import Evaluation
+from understudy.search.forecast import one_thread
+from understudy.search.shortlist import Shortlist
+from understudy.store import Store
+from understudy.task import Task
+from understudy.teach import load_teacher
+
+KNOWN = (0, 5, 10, 20, 40)
+OTHERS = 40
+REPEATS = 10
+SETTINGS = N2N(rollouts=200)  # draws of the posterior, whose mean ranks
+
+
+class OwnWeights(Shortlist):
+    """The regression as it would be if columns shared no weights."""
+
+    def _features(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b p"]:
+        return self._changing(choices_BD).flatten(1)
+
+
+class Runs:
+    """The students of all searches of one plan on one teacher."""
+
+    def __init__(self, name: str, data: Data, teacher: str, runs: Path) -> None:
+        self.task = Task.of(load_teacher(teacher), data, with_seed(PLANS[name], 0))
+        self._folder = runs / name
+
+    def students(self, seed: int) -> list[Evaluation]:
+        """Return all that were trained with a seed."""
+        with Store(self._folder / f"seed-{seed}" / "study.db", self.task.space) as store:
+            return [evaluation for evaluation in store.all() if evaluation.status == "ok"]
+
+    def ranked(
+        self, seed: int, kind: type[Shortlist] = Shortlist, policy: Mapping[str, Tensor] | None = None
+    ) -> Shortlist:
+        """Return a shortlist that has learned nothing but what is in the policy."""
+        result = next(self._folder.glob(f"seed-{seed}/*.json"))
+        accuracy = json.loads(result.read_text("utf-8"))["teacher"]
+        return kind(self.task.space, accuracy, SETTINGS, torch.Generator().manual_seed(seed), policy or {})
+
+
+def correlation(ranked: Shortlist, known: Sequence[Evaluation], others: Sequence[Evaluation]) -> float:
+    """Return how well a shortlist that learns the known ones ranks the others."""
+    ranked.learn(known)
+    with one_thread():
+        foretold_B = ranked.foretold([evaluation.architecture for evaluation in others]).mean(1)
+    return float(spearmanr(foretold_B.numpy(), [evaluation.accuracy for evaluation in others])[0])
+
+
+def rows(runs: Runs, other: Runs | None, seed: int) -> dict[str, dict[int, list[float]]]:
+    """Return the correlations of one seed, by what ranks and how many students are known."""
+    students = runs.students(seed)
+    numbers = np.random.default_rng(seed)
+    kinds: dict[str, type[Shortlist]] = {"own weights": OwnWeights, "shared and own": Shortlist}
+    found: dict[str, dict[int, list[float]]] = {}
+    for _ in range(REPEATS):
+        order = [students[index] for index in numbers.permutation(len(students))]
+        policy = {}
+        if other is not None:
+            source = other.ranked(seed)
+            elsewhere = other.students(seed)
+            source.learn([elsewhere[index] for index in numbers.permutation(len(elsewhere))[:OTHERS]])
+            policy = source.tensors()
+        for count in KNOWN:
+            known, others = order[:count], order[max(KNOWN) :]
+            if count:
+                for name, kind in kinds.items():
+                    reached = correlation(runs.ranked(seed, kind), known, others)
+                    found.setdefault(name, {}).setdefault(count, []).append(reached)
+            if other is not None:
+                reached = correlation(runs.ranked(seed, policy=policy), known, others)
+                found.setdefault("and another teacher's students", {}).setdefault(count, []).append(reached)
+    return found
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", choices=PLANS)
+    parser.add_argument("--data", required=True, help="folder of images")
+    parser.add_argument("--teacher", required=True, help="what `understudy teach` left")
+    parser.add_argument("--runs", type=Path, required=True, help="the --out of benchmarks.searchers with it")
+    parser.add_argument("--other-teacher", help="another one, of the same data")
+    parser.add_argument("--other-runs", type=Path, help="the --out with that one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    if (options.other_teacher is None) != (options.other_runs is None):
+        parser.error("--other-teacher and --other-runs go together")
+    data = Data.open(options.data)
+    runs = Runs(options.plan, data, options.teacher, options.runs)
+    other = Runs(options.plan, data, options.other_teacher, options.other_runs) if options.other_teacher else None
+    found = [rows(runs, other, seed) for seed in options.seeds]
+    print("| known students | " + " | ".join(map(str, KNOWN)) + " |")
+    print("| --- |" + " --- |" * len(KNOWN))
+    for name in found[0]:
+        means = [
+            [statistics.fmean(of_seed[name][count]) for of_seed in found if count in of_seed[name]] for count in KNOWN
+        ]
+        print(
+            f"| {name} | " + " | ".join(f"{statistics.fmean(values):.2f}" if values else "" for values in means) + " |"
+        )
+
+
+if __name__ == "__main__":
+    main()
