@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.tabular.plot import Curve, Panel, svg
+from benchmarks.transfer import needed
 from understudy.architecture import Architecture
 from understudy.config import (
     N2N,
@@ -62,6 +63,7 @@ from understudy.teach import first_images, load_teacher
 from understudy.train import accuracy, choose_compute
 
 STUDENTS = 40
+ROLLOUTS = N2N().rollouts  # students of one update
 TRANSFERRED = "N2N, transferred"
 AT = tuple(range(5, STUDENTS + 1, 5))
 METHODS: dict[str, Method] = {
@@ -258,9 +260,34 @@ def show(name: str, options: argparse.Namespace) -> Panel | None:
             *(summed([100 * final[split] for final in finals], ".2f") for split in ("val", "test")),
         ]
         print(f"| {' | '.join(cells)} |")
+    if "N2N" in found and TRANSFERRED in found:
+        show_transfer(found["N2N"], found[TRANSFERRED])
     drawn = tuple(Curve.of(called, [curve(result) for result in r.values()]) for called, r in found.items())
     best = max(max(curve(result)) for results in found.values() for result in results.values())
     return Panel(title=f"{name}, {PLANS[name].goal.params} fewer parameters", best=best, at=AT, curves=drawn)
+
+
+def show_transfer(scratch: dict[int, dict[str, Any]], moved: dict[int, dict[str, Any]]) -> None:
+    """Print the students needed to reach what searches from scratch do, as `benchmarks.transfer` counts them."""
+    print("\n| seed | mean of updates from scratch | transferred | mean to reach | scratch | transferred |", end="")
+    print(" best to reach | scratch | transferred |\n|" + " --- |" * 9)
+    sums = [0, 0, 0, 0]
+    for seed in sorted(scratch.keys() & moved.keys()):
+        updates = [
+            [rewards[at : at + ROLLOUTS] for at in range(0, len(rewards), ROLLOUTS)]
+            for rewards in (scratch[seed]["rewards"], moved[seed]["rewards"])
+        ]
+        mean = statistics.fmean(reward for update in updates[0][-3:] for reward in update)
+        best = max(map(max, updates[0]))
+        counts = [needed(rewards, mean, best, whole=STUDENTS) for rewards in updates]
+        of_means, of_bests = zip(*counts, strict=True)
+        sums = [total + count for total, count in zip(sums, [*of_means, *of_bests], strict=True)]
+        means = [", ".join(f"{statistics.fmean(update):.3f}" for update in rewards) for rewards in updates]
+        cells = [str(seed), *means, f"{mean:.3f}", *map(str, of_means), f"{best:.3f}", *map(str, of_bests)]
+        print(f"| {' | '.join(cells)} |")
+    print(
+        f"\nStudents needed: {sums[0] / sums[1]:.1f}x fewer for the mean, {sums[2] / sums[3]:.1f}x fewer for the best"
+    )
 
 
 def main() -> None:

@@ -86,8 +86,8 @@ class Search:
         return rewards, {name: t for name, t in searcher.state_dict().items() if isinstance(t, torch.Tensor)}
 
 
-def needed(rewards: Sequence[Sequence[float]], mean: float, best: float) -> tuple[int, int]:
-    """Return how many students it takes until the mean of an update, and the best so far, reach these; 60 if never."""
+def needed(rewards: Sequence[Sequence[float]], mean: float, best: float, *, whole: int = WHOLE) -> tuple[int, int]:
+    """Return how many students it takes until the mean of an update, and the best so far, reach these; all if never."""
     found = []
     for of_update, target in ((statistics.fmean, mean), (max, best)):
         students, reached = 0, False
@@ -96,7 +96,7 @@ def needed(rewards: Sequence[Sequence[float]], mean: float, best: float) -> tupl
             if of_update(update) >= target:
                 reached = True
                 break
-        found.append(students if reached else WHOLE)
+        found.append(students if reached else whole)
     return found[0], found[1]
 
 
