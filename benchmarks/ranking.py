@@ -59,6 +59,14 @@ class Runs:
         with Store(self._folder / f"seed-{seed}" / "study.db", self.task.space) as store:
             return [evaluation for evaluation in store.all() if evaluation.status == "ok"]
 
+    def of_depth(self, seed: int) -> float:
+        """Return the rank correlation of accuracy and blocks removed, of students that use up most of the budget."""
+        most = self.task.settings.goal.budgets(self.task.cost, 1.0).parameters
+        assert most is not None
+        full = [e for e in self.students(seed) if e.cost and 0.8 * most < e.cost.parameters <= most]
+        removed = [sum(self.task.space.unit(name).kind == "block" for name in e.architecture.removed) for e in full]
+        return float(spearmanr(removed, [e.accuracy for e in full])[0])
+
     def ranked(
         self, seed: int, kind: type[Shortlist] = Shortlist, policy: Mapping[str, Tensor] | None = None
     ) -> Shortlist:
@@ -118,6 +126,8 @@ def main() -> None:
     data = Data.open(options.data)
     runs = Runs(options.plan, data, options.teacher, options.runs)
     other = Runs(options.plan, data, options.other_teacher, options.other_runs) if options.other_teacher else None
+    for seed in options.seeds:
+        print(f"seed {seed}: rank correlation of accuracy and blocks removed {runs.of_depth(seed):.2f}", flush=True)
     found = [rows(runs, other, seed) for seed in options.seeds]
     print("| known students | " + " | ".join(map(str, KNOWN)) + " |")
     print("| --- |" + " --- |" * len(KNOWN))
