@@ -33,10 +33,10 @@ _START = N2N(revisit=0.1)  # whose untrained policies random search draws like; 
 class RandomSearcher(Searcher):
     """Draws every unit, width and kernel independently, as N2N does before it has learned.
 
-    It starts where N2N starts, but that half as many units and kernels change, and with `fill` uses budgets up as N2N does, so that what N2N does better is learned.
-    With a budget widths gather around a factor that is calibrated on predicted costs, so that the median of what is
-    drawn keeps the budgets, units and kernels go where that is not enough, the first student is the widest uniform
-    one, and what breaks a budget or was proposed before is drawn again.
+    It starts where N2N starts, but that half as many units and kernels change, and with `fill` uses budgets up as N2N
+    does, so that what N2N does better is learned. With a budget widths gather around a factor that is calibrated on
+    predicted costs, so that the median of what is drawn keeps the budgets, units and kernels go where that is not
+    enough, the first student is the widest uniform one, and what breaks a budget or was proposed before is drawn again.
     """
 
     def __init__(self, space: Space, reward: Reward, settings: RandomSearch, *, seed: int, predict: Predict) -> None:
