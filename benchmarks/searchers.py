@@ -179,7 +179,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     data, teacher, plan = Data.open(options.data), load_teacher(options.teacher), PLANS[name]
     for seed in options.seeds:
         folder = options.out / name / f"seed-{seed}"
-        missing = [called for called in options.methods if not (folder / f"{called}.json").is_file()]
+        missing = [called for called in options.methods if not _done(folder / f"{called}.json", options)]
         if not missing:
             continue
         arena = Arena.of(Task.of(teacher, data, with_seed(plan, seed)), folder)
@@ -200,6 +200,11 @@ def run(name: str, options: argparse.Namespace) -> None:
             (folder / f"{called}.json").write_text(json.dumps(result), encoding="utf-8")
             reached = f"test {share(figures['test'])}" if figures else f"best reward {max(result['rewards']):.4f}"
             print(f"{called}, seed {seed}: {reached} after {duration(time.process_time() - began)}", flush=True)
+
+
+def _done(place: Path, options: argparse.Namespace) -> bool:
+    """Return whether a search is over, and its best student trained if that is asked for."""
+    return place.is_file() and (options.no_finals or bool(json.loads(place.read_text("utf-8"))["final"]))
 
 
 def _source(options: argparse.Namespace, name: str, seed: int) -> Path:
