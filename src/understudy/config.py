@@ -191,8 +191,8 @@ class N2N:
     harmonics: int = 12
     """Columns of the state that tell where in the network a row stands (N2N: 0)."""
     policy_from: str | None = None
-    """Run folder, or policy.safetensors of one, whose policies this search starts from: of any other teacher,
-    data or goal (N2N, section 3.5)."""
+    """Run folder, or policy.safetensors of one, whose policies this search starts from, and whose students say which
+    draws are expected to earn most: of any other teacher, data or goal (N2N, section 3.5)."""
     rank_by: str | None = None
     """Run folder, or policy.safetensors of one, of archcomp whose embedding says from the start which draws are
     expected to earn most: of the same teacher's structure, with any weights, data or goal."""
