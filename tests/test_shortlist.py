@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from understudy.architecture import Architecture
+from understudy.architecture import Architecture, Group, Layer, Space
 from understudy.config import N2N, ArchComp, Compression, RandomSearch
 from understudy.errors import ConfigError
 from understudy.evaluation import Evaluation
@@ -101,6 +101,17 @@ def test_where_too_little_is_known_or_nothing_is_to_choose_draws_stay_as_they_ar
     ranked.learn([*failed, *(toy_evaluation(a) for a in drawn(60, seed=2)[:known])])
     assert ordered(ranked, others) == others
     assert torch.equal(generator.get_state(), before)
+
+
+def test_a_teacher_of_one_layer_has_one_end() -> None:
+    layer = Layer(
+        name="conv", type="conv", kernel=3, padding=1, outputs=64, parameters=1728, group="conv", kernels=(1, 3)
+    )
+    space = Space(layers=(layer,), groups=(Group(name="conv", width=64, layers=("conv",)),), units=())
+    ranked = Shortlist(space, 0.9, SETTINGS, torch.Generator().manual_seed(0), known_of("chain", 0))
+    students = [space.architecture(widths={"conv": width}) for width in (8, 16, 32, 48)]
+    ranked.learn([toy_evaluation(a) for a in students])
+    assert ranked.foretold([*students, space.full]).isfinite().all()
 
 
 def test_an_order_does_not_hang_on_the_number_of_threads() -> None:

@@ -143,7 +143,7 @@ class Shortlist:
         changing_BIL = self._changing(choices_BD)
         place_L = torch.linspace(0.0, 1.0, changing_BIL.shape[2], dtype=torch.float64)
         weights_LE = torch.stack([torch.ones_like(place_L), 1.0 - place_L, place_L], 1)
-        return (changing_BIL @ (weights_LE / weights_LE.sum(0))).flatten(1)
+        return (changing_BIL @ (weights_LE / weights_LE.sum(0).clamp_min(1.0))).flatten(1)  # one column has one end
 
     def _changing(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b i l"]:
         return self._columns.matrix(choices_BD)[:, -len(CHANGING) :]
