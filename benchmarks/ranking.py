@@ -86,7 +86,7 @@ def correlation(ranked: Shortlist, known: Sequence[Evaluation], others: Sequence
 
 def rows(runs: Runs, other: Runs | None, seed: int) -> dict[str, dict[int, list[float]]]:
     """Return the correlations of one seed, by what ranks and how many students are known."""
-    students = runs.students(seed)
+    students, elsewhere = runs.students(seed), other.students(seed) if other else []
     numbers = np.random.default_rng(seed)
     kinds: dict[str, type[Shortlist]] = {"own weights": OwnWeights, "shared and own": Shortlist}
     found: dict[str, dict[int, list[float]]] = {}
@@ -95,7 +95,6 @@ def rows(runs: Runs, other: Runs | None, seed: int) -> dict[str, dict[int, list[
         policy = {}
         if other is not None:
             source = other.ranked(seed)
-            elsewhere = other.students(seed)
             source.learn([elsewhere[index] for index in numbers.permutation(len(elsewhere))[:OTHERS]])
             policy = source.tensors()
         for count in KNOWN:

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.tabular.plot import Curve, Panel, svg
-from benchmarks.transfer import needed
+from benchmarks.transfer import needed, targets
 from understudy.architecture import Architecture
 from understudy.config import (
     N2N,
@@ -74,7 +74,9 @@ METHODS: dict[str, Method] = {
     "N2N": N2N(shrinkage_updates=8),
     "N2N, not filled": N2N(shrinkage_updates=8, fill=False),
     "TPE, filled": OptunaSearch(students=STUDENTS, fill=True),
-    "N2N, not learned": N2N(shrinkage_updates=8, draws_per_rollout=1, shrinkage_lr=0.0),  # random search, filled
+    # As random search starts, filled.
+    "N2N, not learned": N2N(shrinkage_updates=8, draws_per_rollout=1, shrinkage_lr=0.0, revisit=0.1),
+    "N2N, depths alike": N2N(shrinkage_updates=8, revisit=0.1, depths=1.0),
     "N2N, policy alone": N2N(shrinkage_updates=8, draws_per_rollout=1),
     "N2N, ranking alone": N2N(shrinkage_updates=8, shrinkage_lr=0.0),
     "N2N, two stages": N2N(removal_updates=2, shrinkage_updates=6),
@@ -282,8 +284,7 @@ def show_transfer(scratch: dict[int, dict[str, Any]], moved: dict[int, dict[str,
             [rewards[at : at + ROLLOUTS] for at in range(0, len(rewards), ROLLOUTS)]
             for rewards in (scratch[seed]["rewards"], moved[seed]["rewards"])
         ]
-        mean = statistics.fmean(reward for update in updates[0][-3:] for reward in update)
-        best = max(map(max, updates[0]))
+        mean, best = targets(updates[0])
         counts = [needed(rewards, mean, best, whole=STUDENTS) for rewards in updates]
         of_means, of_bests = zip(*counts, strict=True)
         sums = [total + count for total, count in zip(sums, [*of_means, *of_bests], strict=True)]

@@ -86,6 +86,12 @@ class Search:
         return rewards, {name: t for name, t in searcher.state_dict().items() if isinstance(t, torch.Tensor)}
 
 
+def targets(scratch: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return what is to be reached: the mean of the last three updates from scratch, and the best of all."""
+    mean = statistics.fmean(reward for update in scratch[-3:] for reward in update)
+    return mean, max(reward for update in scratch for reward in update)
+
+
 def needed(rewards: Sequence[Sequence[float]], mean: float, best: float, *, whole: int = WHOLE) -> tuple[int, int]:
     """Return how many students it takes until the mean of an update, and the best so far, reach these; all if never."""
     found = []
@@ -104,8 +110,8 @@ def compared(smaller: Teacher, larger: Teacher, stage: str, seed: int, share: fl
     """Return the cells of a row, and the students needed: from scratch and transferred, for the mean and the best."""
     _, policy = Search(smaller, stage, seed).run()
     scratch, _ = Search(larger, stage, seed).run()
-    mean = statistics.fmean(reward for update in scratch[-3:] for reward in update)
-    best = share * max(reward for update in scratch for reward in update)
+    mean, best = targets(scratch)
+    best *= share
 
     def both(rewards: list[list[float]]) -> bool:
         return bool(rewards) and max(map(statistics.fmean, rewards)) >= mean and max(map(max, rewards)) >= best

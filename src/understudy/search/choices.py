@@ -161,6 +161,8 @@ class Shrinkage:
 
         As much more as less, in logarithms. The first factors, which the lowest numbers choose, stand for removed.
         """
+        if self._depths == 1.0:
+            return uniform_BD
         often_B1 = torch.rand(len(uniform_BD), 1, generator=generator, dtype=torch.float64)
         units_D = torch.tensor([kind == "unit" for kind, _ in self._values])
         return torch.where(units_D, uniform_BD * self._depths ** (2.0 * often_B1 - 1.0), uniform_BD)

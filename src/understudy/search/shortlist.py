@@ -99,9 +99,10 @@ class Shortlist:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a search on another teacher can use: all students that this one knows, as what columns share."""
-        if not self._known or self._before is not None:
+        if not self._known:
             return {}
-        shared_NS = self._shared(self._choices([evaluation.architecture for evaluation in self._known]))
+        choices_ND = self._choices([evaluation.architecture for evaluation in self._known])
+        shared_NS = self._shared(self._changing(choices_ND))
         shares_N = self._known_shares()[1:]
         return {
             _FEATURES: torch.cat([self._others_NS, shared_NS]),
@@ -136,11 +137,11 @@ class Shortlist:
             return self._embedding.features(self._embedding.encode(choices_BD))
         changing_BIL = self._changing(choices_BD)
         own_BP = changing_BIL.flatten(1) / changing_BIL.shape[2]
-        return torch.cat([self._shared(choices_BD), own_BP, own_BP.new_zeros(len(own_BP), 1)], 1)
+        return torch.cat([self._shared(changing_BIL), own_BP, own_BP.new_zeros(len(own_BP), 1)], 1)
 
-    def _shared(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b s"]:
+    @staticmethod
+    def _shared(changing_BIL: Float[Tensor, "b i l"]) -> Float[Tensor, "b s"]:
         """Return the means of the entries over all columns, and over those at each end."""
-        changing_BIL = self._changing(choices_BD)
         place_L = torch.linspace(0.0, 1.0, changing_BIL.shape[2], dtype=torch.float64)
         weights_LE = torch.stack([torch.ones_like(place_L), 1.0 - place_L, place_L], 1)
         return (changing_BIL @ (weights_LE / weights_LE.sum(0).clamp_min(1.0))).flatten(1)  # one column has one end
