@@ -24,18 +24,18 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from understudy.analysis import analyse
-from understudy.architecture import Architecture, Space
-from understudy.config import N2N, ArchComp, Method, RandomSearch
-from understudy.cost import predict
-from understudy.errors import SurgeryError
-from understudy.evaluation import Cost, Evaluation
-from understudy.goal import Goal, Reward
-from understudy.search.archcomp import ArchCompSearcher, Objective, descend, rewarded
-from understudy.search.baselines import RandomSearcher
-from understudy.search.searchers import searcher_for
-from understudy.testing import run_searcher, toy_accuracy, toy_cost, toy_evaluation, toy_reward, toy_space
-from understudy.zoo import create
+from understudy.config.methods import N2N, ArchComp, Method, RandomSearch
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import SurgeryError
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.goal import Goal, Reward
+from understudy.cost.predict import predict
+from understudy.graph.analysis import analyse
+from understudy.methods.archcomp.search import ArchCompSearcher, Objective, descend, rewarded
+from understudy.methods.baselines.random import RandomSearcher
+from understudy.methods.registry import searcher_for
+from understudy.models.zoo import create
+from understudy.testing.landscapes import run_searcher, toy_accuracy, toy_cost, toy_evaluation, toy_reward, toy_space
 
 TOYS = ("chain", "residual")
 NETWORKS = ("vgg13", "resnet18", "densenet40")

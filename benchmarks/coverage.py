@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor, nn
 
-from tests.third_party import MODELS, Model, library
-from understudy.analysis import analyse
-from understudy.cost import predict_many
-from understudy.surgery import build
+from tests.support.third_party import MODELS, Model, library
+from understudy.cost.predict import predict_many
+from understudy.graph.analysis import analyse
+from understudy.surgery.build import build
 
 TOOLS = ("understudy", "torch-pruning")
 

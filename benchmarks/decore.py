@@ -29,21 +29,24 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from understudy import cost, surgery
-from understudy.analysis import analyse
-from understudy.architecture import Architecture
-from understudy.compress import run_task
-from understudy.config import Augmentation, Compression, Decore, Device, Final, Training
+from understudy.config.job import Compression
+from understudy.config.methods import Decore
+from understudy.config.training import Augmentation, Device, Final, Training
+from understudy.core.architecture import Architecture
+from understudy.core.files import write_whole
+from understudy.core.goal import Goal
+from understudy.cost import predict as cost
 from understudy.data import Data
 from understudy.data.split import digest_of
-from understudy.evaluator import Evaluator
-from understudy.files import write_whole
-from understudy.goal import Goal
-from understudy.models import load_into, read_weights
-from understudy.run import Run
-from understudy.task import Task
-from understudy.teach import load_teacher
-from understudy.train import Compute, accuracy, choose_compute, recalibrate, train
+from understudy.graph.analysis import analyse
+from understudy.jobs.compress import run_task
+from understudy.jobs.task import Task
+from understudy.jobs.teach import load_teacher
+from understudy.models.weights import load_into, read_weights
+from understudy.runs.folder import Run
+from understudy.surgery import build as surgery
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import Compute, accuracy, choose_compute, recalibrate, train
 
 _FIGURE = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

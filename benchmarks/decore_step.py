@@ -19,14 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from understudy import zoo
-from understudy.analysis import analyse
-from understudy.compute import choose_compute
-from understudy.config import Decore, Device
-from understudy.gated import Gated
-from understudy.prune import Learner
-from understudy.search.decore import Agents
-from understudy.train import Compute
+from understudy.config.methods import Decore
+from understudy.config.training import Device
+from understudy.graph.analysis import analyse
+from understudy.jobs.prune import Learner
+from understudy.methods.decore import Agents
+from understudy.models import zoo
+from understudy.surgery.gated import Gated
+from understudy.training.compute import choose_compute
+from understudy.training.loop import Compute
 
 EXAMPLES = 1000
 

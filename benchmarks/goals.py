@@ -17,18 +17,18 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from understudy import zoo
-from understudy.analysis import Analysis, analyse
-from understudy.architecture import Architecture, Space
-from understudy.config import N2N
-from understudy.cost import predict
-from understudy.errors import GoalError, SurgeryError
-from understudy.evaluation import Cost, Evaluation
-from understudy.goal import Budgets, Goal, Reward
-from understudy.ranking import merit_for
-from understudy.reach import narrowest_width, refuse_what_is_out_of_reach
-from understudy.search.base import Searcher
-from understudy.search.searchers import searcher_for
+from understudy.config.methods import N2N
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import GoalError, SurgeryError
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.goal import Budgets, Goal, Reward
+from understudy.cost.predict import predict
+from understudy.graph.analysis import Analysis, analyse
+from understudy.methods.base import Searcher
+from understudy.methods.feasibility import narrowest_width, refuse_what_is_out_of_reach
+from understudy.methods.ranking import merit_for
+from understudy.methods.registry import searcher_for
+from understudy.models import zoo
 
 METHOD = N2N(shrinkage_updates=12)
 HARDEST = {"params": 3000.0, "macs": 500.0, "size_mb": 3000.0, "memory_mb": 12.0}  # ratios; the easiest is 1.2

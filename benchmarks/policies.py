@@ -18,11 +18,11 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from understudy.architecture import Space
-from understudy.config import N2N, ArchComp, OptunaSearch, RandomSearch
-from understudy.goal import Goal
-from understudy.search.searchers import searcher_for
-from understudy.testing import ToyKind, run_searcher, toy_cost, toy_reward, toy_space
+from understudy.config.methods import N2N, ArchComp, OptunaSearch, RandomSearch
+from understudy.core.architecture import Space
+from understudy.core.goal import Goal
+from understudy.methods.registry import searcher_for
+from understudy.testing.landscapes import ToyKind, run_searcher, toy_cost, toy_reward, toy_space
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,14 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.searchers import PLANS, with_seed
-from understudy.config import N2N
+from understudy.config.methods import N2N
+from understudy.core.evaluation import Evaluation
 from understudy.data import Data
-from understudy.evaluation import Evaluation
-from understudy.search.forecast import one_thread
-from understudy.search.shortlist import Shortlist
-from understudy.store import Store
-from understudy.task import Task
-from understudy.teach import load_teacher
+from understudy.jobs.task import Task
+from understudy.jobs.teach import load_teacher
+from understudy.methods.surrogate.regression import one_thread
+from understudy.methods.surrogate.shortlist import Shortlist
+from understudy.runs.store import Store
 
 KNOWN = (0, 5, 10, 20, 40)
 OTHERS = 40

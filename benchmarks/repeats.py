@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from understudy.architecture import Architecture
-from understudy.evaluator import Evaluator
-from understudy.files import write_whole
-from understudy.run import Run
-from understudy.task import Task
-from understudy.teach import first_images, pinned
-from understudy.train import accuracy, choose_compute
+from understudy.core.architecture import Architecture
+from understudy.core.files import write_whole
+from understudy.data.data import first_images
+from understudy.jobs.task import Task
+from understudy.runs.folder import Run
+from understudy.training.compute import pinned
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import accuracy, choose_compute
 
 
 def main() -> None:

@@ -32,35 +32,26 @@ from torch import Tensor
 
 from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.transfer import needed, targets
-from understudy.architecture import Architecture
-from understudy.config import (
-    N2N,
-    ArchComp,
-    Augmentation,
-    Candidates,
-    Compression,
-    Device,
-    Final,
-    Method,
-    OptunaSearch,
-    RandomSearch,
-    Training,
-    UniformWidth,
-)
+from understudy.config.job import Compression
+from understudy.config.methods import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
+from understudy.config.training import Augmentation, Candidates, Device, Final, Training
+from understudy.core.architecture import Architecture
+from understudy.core.evaluation import Evaluation
+from understudy.core.figures import duration, share
+from understudy.core.goal import Goal, Reward
 from understudy.data import Data
-from understudy.evaluation import Evaluation
-from understudy.evaluator import Evaluator
-from understudy.figures import duration, share
-from understudy.finals import Finisher
-from understudy.goal import Goal, Reward
-from understudy.models import load_into, read_weights
-from understudy.ranking import finalists
-from understudy.search.loop import Update, search
-from understudy.search.searchers import searcher_for
-from understudy.store import Store
-from understudy.task import Task
-from understudy.teach import first_images, load_teacher
-from understudy.train import accuracy, choose_compute
+from understudy.data.data import first_images
+from understudy.jobs.finals import Finisher
+from understudy.jobs.search import search
+from understudy.jobs.task import Task
+from understudy.jobs.teach import load_teacher
+from understudy.methods.base import Update
+from understudy.methods.ranking import finalists
+from understudy.methods.registry import searcher_for
+from understudy.models.weights import load_into, read_weights
+from understudy.runs.store import Store
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import accuracy, choose_compute
 
 STUDENTS = 40
 ROLLOUTS = N2N().rollouts  # students of one update

@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.goals import Teacher
-from understudy.architecture import Architecture
-from understudy.config import N2N
-from understudy.evaluation import Evaluation
-from understudy.goal import Goal, Reward
-from understudy.search.n2n import N2NSearch
-from understudy.testing import toy_accuracy
+from understudy.config.methods import N2N
+from understudy.core.architecture import Architecture
+from understudy.core.evaluation import Evaluation
+from understudy.core.goal import Goal, Reward
+from understudy.methods.n2n.search import N2NSearch
+from understudy.testing.landscapes import toy_accuracy
 
 _POLICY = N2N(draws_per_rollout=1, fill=False)  # its own draws alone, as the paper transfers no more
 STAGES = {

@@ -17,17 +17,19 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
-from understudy.architecture import Architecture
-from understudy.config import Augmentation, Candidates, Compression, Device, RandomSearch
+from understudy.config.job import Compression
+from understudy.config.methods import RandomSearch
+from understudy.config.training import Augmentation, Candidates, Device
+from understudy.core.architecture import Architecture
+from understudy.core.evaluation import Evaluation
+from understudy.core.files import write_whole
+from understudy.core.goal import Goal, Reward
 from understudy.data import Data
-from understudy.evaluation import Evaluation
-from understudy.evaluator import Evaluator
-from understudy.files import write_whole
-from understudy.goal import Goal, Reward
-from understudy.search.baselines import RandomSearcher
-from understudy.task import Task
-from understudy.teach import load_teacher
-from understudy.train import choose_compute
+from understudy.jobs.task import Task
+from understudy.jobs.teach import load_teacher
+from understudy.methods.baselines.random import RandomSearcher
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import choose_compute
 
 STARTS = ("inherited", "fresh")
 Table = dict[tuple[str, int], list[Evaluation]]  # (start, epochs) -> one for each architecture

@@ -11,14 +11,18 @@ from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: F401 (the hook looks it up by name)
+import tests.support.typecheck  # noqa: F401 (the hook looks it up by name)
 
 # By name, because the hook must stand before anything of ours is imported. The zoo stands for users' models, whose
 # forward passes also run on the proxies of a trace; the tracer finds the user's line on the stack, where checks would
 # add lines of their own.
 PACKAGE = Path(__file__).parent.parent / "src" / "understudy"
-CHECKED = [f"understudy.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in ("__init__", "trace", "zoo")]
-install_import_hook(CHECKED, "tests.typecheck.checked")
+CHECKED = [
+    "understudy." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__" and path.name != "trace.py" and "zoo" not in path.parts
+]
+install_import_hook(CHECKED, "tests.support.typecheck.checked")
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny import FACTORY, teach_tiny
+from tests.support.tiny import FACTORY, teach_tiny
 from understudy.cli import COMMANDS, Compress, main, parse
-from understudy.errors import ConfigError
-from understudy.run import Run
+from understudy.core.errors import ConfigError
+from understudy.runs.folder import Run
 
 ALLOWED = Path(__file__).parent / "assets" / "flags.txt"
 PINNED = ["--device.device=cpu", "--device.precision=fp32", "--device.memory-format=contiguous", "--device.threads=1"]
@@ -250,7 +250,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("understudy.evaluator.train", interrupt)
+    monkeypatch.setattr("understudy.training.evaluator.train", interrupt)
     folder = tmp_path / "run"
     assert main(["compress", teacher, "--data", "digits", "--run", str(folder), *QUICK]) == 130
     assert f"Continue with: understudy resume {folder}" in capsys.readouterr().err.replace("\n", " ")
@@ -266,7 +266,7 @@ def test_a_student_is_made_smaller_still(
     compress = ["compress", teacher, "--data", "digits", *QUICK]
     second, third = str(tmp_path / "second"), str(tmp_path / "third")
     with monkeypatch.context() as m:
-        m.setattr(import_module("understudy.compress")._Job, "_summary", _interrupted)
+        m.setattr(import_module("understudy.jobs.compress")._Job, "_summary", _interrupted)
         assert main([*compress, "--start", run, "--params", "4x", "--run", second]) == 130
     # What it goes on with is in its own folder, and the teacher is still the first one.
     assert main(["resume", second]) == 0

@@ -15,12 +15,12 @@ from benchmarks.tabular.compare import METHODS, STUDENTS, curve
 from benchmarks.tabular.embedding import fitted, ranks
 from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.tabular.table import Table, all_architectures, search
-from understudy.analysis import Analysis, analyse
-from understudy.architecture import Architecture
-from understudy.config import ArchComp, OptunaSearch
-from understudy.cost import predict
-from understudy.evaluation import Evaluation
-from understudy.search.searchers import searcher_for
+from understudy.config.methods import ArchComp, OptunaSearch
+from understudy.core.architecture import Architecture
+from understudy.core.evaluation import Evaluation
+from understudy.cost.predict import predict
+from understudy.graph.analysis import Analysis, analyse
+from understudy.methods.registry import searcher_for
 
 FOLDER = Path(build.__file__).parent
 FILES = sorted(FOLDER.glob("*.npz"))

@@ -24,16 +24,17 @@ from typing import Literal
 import torch
 
 from benchmarks.tabular.table import Table, all_architectures
-from understudy.analysis import Analysis, analyse
-from understudy.architecture import Architecture, Space
-from understudy.compute import Compute, choose_compute
-from understudy.config import Candidates, Device, Teaching, Training
+from understudy.config.training import Candidates, Device, Teaching, Training
+from understudy.core.architecture import Architecture, Space
+from understudy.core.evaluation import Evaluation
+from understudy.core.figures import duration
 from understudy.data import Data
-from understudy.evaluation import Evaluation
-from understudy.evaluator import Evaluator
-from understudy.figures import duration
-from understudy.run import versions
-from understudy.teach import first_images, teach
+from understudy.data.data import first_images
+from understudy.graph.analysis import Analysis, analyse
+from understudy.jobs.teach import teach
+from understudy.runs.folder import versions
+from understudy.training.compute import Compute, choose_compute
+from understudy.training.evaluator import Evaluator
 
 HERE = Path(__file__).parent
 REPEATED = 60  # architectures

@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.tabular.table import Table, search
-from understudy.config import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
-from understudy.search.searchers import searcher_for
+from understudy.config.methods import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
+from understudy.methods.registry import searcher_for
 
 HERE = Path(__file__).parent
 STUDENTS = 100

@@ -20,9 +20,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.tabular.table import Table
-from understudy.architecture import Architecture
-from understudy.config import ArchComp
-from understudy.search.archcomp import ArchCompSearcher, Objective, descend, rewarded
+from understudy.config.methods import ArchComp
+from understudy.core.architecture import Architecture
+from understudy.methods.archcomp.search import ArchCompSearcher, Objective, descend, rewarded
 
 HERE = Path(__file__).parent
 RANK = "rank correlation of accuracy, rest of the table"

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from understudy.architecture import Architecture, Space
-from understudy.evaluation import Cost, Evaluation
-from understudy.goal import Goal, Reward
-from understudy.search.base import Searcher
-from understudy.search.budget import offered_units
+from understudy.core.architecture import Architecture, Space
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.goal import Goal, Reward
+from understudy.methods.base import Searcher
+from understudy.methods.proposals import offered_units
 
 ROUND_TO = 8  # widths are multiples of this, as by default of every method
 COSTS = ("parameters", "macs", "weight_bytes", "peak_activation_bytes")

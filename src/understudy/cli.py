@@ -19,15 +19,17 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from understudy.config import N2N, ArchComp, Compression, Teaching
-from understudy.errors import ConfigError, UnderstudyError
-from understudy.goal import Goal
-from understudy.settings import Settings, build, read_toml
+from understudy.config.job import Compression
+from understudy.config.methods import N2N, ArchComp
+from understudy.config.text import Settings, build, read_toml
+from understudy.config.training import Teaching
+from understudy.core.errors import ConfigError, UnderstudyError
+from understudy.core.goal import Goal
 
 if TYPE_CHECKING:
-    from understudy.compress import Result
     from understudy.data import Data
-    from understudy.models import Teacher
+    from understudy.jobs.compress import Result
+    from understudy.models.spec import Teacher
 
 _out = Console()
 _err = Console(stderr=True)
@@ -61,9 +63,9 @@ class Teach(Teaching, _Subject):
 
     def run(self) -> int:
         """Train and print what came of it."""
-        from understudy.figures import share
-        from understudy.progress import Display
-        from understudy.teach import read_card, teach
+        from understudy.core.figures import share
+        from understudy.jobs.teach import read_card, teach
+        from understudy.report.progress import Display
 
         opened = {"spec": self.data, "size": self.size, "grey": self.grey}
         data, epochs = _open(opened), self.training.epochs
@@ -127,9 +129,9 @@ class Compress(Settings, _Subject):
 
     def run(self) -> int:
         """Compress, or plan to."""
-        from understudy.compress import run_task
-        from understudy.plan import plan, plan_table
-        from understudy.task import Task
+        from understudy.jobs.compress import run_task
+        from understudy.jobs.dry_run import plan, plan_table
+        from understudy.jobs.task import Task
 
         opened = self._opened()
         data = _open(opened)
@@ -164,8 +166,8 @@ class Compress(Settings, _Subject):
         return _reading(self.data, self.size, self.grey, expected)
 
     def _teacher(self, data: Data) -> Teacher:
-        from understudy.models import load_model
-        from understudy.teach import load_teacher
+        from understudy.jobs.teach import load_teacher
+        from understudy.models.spec import load_model
 
         if Path(self.model).is_dir():
             said = [name for name in ("weights", "arguments", "mean", "std") if getattr(self, name)]
@@ -210,7 +212,7 @@ class Inspect:
 
     def run(self) -> int:
         """Print the tables, or JSON."""
-        from understudy.inspect_model import inspect_model, inspection_tables
+        from understudy.jobs.inspect import inspect_model, inspection_tables
 
         found = inspect_model(
             self.model,
@@ -247,9 +249,9 @@ class Resume:
 
     def run(self) -> int:
         """Continue with the teacher, data and settings that the run was started with."""
-        from understudy.compress import run_task
-        from understudy.run import Run
-        from understudy.task import Task
+        from understudy.jobs.compress import run_task
+        from understudy.jobs.task import Task
+        from understudy.runs.folder import Run
 
         task = Task.of_run(Run(self.folder))
         assert task.opened is not None
@@ -272,8 +274,8 @@ class Runs:
 
     def run(self) -> int:
         """Print the table of runs."""
-        from understudy.run import runs_in
-        from understudy.table import runs_table
+        from understudy.report.tables import runs_table
+        from understudy.runs.folder import runs_in
 
         runs = runs_in(self.folder)
         if not runs:
@@ -314,8 +316,9 @@ class Evaluate:
 
     def run(self) -> int:
         """Print the student's figures."""
-        from understudy.figures import share
-        from understudy.student import read_card, score
+        from understudy.core.figures import share
+        from understudy.jobs.evaluate import score
+        from understudy.models.student import read_card
 
         card = read_card(self.student)
         data = _open(_reading(self.data, self.size, self.grey, card["input"]))

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from understudy.core.errors import DataError, did_you_mean
 from understudy.data import datasets, sources
 from understudy.data.images import fail
 from understudy.data.sources import Array, Pair, Reading, Splits
 from understudy.data.split import AnySplit, Images, Shape, digest_of, sample, statistics, stratified
-from understudy.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -319,3 +319,9 @@ def _nearest(spec: str) -> str:
     path = Path(spec)
     beside = [str(path.parent / x.name) for x in path.parent.iterdir()] if path.parent.is_dir() else []
     return did_you_mean(spec, ["digits", "torchvision:CIFAR10", "torchvision:MNIST", *beside])
+
+
+def first_images(data: Data, split: AnySplit, count: int) -> torch.Tensor:
+    """Return the first images of a split, normalised: (count, c, h, w), float32."""
+    images, _ = split.batch(torch.arange(min(count, len(split))))
+    return data.normalise(images)

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from understudy.core.errors import DataError, did_you_mean
+from understudy.core.extras import optional
 from understudy.data import images as files
 from understudy.data.sources import Reading, Splits, as_images, as_labels
 from understudy.data.split import AnySplit, Split, StreamedSplit
-from understudy.errors import DataError, did_you_mean
-from understudy.extras import optional
 
 _CHECKED_TWICE = 8  # items that are read twice, to find random transforms
 

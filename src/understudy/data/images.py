@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from understudy.errors import DataError
+from understudy.core.errors import DataError
 
 Pixels = NDArray[np.uint8]
 

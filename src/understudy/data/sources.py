@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from understudy.core.errors import DataError, did_you_mean
 from understudy.data import images as files
 from understudy.data.split import AnySplit, Split, StreamedSplit
-from understudy.errors import DataError, did_you_mean
 
 Array = NDArray[Any] | Tensor
 Pair = tuple[Array, Any]  # images and labels

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
-from understudy.errors import DataError
+from understudy.core.errors import DataError
 
 Images = UInt8[Tensor, "n c h w"] | Float32[Tensor, "n c h w"]
 Shape = tuple[int, int, int]  # channels, height, width

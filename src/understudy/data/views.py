@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.config import Augmentation
+from understudy.config.training import Augmentation
 from understudy.data.split import Images
 
 _DRAWS = 5  # uniform numbers of one view: crop's row and column, flip, cutout's row and column

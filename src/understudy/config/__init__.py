@@ -1,0 +1,1 @@
+"""What a user sets, as frozen dataclasses, and as text. No torch."""

@@ -1,0 +1,121 @@
+"""How networks are trained, and where. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+
+
+LossName = Literal["mse", "ce", "mse+ce", "kl"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a network is trained. The one training loop serves teachers, candidates and final students."""
+
+    epochs: int = 5
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Examples in one step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    """The optimiser; sgd has Nesterov momentum 0.9."""
+    lr: float = 0.003
+    """Peak learning rate."""
+    weight_decay: float = 0.0005
+    """Weight decay; not applied to biases and norms."""
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    """How the learning rate moves over the steps."""
+    loss: LossName = "mse"
+    """mse: on the teacher's logits (N2N); ce: on labels; mse+ce: their weighted sum; kl: Hinton's softened."""
+    distill_weight: float = 1.0
+    """Weight of the distillation term where cross-entropy is in the loss as well."""
+    temperature: float = 4.0
+    """Softening of both logits in the kl loss."""
+    label_smoothing: float = 0.0
+    """Share of the label's mass spread over all classes in cross-entropy, 0..1."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How training images are varied; drawn anew each epoch, from the seed alone."""
+
+    crop: int = 0
+    """Pixels of padding before a random crop; 0: no crop."""
+    flip: bool = False
+    """Mirror images at random."""
+    cutout: int = 0
+    """Side of a random square that is blanked, pixels; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where and how numbers are computed. Precision and format are part of a result, workers are not."""
+
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto times the combinations at the start of a run and records the choice."""
+    memory_format: MemoryFormat = "auto"
+    """Layout of image tensors; auto as above."""
+    threads: int = 1
+    """CPU threads of one network in training (0: all cores); the same for any number of workers, so results are too."""
+    workers: int = 1
+    """Students trained at the same time, each in a process of its own if more than 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """How a proposed student is evaluated during the search."""
+
+    epochs: int = 5
+    """Passes over the examples (N2N: 5)."""
+    examples: int = 5000
+    """Training examples that a candidate sees, drawn once by seed and stratified; 0: all."""
+    weights: Literal["fresh", "inherited"] = "inherited"
+    """Start from fresh weights (N2N) or from the teacher's, sliced."""
+    lr: float = 0.003
+    """Peak learning rate (N2N: 0.0005, constant)."""
+    batch_size: int = 128
+    """Examples in one step."""
+    loss: LossName = "mse"
+    """Loss of the search (N2N: mse on logits)."""
+    stop_below: float = 0.2
+    """Give a student up after its first epoch if its accuracy is under this share of the teacher's; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """How the best students of a search are trained to convergence."""
+
+    students: int = 2
+    """How many of the best are trained; the winner is chosen on the validation split."""
+    training: Training = field(default_factory=lambda: Training(epochs=30, loss="mse+ce"))
+    """Their training, by distillation."""
+    weights: Literal["fresh", "inherited"] = "inherited"
+    """What they start from."""
+    views: int = 0
+    """Looks of each image, used in turn, for which the teacher is asked (0: a new one in every epoch, which costs
+    a pass of the teacher over all images for each)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """The training of a teacher."""
+
+    training: Training = field(
+        default_factory=lambda: Training(epochs=30, optimizer="sgd", lr=0.1, loss="ce", label_smoothing=0.1)
+    )
+    """Its training, on labels."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How training images are varied."""
+    device: Device = field(default_factory=lambda: Device(threads=0))
+    """Where it runs; 0 threads: all cores."""
+    seed: int = 0
+    """Of its weights and its training."""

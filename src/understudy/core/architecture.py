@@ -1,0 +1,334 @@
+"""The plan for a student: what a teacher allows (`Space`) and what was decided (`Architecture`).
+
+Both are immutable values of names and integers. Nothing here imports torch, so that plans can be
+read, compared, cached and sent to other machines without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+from understudy.core.errors import ArchitectureError, did_you_mean
+
+T = TypeVar("T")
+UnitKind = Literal["conv", "linear", "pool", "block", "branch", "layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One layer of the teacher in execution order: a row of N2N's state (paper, section 3.1).
+
+    `skip_start` and `skip_end` are how many layers back the innermost enclosing skip connection
+    starts and how many layers ahead it ends; 0 outside of any.
+    """
+
+    name: str  # qualified module name in the teacher
+    type: str  # "conv", "linear", "norm", "activation", "pool" or "other"
+    kernel: int = 0
+    stride: int = 0
+    padding: int = 0
+    outputs: int = 0  # channels or features that it emits, 0 where it keeps those that it gets
+    parameters: int = 0
+    skip_start: int = 0
+    skip_end: int = 0
+    group: str | None = None  # the group that its output channels belong to, if to exactly one
+    kernels: tuple[int, ...] = ()  # legal kernel sizes, ascending, the teacher's last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Channels of several tensors that must keep the same indices.
+
+    `width` counts output channels of the layer that the group is named after. Channels go in slots
+    of `step` (1 but for grouped convolutions and group norms), so a legal width is a multiple of it.
+    """
+
+    name: str
+    width: int
+    step: int = 1
+    layers: tuple[str, ...] = ()  # every layer that emits or reads these channels
+
+    def legal_widths(self, *, round_to: int = 1, minimum: int = 1) -> tuple[int, ...]:
+        """Return the widths (channels, ascending) that are multiples of `round_to` and of the step.
+
+        The teacher's own width is always legal, whatever it is a multiple of.
+        """
+        steps = range(self.step, self.width, self.step)
+        return (*(w for w in steps if w % round_to == 0 and w >= minimum), self.width)
+
+    def nearest(self, width: float, *, round_to: int = 1, minimum: int = 1) -> int:
+        """Return the legal width (channels) nearest to `width`, the larger one of two equally near."""
+        legal = self.legal_widths(round_to=round_to, minimum=minimum)
+        return min(legal, key=lambda w: (abs(w - width), -w))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What can be removed as one.
+
+    "conv" and "linear" are such a layer with its norm and activation, "block" is a module that keeps shape and
+    channels, "branch" what an addition in a forward pass adds to its own input. In a student, a removed block is one
+    identity, otherwise each of `layers` becomes one; the last layer of a branch becomes zero.
+    """
+
+    name: str
+    kind: UnitKind
+    layers: tuple[str, ...]  # the leaf layers that go with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Channels that must keep their full width, why, and the source line that needs them."""
+
+    name: str
+    width: int
+    reason: str
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """All that a teacher allows. Built by `understudy.groups.space_of`."""
+
+    layers: tuple[Layer, ...]
+    groups: tuple[Group, ...]
+    units: tuple[Unit, ...]
+    frozen: tuple[Frozen, ...] = ()
+
+    def architecture(
+        self,
+        *,
+        removed: Iterable[str] = (),
+        widths: Mapping[str, int] | None = None,
+        kernels: Mapping[str, int] | None = None,
+        channels: Mapping[str, Iterable[int]] | None = None,
+    ) -> Architecture:
+        """Return the Architecture with these decisions; what is not named keeps the teacher's value.
+
+        `widths` counts channels per group, `kernels` gives sizes per layer, `channels` names the very
+        slots of a group to keep (a slot is one channel unless the group's step is larger).
+
+        Raises:
+            ArchitectureError: a name is unknown or a value is not legal.
+        """
+        chosen = {name: tuple(sorted(set(slots))) for name, slots in (channels or {}).items()}
+        counted = {name: len(slots) * self.group(name).step for name, slots in chosen.items()}
+        return Architecture(
+            space=self,
+            removed=frozenset(removed),
+            widths=tuple(sorted({**(widths or {}), **counted}.items())),
+            kernels=tuple(sorted((kernels or {}).items())),
+            channels=tuple(sorted(chosen.items())),
+        ).canonical()
+
+    @cached_property
+    def full(self) -> Architecture:
+        """The keep-all architecture: the teacher itself."""
+        return Architecture(space=self)
+
+    def group(self, name: str) -> Group:
+        """Return the group of that name, or raise ArchitectureError."""
+        return _named("group", name, self._groups)
+
+    def unit(self, name: str) -> Unit:
+        """Return the unit of that name, or raise ArchitectureError."""
+        return _named("unit", name, self._units)
+
+    def layer(self, name: str) -> Layer:
+        """Return the layer of that name, or raise ArchitectureError."""
+        return _named("layer", name, self._layers)
+
+    @cached_property
+    def _groups(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def _units(self) -> dict[str, Unit]:
+        return {unit.name: unit for unit in self.units}
+
+    @cached_property
+    def _layers(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that name this Space."""
+        return _digest(asdict(self))
+
+    def to_json(self) -> str:
+        """Return this Space as JSON text; `from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Space:
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(
+            layers=tuple(Layer(**{**x, "kernels": tuple(x["kernels"])}) for x in fields["layers"]),
+            groups=tuple(Group(**{**x, "layers": tuple(x["layers"])}) for x in fields["groups"]),
+            units=tuple(Unit(**{**x, "layers": tuple(x["layers"])}) for x in fields["units"]),
+            frozen=tuple(Frozen(**x) for x in fields["frozen"]),
+        )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which units go, how wide each group is and how large each kernel. Checks itself when built.
+
+    Only what differs from the teacher is stored. Make one with `Space.architecture` and change it by
+    `without`, `with_width` and `with_kernel`, which return new values.
+
+    Raises:
+        ArchitectureError: a name is unknown or a value is not legal.
+    """
+
+    space: Space = field(repr=False)
+    removed: frozenset[str] = frozenset()
+    widths: tuple[tuple[str, int], ...] = ()
+    kernels: tuple[tuple[str, int], ...] = ()
+    channels: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.removed:
+            self.space.unit(name)
+        for name, slots in self.channels:
+            _check_slots(self.space.group(name), slots)
+        for name, width in self.widths:
+            _check_width(self.space.group(name), width)
+        for name, kernel in self.kernels:
+            _check_kernel(self.space.layer(name), kernel)
+
+    def check_belongs(self, space: Space) -> None:
+        """Raise ArchitectureError if this was made for another teacher than the one of `space`."""
+        if self.space is not space:
+            _check_space(space, self.space.digest)
+
+    def width(self, group: str) -> int:
+        """Return how many channels the group keeps."""
+        return dict(self.widths).get(group, self.space.group(group).width)
+
+    def kernel(self, layer: str) -> int:
+        """Return the layer's kernel size."""
+        return dict(self.kernels).get(layer, self.space.layer(layer).kernel)
+
+    def without(self, *units: str) -> Architecture:
+        """Return this architecture with those units removed as well."""
+        return self._changed(removed=self.removed | set(units))
+
+    def with_width(self, group: str, width: int) -> Architecture:
+        """Return this architecture with another width (channels) of one group."""
+        channels = {name: slots for name, slots in self.channels if name != group}
+        return self._changed(widths={**dict(self.widths), group: width}, channels=channels)
+
+    def with_kernel(self, layer: str, kernel: int) -> Architecture:
+        """Return this architecture with another kernel size of one layer."""
+        return self._changed(kernels={**dict(self.kernels), layer: kernel})
+
+    def canonical(self) -> Architecture:
+        """Return the one form of all architectures that build the same student.
+
+        A unit inside a removed one, the width of a group and the kernel of a layer that are gone, and
+        values equal to the teacher's say nothing and are dropped.
+        """
+        space = self.space
+        units = {name: frozenset(space.unit(name).layers) for name in self.removed}
+        removed = frozenset(u for u, layers in units.items() if not any(layers < other for other in units.values()))
+        gone = frozenset[str]().union(*units.values())
+        kept = {g.name for g in space.groups if g.name not in gone and not (g.layers and gone.issuperset(g.layers))}
+        return Architecture(
+            space=space,
+            removed=removed,
+            widths=tuple((g, w) for g, w in self.widths if g in kept and w != space.group(g).width),
+            kernels=tuple((n, k) for n, k in self.kernels if n not in gone and k != space.layer(n).kernel),
+            channels=tuple(
+                (g, slots) for g, slots in self.channels if g in kept and self.width(g) != space.group(g).width
+            ),
+        )
+
+    def _changed(self, **changes: Any) -> Architecture:
+        decisions: dict[str, Any] = {
+            "removed": self.removed,
+            "widths": dict(self.widths),
+            "kernels": dict(self.kernels),
+            "channels": dict(self.channels),
+        }
+        return self.space.architecture(**{**decisions, **changes})
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits, equal for two architectures exactly if they build the same student."""
+        return _digest(self.canonical()._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "space": self.space.digest,
+            "removed": sorted(self.removed),
+            "widths": dict(self.widths),
+            "kernels": dict(self.kernels),
+            "channels": {name: list(slots) for name, slots in self.channels},
+        }
+
+    def to_json(self) -> str:
+        """Return this architecture as JSON text; `from_json` reads it back."""
+        return json.dumps(self._fields(), indent=1)
+
+    @classmethod
+    def from_json(cls, space: Space, text: str) -> Architecture:
+        """Read what `to_json` wrote, for the Space that it was made for.
+
+        Raises:
+            ArchitectureError: the text is no architecture, or of another Space, or a decision is not legal.
+        """
+        try:
+            fields = json.loads(text)
+            made_for = fields["space"]
+            decisions = {name: fields[name] for name in ("removed", "widths", "kernels", "channels")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArchitectureError(f"an architecture must be what to_json wrote, but got {text[:60]!r}") from error
+        _check_space(space, made_for)
+        return space.architecture(**decisions)
+
+
+def _digest(fields: Any) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        raise ArchitectureError(f"the Space has no {kind} {name!r}{did_you_mean(name, known)}")
+    return known[name]
+
+
+def _check_space(space: Space, made_for: str) -> None:
+    if made_for != space.digest:
+        raise ArchitectureError(
+            f"an architecture belongs to the teacher that it was made for: it was made for Space {made_for}, "
+            f"but this teacher's is {space.digest}"
+        )
+
+
+def _check_width(group: Group, width: int) -> None:
+    if not 1 <= width <= group.width or width % group.step:
+        multiple = f", a multiple of {group.step}" if group.step > 1 else ""
+        raise ArchitectureError(
+            f"width of group {group.name!r} must be in {group.step}..{group.width}{multiple}, but got {width}"
+        )
+
+
+def _check_kernel(layer: Layer, kernel: int) -> None:
+    legal = layer.kernels or (layer.kernel,)
+    if kernel not in legal:
+        raise ArchitectureError(f"kernel of layer {layer.name!r} must be one of {legal}, but got {kernel}")
+
+
+def _check_slots(group: Group, slots: tuple[int, ...]) -> None:
+    size = group.width // group.step
+    if not slots or slots[0] < 0 or slots[-1] >= size:
+        raise ArchitectureError(
+            f"channels of group {group.name!r} must be at least one of 0..{size - 1}, but got {list(slots)}"
+        )

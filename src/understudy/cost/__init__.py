@@ -1,0 +1,1 @@
+"""What a network costs: predicted exactly, or measured."""

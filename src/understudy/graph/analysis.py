@@ -1,0 +1,90 @@
+"""A teacher and all that was found out about it, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from understudy.core.architecture import Architecture, Space
+from understudy.graph.groups import Groups, find_groups
+from understudy.graph.refit import Refit
+from understudy.graph.trace import Example, Trace, trace
+from understudy.graph.units import layers_of, removed_paths, units_of
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What `analyse` found: the teacher's graph, its groups, and its Space. Pickles as the teacher alone."""
+
+    trace: Trace
+    groups: Groups
+    leaf_modules: tuple[type[nn.Module], ...] = ()
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The module that was analysed, untouched."""
+        return self.trace.teacher
+
+    @cached_property
+    def space(self) -> Space:
+        """What the teacher allows."""
+        groups = self.groups
+        return Space(layers=layers_of(groups), groups=groups.groups, units=units_of(groups), frozen=groups.frozen)
+
+    @cached_property
+    def shrinkable(self) -> float:
+        """The share of the parameters that lie in layers whose width can shrink, 0..1."""
+        free = np.zeros(self.groups.slots + 1, dtype=bool)
+        free[np.concatenate([*self.groups.slots_of, np.zeros(0, dtype=np.int64)])] = True
+        plans = self.groups.plan.parameters
+        sizes = {name: p.numel() for name, p in self.teacher.named_parameters()}
+        shrinking = (
+            size
+            for name, size in sizes.items()
+            if name in plans and any(isinstance(d, np.ndarray) and free[d].any() for d in plans[name].dims)
+        )
+        return sum(shrinking) / max(sum(sizes.values()), 1)
+
+    @cached_property
+    def _refits(self) -> dict[frozenset[str], Refit]:
+        return {}
+
+    def refit(self, architecture: Architecture) -> Refit:
+        """Return the pass over the teacher without the units that the architecture removes.
+
+        Raises:
+            ArchitectureError: the architecture was made for another teacher.
+            SurgeryError: what is left does not fit together.
+        """
+        architecture.check_belongs(self.space)
+        if architecture.removed not in self._refits:
+            units = (self.space.unit(name) for name in architecture.removed)
+            refit = Refit(self.groups, frozenset(path for unit in units for path in removed_paths(unit)))
+            refit.run()
+            if len(self._refits) > 256:
+                self._refits.clear()
+            self._refits[architecture.removed] = refit
+        return self._refits[architecture.removed]
+
+    def __reduce__(self) -> Any:
+        # The graph holds functions and nodes that do not travel; the teacher does.
+        return analyse, (self.trace.teacher, self.trace.example, self.leaf_modules)
+
+
+def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Analysis:
+    """Trace a teacher on an example input and find out what it allows.
+
+    Args:
+        teacher: any traceable module; it is not touched.
+        example: the input: a tensor (B, ...), a tuple of positional ones, or keyword arguments by name.
+        leaf_modules: classes to take as one operation; their channels freeze.
+
+    Raises:
+        TraceError: the teacher cannot be traced, or fails on the example, or the example is empty.
+    """
+    traced = trace(teacher, example, leaf_modules=leaf_modules)
+    return Analysis(trace=traced, groups=find_groups(traced), leaf_modules=leaf_modules)

@@ -1,0 +1,209 @@
+"""Graph -> groups: which channels must keep the same indices, and which must stay."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from understudy.core.architecture import Frozen, Group
+from understudy.graph import rules as _rules  # noqa: F401  fills the tables that Walk reads
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Part, Plan
+from understudy.graph.trace import Trace, map_structure, source_line
+from understudy.graph.walk import Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Which channels of a teacher go together. A slot is a set of channels that are tied, by number.
+
+    `slots_of[i]` are the slots (ascending) of `groups[i]`; `emitted` are the slots of what each layer or
+    parameter brings into being; `plan` is the pass over the whole teacher, in slots.
+    """
+
+    trace: Trace
+    plan: Plan
+    emitted: dict[str, Labels]
+    slots: int
+    slots_of: tuple[Labels, ...]
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+
+    @cached_property
+    def sharers(self) -> dict[Any, list[fx.Node]]:
+        """The nodes that use each parameter, or number of a module, that several use."""
+        users: dict[Any, list[fx.Node]] = defaultdict(list)
+        for node, part in self.plan.parts.items():
+            for key in part.uses:
+                users[key].append(node)
+        return {key: nodes for key, nodes in users.items() if len(nodes) > 1}
+
+    @cached_property
+    def held(self) -> Labels:
+        """The slots that always stay."""
+        free = np.concatenate([*self.slots_of, np.zeros(0, dtype=np.int64)])
+        return np.setdiff1d(np.arange(self.slots), free)
+
+
+class _Joiner(Walk):
+    """The pass that ties: every channel starts as a label of its own, and ties join them."""
+
+    def __init__(self, traced: Trace) -> None:
+        super().__init__(traced)
+        self.emitted: dict[str, Labels] = {}
+        self.frozen: list[tuple[Labels, str, str]] = []
+        self._parent: list[int] = []
+
+    def emit(self, name: str, size: int) -> Labels:
+        if name not in self.emitted:
+            start = len(self._parent)
+            # A single channel cannot go, and broadcasts: it is no channel to decide on.
+            fresh = np.arange(start, start + size) if size > 1 else np.full(1, FIXED)
+            self._parent += range(start, start + size) if size > 1 else ()
+            self.emitted[name] = fresh
+        return self.emitted[name]
+
+    def tie(self, a: Labels, b: Labels, node: fx.Node) -> Labels:
+        if np.array_equal(a, b):
+            return a
+        for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True):
+            if x == FIXED or y == FIXED:
+                self.freeze(np.array([x, y]), "it is tied to channels of fixed size", node)
+            elif x != y:
+                self._join(x, y)
+        return a
+
+    def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
+        held = np.unique(labels)
+        held = held[held != FIXED]
+        if held.size:
+            self.frozen.append((held, reason, source_line(node)))
+
+    def tied(self, labels: Labels) -> Labels:
+        """Return the label that stands for all that each one is tied to so far, each once."""
+        return np.unique([FIXED if label == FIXED else self._find(label) for label in np.unique(labels).tolist()])
+
+    def roots(self) -> Labels:
+        """Return, for every label, the one that stands for all that it is tied to."""
+        return np.array([self._find(label) for label in range(len(self._parent))], dtype=np.int64)
+
+    def _find(self, label: int) -> int:
+        while self._parent[label] != label:
+            self._parent[label] = self._parent[self._parent[label]]
+            label = self._parent[label]
+        return label
+
+    def _join(self, a: int, b: int) -> None:
+        a, b = self._find(a), self._find(b)
+        if a != b:
+            self._parent[max(a, b)] = min(a, b)
+
+
+def find_groups(traced: Trace) -> Groups:
+    """Find out which channels of a traced teacher go together, and which must stay."""
+    joiner = _Joiner(traced)
+    plan = joiner.run()
+    _, slots = np.unique(joiner.roots(), return_inverse=True)
+    total = int(slots.max()) + 1 if slots.size else 0
+    emitted = {name: _renamed(labels, slots) for name, labels in joiner.emitted.items()}
+    plan = _renamed_plan(plan, slots)
+    reasons: dict[int, tuple[str, str]] = {}
+    for labels, reason, source in joiner.frozen:
+        for slot in _renamed(labels, slots).tolist():
+            reasons.setdefault(slot, (reason, source))
+    groups, slots_of, frozen = _named(_by_signature(emitted, plan, total), emitted, plan, reasons)
+    return Groups(
+        trace=traced, plan=plan, emitted=emitted, slots=total, slots_of=slots_of, groups=groups, frozen=frozen
+    )
+
+
+def _renamed(labels: Labels, slots: Labels) -> Labels:
+    if not slots.size:
+        return labels
+    return np.where(labels == FIXED, FIXED, slots[np.maximum(labels, 0)])
+
+
+def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
+    def dims(p: ParameterPlan) -> tuple[Labels | int, ...]:
+        return tuple(_renamed(d, slots) if isinstance(d, np.ndarray) else d for d in p.dims)
+
+    def value(v: Any) -> Any:
+        return Labelled(v.shape, _renamed(v.labels, slots)) if isinstance(v, Labelled) else v
+
+    def part(p: Part) -> Part:
+        return Part(
+            parameters={name: replace(q, dims=dims(q)) for name, q in p.parameters.items()},
+            attributes=[replace(a, labels=_renamed(a.labels, slots)) for a in p.attributes],
+            work=[replace(w, factors=tuple(_renamed(f, slots) for f in w.factors)) for w in p.work],
+        )
+
+    return Plan(
+        values={node: map_structure(v, value) for node, v in plan.values.items()},
+        parts={node: part(p) for node, p in plan.parts.items()},
+        sizes={node: np.unique(_renamed(labels, slots)) for node, labels in plan.sizes.items()},
+    )
+
+
+def _by_signature(emitted: dict[str, Labels], plan: Plan, slots: int) -> list[Labels]:
+    """Return the slots that occur equally often in the same places: they are interchangeable."""
+    places: list[Labels] = [*emitted.values()]
+    places += [d for p in plan.parameters.values() for d in p.dims if isinstance(d, np.ndarray)]
+    signature: list[list[tuple[int, int]]] = [[] for _ in range(slots)]
+    for index, labels in enumerate(places):
+        held, times = np.unique(labels, return_counts=True)
+        for slot, number in zip(held.tolist(), times.tolist(), strict=True):
+            if slot != FIXED:
+                signature[slot].append((index, number))
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for slot, where in enumerate(signature):
+        alike[tuple(where)].append(slot)
+    return [np.array(slots) for slots in alike.values()]
+
+
+def _named(
+    members: list[Labels], emitted: dict[str, Labels], plan: Plan, reasons: dict[int, tuple[str, str]]
+) -> tuple[tuple[Group, ...], tuple[Labels, ...], tuple[Frozen, ...]]:
+    groups: list[Group] = []
+    slots_of: list[Labels] = []
+    frozen: list[Frozen] = []
+    taken: dict[str, int] = {}
+    readers, first = _readers(plan), _first_emitters(emitted)
+    for slots in members:
+        producer = min((first[s] for s in slots.tolist()), key=lambda found: found[1])[0]
+        step = int(np.isin(emitted[producer], slots).sum()) // len(slots)
+        taken[producer] = taken.get(producer, 0) + 1
+        name = producer if taken[producer] == 1 else f"{producer}#{taken[producer]}"
+        # One frozen slot freezes all that cannot be told from it: a width says nothing of which ones go.
+        why = next((reasons[s] for s in slots.tolist() if s in reasons), None)
+        width = len(slots) * step
+        if why is not None:
+            frozen.append(Frozen(name=name, width=width, reason=why[0], source=why[1]))
+        elif len(slots) > 1:
+            layers = tuple(dict.fromkeys(readers.get(int(slots[0]), ())))
+            groups.append(Group(name=name, width=width, step=step, layers=layers))
+            slots_of.append(slots)
+    return tuple(groups), tuple(slots_of), tuple(frozen)
+
+
+def _first_emitters(emitted: dict[str, Labels]) -> dict[int, tuple[str, int]]:
+    """Return, for each slot, the first layer that emits it and that layer's place among all."""
+    found: dict[int, tuple[str, int]] = {}
+    for place, (name, labels) in enumerate(emitted.items()):
+        for slot in np.unique(labels).tolist():
+            found.setdefault(slot, (name, place))
+    return found
+
+
+def _readers(plan: Plan) -> dict[int, list[str]]:
+    """Return the layers whose parameters have each slot, in order."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in plan.parameters.items():
+        for dim in parameter.dims:
+            if isinstance(dim, np.ndarray):
+                for slot in np.unique(dim[dim != FIXED]).tolist():
+                    found[slot].append(name.rpartition(".")[0])
+    return found

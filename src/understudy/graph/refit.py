@@ -1,0 +1,112 @@
+"""The pass over a teacher with units removed: what arrives at each layer, in slots of the analysis."""
+
+from __future__ import annotations
+
+import heapq
+from collections import ChainMap
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from understudy.core.errors import SurgeryError
+from understudy.graph.channels import FIXED, Labelled, Labels, Plan
+from understudy.graph.groups import Groups
+from understudy.graph.trace import source_line
+from understudy.graph.walk import Walk
+
+_COPIES = 400  # joined channels may be so many times those of the whole teacher
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+class Refit(Walk):
+    """Follows the change from the removed units on; what it does not reach is taken from the analysis.
+
+    Channels of different groups may meet where a removal brings them together: `met` lists such places,
+    which fit only if both sides end up with equally many. A strict pass refuses them.
+    """
+
+    def __init__(self, groups: Groups, removed: frozenset[str], *, strict: bool = False) -> None:
+        super().__init__(groups.trace, removed=removed)
+        self.met: list[tuple[Labels, Labels, fx.Node]] = []
+        self._groups = groups
+        self._strict = strict
+        before = groups.plan
+        self.plan = Plan(
+            values=ChainMap({}, before.values), parts=ChainMap({}, before.parts), sizes=ChainMap({}, before.sizes)
+        )
+
+    def run(self) -> Plan:
+        """Visit the removed units and whatever the change reaches, in order.
+
+        Raises:
+            SurgeryError: what a removal left does not fit, with the node and both shapes.
+        """
+        order = self.trace.order
+        waiting = [order[node] for path in self._removed for node in self.trace.members[path]]
+        nodes, seen = list(order), set(waiting)
+        heapq.heapify(waiting)
+
+        def push(near: Iterable[fx.Node]) -> None:
+            for other in near:
+                if order[other] not in seen:
+                    seen.add(order[other])
+                    heapq.heappush(waiting, order[other])
+
+        while waiting:
+            node = nodes[heapq.heappop(waiting)]
+            self.step(node)
+            # A parameter that is used twice is cut in one way, so all its uses are looked at again.
+            for key in self.part.uses & self._groups.sharers.keys():
+                push(self._groups.sharers[key])
+            before, now = self._groups.plan, self.plan
+            counted = np.array_equal(before.sizes.get(node, _NONE), now.sizes.get(node, _NONE))
+            if not (counted and _same(before.values[node], now.values[node])):
+                push(node.users)
+        return self.plan
+
+    def emit(self, name: str, size: int) -> Labels:
+        """Return the slots that the layer emits in the teacher."""
+        return self._groups.emitted[name]
+
+    def tie(self, a: Labels, b: Labels, node: fx.Node) -> Labels:
+        """Pass equal slots; other ones meet if they are equally many."""
+        if np.array_equal(a, b):
+            return a
+        if len(a) != len(b):
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): {len(a)} and {len(b)} channels meet")
+        if self._strict:
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): channels of two groups would meet")
+        self.met.append((a, b, node))
+        return a
+
+    def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
+        """Pass slots that stay anyway; others that a removal brings here must not shrink."""
+        held = labels[labels != FIXED]
+        if not np.setdiff1d(held, self._groups.held).size:
+            return
+        if self._strict:
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): {reason}")
+        self.met.append((held, np.full(held.size, FIXED), node))
+
+    def joins(self, size: int, dim: int, node: fx.Node) -> None:
+        """Refuse many copies of channels: each layer that goes where it is joined to its input doubles them."""
+        most = _COPIES * max(self._groups.slots, self.recorded(node).shape[dim])
+        if size > most:
+            raise SurgeryError(
+                f"at node {node.name} ({source_line(node)}): at most {most} channels can be joined, but got {size}: "
+                "removals left copies of the same ones"
+            )
+
+    def passes_by(self, node: fx.Node) -> bool:
+        """Return whether a node is inside a removed module."""
+        return self.bypass(node) is not None
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Labelled) and isinstance(b, Labelled):
+        return a is b or (a.shape == b.shape and np.array_equal(a.labels, b.labels))
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a is b or (not isinstance(a, Labelled) and not isinstance(b, Labelled) and bool(a == b))

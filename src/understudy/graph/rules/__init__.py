@@ -1,0 +1,9 @@
+"""Operation -> how it carries, ties and slices channels.
+
+One function for each kind of operation, registered for the modules, functions and tensor methods that
+are of this kind. What is not in the tables freezes what it touches: never guess.
+"""
+
+from understudy.graph.rules import functional, layers, movement, parts, pointwise, sizes, spatial
+
+__all__ = ["functional", "layers", "movement", "parts", "pointwise", "sizes", "spatial"]

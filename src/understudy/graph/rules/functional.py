@@ -1,0 +1,184 @@
+"""Layers as functions of parameters that the forward pass uses directly, as subclasses of torch's layers do.
+
+Numbers that a call is given (groups, most of all) follow the channels if a module holds them, and freeze
+the channels if the code writes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import fx, nn
+
+from understudy.graph.channels import Labelled, Labels, ParameterPlan, ParameterUse, Work
+from understudy.graph.rules.layers import normalises_channels
+from understudy.graph.rules.tables import for_calls
+from understudy.graph.walk import Walk, count, describe
+
+# What a student's layer says of itself, beside what its forward pass reads.
+_TELLING: dict[type[nn.Module], tuple[str, str]] = {
+    nn.modules.conv._ConvNd: ("in_channels", "out_channels"),
+    nn.Linear: ("in_features", "out_features"),
+    nn.modules.batchnorm._NormBase: ("num_features", "num_features"),
+    nn.GroupNorm: ("num_channels", "num_channels"),
+    nn.PReLU: ("num_parameters", "num_parameters"),
+}
+
+
+@for_calls(F.linear, parameters=True)
+def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> Any:
+    """As the layer."""
+    if not isinstance(x, Labelled) or not _is_matrix(weight, 2):
+        return walk.give_up(node, (x, weight, bias), {}, "linear computes its weight in the forward pass")
+    name = _layer(weight)
+    inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[0])
+    walk.parameter(weight.name, ParameterPlan((outputs, inputs)), node)
+    _per_channel(walk, node, bias, outputs)
+    _tell(walk, node, weight, inputs, outputs)
+    walk.part.work.append(Work(name, count(x.shape[:-1]), (outputs, inputs)))
+    return Labelled.along(x.shape, len(x.shape) - 1, outputs)
+
+
+@for_calls(F.conv1d, F.conv2d, F.conv3d, parameters=True)
+def convolution(
+    walk: Walk, node: fx.Node, input: Any, weight: Any, bias: Any = None, *rest: Any, groups: Any = None, **more: Any
+) -> Any:
+    """As the layer. A weight that is computed keeps its inputs, and all of its outputs."""
+    x, rank = input, int(describe(node)[4]) + 2
+    if not isinstance(x, Labelled) or not _is_matrix(weight, rank) or len(x.shape) != rank:
+        more |= {} if groups is None else {"groups": groups}
+        return walk.give_up(node, (x, weight, bias, *rest), more, f"{describe(node)} computes its weight")
+    groups = groups if groups is not None else rest[3] if len(rest) > 3 else 1
+    name = _layer(weight)
+    inputs, outputs = walk.channels(x, 1, node), walk.emit(name, weight.shape[0])
+    spatial = walk.spatial(node, x)
+    if groups > 1:
+        inputs, outputs = _grouped(walk, node, groups, inputs, outputs)
+    else:
+        walk.leave(groups)
+    per_group = inputs if groups == 1 else weight.shape[1]
+    walk.parameter(weight.name, ParameterPlan((outputs, per_group, *weight.shape[2:])), node)
+    _per_channel(walk, node, bias, outputs)
+    _tell(walk, node, weight, inputs, outputs)
+    positions = count(spatial) * x.shape[0] * count(weight.shape[2:])
+    factors = (outputs, inputs) if groups == 1 else (outputs,)
+    walk.part.work.append(Work(name, positions * (1 if groups == 1 else weight.shape[1]), factors))
+    return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
+
+
+def _grouped(walk: Walk, node: fx.Node, groups: Any, inputs: Labels, outputs: Labels) -> tuple[Labels, Labels]:
+    rows = np.concatenate([inputs.reshape(groups, -1), outputs.reshape(groups, -1)], axis=1)
+    if walk.follow(groups, inputs, node, per=len(inputs) // groups):
+        walk.bundle(rows, node)
+    else:
+        reason = f"{describe(node)} writes its groups as {groups}"
+        walk.freeze(inputs, reason, node)
+        walk.freeze(outputs, reason, node)
+    return inputs, outputs
+
+
+@for_calls(F.batch_norm, F.instance_norm, parameters=True)
+def norm_per_channel(
+    walk: Walk,
+    node: fx.Node,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *rest: Any,
+    **more: Any,
+) -> Labelled:
+    """Each channel has its own statistics and scale."""
+    x = walk.as_tensor(input, node)
+    labels = walk.channels(x, 1, node)
+    scale = [*rest[:2], *(more[name] for name in ("weight", "bias") if name in more)]
+    for value in (running_mean, running_var, *scale):
+        _per_channel(walk, node, value, labels)
+        if isinstance(value, ParameterUse):
+            _tell(walk, node, value, labels, labels)
+    return x
+
+
+@for_calls(F.group_norm, parameters=True)
+def group_norm(
+    walk: Walk, node: fx.Node, input: Any, num_groups: Any, weight: Any = None, *rest: Any, **named: Any
+) -> Labelled:
+    """A group shares statistics, so it stays or goes whole."""
+    x = walk.as_tensor(input, node)
+    labels = walk.channels(x, 1, node)
+    per_group = len(labels) // num_groups
+    if num_groups > 1 and walk.follow(num_groups, labels, node, per=per_group):
+        walk.bundle(labels.reshape(-1, per_group), node)
+    else:
+        walk.freeze(labels, f"group norm writes its groups as {int(num_groups)}", node)
+    for value in (weight, named.get("bias", rest[0] if rest else None)):
+        _per_channel(walk, node, value, labels)
+    if isinstance(weight, ParameterUse):
+        _tell(walk, node, weight, labels, labels)
+    return x
+
+
+@for_calls(F.layer_norm, parameters=True)
+def layer_norm(
+    walk: Walk,
+    node: fx.Node,
+    input: Any,
+    normalized_shape: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *rest: Any,
+    **_: Any,
+) -> Labelled:
+    """As the layer, where a module holds the number of channels."""
+    x = walk.as_tensor(input, node)
+    if normalises_channels(walk, node, x, len(normalized_shape)):
+        labels = walk.channels(x, -1, node)
+        if walk.follow(normalized_shape[0], labels, node):
+            for value in (weight, bias):
+                _per_channel(walk, node, value, labels)
+            return x
+        walk.freeze(labels, f"layer norm writes their number as {len(labels)}", node)
+    for value in (weight, bias):
+        if isinstance(value, ParameterUse):
+            walk.parameter(value.name, ParameterPlan(value.shape), node)
+    return x
+
+
+@for_calls(F.prelu, parameters=True)
+def prelu(walk: Walk, node: fx.Node, input: Any, weight: Any) -> Labelled:
+    """One slope for all channels, or one for each."""
+    x = walk.as_tensor(input, node)
+    if count(weight.shape) > 1:
+        labels = walk.channels(x, 1, node)
+        _per_channel(walk, node, weight, labels)
+        if isinstance(weight, ParameterUse):
+            _tell(walk, node, weight, labels, labels)
+    return x
+
+
+def _is_matrix(weight: Any, rank: int) -> bool:
+    return isinstance(weight, ParameterUse) and len(weight.shape) == rank
+
+
+def _layer(weight: ParameterUse) -> str:
+    """Return the name of the layer that a weight makes: its module's, if it is the weight of that."""
+    path, _, leaf = weight.name.rpartition(".")
+    return path if path and leaf == "weight" else weight.name
+
+
+def _per_channel(walk: Walk, node: fx.Node, value: Any, labels: Labels) -> None:
+    """Cut a parameter of one element per channel; tie a tensor that is one."""
+    if isinstance(value, ParameterUse):
+        walk.parameter(value.name, ParameterPlan((labels,)), node)
+    elif isinstance(value, Labelled):
+        walk.tie(walk.channels(value, 0, node), labels, node)
+
+
+def _tell(walk: Walk, node: fx.Node, weight: ParameterUse, inputs: Labels, outputs: Labels) -> None:
+    path = weight.name.rpartition(".")[0]
+    module = walk.trace.root.get_submodule(path)
+    names = next((names for kind, names in _TELLING.items() if isinstance(module, kind)), ())
+    for name, labels in zip(names, (inputs, outputs), strict=False):
+        if getattr(module, name) == len(labels):
+            walk.count_in((path, name), labels, node)

@@ -1,0 +1,132 @@
+"""Layers with parameters: what reads channels and emits new ones, and norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from understudy.graph.channels import Attribute, Labelled, Labels, ParameterPlan, Work
+from understudy.graph.rules.tables import for_modules
+from understudy.graph.walk import Walk, count
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@for_modules(*_CONVOLUTIONS, *_TRANSPOSED)
+def convolution(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """Reads channels, emits new ones. A grouped one drops whole groups, inputs and outputs together."""
+    name = str(node.target)
+    spatial = walk.spatial(node, x)
+    inputs, outputs = walk.channels(x, 1, node), walk.emit(name, module.out_channels)
+    if module.groups > 1:
+        inputs, outputs = _grouped(walk, node, module, inputs, outputs)
+    per_group = inputs if module.groups == 1 else module.in_channels // module.groups
+    transposed = isinstance(module, _TRANSPOSED)
+    kernel_dims = len(module.kernel_size)
+    dims = _transposed_dims(module, inputs, outputs) if transposed else (outputs, per_group)
+    plan = ParameterPlan((*dims, *module.kernel_size), kernel_of=name, kernel_from=2)
+    walk.parameter(f"{name}.weight", plan, node)
+    if module.bias is not None:
+        walk.parameter(f"{name}.bias", ParameterPlan((outputs,)), node)
+    walk.part.attributes += [
+        Attribute(name, "in_channels", inputs),
+        Attribute(name, "out_channels", outputs),
+    ]
+    if module.groups > 1:
+        walk.part.attributes.append(Attribute(name, "groups", inputs, module.in_channels // module.groups))
+    positions = count(x.shape[2:] if transposed else spatial) * x.shape[0]
+    factors = (outputs, inputs) if module.groups == 1 else (outputs,)
+    constant = positions * (1 if module.groups == 1 else module.in_channels // module.groups)
+    walk.part.work.append(Work(name, constant, factors, kernel_of=name, kernel_dims=kernel_dims))
+    return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
+
+
+def _grouped(walk: Walk, node: fx.Node, module: Any, inputs: Labels, outputs: Labels) -> tuple[Labels, Labels]:
+    """Tie each group's inputs to its outputs. A depthwise convolution takes on whatever arrives."""
+    if module.groups == module.in_channels == module.out_channels and len(inputs) != len(outputs):
+        return inputs, inputs
+    rows = np.concatenate([inputs.reshape(module.groups, -1), outputs.reshape(module.groups, -1)], axis=1)
+    walk.bundle(rows, node)
+    return inputs, outputs
+
+
+def _transposed_dims(module: Any, inputs: Labels, outputs: Labels) -> tuple[Labels | int, ...]:
+    return (inputs, outputs if module.groups == 1 else module.out_channels // module.groups)
+
+
+@for_modules(nn.Linear)
+def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """Reads the last dimension's features, emits new ones."""
+    name = str(node.target)
+    inputs, outputs = walk.channels(x, -1, node), walk.emit(name, module.out_features)
+    walk.parameter(f"{name}.weight", ParameterPlan((outputs, inputs)), node)
+    if module.bias is not None:
+        walk.parameter(f"{name}.bias", ParameterPlan((outputs,)), node)
+    walk.part.attributes += [Attribute(name, "in_features", inputs), Attribute(name, "out_features", outputs)]
+    walk.part.work.append(Work(name, count(x.shape[:-1]), (outputs, inputs)))
+    return Labelled.along(x.shape, len(x.shape) - 1, outputs)
+
+
+@for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def norm_per_channel(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """Each channel has its own statistics and scale."""
+    name = str(node.target)
+    labels = walk.channels(x, 1, node)
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(module, part) is not None:
+            walk.parameter(f"{name}.{part}", ParameterPlan((labels,)), node)
+    walk.part.attributes.append(Attribute(name, "num_features", labels))
+    return x
+
+
+@for_modules(nn.GroupNorm)
+def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """A group shares statistics, so it stays or goes whole."""
+    name = str(node.target)
+    labels = walk.channels(x, 1, node)
+    per_group = module.num_channels // module.num_groups
+    walk.bundle(labels.reshape(-1, per_group), node)
+    if module.weight is not None:
+        walk.parameter(f"{name}.weight", ParameterPlan((labels,)), node)
+        walk.parameter(f"{name}.bias", ParameterPlan((labels,)), node)
+    walk.part.attributes += [
+        Attribute(name, "num_channels", labels),
+        Attribute(name, "num_groups", labels, per_group),
+    ]
+    return x
+
+
+@for_modules(nn.LayerNorm)
+def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """Over the last dimension it takes its statistics over the channels that stay; over more it freezes them."""
+    name = str(node.target)
+    if not normalises_channels(walk, node, x, len(module.normalized_shape)):
+        return x
+    labels = walk.channels(x, -1, node)
+    for part in ("weight", "bias"):
+        if getattr(module, part) is not None:
+            walk.parameter(f"{name}.{part}", ParameterPlan((labels,)), node)
+    walk.part.attributes.append(Attribute(name, "normalized_shape", labels))
+    return x
+
+
+def normalises_channels(walk: Walk, node: fx.Node, x: Labelled, dimensions: int) -> bool:
+    """Return whether a layer norm over that many dimensions is over channels that can go; freeze those that cannot."""
+    over = [d for d in x.varying if d >= len(x.shape) - dimensions]
+    if over and (dimensions > 1 or x.varying != (len(x.shape) - 1,)):
+        walk.freeze(x.labels, "layer norm takes statistics over these channels and more", node)
+        return False
+    return bool(over)
+
+
+@for_modules(nn.PReLU)
+def prelu(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """One slope for all channels, or one for each."""
+    if module.num_parameters > 1:
+        labels = walk.channels(x, 1, node)
+        walk.parameter(f"{node.target}.weight", ParameterPlan((labels,)), node)
+        walk.part.attributes.append(Attribute(str(node.target), "num_parameters", labels))
+    return x

@@ -1,0 +1,257 @@
+"""Operations that move elements: labels move with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from understudy.graph.channels import FIXED, Labelled, Labels
+from understudy.graph.numbers import Number
+from understudy.graph.rules.pointwise import meet
+from understudy.graph.rules.tables import for_calls, for_modules
+from understudy.graph.walk import Walk, count, describe
+
+
+@for_modules(nn.Flatten)
+def flatten_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """As `flatten`."""
+    return flatten(walk, node, x, module.start_dim, module.end_dim)
+
+
+@for_calls(torch.flatten, "flatten")
+def flatten(walk: Walk, node: fx.Node, x: Labelled, start_dim: int = 0, end_dim: int = -1) -> Labelled:
+    """Joins dimensions; every element of the new one knows its channel."""
+    rank = len(x.shape)
+    start, end = start_dim % rank, end_dim % rank
+    middle = count(x.shape[start : end + 1])
+    return _reshaped(x, (*x.shape[:start], middle, *x.shape[end + 1 :]))
+
+
+@for_calls(torch.reshape, "view", "reshape")
+def reshape(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any, **kwargs: Any) -> Any:
+    """Sizes that the forward pass computes follow the student; those written as numbers do not.
+
+    Channels that end up in a written size are frozen, or, beside a computed one, tied along it.
+    """
+    if kwargs or not isinstance(x, Labelled) or not _are_sizes(sizes):
+        return walk.give_up(node, (x, sizes), kwargs, f"no rule for {describe(node)} with these arguments")
+    flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
+    given = _written_sizes(node, len(flat))
+    written = [isinstance(s, int) and s != -1 for s in given]
+    shape = tuple(np.broadcast_to(np.zeros((), dtype=bool), x.shape).reshape(flat).shape)
+    result = _reshaped(x, shape)
+    named = [d for d in result.varying if isinstance(given[d], Number)]
+    literal = [d for d in result.varying if written[d] and shape[d] > 1 and d not in named[:1]]
+    if literal and len(literal) == len(result.varying):
+        walk.freeze(result.labels, f"{describe(node)} writes their number as {shape[literal[0]]}", node)
+    elif len(result.varying) > 1:
+        _tie_across(walk, node, result, literal)
+    if named and named[0] not in literal:
+        along = np.moveaxis(result.labels, named[0], 0).reshape(result.labels.shape[named[0]], -1)[:, 0]
+        walk.follow(given[named[0]], along, node)
+    return result
+
+
+@for_calls("reshape_as", "view_as")
+def reshape_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
+    """As `reshape` to sizes that are computed."""
+    result = _reshaped(x, other.shape)
+    if len(result.varying) > 1:
+        _tie_across(walk, node, result, [])
+    return result
+
+
+def _are_sizes(sizes: tuple[Any, ...]) -> bool:
+    flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
+    return all(isinstance(s, int) for s in flat)
+
+
+def _written_sizes(node: fx.Node, number: int) -> tuple[Any, ...]:
+    """Return the sizes as the graph has them: nodes where they are computed."""
+    sizes = node.args[1:] if len(node.args) > 1 else (node.kwargs.get("shape"),)
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        return tuple(sizes[0])
+    return tuple(sizes) if len(sizes) == number else (None,) * number
+
+
+def _tie_across(walk: Walk, node: fx.Node, x: Labelled, literal: list[int]) -> None:
+    """Channels that lie in several dimensions can go only by whole slices of the computed one."""
+    free = [d for d in x.varying if d not in literal]
+    if len(free) != 1:
+        walk.freeze(x.labels, f"{describe(node)} spreads them over several computed dimensions", node)
+        return
+    walk.bundle(np.moveaxis(x.labels, free[0], 0).reshape(x.labels.shape[free[0]], -1), node)
+
+
+def _reshaped(x: Labelled, shape: tuple[int, ...]) -> Labelled:
+    """Return x in another shape; dimensions that both shapes begin or end with are not expanded."""
+    front = 0
+    while front < min(len(shape), len(x.shape)) and shape[front] == x.shape[front]:
+        front += 1
+    back = 0
+    while back < min(len(shape), len(x.shape)) - front and shape[-1 - back] == x.shape[-1 - back]:
+        back += 1
+    end = len(x.shape) - back
+    outline = (*x.labels.shape[:front], *x.shape[front:end], *x.labels.shape[end:])
+    middle = shape[front : len(shape) - back]
+    labels = np.broadcast_to(x.labels, outline)
+    labels = labels.reshape((*x.labels.shape[:front], *middle, *x.labels.shape[end:]))
+    return Labelled(shape, compressed(labels))
+
+
+def compressed(labels: Labels) -> Labels:
+    """Return labels with size 1 along each dimension where they do not differ."""
+    for d, size in enumerate(labels.shape):
+        if size > 1:
+            first = labels.take([0], axis=d)
+            if (labels == first).all():
+                labels = first
+    return labels
+
+
+@for_calls(torch.permute, "permute")
+def permute(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
+    """Channels move with their dimension."""
+    order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
+    order = [d % len(x.shape) for d in order]
+    return Labelled(tuple(x.shape[d] for d in order), x.labels.transpose(order))
+
+
+@for_calls(torch.transpose, torch.swapaxes, "transpose", "swapaxes")
+def transpose(walk: Walk, node: fx.Node, x: Labelled, a: int, b: int) -> Labelled:
+    """Channels move with their dimension."""
+    order = list(range(len(x.shape)))
+    order[a], order[b] = order[b], order[a]
+    return permute(walk, node, x, order)
+
+
+@for_calls(torch.movedim, torch.moveaxis, "movedim", "moveaxis")
+def movedim(walk: Walk, node: fx.Node, x: Labelled, source: Any, destination: Any) -> Labelled:
+    """Channels move with their dimension."""
+    order = np.moveaxis(np.empty(tuple(range(len(x.shape)))), source, destination).shape
+    return permute(walk, node, x, order)
+
+
+@for_calls(torch.flip, "flip")
+def flip(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
+    """Channels run backwards with their elements."""
+    flat = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
+    return Labelled(x.shape, np.flip(x.labels, tuple(flat)))
+
+
+@for_calls(torch.roll, "roll")
+def roll(walk: Walk, node: fx.Node, x: Labelled, shifts: Any, dims: Any = None) -> Any:
+    """Over space it keeps channels."""
+    along = {d % len(x.shape) for d in ((dims,) if isinstance(dims, int) else dims or ())}
+    if dims is None or along & set(x.varying):
+        return walk.give_up(node, (x, shifts, dims), {}, "roll moves these channels by a written number")
+    return x
+
+
+@for_calls("expand", torch.broadcast_to)
+def expand(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any) -> Labelled:
+    """Repeats along dimensions of size 1; a written number of channels stays."""
+    flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    new = len(flat) - len(x.shape)
+    labels = x.labels.reshape((1,) * new + x.labels.shape)
+    shape = tuple(x.shape[d - new] if size == -1 else size for d, size in enumerate(flat))
+    given = _written_sizes(node, len(flat))
+    result = Labelled(shape, labels)
+    for d in result.varying:
+        if (
+            isinstance(given[d], int)
+            and given[d] != -1
+            and not walk.follow(given[d], walk.channels(result, d, node), node)
+        ):
+            walk.freeze(labels, f"expand writes their number as {shape[d]}", node)
+    return result
+
+
+@for_calls("repeat", torch.tile, "tile")
+def repeat(walk: Walk, node: fx.Node, x: Labelled, *times: Any) -> Labelled:
+    """Channels follow one another as often as they are repeated."""
+    flat = tuple(times[0]) if len(times) == 1 and not isinstance(times[0], int) else times
+    flat = (1,) * (len(x.shape) - len(flat)) + tuple(flat)
+    rank = len(flat)
+    shape = (1,) * (rank - len(x.shape)) + x.shape
+    labels = x.labels.reshape((1,) * (rank - len(x.shape)) + x.labels.shape)
+    tiles = tuple(n if labels.shape[d] > 1 else 1 for d, n in enumerate(flat))
+    return Labelled(tuple(s * n for s, n in zip(shape, flat, strict=True)), np.tile(labels, tiles))
+
+
+@for_calls(torch.repeat_interleave, "repeat_interleave")
+def repeat_interleave(walk: Walk, node: fx.Node, x: Labelled, repeats: Any, dim: Any = None, **more: Any) -> Any:
+    """Each channel follows itself."""
+    if not isinstance(repeats, int) or dim is None:
+        return walk.give_up(node, (x, repeats, dim), more, "no rule for repeat_interleave with these arguments")
+    dim %= len(x.shape)
+    shape = tuple(s * repeats if d == dim else s for d, s in enumerate(x.shape))
+    return Labelled(shape, np.repeat(x.labels, repeats, dim) if x.labels.shape[dim] > 1 else x.labels)
+
+
+@for_calls(torch.unsqueeze, "unsqueeze")
+def unsqueeze(walk: Walk, node: fx.Node, x: Labelled, dim: int) -> Labelled:
+    """A new dimension of size 1."""
+    at = dim % (len(x.shape) + 1)
+    return Labelled((*x.shape[:at], 1, *x.shape[at:]), np.expand_dims(x.labels, at))
+
+
+@for_calls(torch.squeeze, "squeeze")
+def squeeze(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None) -> Labelled:
+    """Dimensions of size 1 go."""
+    rank = len(x.shape)
+    dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
+    if any(d % rank in x.varying for d in dims):
+        walk.freeze(x.labels, "squeeze would drop the dimension of a single channel", node)
+    gone = {d % rank for d in dims if x.shape[d] == 1}
+    kept = [d for d in range(rank) if d not in gone]
+    return Labelled(tuple(x.shape[d] for d in kept), x.labels.reshape([x.labels.shape[d] for d in kept]))
+
+
+@for_calls(torch.stack)
+def stack(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0) -> Any:
+    """Tensors beside one another have the same channels."""
+    if not all(isinstance(t, Labelled) for t in tensors):
+        return walk.give_up(node, (tensors, dim), {}, "no rule for stack with these arguments")
+    dim %= len(tensors[0].shape) + 1
+    return concatenate(walk, node, [unsqueeze(walk, node, t, dim) for t in tensors], dim)
+
+
+@for_calls(torch.cat, torch.concat, torch.concatenate)
+def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Any:
+    """Along channels their labels follow one another; along space the channels meet."""
+    dim = kwargs.get("axis", dim)
+    parts = [t for t in tensors if isinstance(t, Labelled)]
+    if len(parts) != len(tensors):
+        return walk.give_up(node, (tensors, dim), {}, "a parameter is concatenated")
+    dim %= len(parts[0].shape)
+    sizes = list(parts[0].shape)
+    sizes[dim] = sum(p.shape[dim] for p in parts)
+    across = [any(d != dim for d in p.varying) for p in parts]
+    if any(across):
+        outlines = [p.labels.take([0], axis=dim) if p.labels.shape[dim] > 1 else p.labels for p in parts]
+        slices = [
+            Labelled(tuple(1 if d == dim else s for d, s in enumerate(p.shape)), o)
+            for p, o in zip(parts, outlines, strict=True)
+        ]
+        if any(dim in p.varying for p in parts):
+            return walk.give_up(node, (tensors, dim), {}, "cat joins channels of two dimensions")
+        result = slices[0]
+        for other in slices[1:]:
+            result = meet(walk, node, result, other)
+        return Labelled(tuple(sizes), result.labels)
+    walk.joins(sizes[dim], dim, node)
+    expanded = []
+    for part in parts:
+        outline = list(part.labels.shape)
+        outline[dim] = part.shape[dim]
+        expanded.append(np.broadcast_to(part.labels, outline))
+    return Labelled(tuple(sizes), _compressed_if_fixed(np.concatenate(expanded, axis=dim)))
+
+
+def _compressed_if_fixed(labels: Labels) -> Labels:
+    return labels if (labels != FIXED).any() else compressed(labels)

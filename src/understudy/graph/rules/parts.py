@@ -1,0 +1,114 @@
+"""Operations that take a tensor apart: equal parts, written and counted places, members of structures."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from understudy.graph.channels import Labelled
+from understudy.graph.numbers import Number
+from understudy.graph.rules.movement import compressed
+from understudy.graph.rules.tables import for_calls
+from understudy.graph.walk import Walk
+
+
+@for_calls(torch.chunk, "chunk")
+def chunk(walk: Walk, node: fx.Node, x: Labelled, chunks: int, dim: int = 0) -> Any:
+    """Equal parts: the channels at the same place of each part go together, so parts stay equal."""
+    dim %= len(x.shape)
+    if dim in x.varying and x.shape[dim] % chunks == 0:
+        walk.bundle(walk.channels(x, dim, node).reshape(chunks, -1).T, node)
+    elif dim in x.varying:
+        return walk.give_up(node, (x, chunks, dim), {}, "chunk cuts them into unequal parts")
+    size = -(-x.shape[dim] // chunks)
+    return tuple(_sliced(x, dim, start, min(start + size, x.shape[dim])) for start in range(0, x.shape[dim], size))
+
+
+@for_calls(torch.split, "split")
+def split(walk: Walk, node: fx.Node, x: Labelled, sizes: Any = None, dim: int = 0, **more: Any) -> Any:
+    """Parts whose sizes a module holds can shrink, those of one size together; written sizes freeze."""
+    sizes = more.get("split_size_or_sections", more.get("split_size", sizes))
+    dim %= len(x.shape)
+    whole = x.shape[dim]
+    parts = [min(sizes, whole - at) for at in range(0, whole, sizes)] if isinstance(sizes, int) else list(sizes)
+    if sum(parts) != whole:
+        raise ValueError(f"parts of {[int(part) for part in parts]} channels cannot be taken of {whole}")
+    ends = np.cumsum([int(part) for part in parts])
+    results = tuple(_sliced(x, dim, int(end - part), int(end)) for part, end in zip(parts, ends, strict=True))
+    if dim not in x.varying:
+        return results
+    labels = walk.channels(x, dim, node)
+    if isinstance(sizes, Number) and whole % sizes == 0:
+        walk.bundle(labels.reshape(-1, sizes).T, node)
+        walk.follow(sizes, labels[:sizes], node)
+        return results
+    for part, end in zip(parts, ends, strict=True):
+        own = labels[end - part : end]
+        if isinstance(sizes, int) or not walk.follow(part, own, node):
+            walk.freeze(own, "split writes the numbers of its parts", node)
+    return results
+
+
+@for_calls(torch.unbind, "unbind")
+def unbind(walk: Walk, node: fx.Node, x: Labelled, dim: int = 0) -> Any:
+    """The members along a dimension; there are as many as the code takes apart, so channels there freeze."""
+    dim %= len(x.shape)
+    if dim in x.varying:
+        walk.freeze(x.labels, "unbind takes these channels apart", node)
+    members = (_sliced(x, dim, at, at + 1) for at in range(x.shape[dim]))
+    return tuple(Labelled(tuple(s for d, s in enumerate(m.shape) if d != dim), m.labels.squeeze(dim)) for m in members)
+
+
+def _sliced(x: Labelled, dim: int, start: int, stop: int) -> Labelled:
+    sizes = list(x.shape)
+    sizes[dim] = stop - start
+    index = [slice(None)] * len(sizes)
+    if x.labels.shape[dim] > 1:
+        index[dim] = slice(start, stop)
+    return Labelled(tuple(sizes), x.labels[tuple(index)])
+
+
+@for_calls(operator.getitem)
+def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
+    """Of a tuple or dict: its member. Of a tensor: a slice, which freezes channels that it cuts."""
+    if not isinstance(x, Labelled):
+        return x[key]
+    keys = key if isinstance(key, tuple) else (key,)
+    plain = all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys)
+    if not plain:
+        return walk.give_up(node, (x, key), {}, "no rule for an index that is a tensor")
+    flat = np.broadcast_to(x.labels, x.shape)[key]
+    if _counted(walk, node, x, keys):
+        return Labelled(flat.shape, compressed(flat))
+    untouched = np.isin(np.unique(x.labels), np.unique(flat)).all() and _whole(x, keys)
+    if not untouched:
+        walk.freeze(x.labels, "a slice cuts these channels at written places", node)
+    return Labelled(flat.shape, compressed(flat))
+
+
+def _whole(x: Labelled, keys: tuple[Any, ...]) -> bool:
+    """Return whether no dimension with channels is cut."""
+    if any(k is None or k is Ellipsis for k in keys):
+        return not x.varying or all(k in (None, Ellipsis) or k == slice(None) for k in keys)
+    return all(k == slice(None) for d, k in enumerate(keys) if d in x.varying)
+
+
+def _counted(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> bool:
+    """Let the numbers that a module holds and that cut the channels follow them; False if others cut them."""
+    if len(x.varying) != 1 or x.varying[0] >= len(keys) or not all(isinstance(k, int | slice) for k in keys):
+        return False
+    cut = keys[x.varying[0]]
+    if not isinstance(cut, slice) or cut.step not in (None, 1):
+        return False
+    places = [place for place in (cut.start, cut.stop) if place is not None]
+    if not places or not all(isinstance(place, Number) and place > 0 for place in places if place != 0):
+        return False
+    labels = walk.channels(x, x.varying[0], node)
+    if any(place > len(labels) for place in places):
+        return False
+    followed = [walk.follow(place, labels[:place], node) for place in places if place != 0]
+    return all(followed)

@@ -1,0 +1,130 @@
+"""Element by element: operands that meet keep the same channels."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from understudy.graph.channels import FIXED, Labelled, Labels
+from understudy.graph.rules.tables import for_calls, for_modules
+from understudy.graph.walk import Walk, describe
+
+
+@for_modules(
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Hardsigmoid,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.LogSigmoid,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+)
+def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled) -> Labelled:
+    """Each element by itself."""
+    return x
+
+
+@for_calls(
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.exp, torch.sqrt, torch.abs),
+    *(torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.maximum, torch.minimum, torch.erf, torch.rsqrt),
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.softplus),
+    *(F.hardsigmoid, F.hardswish, F.hardtanh, F.logsigmoid, F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout),
+    *("add", "sub", "mul", "div", "neg", "pow", "exp", "sqrt", "abs", "relu", "sigmoid", "tanh", "clamp"),
+    *("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "tanh_", "clamp_", "erf", "rsqrt"),
+    *("contiguous", "clone", "detach", "float", "half", "double", "to", "type", "type_as"),
+    *(torch.square, torch.log, torch.sin, torch.cos, torch.where, torch.zeros_like, torch.ones_like, torch.clone),
+    *("square", "log", "sin", "cos", "pow_", "hardswish", "softplus", "masked_fill", "bfloat16", "requires_grad_"),
+    *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
+    # These multiply each example, or each example's tensor, by one random number.
+    "torchvision.ops.stochastic_depth.stochastic_depth",
+)
+def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
+    """Operands that meet element by element keep the same channels; broadcasting ones follow."""
+    operands = [v for v in (*args, *kwargs.values()) if isinstance(v, Labelled)]
+    result = operands[0]
+    for other in operands[1:]:
+        result = meet(walk, node, result, other)
+    return result
+
+
+@for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.normalize, "softmax", "log_softmax")
+def over_one_dimension(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
+    """What mixes elements along a dimension; over channels it freezes them."""
+    return _mixing(walk, node, x, node.kwargs.get("dim", None if describe(node) == "normalize" else args[:1]))
+
+
+@for_modules(nn.Softmax, nn.LogSoftmax)
+def softmax_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """As the functions."""
+    return _mixing(walk, node, x, module.dim)
+
+
+def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:
+    dim = dim[0] if isinstance(dim, tuple) and dim else dim
+    if not isinstance(dim, int) or dim % len(x.shape) in x.varying:
+        walk.freeze(x.labels, f"{describe(node)} runs over these channels", node)
+    return x
+
+
+@for_calls("expand_as")
+def expand_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
+    """Takes on another's shape; channels that both have are the same."""
+    meet(walk, node, x, other)
+    return Labelled(other.shape, _with_rank(x, len(other.shape)).labels)
+
+
+def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:
+    """Return what two tensors that meet element by element become, and tie their channels."""
+    rank = max(len(a.shape), len(b.shape))
+    a, b = _with_rank(a, rank), _with_rank(b, rank)
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    for x, other in ((a, b), (b, a)):
+        opposed = any(other.shape[d] == x.shape[d] > 1 and other.labels.shape[d] == 1 for d in x.varying)
+        if opposed and other.is_fixed:
+            walk.freeze(x.labels, f"{describe(node)} joins it with a tensor of fixed size", node)
+    outline = np.broadcast_shapes(a.labels.shape, b.labels.shape)
+    left, right = np.broadcast_to(a.labels, outline), np.broadcast_to(b.labels, outline)
+    both = (left != FIXED) & (right != FIXED)
+    _freeze_half_fixed(walk, node, (a, left), (b, right))
+    labels = np.where(left == FIXED, right, left)
+    if both.any():
+        labels[both] = walk.tie(left[both], right[both], node)
+    return Labelled(shape, labels)
+
+
+def _freeze_half_fixed(walk: Walk, node: fx.Node, *sides: tuple[Labelled, Labels]) -> None:
+    """Where one side has a channel and the other a fixed element of the same dimension, it stays."""
+    (a, left), (b, right) = sides
+    for x, labels, other, others in ((a, left, b, right), (b, right, a, left)):
+        if not other.is_fixed and any(other.labels.shape[d] > 1 for d in x.varying):
+            alone = (labels != FIXED) & (others == FIXED)
+            if alone.any():
+                walk.freeze(labels[alone], f"{describe(node)} joins it with channels of fixed size", node)
+
+
+def _with_rank(x: Labelled, rank: int) -> Labelled:
+    missing = rank - len(x.shape)
+    return Labelled((1,) * missing + x.shape, x.labels.reshape((1,) * missing + x.labels.shape))

@@ -1,0 +1,47 @@
+"""Sizes and other facts: plain numbers that the forward pass computes with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from understudy.graph.channels import Labelled, ParameterUse
+from understudy.graph.rules.tables import for_calls
+from understudy.graph.trace import Signature
+from understudy.graph.walk import Walk, count
+
+
+@for_calls("size", parameters=True)
+def size(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, dim: int | None = None) -> Any:
+    """Plain numbers."""
+    return x.shape if dim is None else x.shape[dim]
+
+
+@for_calls("dim", "get_device", "is_floating_point", "is_contiguous", torch._assert, parameters=True)
+def fact(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """What does not depend on channels in a network that can be traced."""
+    return walk.recorded(node)
+
+
+@for_calls("numel", parameters=True)
+def numel(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> int:
+    """The product of the sizes."""
+    return count(x.shape)
+
+
+@for_calls("new_zeros", "new_ones", "new_full", "new_empty", parameters=True)
+def made_new(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Labelled:
+    """A tensor that has only the dtype and the device in common."""
+    return Labelled.fixed(walk.outcome(node, (x, *args), kwargs).shape)
+
+
+@for_calls(getattr, parameters=True)
+def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
+    """The shape is computed; dtype, device and rank are the teacher's."""
+    if name == "shape":
+        return x.shape
+    if isinstance(walk.recorded(node), Signature):
+        return walk.give_up(node, (x, name), {}, f"no rule for the attribute {name}")
+    return walk.recorded(node)

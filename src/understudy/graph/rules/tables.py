@@ -1,0 +1,37 @@
+"""How a rule gets into the tables that a walk reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+
+from understudy.graph.walk import CALL_RULES, MODULE_RULES, PARAMETER_RULES, Rule
+
+R = TypeVar("R", bound=Rule)
+
+
+def for_modules(*classes: type[nn.Module]) -> Callable[[R], R]:
+    """Register a rule (walk, node, module, *inputs) for modules of exactly these classes."""
+
+    def register(rule: R) -> R:
+        MODULE_RULES.update(dict.fromkeys(classes, rule))
+        return rule
+
+    return register
+
+
+def for_calls(*targets: Any, parameters: bool = False) -> Callable[[R], R]:
+    """Register a rule (walk, node, *arguments) for functions, and for tensor methods by name.
+
+    A rule with `parameters` gets those that the forward pass uses directly as they are, the others as tensors.
+    """
+
+    def register(rule: R) -> R:
+        if parameters:
+            PARAMETER_RULES.add(rule)
+        CALL_RULES.update(dict.fromkeys(targets, rule))
+        return rule
+
+    return register

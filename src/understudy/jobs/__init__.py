@@ -1,0 +1,1 @@
+"""The commands: each brings the other parts together."""

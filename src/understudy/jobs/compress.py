@@ -1,0 +1,446 @@
+"""The main job: teacher, data and goal in, student out. Every finished part is kept, so it can be continued."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from understudy.config.job import Compression
+from understudy.config.methods import Decore, Method
+from understudy.config.text import expected_students
+from understudy.config.training import Augmentation, Candidates, Device, Final
+from understudy.core.architecture import Architecture
+from understudy.core.errors import ConfigError
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.figures import share
+from understudy.core.files import write_whole
+from understudy.core.goal import Goal, Reward
+from understudy.data import Data
+from understudy.data.data import first_images
+from understudy.jobs.finals import Finisher
+from understudy.jobs.prune import Pruning
+from understudy.jobs.search import EvaluateAll, search
+from understudy.jobs.task import Task
+from understudy.methods.base import Searcher, Update
+from understudy.methods.feasibility import GOAL_NAMES
+from understudy.methods.ranking import finalists, winner
+from understudy.methods.registry import searcher_for
+from understudy.models.spec import Teacher
+from understudy.models.student import copy_student, read_card, save_student
+from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.report.progress import Display, SearchProgress
+from understudy.report.tables import PlainTable, result_table
+from understudy.runs.folder import Run, versions
+from understudy.runs.store import Store
+from understudy.runs.workers import Pool, refuse_reimport
+from understudy.training.compute import choice, pinned
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import accuracy, choose_compute
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """What a compression found."""
+
+    student: nn.Module  # float32, on the CPU, in evaluation mode
+    architecture: Architecture
+    evaluation: Evaluation  # of the student after its final training, on the validation split
+    summary: dict[str, Any]  # all figures, as in summary.json
+    run: Path
+    _card: dict[str, Any] = field(repr=False)
+
+    @property
+    def table(self) -> PlainTable:
+        """Teacher against student, and asked against obtained, to print."""
+        return result_table(self.summary)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the student keeps every budget of the goal."""
+        return all(budget["kept"] for budget in self.summary["goal"])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the student's folder; `load_student` reads it."""
+        save_student(folder, self.student, self.architecture, self._card)
+
+
+def compress(
+    teacher: nn.Module | Teacher,
+    data: Data,
+    *,
+    run: str | Path = "runs/first",
+    method: Method | None = None,
+    goal: Goal | None = None,
+    augmentation: Augmentation | None = None,
+    candidates: Candidates | None = None,
+    final: Final | None = None,
+    device: Device | None = None,
+    seed: int | None = None,
+    settings: Compression | None = None,
+    start: nn.Module | str | Path | None = None,
+    leaf_modules: tuple[type[nn.Module], ...] = (),
+    progress: bool = True,
+) -> Result:
+    """Learn a small student of a trained teacher, and leave all that was found out in a run folder.
+
+    Called again with the same folder it continues: what is finished is loaded, never trained again, and
+    the result is the one of an undisturbed run, bit for bit.
+
+    Args:
+        teacher: any traceable trained module, or what `load_teacher` returns; it is not touched.
+        data: students learn from its training split and are compared on its validation split; its test
+            split is read once, for the final figures.
+        run: folder, new or one to continue.
+        method: how students are searched for; `N2N()` unless given. What is not given here and below
+            has the default of `Compression`.
+        goal: budgets on cost and accuracy.
+        augmentation: how training images are varied.
+        candidates: how proposals are evaluated.
+        final: how the best are trained in the end.
+        device: where things run.
+        seed: of the search and of every student in it.
+        settings: all of these at once, instead.
+        start: a student of another run, or the folder of one or of its run, to be made smaller still: it is cut in
+            the teacher's place, and the teacher teaches, counts for the goal and is compared with. `load_student`
+            needs it again where it was given as a module.
+        leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
+        progress: show what is going on.
+
+    Raises:
+        ConfigError: a setting is impossible.
+        DataError: the teacher's outputs are not the data's classes.
+        TraceError: the teacher cannot be traced.
+        GoalError: the budgets are out of reach; with the nearest points.
+        RunError: the folder is of another run (each difference is listed) or cannot be written.
+    """
+    refuse_reimport()
+    given = {
+        "method": method, "goal": goal, "augmentation": augmentation, "candidates": candidates, "final": final,
+        "device": device, "seed": seed,
+    }  # fmt: skip
+    named = {name: value for name, value in given.items() if value is not None}
+    if settings is not None and named:
+        raise ConfigError(f"settings are given one by one or as a Compression, but both were: {', '.join(named)}")
+    chosen = settings or Compression(**named)  # type: ignore[arg-type]
+    return run_task(Task.of(teacher, data, chosen, leaf_modules=leaf_modules, start=start), run, progress=progress)
+
+
+def run_task(task: Task, folder: str | Path, *, progress: bool = True) -> Result:
+    """Do a task in a run folder, from its start or from where it was left.
+
+    Raises:
+        GoalError, RunError: as `compress`.
+    """
+    with Run.open(folder, task.settings, task.identity) as run, Display(shown=progress) as display:
+        return _Job(task, run, display).result()
+
+
+class _Job:
+    """One task in one folder, step by step."""
+
+    def __init__(self, task: Task, run: Run, display: Display) -> None:
+        self.task, self.run, self.display = task, run, display
+        self.settings = task.settings
+
+    def result(self) -> Result:
+        summary = self.run.recall("summary")
+        if summary is None:
+            self._note_sources()
+            pruned = isinstance(self.settings.method, Decore)
+            summary = self._summary(*self._finished(*(self._pruned() if pruned else self._searched())))
+            self.run.remember("summary", summary)
+        return self._loaded(summary)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """What trains and scores, in the precision that was chosen for this run when it started."""
+        teacher, data = self.task.teacher.module, self.task.data
+        device = pinned(self.settings.device, self.run.recall("compute"))
+        compute = choose_compute(teacher, first_images(data, data.train, self.settings.candidates.batch_size), device)
+        self.run.remember("compute", choice(compute))
+        return self.task.evaluator(compute, self.run.logits)
+
+    @cached_property
+    def teacher(self) -> dict[str, Any]:
+        """The teacher's cost and validation accuracy, measured when the run started."""
+        known = self.run.recall("teacher")
+        if known is None:
+            measured = self.task.with_latency(self.task.cost, self.task.teacher.module)
+            known = {"cost": asdict(measured), "accuracy": self.evaluator.teacher_accuracy}
+            self.run.remember("teacher", known)
+            self._warn_of_chance(known["accuracy"])
+        return known
+
+    @cached_property
+    def reward(self) -> Reward:
+        teacher_cost, teacher_accuracy = Cost(**self.teacher["cost"]), self.teacher["accuracy"]
+        budgets = self.settings.goal.budgets(teacher_cost, teacher_accuracy)
+        return Reward(teacher_cost=teacher_cost, teacher_accuracy=teacher_accuracy, budgets=budgets)
+
+    @property
+    def search_reward(self) -> Reward:
+        """The reward that the searcher sees.
+
+        The accuracy asked for is that of a student trained to convergence. A candidate's few epochs
+        seldom reach it, and if none does, a penalty for all teaches nothing. So where budgets on cost
+        bound the search already, accuracy counts as a factor of the reward alone; the end of the search
+        and the final choice hold to the floor.
+        """
+        budgets = self.reward.budgets
+        return replace(self.reward, budgets=replace(budgets, accuracy=0.0)) if budgets.limits() else self.reward
+
+    def _note_sources(self) -> None:
+        """Write down what `understudy resume` needs."""
+        teacher, policy = self.task.teacher, self.task.policy
+        if policy is not None and not self.run.policy_from.is_file():
+            write_whole(self.run.policy_from, to_safetensors(dict(policy)))
+        if not (self.run.folder / "space.json").is_file():
+            write_whole(self.run.folder / "space.json", self.task.space.to_json())
+        if self.run.recall("source") is None:
+            spec = _spec(self.task)
+            if spec is not None:
+                save_weights(self.run.folder / "teacher.safetensors", teacher.module)
+            if self.task.start_folder is not None:
+                copy_student(self.task.start_folder, self.run.start)
+            self.run.remember(
+                "source", {"model": spec, "mean": teacher.mean, "std": teacher.std, "data": self.task.opened}
+            )
+
+    def _warn_of_chance(self, reached: float) -> None:
+        chance = 1.0 / len(self.task.data.classes)
+        if reached < 1.5 * chance:
+            self.display.warn(
+                f"the teacher gets {share(reached)} of the validation images right, where chance gets {share(chance)}: "
+                "is the normalisation (mean, std) the one that it was trained with, are the classes in its order?"
+            )
+
+    def _pruned(self) -> tuple[Evaluator, list[Evaluation]]:
+        """Let agents prune, or go on; return the evaluator of what they left, and its evaluation."""
+        self.display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; agents on every channel")
+        pruning = Pruning(self.task, self.run, self.evaluator, self.reward.budgets, self.display)
+        evaluator, architecture = pruning.result()
+        with Store(self.run.study, self.task.space) as store:
+            if not store.all():
+                store.add(self._with_latency(evaluator.cut(architecture)))
+            found = store.all()
+        self.display.say(f"pruned: {share(found[0].accuracy)} on validation before the final training")
+        return evaluator, found
+
+    def _searched(self) -> tuple[Evaluator, list[Evaluation]]:
+        """Run the search, or what is left of it; return the evaluator and all evaluations."""
+        method, display = self.settings.method, self.display
+        searcher = searcher_for(
+            method,
+            self.task.space,
+            self.search_reward,
+            seed=self.settings.seed,
+            predict=self.task.predict,
+            policy=self.task.policy,
+        )
+        display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; search by {searcher.stage}")
+        with display.steps("teacher's answers for the search", self.settings.candidates.epochs):
+            self.evaluator.prepare(on_epoch=lambda done, of: display.step(done))
+        students = expected_students(method)
+        follow = SearchProgress(display, students=students, reward=self.reward)
+        with (
+            Store(self.run.study, self.task.space) as store,
+            Pool(self.evaluator, failed=self.evaluator.failed, workers=self.settings.device.workers) as pool,
+            display.steps(searcher.stage, students),
+        ):
+            search(
+                searcher,
+                self._measuring(pool, follow),
+                store,
+                key_of=lambda architecture: self.evaluator.failed(architecture, "").key,
+                on_update=lambda update: self._updated(update, searcher, follow),
+            )
+            return self.evaluator, store.all()
+
+    def _measuring(self, pool: Pool, follow: SearchProgress) -> EvaluateAll:
+        """Return the pool's evaluation, with measured latency where the goal has a budget for it."""
+
+        def evaluate_all(architectures: Any, *, on_done: Any) -> list[Evaluation]:
+            def done(evaluation: Evaluation) -> None:
+                follow.finished(evaluation)
+                on_done(self._with_latency(evaluation))
+
+            return pool.evaluate_all(architectures, on_done=done)
+
+        return evaluate_all
+
+    def _with_latency(self, evaluation: Evaluation) -> Evaluation:
+        if self.settings.goal.latency_ms is None or evaluation.status == "failed" or evaluation.cost is None:
+            return evaluation
+        model = self.task.build(evaluation.architecture)
+        return replace(evaluation, cost=self.task.with_latency(evaluation.cost, model))
+
+    def _updated(self, update: Update, searcher: Searcher, follow: SearchProgress) -> None:
+        follow.updated(update)
+        policy = {name: value for name, value in searcher.state_dict().items() if isinstance(value, Tensor)}
+        if policy and update.trained:
+            write_whole(self.run.policy, to_safetensors(policy))
+
+    def _finished(self, evaluator: Evaluator, evaluations: list[Evaluation]) -> tuple[Evaluation, list[Evaluation]]:
+        """Train the best to convergence; return the winner and all of them."""
+        final, workers = self.settings.final, self.settings.device.workers
+        chosen = finalists(evaluations, self.reward, final.students)
+        workers = min(workers, len(chosen))
+        finisher = Finisher(evaluator=evaluator, final=final, folder=self.run.students)
+
+        def look() -> None:
+            self.display.step(finisher.epochs_done(chosen))
+
+        taught = finisher if workers > 1 else replace(finisher, on_epoch=look)
+        lesson = evaluator.final_lesson(final)
+        if lesson.logits is not None:
+            with self.display.steps("teacher's answers for the final training", final.training.epochs):
+                lesson.logits.prepare(final.training.epochs, on_epoch=lambda done, of: self.display.step(done))
+        with (
+            Pool(taught, failed=self.evaluator.failed, workers=workers, on_wait=look) as pool,
+            self.display.steps(f"training {len(chosen)} final students", len(chosen) * final.training.epochs),
+        ):
+            finished = [self._with_latency(e) for e in pool.evaluate_all(chosen, on_done=self._tell_of_final)]
+        return winner(finished, self.reward), finished
+
+    def _summary(self, best: Evaluation, finished: list[Evaluation]) -> dict[str, Any]:
+        """Return all figures of the run; the one place where the test split is read."""
+        student = self._student(best.architecture)
+        assert best.cost is not None
+        measured = self.task.with_latency(best.cost, student)
+        searched, teacher = self.run.evaluations(), self.task.teacher.module
+        # Measured again: since the run began the load of the machine may have changed, and the two are compared.
+        beside = self.task.with_latency(Cost(**self.teacher["cost"]), teacher)
+        figures = {
+            "teacher": {
+                **_figures(beside, self.teacher["accuracy"], self._tested(teacher)),
+                **self.task.latency_on_all_cores(teacher),
+            },
+            "student": {
+                "name": best.architecture.digest,
+                **_figures(measured, best.accuracy, self._tested(student)),
+                **self.task.latency_on_all_cores(student),
+            },
+        }
+        return {
+            **figures,
+            "goal": self._goal(measured, best.accuracy),
+            "search": {
+                "students": len(searched),
+                "stopped": sum(e.status == "stopped" for e in searched),
+                "failed": sum(e.status == "failed" for e in searched),
+                "seconds": round(sum(e.seconds for e in searched), 1),
+            },
+            "finals": [
+                {"name": e.architecture.digest, "val": e.accuracy, "status": e.status, "seconds": round(e.seconds, 1)}
+                for e in finished
+            ],
+            "compute": self.evaluator.compute.name,
+            "versions": versions(),
+        }
+
+    def _goal(self, measured: Cost, reached: float) -> list[dict[str, Any]]:
+        """Return asked against obtained for each budget; cost is predicted or measured, accuracy that on validation."""
+        goal, budgets = self.settings.goal, self.reward.budgets
+        rows: list[tuple[str, Any, float, float]] = []
+        for figure, most in budgets.limits():
+            name = GOAL_NAMES[figure]
+            rows.append((name, getattr(goal, name), most, getattr(measured, figure)))
+        if goal.accuracy is not None:
+            rows.append(("accuracy", goal.accuracy, goal.accuracy, reached))
+        if goal.accuracy_drop is not None:
+            rows.append(("accuracy_drop", goal.accuracy_drop, self.teacher["accuracy"] - goal.accuracy_drop, reached))
+        return [
+            {
+                "name": name,
+                "asked": str(asked),
+                "limit": limit,
+                "obtained": obtained,
+                "kept": obtained >= limit if name.startswith("accuracy") else obtained <= limit,
+            }
+            for name, asked, limit, obtained in rows
+        ]
+
+    def _tested(self, model: nn.Module) -> float | None:
+        if self.task.data.test is None:
+            return None
+        compute = self.evaluator.compute
+        placed = compute.place(copy.deepcopy(model))
+        return accuracy(
+            placed, self.task.data.test.to(compute.device), normalise=self.task.data.normalise, compute=compute
+        )
+
+    def _student(self, architecture: Architecture) -> nn.Module:
+        weights = self.run.students / f"{architecture.digest}.safetensors"
+        student = self.task.build(architecture)
+        load_into(student, read_weights(weights), source=str(weights))
+        return student.eval()
+
+    def _loaded(self, summary: dict[str, Any]) -> Result:
+        place = self.run.students / f"{summary['student']['name']}.json"
+        evaluation = Evaluation.from_json(self.task.space, place.read_text(encoding="utf-8"))
+        return Result(
+            student=self._student(evaluation.architecture),
+            architecture=evaluation.architecture,
+            evaluation=evaluation,
+            summary=summary,
+            run=self.run.folder,
+            _card=_card(self.task, summary, self.run.start),
+        )
+
+    def _tell_of_final(self, evaluation: Evaluation) -> None:
+        figures = "failed: " + str(evaluation.error) if evaluation.status == "failed" else share(evaluation.accuracy)
+        parameters = "?" if evaluation.cost is None else f"{evaluation.cost.parameters:,}"
+        self.display.say(f"final student {evaluation.architecture.digest}: {parameters} parameters, {figures}")
+
+
+def _figures(cost: Cost, val: float, test: float | None) -> dict[str, Any]:
+    return {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "size_mb": cost.size_mb,
+        "memory_mb": cost.memory_mb,
+        "latency_ms": cost.latency_ms,
+        "latency_spread_ms": cost.latency_spread_ms,
+        "val": val,
+        "test": test,
+    }
+
+
+def _spec(task: Task) -> dict[str, Any] | None:
+    """Return how the teacher is made, if names can say it, and of what is cut as well."""
+    spec = task.teacher.spec
+    if spec is None or (task.start is not None and task.start_folder is None):
+        return None
+    return {"name": spec.name, "arguments": dict(spec.arguments)}
+
+
+def _made(task: Task, start: Path) -> dict[str, Any]:
+    """Return how what is cut is made: by whom, if names can say it, and through which architectures."""
+    if task.start_folder is not None:
+        card, plan = read_card(start), (start / "architecture.json").read_text(encoding="utf-8")
+        return {"model": card["model"], "arguments": card["arguments"], "starts": [*card.get("starts", ()), plan]}
+    spec = _spec(task)
+    model, arguments = (None, {}) if spec is None else (spec["name"], spec["arguments"])
+    return {"model": model, "arguments": arguments, "starts": []}
+
+
+def _card(task: Task, summary: dict[str, Any], start: Path) -> dict[str, Any]:
+    data = task.data
+    return {
+        **_made(task, start),
+        "input": list(data.shape),
+        "classes": list(data.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "data": {"source": data.source, "digest": data.digest},
+        "teacher": summary["teacher"],
+        "student": summary["student"],
+        "goal": summary["goal"],
+        "versions": summary["versions"],
+    }

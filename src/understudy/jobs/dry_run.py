@@ -1,0 +1,138 @@
+"""What a compression would do, without doing it: what can go, how far it reaches, how long it takes."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from understudy.config.methods import Decore
+from understudy.config.text import expected_students
+from understudy.core.architecture import Architecture, Frozen
+from understudy.core.evaluation import Cost
+from understudy.core.figures import amount, duration
+from understudy.data.data import first_images
+from understudy.jobs.task import Task
+from understudy.methods.feasibility import smallest
+from understudy.training.loop import choose_compute
+
+_FROZEN_SHOWN = 12
+_AGENTS = 1.15  # most that a step with agents costs, in plain ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a task would do."""
+
+    layers: int
+    units: int
+    groups: int
+    frozen: tuple[Frozen, ...]
+    teacher: Cost
+    fewest_parameters: Cost
+    fewest_macs: Cost
+    students: int
+    seconds: float | None  # of search and final training; None if the sample could not be trained
+    compute: str
+    workers: int
+
+
+def plan(task: Task) -> Plan:
+    """Return what a task would do; its time is judged from one student, trained for one epoch.
+
+    The student has every group at half width, or at full width where agents prune it while it trains. Nothing is
+    left on disk.
+    """
+    space, method = task.space, task.settings.method
+    seconds, compute = _estimate(task)
+    return Plan(
+        layers=len(space.layers),
+        units=sum(unit.kind != "layer" for unit in space.units),
+        groups=len(space.groups),
+        frozen=space.frozen,
+        teacher=task.cost,
+        fewest_parameters=smallest(space, method, task.predict, "parameters")[1],
+        fewest_macs=smallest(space, method, task.predict, "macs")[1],
+        students=expected_students(method),
+        seconds=seconds,
+        compute=compute,
+        workers=task.settings.device.workers,
+    )
+
+
+def plan_table(plan: Plan) -> Group:
+    """Return the plan to print with rich."""
+    facts = Table(title="What would be done", title_justify="left", show_header=False)
+    parameters, macs = plan.fewest_parameters.parameters, plan.fewest_macs.macs
+    rows = (
+        (
+            "the teacher",
+            f"{plan.layers} layers, {plan.teacher.parameters:,} parameters, {amount(plan.teacher.macs)} MACs",
+        ),
+        ("can be removed", f"{plan.units} units"),
+        ("can be narrowed", f"{plan.groups} groups of channels"),
+        ("keep their width", f"{len(plan.frozen)} groups" + (", see below" if plan.frozen else "")),
+        ("least parameters", f"{parameters:,} ({plan.teacher.parameters / parameters:.1f}x fewer)"),
+        ("least MACs", f"{amount(macs)} ({plan.teacher.macs / macs:.1f}x fewer)"),
+        ("students to train", str(plan.students)),
+        ("computed in", f"{plan.compute}, {plan.workers} at a time"),
+        ("time", "unknown: the sample failed" if plan.seconds is None else f"about {duration(plan.seconds)}"),
+    )
+    for row in rows:
+        facts.add_row(*row)
+    if not plan.frozen:
+        return Group(facts)
+    held = Table(title="What keeps its width", title_justify="left")
+    for name in ("channels", "width", "because", "at"):
+        held.add_column(name)
+    for frozen in plan.frozen[:_FROZEN_SHOWN]:
+        held.add_row(frozen.name, str(frozen.width), frozen.reason, frozen.source)
+    more = len(plan.frozen) - _FROZEN_SHOWN
+    if more > 0:
+        held.add_row(f"and {more} more", "", "", "")
+    return Group(facts, held)
+
+
+def _estimate(task: Task) -> tuple[float | None, str]:
+    settings = task.settings
+    images = first_images(task.data, task.data.train, settings.candidates.batch_size)
+    compute = choose_compute(task.teacher.module, images, settings.device)
+    short = replace(settings, candidates=replace(settings.candidates, epochs=1, stop_below=0.0))
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = replace(task, settings=short).evaluator(compute, Path(folder))
+        sample = task.space.full if isinstance(settings.method, Decore) else _half(task)
+        evaluator(sample)  # kernels are compiled, the teacher's answers computed
+        measured = evaluator(sample)
+    if measured.status == "failed":
+        return None, compute.name
+    return _seconds(task, measured.seconds), compute.name
+
+
+def _half(task: Task) -> Architecture:
+    """Return the sample student: every group at half width."""
+    method = task.settings.method
+    halves: dict[str, Any] = {
+        group.name: group.nearest(group.width / 2, round_to=method.round_to, minimum=method.min_width)
+        for group in task.space.groups
+    }
+    return task.space.architecture(widths=halves)
+
+
+def _seconds(task: Task, epoch: float) -> float:
+    """Return the seconds of the whole task, from those of one epoch of a candidate."""
+    settings, available = task.settings, len(task.data.train)
+    seen = min(settings.candidates.examples or available, available)
+    workers, finals = settings.device.workers, settings.final.students
+    method = settings.method
+    if isinstance(method, Decore):
+        search = method.training.epochs * _AGENTS * epoch * available / seen
+    else:
+        search = expected_students(method) * settings.candidates.epochs * epoch / workers
+    final = settings.final.training.epochs * epoch * available / seen
+    # The teacher's forward passes cost about a third of a training step of its size, once for all finals.
+    return search + final * (math.ceil(finals / workers) + 1)

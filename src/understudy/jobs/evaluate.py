@@ -1,0 +1,50 @@
+"""A student's figures on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from understudy.core.errors import DataError
+from understudy.cost.measure import latency
+from understudy.data import Data
+from understudy.data.data import first_images
+from understudy.models.spec import check_outputs
+from understudy.models.student import load_student, read_card
+from understudy.training.loop import Compute, accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A student's figures on a split."""
+
+    accuracy: float
+    examples: int
+    parameters: int
+    latency_ms: float  # median of one forward pass of one image, 1 thread
+    latency_spread_ms: float  # interquartile range
+
+
+def score(folder: str | Path, data: Data, split: Literal["test", "val"]) -> Score:
+    """Measure the student of a folder on a split, in float32 with one thread.
+
+    Raises:
+        DataError: there is no such split, or the data are not what the student takes.
+    """
+    card, student = read_card(Path(folder)), load_student(folder)
+    fitted = data if data.train.dtype != torch.uint8 else data.with_normalisation(card["mean"], card["std"])
+    examples = fitted.test if split == "test" else fitted.val
+    if examples is None:
+        raise DataError(f"the data must have a test split to evaluate on, but {data.source} has none")
+    check_outputs(student, fitted)
+    median, spread = latency(student, first_images(fitted, examples, 1))
+    return Score(
+        accuracy=accuracy(student, examples, normalise=fitted.normalise, compute=Compute()),
+        examples=len(examples),
+        parameters=sum(p.numel() for p in student.parameters()),
+        latency_ms=median,
+        latency_spread_ms=spread,
+    )

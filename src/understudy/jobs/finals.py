@@ -1,0 +1,62 @@
+"""The training of the best students to convergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.config.training import Final
+from understudy.core.architecture import Architecture
+from understudy.core.evaluation import Evaluation
+from understudy.core.files import write_whole
+from understudy.models.weights import save_weights
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finisher:
+    """Trains a student to convergence, or loads what it trained before. Picklable, as an Evaluator is.
+
+    Leaves NAME.safetensors and, once it is complete, NAME.json in `folder`; NAME is the architecture's
+    digest. In between NAME.checkpoint.pt holds the state of every epoch, and NAME.epoch its number, for
+    those who watch.
+    """
+
+    evaluator: Evaluator
+    final: Final
+    folder: Path
+    on_epoch: Callable[[], object] | None = None  # only within one process
+
+    def __call__(self, architecture: Architecture) -> Evaluation:
+        """Return the evaluation of the trained student."""
+        place = self.folder / f"{architecture.digest}.json"
+        if place.is_file():
+            return Evaluation.from_json(architecture.space, place.read_text(encoding="utf-8"))
+        checkpoint, epoch = place.with_suffix(".checkpoint.pt"), place.with_suffix(".epoch")
+
+        def told(progress: Progress) -> None:
+            write_whole(epoch, str(progress.epoch))
+            if self.on_epoch is not None:
+                self.on_epoch()
+
+        evaluation, student = self.evaluator.finish(architecture, self.final, checkpoint=checkpoint, on_epoch=told)
+        if student is not None:
+            save_weights(place.with_suffix(".safetensors"), student)
+        write_whole(place, evaluation.to_json())
+        checkpoint.unlink(missing_ok=True)
+        epoch.unlink(missing_ok=True)
+        return evaluation
+
+    def epochs_done(self, architectures: Sequence[Architecture]) -> int:
+        """Return how many epochs of these students are done, whoever trains them; all of a finished one's."""
+        return sum(self._epochs_done(architecture.digest) for architecture in architectures)
+
+    def _epochs_done(self, name: str) -> int:
+        if (self.folder / f"{name}.json").is_file():
+            return self.final.training.epochs
+        try:
+            return int((self.folder / f"{name}.epoch").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return 0

@@ -1,0 +1,286 @@
+"""What a teacher allows, before any hour is spent: layers, units, groups, what is frozen and why, what it costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group as Together
+from rich.table import Table
+from torch import Tensor
+
+from understudy.config.methods import N2N
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import ConfigError, ModelError, SurgeryError
+from understudy.core.evaluation import Cost
+from understudy.core.figures import amount, share
+from understudy.cost.predict import LayerCost, per_layer, predict
+from understudy.graph.analysis import Analysis, analyse
+from understudy.methods.archcomp.embedding import foretold
+from understudy.methods.feasibility import smallest
+from understudy.models.spec import ModelSpec
+from understudy.models.weights import load_into, read_weights
+from understudy.report.progress import Display
+from understudy.runs.folder import Run
+from understudy.surgery.build import build
+from understudy.surgery.masked import relative_error
+
+TOLERANCE = 1e-5  # of the outputs' scale, in single precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """One group at half of its width: how far slicing is from multiplying by zero, relative to the outputs."""
+
+    group: str
+    width: int
+    error: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree up to rounding."""
+        return self.error < TOLERANCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foretold:
+    """What is known of an architecture before it is trained."""
+
+    architecture: str  # its digest
+    cost: Cost  # exact
+    accuracy: float | None = None  # on validation after a candidate's training, 0..1; None: no run was asked
+    deviation: float | None = None  # standard deviation of what the accuracy may be
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """All that `understudy inspect` shows."""
+
+    model: str
+    input: tuple[int, ...]  # (C, H, W)
+    space: Space
+    costs: Mapping[str, LayerCost]
+    full: Cost
+    fewest_parameters: Cost  # of the architecture with the fewest
+    fewest_macs: Cost
+    shrinkable: float  # share of the parameters in layers whose width can shrink
+    checks: tuple[Checked, ...] | None = None  # None: not asked for
+    foretold: Foretold | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every check that was made holds."""
+        return all(check.holds for check in self.checks or ())
+
+    def to_json(self) -> str:
+        """Return it as JSON text for machines."""
+        fields: dict[str, Any] = {
+            "model": self.model,
+            "input": list(self.input),
+            "cost": asdict(self.full),
+            "fewest_parameters": asdict(self.fewest_parameters),
+            "fewest_macs": asdict(self.fewest_macs),
+            "shrinkable": self.shrinkable,
+            "costs": {name: asdict(cost) for name, cost in self.costs.items()},
+            **json.loads(self.space.to_json()),
+        }
+        if self.foretold is not None:
+            fields["foretold"] = asdict(self.foretold)
+        if self.checks is not None:
+            fields["checks"] = [{**asdict(check), "holds": check.holds} for check in self.checks]
+        return json.dumps(fields, indent=1)
+
+
+def inspect_model(
+    name: str,
+    *,
+    weights: Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    size: int | None = None,
+    channels: int = 3,
+    check: bool = False,
+    architecture: Path | None = None,
+    forecast_by: Path | None = None,
+    progress: bool = False,
+) -> Inspection:
+    """Analyse a model by its name.
+
+    Args:
+        name: zoo:NAME, torchvision:NAME, timm:NAME, or FILE.py:FACTORY.
+        weights: a file to load into it; None for weights at random, which an inspection can do with.
+        arguments: of the model's factory.
+        size: height and width of an input image, pixels; None for 32 for the zoo and 224 for others.
+        channels: of an input image.
+        check: prove group by group that slicing is multiplying by zero.
+        architecture: folder of a student or JSON of an architecture, whose cost is shown as well.
+        forecast_by: run of architecture compression that foretells its accuracy.
+        progress: show how far the checks are.
+
+    Raises:
+        ArchitectureError: the architecture is none of this model.
+        ConfigError: there is no such file, or the run cannot say anything about this model.
+        ModelError: there is no such model, or the weights do not fit.
+        TraceError: it cannot be traced, or does not take such images.
+    """
+    if (size is not None and size < 1) or channels < 1:
+        raise ModelError(f"an image must have pixels and channels, but got size {size} and {channels} channels")
+    module = ModelSpec(name=name, arguments=arguments or {}).build()
+    if weights is not None:
+        load_into(module, read_weights(weights), source=str(weights))
+    side = size or (32 if name.startswith("zoo:") else 224)
+    example = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
+    analysis = analyse(module, example)
+    known = None if architecture is None else foretell(analysis, architecture, forecast_by)
+    if architecture is None and forecast_by is not None:
+        raise ConfigError("a run foretells the accuracy of an architecture, but none was given")
+    return replace(inspect_analysis(analysis, name=name, check=check, progress=progress), foretold=known)
+
+
+def foretell(analysis: Analysis, path: Path, run: Path | None) -> Foretold:
+    """Return what an architecture on disk costs and, by a run of architecture compression, how good it may be.
+
+    Raises:
+        ArchitectureError, ConfigError, SurgeryError: as `inspect_model`; or the architecture cannot be built.
+    """
+    file = path / "architecture.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"an architecture must be a student's folder or a JSON file, but there is no {file}")
+    architecture = Architecture.from_json(analysis.space, file.read_text(encoding="utf-8"))
+    known = Foretold(architecture=architecture.digest, cost=predict(analysis, architecture))
+    if run is None:
+        return known
+    source = Run(run)
+    if not (source.policy.is_file() and source.settings.method == "archcomp"):
+        raise ConfigError(f"a forecast must be by a run of the method 'archcomp' that has fitted, but {run} is none")
+    teacher = source.recall("teacher")
+    assert teacher is not None, "a run has measured its teacher before it searches"
+    method, policy = source.settings.archcomp, read_weights(source.policy)
+    ((expected, deviation),) = foretold(policy, analysis.space, method, [architecture])
+    scale = teacher["accuracy"]
+    return replace(known, accuracy=expected * scale, deviation=deviation * scale)
+
+
+def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, progress: bool = False) -> Inspection:
+    """Return what an analysis of a model that takes one image batch found."""
+    space, example = analysis.space, analysis.trace.example
+    assert isinstance(example, Tensor)
+
+    def predicted(architecture: Any) -> Cost | None:
+        try:
+            return predict(analysis, architecture)
+        except SurgeryError:
+            return None
+
+    method = N2N(round_to=1, min_width=1)
+    return Inspection(
+        model=name,
+        input=tuple(example.shape[1:]),
+        space=space,
+        costs=per_layer(analysis, space.full),
+        full=predict(analysis, space.full),
+        fewest_parameters=smallest(space, method, predicted, "parameters")[1],
+        fewest_macs=smallest(space, method, predicted, "macs")[1],
+        shrinkable=analysis.shrinkable,
+        checks=tuple(_checks(analysis, Display(shown=progress))) if check else None,
+    )
+
+
+def _checks(analysis: Analysis, display: Display) -> list[Checked]:
+    example, groups = analysis.trace.example, analysis.space.groups
+    assert isinstance(example, Tensor)
+    found = []
+    with display, display.steps("checking groups", len(groups)):
+        for group in groups:
+            width = group.nearest(group.width / 2)
+            architecture = analysis.space.full.with_width(group.name, width)
+            student = build(analysis, architecture).eval()
+            error = relative_error(analysis, architecture, student, example)
+            found.append(Checked(group=group.name, width=width, error=error))
+            display.step()
+    return found
+
+
+def inspection_tables(found: Inspection) -> Together:
+    """Return the tables of an inspection."""
+    tables: list[Any] = [_layers(found), _units(found), _groups(found), _frozen(found)]
+    if found.checks is not None:
+        tables.append(_checked(found))
+    return Together(*tables, _summary(found))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        numeric = column in ("outputs", "width", "step", "parameters", "MACs", "alive", "error")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _layers(found: Inspection) -> Table:
+    table = _table("Layers, in order", "name", "type", "kernel", "outputs", "parameters", "MACs", "alive", "group")
+    for layer in found.space.layers:
+        cost = found.costs[layer.name]
+        kernel = f"{layer.kernel}, stride {layer.stride}" if layer.kernel else ""
+        table.add_row(
+            *(layer.name, layer.type, kernel, str(layer.outputs or "")),
+            *(amount(cost.parameters), amount(cost.macs), f"{amount(cost.activation_bytes)}B", layer.group or ""),
+        )
+    return table
+
+
+def _units(found: Inspection) -> Table:
+    table = _table("Units that can be removed", "name", "kind", "layers")
+    for unit in found.space.units:
+        if unit.kind != "layer":
+            layers = unit.layers if len(unit.layers) <= 4 else (*unit.layers[:3], f"and {len(unit.layers) - 3} more")
+            table.add_row(unit.name, unit.kind, ", ".join(layers))
+    return table
+
+
+def _groups(found: Inspection) -> Table:
+    table = _table("Groups of channels that can shrink", "name", "width", "step", "tied layers")
+    for group in found.space.groups:
+        table.add_row(group.name, str(group.width), str(group.step), ", ".join(group.layers))
+    return table
+
+
+def _frozen(found: Inspection) -> Table:
+    table = _table("Frozen", "name", "width", "reason", "line")
+    for frozen in found.space.frozen:
+        table.add_row(frozen.name, str(frozen.width), frozen.reason, frozen.source)
+    return table
+
+
+def _checked(found: Inspection) -> Table:
+    table = _table("Slicing is multiplying by zero", "group", "width", "error", "")
+    for check in found.checks or ():
+        table.add_row(check.group, str(check.width), f"{check.error:.1e}", "✓" if check.holds else "✗")
+    return table
+
+
+def _summary(found: Inspection) -> str:
+    removable = sum(unit.kind != "layer" for unit in found.space.units)
+    alone = len(found.space.units) - removable
+    cost, few, quick = found.full, found.fewest_parameters, found.fewest_macs
+    lines: tuple[str, ...] = (
+        f"{found.model} on images of {' x '.join(map(str, found.input))}: {amount(cost.parameters)} parameters, "
+        f"{amount(cost.macs)} MACs, {amount(cost.peak_activation_bytes)}B of activations at the peak",
+        f"within reach: {amount(few.parameters)} to {amount(cost.parameters)} parameters, "
+        f"{amount(quick.macs)} to {amount(cost.macs)} MACs",
+        f"{share(found.shrinkable)} of the parameters lie in layers whose width can shrink; {removable} units can be "
+        f"removed, and {alone} single layers where the widths agree",
+    )
+    if found.foretold is not None:
+        known = found.foretold
+        line = f"{known.architecture}: {amount(known.cost.parameters)} parameters, {amount(known.cost.macs)} MACs"
+        if known.accuracy is not None and known.deviation is not None:
+            line += f", {share(known.accuracy)} expected on validation, give or take {share(known.deviation)}"
+        lines = (*lines, line)
+    if found.checks is not None:
+        good = sum(check.holds for check in found.checks)
+        lines = (*lines, f"slicing is multiplying by zero in {good} of {len(found.checks)} groups")
+    return "\n".join(lines)

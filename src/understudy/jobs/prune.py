@@ -1,0 +1,331 @@
+"""DECORE's loop: agents and network learn together, then channels go. It is continued after any interruption.
+
+decore/loop.checkpoint.pt   the state of every epoch, while agents learn
+decore/latency.json         measured milliseconds of a few widths, where the goal has a budget for it
+decore/network.safetensors  the network that learned with the agents, all channels still there
+decore/architecture.json    which channels stay; written last
+policy.safetensors          the agents' weights, by group
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from understudy.config.methods import Decore
+from understudy.config.training import Final
+from understudy.core.architecture import Architecture, Group
+from understudy.core.errors import ConfigError, RunError, SurgeryError
+from understudy.core.figures import amount, duration, share
+from understudy.core.files import write_whole
+from understudy.core.goal import Budgets
+from understudy.cost import predict as cost
+from understudy.graph.analysis import Analysis, analyse
+from understudy.jobs.task import Task
+from understudy.methods.decore import Agents, Steering, Usage, chosen, expected, saturated
+from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.report.progress import Display
+from understudy.runs.folder import Run
+from understudy.surgery import build as surgery
+from understudy.surgery.gated import Gated
+from understudy.training.evaluator import Evaluator, Lesson
+from understudy.training.loop import Progress, train
+
+_LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
+_TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
+_LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
+_DEAF = 0.1  # of what the teacher answers better than a guess, under which answers with masks tell agents nothing
+_EVERYWHERE = ("parameters", "macs", "size_mb", "latency_ms")  # each layer adds to these, few to the peak of memory
+_WIDTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)  # whose latency is measured
+
+
+class Pruning:
+    """One DECORE loop in one run folder.
+
+    Raises:
+        ConfigError: no group of channels can have agents.
+    """
+
+    def __init__(self, task: Task, run: Run, evaluator: Evaluator, budgets: Budgets, display: Display) -> None:
+        assert isinstance(task.settings.method, Decore)
+        self.method: Decore = task.settings.method
+        self.task, self.run, self.evaluator = task, run, evaluator
+        self.budgets, self.display = budgets, display
+        self.folder = run.folder / "decore"
+
+    def result(self) -> tuple[Evaluator, Architecture]:
+        """Return the evaluator whose students inherit from the network that learned, and which channels stay.
+
+        Raises:
+            RunError: the training failed.
+            SurgeryError: masked and sliced network disagree; nothing is saved then.
+        """
+        network = copy.deepcopy(self.task.analysis.teacher)
+        if not (self.folder / "architecture.json").is_file():
+            self._learn(network)
+        weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
+        load_into(network, read_weights(weights), source=str(weights))
+        architecture = Architecture.from_json(self.task.space, plan.read_text(encoding="utf-8"))
+        evaluator = replace(self.evaluator, analysis=self._analysed(network), tutor=self.task.teacher.module)
+        return evaluator, architecture
+
+    def _learn(self, network: nn.Module) -> None:
+        """Let agents and network learn, choose the channels, and save both once they are proven."""
+        method, evaluator = self.method, self.evaluator
+        lesson = evaluator.final_lesson(Final(training=method.training))
+        gated = Gated(self.task.analysis, network)
+        groups, slots = self._decided(gated)
+        steps = method.training.epochs * -(-len(lesson.split) // method.training.batch_size)
+        known = torch.from_numpy(surgery.slot_magnitudes(self.task.analysis))[slots]
+        usage = self._usage()
+        by_cost = method.worth == "cost" and self._each_layer_costs()
+        agents = Agents(groups, method, examples=len(lesson.split), steps=steps, magnitudes=known, together=by_cost)
+        learner = Learner(gated, agents, slots)
+        steering = Steering(
+            settings=method, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
+        )
+        self._train(learner, steering, lesson)
+        self._warn_if_late(learner.agents, steering)
+        self._warn_if_deaf(learner.agents)
+        network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        learner.cpu()
+        analysis = self._analysed(network)
+        weights = agents.weights
+        magnitudes = torch.from_numpy(surgery.slot_magnitudes(analysis))[learner.slots]
+        architecture = self._chosen(groups, weights, magnitudes, usage)
+        self._prove(analysis, architecture, gated)
+        parts = weights.split([group.width // group.step for group in groups])
+        policy = {group.name: part.contiguous() for group, part in zip(groups, parts, strict=True)}
+        write_whole(self.run.policy, to_safetensors(policy))
+        save_weights(self.folder / "network.safetensors", network)
+        write_whole(self.folder / "architecture.json", architecture.to_json())
+        self._checkpoint.unlink(missing_ok=True)
+
+    def _decided(self, gated: Gated) -> tuple[tuple[Group, ...], Tensor]:
+        """Return the groups that agents can decide on, and the slot of each agent."""
+        groups, able = self.task.analysis.groups, []
+        for group, slots in zip(groups.groups, groups.slots_of, strict=True):
+            reason = next((gated.unmasked[s] for s in slots.tolist() if s in gated.unmasked), None)
+            if reason is None:
+                able.append((group, slots))
+            else:
+                self.display.warn(f"group {group.name} keeps its {group.width} channels: {reason}")
+        if not able:
+            raise ConfigError(
+                "DECORE needs a group of channels that masks can drop, but this teacher has none; see inspect"
+            )
+        return tuple(group for group, _ in able), torch.from_numpy(np.concatenate([slots for _, slots in able]))
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "loop.checkpoint.pt"
+
+    def _analysed(self, network: nn.Module) -> Analysis:
+        analysis = self.task.analysis
+        return analyse(network, analysis.trace.example, analysis.leaf_modules)
+
+    def _warn_if_late(self, agents: Agents, steering: Steering) -> None:
+        """Say so if channels have to go that their agents would keep."""
+        if steering.usage is None:
+            return
+        used = max(steering.usage(expected(self.task.space, steering.groups, agents.chances)))
+        if used > _LATE:
+            self.display.warn(
+                f"the agents did not get to the budget: what they keep on average takes {used:.2f} times of it, so "
+                f"channels go that they would keep; give more decore.training.epochs or a larger decore.agent_lr "
+                f"(it was {agents.rate:.3g})"
+            )
+
+    def _warn_if_deaf(self, agents: Agents) -> None:
+        """Say so if the network fell to guessing while channels went."""
+        guess, reached = 1.0 / len(self.task.data.classes), float(agents.accuracy)
+        if reached - guess < _DEAF * (self.evaluator.teacher_accuracy - guess):
+            self.display.warn(
+                f"in the end {share(reached)} of the answers with masks were right, where a guess has {share(guess)}: "
+                f"agents heard no more which channels are needed; give more decore.training.epochs"
+            )
+
+    def _train(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:
+        training, evaluator, steered = self.method.training, self.evaluator, steering.usage is not None
+        report = _Report(self.task, self.display, learner.agents, steering.groups, steered=steered)
+        done: int | None = None
+
+        def on_step(logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+            nonlocal done
+            learner.learn(logits, labels, indices)
+            # Read from the device once, then counted here: a step waits for nothing.
+            done = int(learner.agents.steps) if done is None else done + 1
+            if done % _LOOK in (0, 1):
+                steering(learner.agents)
+
+        steering(learner.agents)
+        self.folder.mkdir(exist_ok=True)
+        if lesson.logits is not None:
+            with self.display.steps("teacher's answers for the agents", training.epochs):
+                lesson.logits.prepare(training.epochs, on_epoch=lambda done, of: self.display.step(done))
+        with self.display.steps("agents learn", training.epochs):
+            outcome = train(
+                learner,
+                lesson.split,
+                training,
+                normalise=self.task.data.normalise,
+                views=lesson.views,
+                compute=evaluator.compute,
+                seed=evaluator.seed,
+                logits=None if lesson.logits is None else lesson.logits.epoch,
+                on_step=on_step,
+                on_epoch=report,
+                checkpoint=self._checkpoint,
+            )
+        if outcome.status != "ok":
+            raise RunError(f"the training of network and agents must succeed, but it failed: {outcome.error}")
+
+    def _usage(self) -> Usage | None:
+        """Return how much of each budget an architecture uses; its latency is read from a measured curve."""
+        limits = self.budgets.limits()
+        if not limits:
+            return None
+        curve = self._latencies() if self.budgets.latency_ms is not None else ([0.0], [0.0])
+
+        def usage(architecture: Architecture) -> list[float]:
+            predicted = cost.predict(self.task.analysis, architecture)
+            known = replace(predicted, latency_ms=float(np.interp(predicted.macs, *curve)))
+            return [float(getattr(known, name)) / most for name, most in limits]
+
+        return usage
+
+    def _each_layer_costs(self) -> bool:
+        limits = self.budgets.limits()
+        return bool(limits) and all(name in _EVERYWHERE for name, _ in limits)
+
+    def _latencies(self) -> tuple[list[float], list[float]]:
+        """Return MACs and measured latencies (ms) of a few uniform widths, ascending; measured once in a run."""
+        place = self.folder / "latency.json"
+        if not place.is_file():
+            points = []
+            for factor in _WIDTHS:
+                widths = {g.name: g.nearest(factor * g.width) for g in self.task.space.groups}
+                architecture = self.task.space.architecture(widths=widths)
+                predicted = cost.predict(self.task.analysis, architecture)
+                measured = self.task.with_latency(predicted, self.task.build(architecture))
+                points.append((predicted.macs, measured.latency_ms))
+            write_whole(place, json.dumps(sorted(points)))
+        points = json.loads(place.read_text(encoding="utf-8"))
+        return [macs for macs, _ in points], np.maximum.accumulate([ms for _, ms in points]).tolist()
+
+    def _chosen(
+        self, groups: Sequence[Group], weights: Tensor, magnitudes: Tensor, usage: Usage | None
+    ) -> Architecture:
+        """Return the channels that stay; a curve that promised too little latency is corrected by measuring."""
+        factor, most = 1.0, self.budgets.latency_ms
+        for _ in range(5):
+            scaled = None if usage is None else lambda a, factor=factor: [factor * used for used in usage(a)]
+            architecture = chosen(self.task.space, groups, weights, magnitudes, self.method, scaled)
+            if most is None:
+                return architecture
+            predicted = cost.predict(self.task.analysis, architecture)
+            measured = self.task.with_latency(predicted, self.task.build(architecture)).latency_ms or 0.0
+            if measured <= 0.97 * most:
+                return architecture
+            factor *= 1.03 * measured / most
+        return architecture
+
+    def _prove(self, analysis: Analysis, architecture: Architecture, gated: Gated) -> None:
+        """Refuse to go on unless the network with masks answers as the sliced one does."""
+        images, _ = self.task.data.val.batch(torch.arange(min(8, len(self.task.data.val))))
+        images = self.task.data.normalise(images.cpu())
+        student = surgery.build(analysis, architecture).eval()
+        kept = torch.from_numpy(surgery.kept_slots(analysis, architecture))[:-1]
+        with torch.no_grad():
+            gated.eval().mask(kept[None].float())
+            masked, sliced = gated(images), student(images)
+        worst, scale = float((masked - sliced).abs().max()), float(masked.abs().max())
+        if not worst <= _TOLERANCE * max(scale, 1e-12):
+            raise SurgeryError(
+                f"the sliced network must answer as the masked one, but outputs of up to {scale:.3g} "
+                f"differ by {worst:.3g}"
+            )
+        self.display.say(f"masked equals sliced: outputs of up to {scale:.3g} differ by {worst:.1e} at most")
+
+
+class Learner(nn.Module):
+    """A network and its agents: what the training loop trains. In evaluation mode channels with p < 1/2 are dropped.
+
+    Args:
+        gated: the network.
+        agents: A of them.
+        slots: (A,), where in the analysis each agent's channel is.
+    """
+
+    slots: Tensor
+
+    def __init__(self, gated: Gated, agents: Agents, slots: Tensor) -> None:
+        super().__init__()
+        self.gated, self.agents = gated, agents
+        self.register_buffer("slots", slots, persistent=False)
+        self._actions: Tensor | None = None
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Tensor:
+        """Return logits (b, k) with masks drawn by the agents."""
+        agents = self.agents
+        actions = agents.draw(len(images)) if self.training else (agents.weights >= 0).float()[None]
+        kept = actions.new_ones(len(actions), self.gated.slots).index_copy_(1, self.slots, actions)
+        self.gated.mask(kept)
+        self._actions = actions
+        return self.gated(images)  # type: ignore[no-any-return]
+
+    def learn(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Let the agents learn from what their last actions led to; see `Agents.learn`."""
+        assert self._actions is not None
+        self.agents.learn(self._actions, logits, labels, indices)
+
+
+class _Report:
+    """Tells after each epoch where agents and network are, and warns of what is known to fail."""
+
+    def __init__(self, task: Task, display: Display, agents: Agents, groups: Sequence[Group], *, steered: bool) -> None:
+        self._task, self._display, self._agents, self._groups = task, display, agents, groups
+        self._steered = steered
+        self._warned: set[str] = set()
+
+    def __call__(self, progress: Progress) -> bool:
+        agents = self._agents
+        chances, penalty = agents.chances, float(agents.penalty)
+        likely = cost.predict(self._task.analysis, expected(self._task.space, self._groups, chances))
+        stuck = float(saturated(agents.weights, agents.settings.limit).float().mean())
+        left = progress.seconds / progress.epoch * (progress.epochs - progress.epoch)
+        pays = max(penalty, 0.0) / (1.0 + max(penalty, 0.0))
+        self._display.step(progress.epoch, left=left)
+        self._display.say(
+            f"epoch {progress.epoch}/{progress.epochs}  {int((chances >= 0.5).sum())}/{len(chances)} channels kept  "
+            f"expected {amount(likely.parameters)} parameters, {amount(likely.macs)} MACs  "
+            f"accuracy {share(float(agents.accuracy))} with masks  reward {float(agents.reward):+.3g}  "
+            f"penalty {penalty:.3g} (dropping pays above {share(pays)})  {share(stuck)} saturated"
+            + (f"  {duration(left)} left" if left >= 1 else "")
+        )
+        if float(agents.accuracy) <= pays and not self._steered:
+            right = float(agents.accuracy)
+            self._warn(
+                f"dropping does not pay: {share(right)} of the answers are right, but with a penalty of {penalty:.4g} "
+                f"it takes more than {share(pays)}; give a penalty under {right / max(1 - right, 1e-9):.3g} or a budget"
+            )
+        if bool((agents.weights >= min(agents.settings.initial, 6.9)).all()):
+            self._warn(
+                "every agent still keeps its channel with p >= 0.999, so hardly any drop is tried: "
+                "lower decore.initial, or raise decore.agent_lr"
+            )
+        return True
+
+    def _warn(self, line: str) -> None:
+        if line[:20] not in self._warned:
+            self._warned.add(line[:20])
+            self._display.warn(line)

@@ -1,0 +1,240 @@
+"""What a compression works on: teacher, data and settings that fit each other, checked before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from understudy.config.job import Compression
+from understudy.config.methods import N2N, ArchComp, Method
+from understudy.config.text import Settings, check
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import ConfigError, RunError, SurgeryError
+from understudy.core.evaluation import Cost
+from understudy.cost import predict as cost
+from understudy.cost.measure import latency
+from understudy.data import Data
+from understudy.data.data import first_images
+from understudy.graph.analysis import Analysis, analyse
+from understudy.methods.archcomp.embedding import refuse_other_embedding, settings_of
+from understudy.methods.feasibility import refuse_what_is_out_of_reach
+from understudy.methods.n2n.search import refuse_other_policy
+from understudy.methods.surrogate.shortlist import PREFIX
+from understudy.models.spec import ModelSpec, Teacher, check_outputs
+from understudy.models.student import load_student, read_card, student_folder
+from understudy.models.weights import load_into, read_weights
+from understudy.runs.folder import Identity, Run
+from understudy.surgery import build as surgery
+from understudy.training.compute import cores
+from understudy.training.evaluator import Evaluator, tensors_digest, weights_digest
+from understudy.training.loop import Compute
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """Teacher, data and settings of one compression. Make one with `Task.of`."""
+
+    teacher: Teacher  # a copy, on the CPU, in evaluation mode
+    data: Data
+    settings: Compression
+    analysis: Analysis
+    opened: Mapping[str, Any] | None = None  # how `Data.open` was called, if it was
+    policy: Mapping[str, Tensor] | None = None  # that the search starts from, if it does
+    start: nn.Module | None = None  # what is cut, where that is not the teacher itself; kept as the teacher is
+    start_folder: Path | None = None  # that it was read from
+    _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        teacher: nn.Module | Teacher,
+        data: Data,
+        settings: Compression,
+        *,
+        leaf_modules: tuple[type[nn.Module], ...] = (),
+        opened: Mapping[str, Any] | None = None,
+        policy: Mapping[str, Tensor] | None = None,
+        start: nn.Module | str | Path | None = None,
+    ) -> Task:
+        """Check that everything fits, without training anything, and return the task.
+
+        Args:
+            teacher: any traceable trained module; it is not touched.
+            data: what it was trained for.
+            settings: all that decides the result.
+            leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
+            opened: how `Data.open` was called, if it was, so that a later process can do it again.
+            policy: what `policy_from` of the settings named when a run of this task was started.
+            start: a student of another run, or the folder of one or of its run, to cut in the teacher's place; it
+                is not touched.
+
+        Raises:
+            ConfigError: a setting is impossible, or the policy to start from does not fit.
+            DataError: the outputs of the teacher or of what it starts from are not the data's classes.
+            ModelError: there is no student to start from.
+            TraceError: one of them cannot be traced.
+            GoalError: not even the smallest student would keep the budgets.
+        """
+        check(Settings.of(settings))
+        known = teacher if isinstance(teacher, Teacher) else Teacher(module=teacher)
+        own = replace(known, module=copy.deepcopy(known.module).cpu().float().eval())
+        data = own.fit(data)
+        check_outputs(own.module, data)
+        folder = None if start is None or isinstance(start, nn.Module) else student_folder(start)
+        cut = own.module
+        if folder is not None:
+            named = read_card(folder)["model"] is not None
+            cut = load_student(folder, None if named else own.module, leaf_modules=leaf_modules).float()
+        elif isinstance(start, nn.Module):
+            cut = copy.deepcopy(start).cpu().float().eval()
+        if start is not None:
+            check_outputs(cut, data)
+        analysis = analyse(cut, first_images(data, data.val, 2), leaf_modules)
+        task = cls(
+            teacher=own,
+            data=data,
+            settings=settings,
+            analysis=analysis,
+            opened=opened,
+            policy=_policy(settings.method, analysis.space) if policy is None else policy,
+            start=None if start is None else cut,
+            start_folder=folder,
+        )
+        # What is measured, latency and accuracy, cannot be judged yet.
+        predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
+        budgets = predicted.budgets(task.cost, accuracy=0.0)
+        refuse_what_is_out_of_reach(budgets, task.space, settings.method, task.predict)
+        return task
+
+    @classmethod
+    def of_run(cls, run: Run) -> Task:
+        """Return the task of a run that the command line started, from what its folder says.
+
+        Raises:
+            RunError: it was started in Python, so that teacher and data are not known by name.
+        """
+        source = run.recall("source")
+        if source is None or source["model"] is None or source["data"] is None:
+            raise RunError(
+                f"a run is resumed by the command line if the command line started it, but {run.folder} was "
+                f"started in Python: call compress(teacher, data, run={str(run.folder)!r}, ...) again"
+            )
+        spec = ModelSpec(**source["model"])
+        module, weights = spec.build(), run.folder / "teacher.safetensors"
+        load_into(module, read_weights(weights), source=str(weights))
+        mean, std = (None if source[name] is None else tuple(source[name]) for name in ("mean", "std"))
+        teacher = Teacher(module=module, spec=spec, mean=mean, std=std)
+        policy = read_weights(run.policy_from) if run.policy_from.is_file() else None
+        return cls.of(
+            teacher,
+            Data.open(**source["data"]),
+            run.settings.compression(),
+            opened=source["data"],
+            policy=policy,
+            start=run.start if run.start.is_dir() else None,
+        )
+
+    @property
+    def space(self) -> Space:
+        """What the teacher allows."""
+        return self.analysis.space
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the teacher costs, predicted."""
+        if self.start is None:
+            return cost.predict(self.analysis, self.space.full)
+        teachers = analyse(self.teacher.module, self.analysis.trace.example, self.analysis.leaf_modules)
+        return cost.predict(teachers, teachers.space.full)
+
+    @cached_property
+    def identity(self) -> Identity:
+        """The digests that a run of this task belongs to."""
+        return Identity(
+            teacher=weights_digest(self.teacher.module),
+            data=self.data.digest,
+            space=self.space.digest,
+            policy=tensors_digest(dict(sorted(self.policy.items()))) if self.policy else "",  # files keep no order
+            start="" if self.start is None else weights_digest(self.start),
+        )
+
+    @property
+    def example(self) -> Tensor:
+        """One normalised image, (1, c, h, w)."""
+        return first_images(self.data, self.data.val, 1)
+
+    def predict(self, architecture: Architecture) -> Cost | None:
+        """Return the exact cost of an architecture, None if it cannot be built."""
+        if architecture.digest not in self._costs:
+            try:
+                self._costs[architecture.digest] = cost.predict(self.analysis, architecture)
+            except SurgeryError:
+                self._costs[architecture.digest] = None
+        return self._costs[architecture.digest]
+
+    def build(self, architecture: Architecture) -> nn.Module:
+        """Return the untrained student of an architecture, for its structure."""
+        return surgery.build(self.analysis, architecture, weights="fresh")
+
+    def with_latency(self, predicted: Cost, model: nn.Module) -> Cost:
+        """Return that cost with the measured latency (ms, batch 1, one thread) of a model."""
+        median, spread = latency(model, self.example)
+        return replace(predicted, latency_ms=median, latency_spread_ms=spread)
+
+    def latency_on_all_cores(self, model: nn.Module) -> dict[str, float]:
+        """Return the number of threads, and median and spread of a model's latency with them (ms, batch 1)."""
+        median, spread = latency(model, self.example, threads=cores())
+        return {"threads": cores(), "latency_all_ms": median, "latency_all_spread_ms": spread}
+
+    def evaluator(self, compute: Compute, folder: Path) -> Evaluator:
+        """Return what trains and scores students; `folder` caches the teacher's logits."""
+        settings = self.settings
+        return Evaluator(
+            analysis=self.analysis,
+            data=self.data,
+            candidates=settings.candidates,
+            augmentation=settings.augmentation,
+            compute=compute,
+            seed=settings.seed,
+            folder=folder,
+            tutor=None if self.start is None else self.teacher.module,
+        )
+
+
+def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:
+    """Return what learned elsewhere and the search starts from: policies or an embedding; None if it does not.
+
+    Raises:
+        ConfigError: there is none under that name, or it does not fit the settings.
+        ModelError: the file cannot be read.
+    """
+    known: dict[str, Tensor] = {}
+    if isinstance(method, N2N) and method.policy_from is not None:
+        known |= _learned(method.policy_from, "policy_from", "n2n")
+        refuse_other_policy(known, space, method)
+    if isinstance(method, N2N) and method.rank_by is not None:
+        embedding = _learned(method.rank_by, "rank_by", "archcomp")
+        sizes = settings_of(embedding, round_to=method.round_to, min_width=method.min_width)
+        refuse_other_embedding(embedding, space, sizes)
+        known |= {f"{PREFIX}{name}": tensor for name, tensor in embedding.items()}
+    if isinstance(method, ArchComp) and method.policy_from is not None:
+        known |= _learned(method.policy_from, "policy_from", "archcomp")
+        refuse_other_embedding(known, space, method)
+    return known or None
+
+
+def _learned(where: str, setting: str, method: str) -> Mapping[str, Tensor]:
+    """Return the tensors of a run of that method, or of its file, that a setting names."""
+    path = Path(where)
+    if (path / "config.toml").is_file() and (name := Run(path).settings.method) != method:
+        raise ConfigError(f"{setting} must name a run of the method {method!r}, but {path} is one of {name!r}")
+    path = path / "policy.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(f"{setting} must name a run with a policy, but there is no {path}")
+    return read_weights(path)

@@ -1,0 +1,194 @@
+"""Training of teachers, and the folder that a teacher lives in: its weights, and a JSON of what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from understudy.config.text import check, flat
+from understudy.config.training import Device, Teaching
+from understudy.core.errors import ConfigError, ModelError, RunError
+from understudy.core.files import write_whole
+from understudy.data import Data, Views
+from understudy.data.data import first_images
+from understudy.models.spec import ModelSpec, Teacher, check_outputs
+from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.runs.folder import claimed, versions
+from understudy.training.compute import choice, pinned
+from understudy.training.loop import Compute, Outcome, Progress, accuracy, choose_compute, train
+
+_CARD = "teacher.json"
+_STARTED = "teaching.json"
+
+
+def teach(
+    model: str,
+    data: Data,
+    out: str | Path,
+    *,
+    teaching: Teaching | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
+    on_epoch: Callable[[Progress], object] = lambda progress: None,
+) -> Teacher:
+    """Train a model by name on data and leave it in the folder `out`; called again it continues.
+
+    Args:
+        model: `zoo:NAME`, `torchvision:NAME`, `timm:NAME` or `FILE.py:FACTORY`.
+        data: trained on its training split; the JSON gets its validation and test accuracy.
+        out: folder; a finished teacher in it is loaded, an interrupted training goes on.
+        teaching: settings; None for the defaults.
+        arguments: more arguments of the model, such as `{"width": 16}`.
+        weights: file to start from (safetensors, or a state dict of tensors); None for fresh weights.
+        on_epoch: called after each epoch.
+
+    Raises:
+        RunError: the folder is of another training (each difference is listed) or cannot be written.
+        ModelError: there is no such model.
+        ConfigError: a setting is impossible, or the training failed, with the reason.
+    """
+    teaching, out = teaching or Teaching(), Path(out)
+    check(teaching)
+    spec = ModelSpec.for_data(model, data, arguments or {})
+    again = f"the same command, into {out}"
+    with claimed(out, marker=_STARTED, again=again):
+        start = None if weights is None else read_weights(Path(weights))
+        started = _check_same(out, spec, data, teaching, start)
+        if not (out / _CARD).is_file():
+            module = spec.build(teaching.seed)
+            if start is not None:
+                load_into(module, start, source=str(weights))
+            check_outputs(module, data)
+            compute = _compute(out, module, data, teaching.device, started)
+            outcome = _train(module, data, out, teaching, compute, on_epoch)
+            scored = _scores(module, data, compute)
+            card = {
+                **_card(spec, data, teaching, compute),
+                "start": started["start"],
+                "accuracy": scored,
+                "seconds": round(outcome.seconds, 1),
+            }
+            save_weights(out / "teacher.safetensors", module)
+            write_whole(out / _CARD, json.dumps(card, indent=1) + "\n")
+            (out / "checkpoint.pt").unlink(missing_ok=True)
+    return load_teacher(out)
+
+
+def load_teacher(folder: str | Path) -> Teacher:
+    """Return the teacher that `teach` left in a folder.
+
+    Raises:
+        ModelError: there is none, its training is not finished, or its weights do not fit.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    spec = ModelSpec(name=card["model"], arguments=card["arguments"])
+    module = spec.build()
+    weights = folder / "teacher.safetensors"
+    load_into(module, read_weights(weights), source=str(weights))
+    return Teacher(module=module.eval(), spec=spec, mean=tuple(card["mean"]), std=tuple(card["std"]))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return what a teacher's JSON says of it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not (folder / _CARD).is_file():
+        found = f"only an unfinished training: {_STARTED}" if (folder / _STARTED).is_file() else "none"
+        raise ModelError(f"a teacher folder must have a {_CARD}, but {folder} has {found}")
+    card: dict[str, Any] = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+    if "model" not in card:
+        raise ModelError(f"a teacher folder must be one that `understudy teach` made, but {folder} is a run's")
+    return card
+
+
+def _train(
+    module: nn.Module,
+    data: Data,
+    out: Path,
+    teaching: Teaching,
+    compute: Compute,
+    on_epoch: Callable[[Progress], object],
+) -> Outcome:
+    def told(progress: Progress) -> bool:
+        on_epoch(progress)
+        return True
+
+    outcome = train(
+        module,
+        data.train.to(compute.device),
+        teaching.training,
+        normalise=data.normalise,
+        views=Views(len(data.train), teaching.augmentation, teaching.seed),
+        compute=compute,
+        seed=teaching.seed,
+        on_epoch=told,
+        checkpoint=out / "checkpoint.pt",
+    )
+    if outcome.status == "failed":
+        (out / "checkpoint.pt").unlink(missing_ok=True)
+        raise ConfigError(f"the training of a teacher must not fail, but it did: {outcome.error}; a lower lr may help")
+    return outcome
+
+
+def _scores(module: nn.Module, data: Data, compute: Compute) -> dict[str, float | None]:
+    """Return the accuracies on validation and test split; the one reading of the test split."""
+    splits = {"val": data.val, "test": data.test}
+    return {
+        name: None if split is None else accuracy(module, split, normalise=data.normalise, compute=compute)
+        for name, split in splits.items()
+    }
+
+
+def _card(spec: ModelSpec, data: Data, teaching: Teaching, compute: Compute) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "model": spec.name,
+        "arguments": dict(spec.arguments),
+        "input": list(data.shape),
+        "classes": list(data.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "data": {"source": data.source, "digest": data.digest},
+        "teaching": asdict(teaching),
+        "compute": compute.name,
+        "versions": versions(),
+    }
+
+
+def _check_same(
+    out: Path, spec: ModelSpec, data: Data, teaching: Teaching, start: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    """Return what was written down when the training started, now or before."""
+    now: dict[str, Any] = {"model": spec.name, "arguments": dict(spec.arguments), "data": data.digest}
+    now["start"] = None if start is None else hashlib.sha256(to_safetensors(dict(start))).hexdigest()[:16]
+    now |= {name: list(value) if isinstance(value, tuple) else value for name, value in flat(teaching)}
+    path = out / _STARTED
+    if not path.is_file():
+        write_whole(path, json.dumps(now, indent=1) + "\n")
+        return now
+    was: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    unlike = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
+    if unlike:
+        raise RunError(
+            f"a training is continued with the settings that it was started with, but for {out}:\n  "
+            + "\n  ".join(unlike)
+            + "\nGive another folder, or the same settings."
+        )
+    return was
+
+
+def _compute(out: Path, module: nn.Module, data: Data, device: Device, started: dict[str, Any]) -> Compute:
+    images = first_images(data, data.train, 128)
+    compute = choose_compute(module, images, pinned(device, started.get("compute")))
+    write_whole(out / _STARTED, json.dumps({**started, "compute": choice(compute)}, indent=1) + "\n")
+    return compute

@@ -1,0 +1,1 @@
+"""How architectures are chosen. Values only: no network is seen here."""

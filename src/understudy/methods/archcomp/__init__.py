@@ -1,0 +1,1 @@
+"""Architecture compression (Ashok, 2019)."""

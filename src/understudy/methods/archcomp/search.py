@@ -1,0 +1,313 @@
+"""Architecture compression (Ashok, 2019, arXiv 1902.03326): descent in a learned space of architectures.
+
+An encoder-decoder learns to map architectures to a continuous embedding and back, while heads on the
+embedding regress accuracy and cost. To compress, the objective is descended in the embedding and the
+decoder says which architectures the points on the way stand for. The best are trained, which gives
+labels for the next fit. `docs/archcomp.md` numbers every choice with its source.
+
+Shapes: B = architectures, S = starts, D = decisions, C = channels, L = columns, F = figures of cost, M = draws
+of the accuracy's posterior (the first is its mean), in the order of the suffix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from understudy.config.methods import ArchComp, RandomSearch
+from understudy.core.architecture import Architecture, Space
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.goal import Reward
+from understudy.methods.archcomp.embedding import FIGURES, Embedding, Known, loaded, log_shares, made_for
+from understudy.methods.base import Searcher
+from understudy.methods.baselines.random import RandomSearcher
+from understudy.methods.proposals import Predict, Scoring
+from understudy.methods.surrogate.columns import Columns
+from understudy.methods.surrogate.regression import Forecast, in_turn, one_thread
+
+_AT_A_TIME = 5
+_SNAP = 5  # steps of descent after which it goes on from the best that was decoded
+_BEST = 8  # known students that descent starts from
+_SAVED_DRAWS = 50  # of accuracy's posterior, of which a forecast's deviation is computed
+_SHORTLIST = 60  # decoded architectures whose exact costs are asked for in one update
+
+
+# --- The objective, and its descent in the embedding ---
+
+
+@dataclass(frozen=True)
+class Objective:
+    """N2N's reward of a point in the embedding, as the heads predict it, less what it takes too much of a budget."""
+
+    embedding: Embedding
+    forecast: Forecast
+    limits: tuple[tuple[int, float], ...]  # index of a figure -> logarithm of the most, as a share of the teacher's
+
+    def __call__(self, code_SCL: Float[Tensor, "s c l"], draw_S: Int[Tensor, " s"]) -> Float[Tensor, " s"]:
+        """Return the objective, which is to rise, of each point under its draw of the accuracy's posterior."""
+        logs_SF = self.embedding.costs(code_SCL)
+        accuracy_SM = self.forecast(self.embedding.features(code_SCL))
+        value_S = rewarded(logs_SF[:, 0], accuracy_SM.gather(1, draw_S[:, None])[:, 0])
+        for figure, most in self.limits:
+            value_S = value_S - (logs_SF[:, figure] - most).clamp_min(0.0)
+        return value_S
+
+
+def rewarded(log_parameters_B: Tensor, accuracy_B: Tensor) -> Tensor:
+    """Return `C (2 - C) A` for log shares of the teacher's parameters and shares of its accuracy."""
+    compression_B = 1.0 - log_parameters_B.exp()
+    return compression_B * (2.0 - compression_B) * accuracy_B
+
+
+def descend(
+    objective: Objective, starts_SD: Int[Tensor, "s d"], draw_S: Int[Tensor, " s"], *, steps: int, radius: float
+) -> Iterator[Int[Tensor, "s d"]]:
+    """Yield the best architecture that each start has come to, every few steps: its objective never falls.
+
+    The objective is believed of what an architecture is encoded as, not of the points between. So what a step has
+    come to is decoded and encoded anew, and every few steps the descent goes on from the best of these, `radius` far
+    in all. Where none was better the next goes half as far, or twice where it never left its architecture.
+    """
+    embedding = objective.embedding
+
+    def valued(choices_SD: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            code_SCL = embedding.encode(choices_SD)
+            return code_SCL, objective(code_SCL, draw_S)
+
+    best_SD = starts_SD
+    code_SCL, best_S = valued(best_SD)
+    reach_S = torch.full_like(best_S, radius)
+    for _ in range(-(-steps // _SNAP)):
+        before_S, moved_S = best_S, torch.zeros_like(best_S, dtype=torch.bool)
+        for _ in range(_SNAP):
+            code_SCL = code_SCL.detach().requires_grad_()
+            (gradient_SCL,) = torch.autograd.grad(objective(code_SCL, draw_S).sum(), code_SCL)
+            code_SCL = code_SCL.detach() + reach_S[:, None, None] / _SNAP * _scaled_to_one(gradient_SCL)
+            now_SD = embedding.decode(code_SCL)
+            _, now_S = valued(now_SD)
+            moved_S |= (now_SD != best_SD).any(1)
+            best_SD = torch.where((now_S > best_S)[:, None], now_SD, best_SD)
+            best_S = torch.maximum(now_S, best_S)
+        further_S = torch.where(moved_S, 0.5 * reach_S, 2.0 * reach_S)
+        reach_S = torch.where(best_S > before_S, reach_S, further_S)
+        code_SCL, _ = valued(best_SD)
+        yield best_SD
+
+
+def _scaled_to_one(x_SCL: Tensor) -> Tensor:
+    norm_S11: Tensor = torch.linalg.vector_norm(x_SCL, dim=(1, 2), keepdim=True)
+    return x_SCL / norm_S11.clamp_min(1e-12)
+
+
+# --- Fit, descend, train, and again ---
+
+
+class ArchCompSearcher(Searcher):
+    """Fits the embedding and descends in it for every update, after a start by random search.
+
+    Args:
+        space: what the teacher allows.
+        reward: N2N's reward with the budgets of the search.
+        settings: of architecture compression.
+        seed: of the searcher's own generators.
+        predict: the exact cost of an architecture, None if it cannot be built.
+        policy: what another search's `state_dict` gave, on a teacher of the same structure: its embedding serves as
+            it is, what it says of accuracy is corrected, and no student is random.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        reward: Reward,
+        settings: ArchComp,
+        *,
+        seed: int,
+        predict: Predict,
+        policy: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._space, self._reward, self._settings = space, reward, settings
+        start = RandomSearch(
+            students=0 if policy else min(settings.start, settings.students),
+            round_to=settings.round_to,
+            min_width=settings.min_width,
+            redraws=settings.redraws,
+        )
+        self._random = RandomSearcher(space, reward, start, seed=seed, predict=predict)
+        self._proposals, self._scoring = self._random.proposals, Scoring(reward)
+        self._left = settings.students
+        self._told: list[Evaluation] = []
+        self._generator = torch.Generator().manual_seed(seed)
+        self.columns = Columns(space, settings)
+        self.embedding = Embedding(self.columns, settings)
+        self._before: Forecast | None = None
+        if policy:
+            self._before = loaded(self.embedding, policy)
+        self._pool_BD = torch.zeros(0, len(self.columns.at), dtype=torch.int64)
+        self._logs_BF = torch.zeros(0, len(FIGURES), dtype=torch.float64)
+
+    def propose(self) -> list[Architecture]:
+        if not self._left:
+            return []
+        started = self._random.propose()
+        if started:
+            return started
+        ordered: list[Architecture] = []
+        if self.columns.names:  # else there is nothing to decide
+            with one_thread():
+                ordered = [self.columns.architecture(c_D) for c_D in self._candidates(self.fit())]
+
+        def draws() -> Iterator[tuple[None, Architecture]]:
+            for architecture in ordered:
+                yield None, architecture
+            while True:  # descent has found too little that is new
+                yield None, self._random.drawn()
+
+        picked = self._proposals.pick(draws(), min(_AT_A_TIME, self._left), self._usage)
+        return [architecture for _, architecture in picked]
+
+    def learn(self, evaluations: Sequence[Evaluation]) -> None:
+        self._left -= len(evaluations)
+        self._told += evaluations
+        if self._random.left:
+            self._random.learn(evaluations)
+
+    # Knowledge: costs are free, accuracies are not.
+
+    def _grow_pool(self) -> None:
+        """Add architectures to the pool: of all sizes at first, then near to the best known students."""
+        count, generator = self._settings.samples, self._generator
+        if len(self._pool_BD):
+            best_BD = self._best()
+            picked_B = torch.arange(-(-count // 10)) % len(best_BD)
+            more_BD = self.columns.near(best_BD[picked_B], self._settings.changes, generator)
+        else:
+            more_BD = torch.cat([self.columns.sample(count, generator), self._choices(self._space.full)])
+        self._pool_BD = torch.cat([self._pool_BD, more_BD])
+        self._logs_BF = torch.cat([self._logs_BF, self.exact(more_BD)])
+
+    def exact(self, choices_BD: Tensor) -> Tensor:
+        """Return the exact log shares of the teacher's figures, (B, F)."""
+        costs = [self._proposals.cost(self.columns.architecture(choices_D)) for choices_D in choices_BD]
+        teacher = self._figures(self._reward.teacher_cost)
+        return log_shares([None if cost is None else self._figures(cost) for cost in costs], teacher)
+
+    @staticmethod
+    def _figures(cost: Cost) -> list[float]:
+        return [float(getattr(cost, name)) for name in FIGURES]
+
+    def _choices(self, *architectures: Architecture) -> Tensor:
+        return torch.stack([self.columns.choices(architecture) for architecture in architectures])
+
+    def _known(self) -> Known:
+        """Return everything known; the teacher's own accuracy is, without training."""
+        scored = [evaluation for evaluation in self._told if evaluation.status != "failed"]
+        teacher = self._reward.teacher_accuracy
+        return Known(
+            choices_BD=self._pool_BD,
+            logs_BF=self._logs_BF,
+            trained_ND=self._choices(self._space.full, *(evaluation.architecture for evaluation in scored)),
+            accuracies_N=torch.tensor([teacher, *(e.accuracy for e in scored)], dtype=torch.float64) / teacher,
+        )
+
+    def _best(self) -> Tensor:
+        """Return the choices of the best known students, best first; at least one."""
+        ranked = sorted(self._told, key=self._scoring, reverse=True)[:_BEST]
+        return self._choices(*[evaluation.architecture for evaluation in ranked] or [self._space.full])
+
+    def _usage(self, architecture: Architecture) -> float:
+        return self._scoring.usage(self._proposals.cost(architecture))
+
+    # The method.
+
+    def fit(self) -> Objective:
+        """Fit the embedding, from where the last fit left it, and what it says about accuracy."""
+        settings, first = self._settings, not len(self._pool_BD)
+        if first and self._before is None:
+            self.embedding.draw_weights(self._generator)
+        self._grow_pool()
+        known = self._known()
+        if self._before is None:
+            self.embedding.fit(known, settings.fit_steps if first else settings.refit_steps, self._generator)
+        forecast = self._forecast(known, settings.draws, self._generator)
+        limits = [
+            (FIGURES.index(name), math.log(most / own))
+            for limit, most in self._reward.budgets.limits()
+            if (name := "weight_bytes" if limit == "size_mb" else limit) in FIGURES
+            if (own := getattr(self._reward.teacher_cost, limit))
+        ]
+        return Objective(self.embedding, forecast, tuple(limits))
+
+    @torch.no_grad()
+    def _forecast(self, known: Known, draws: int, generator: torch.Generator) -> Forecast:
+        features_NP = self.embedding.features(self.embedding.encode(known.trained_ND))
+        return Forecast.of(features_NP, known.accuracies_N, draws, generator, before=self._before)
+
+    def starts(self, objective: Objective) -> Tensor:
+        """Return where to descend from: teacher, best students, some near to them, the most promising of the pool."""
+        count, best_BD = self._settings.starts, self._best()
+        mean_B = torch.zeros(len(self._pool_BD), dtype=torch.int64)
+        with torch.no_grad():
+            promise_B = objective(self.embedding.encode(self._pool_BD), mean_B)
+        promise_B[~self._logs_BF.isfinite().all(1)] = -math.inf  # these cannot be built
+        near_BD = best_BD[torch.arange(count // 3) % len(best_BD)]
+        near_BD = self.columns.near(near_BD, self._settings.changes, self._generator)
+        pool_BD = self._pool_BD[promise_B.argsort(descending=True, stable=True)[:count]]
+        known_BD = torch.cat([self._choices(self._space.full), best_BD, near_BD])[:count]
+        return torch.cat([known_BD, pool_BD[: count - len(known_BD)]])
+
+    def _candidates(self, objective: Objective) -> Tensor:
+        """Return the choices to propose, in order: each draw of the posterior in turn its favourite, then its next."""
+        settings, starts_SD = self._settings, self.starts(objective)
+        draw_S = 1 + torch.arange(len(starts_SD)) % settings.draws
+        way = descend(objective, starts_SD, draw_S, steps=settings.descent_steps, radius=self.radius)
+        found_BD: Tensor = torch.cat([starts_SD, *way]).unique(dim=0)
+        trained = {tuple(self.columns.choices(e.architecture).tolist()) for e in self._told}
+        found_BD = found_BD[[tuple(row) not in trained for row in found_BD.tolist()]]
+        if not len(found_BD):
+            return found_BD
+        with torch.no_grad():
+            code_BCL = self.embedding.encode(found_BD)
+            accuracy_BM = objective.forecast(self.embedding.features(code_BCL))
+            guessed_BM = torch.stack(
+                [objective(code_BCL, torch.full((len(found_BD),), m)) for m in range(settings.draws + 1)], 1
+            )
+        short_B = in_turn(guessed_BM[:, 1:], found_BD, apart=1, count=_SHORTLIST)
+        logs_BF = self.exact(found_BD[short_B])
+        exact_BM = rewarded(logs_BF[:, :1], accuracy_BM[short_B]).nan_to_num(-1.0)
+        for figure, most in objective.limits:
+            exact_BM = torch.where(logs_BF[:, figure, None] <= most, exact_BM, -1.0)
+        return found_BD[short_B][in_turn(exact_BM[:, 1:], found_BD[short_B], apart=settings.apart, count=_SHORTLIST)]
+
+    @property
+    def radius(self) -> float:
+        """How far descent goes from an architecture at first: a share of the median distance between two."""
+        with torch.no_grad():
+            code_BCL = self.embedding.encode(self._pool_BD[:256])
+        return self._settings.trust * torch.pdist(code_BCL.flatten(1)).median().item()
+
+    @property
+    def updates(self) -> int:
+        return self._random.updates + -(-(self._settings.students - self._random.students) // _AT_A_TIME)
+
+    @property
+    def stage(self) -> str:
+        return "random" if self._random.left else "embedding"
+
+    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
+        return [self._reward(evaluation) for evaluation in evaluations]
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the embedding and what it says of accuracy given all that is known; nothing before the first fit."""
+        if not len(self._pool_BD):
+            return {}
+        with one_thread():
+            draws = torch.Generator().manual_seed(0)  # the searcher's own is not touched by saving
+            forecast = self._forecast(self._known(), _SAVED_DRAWS, draws)
+        made = torch.tensor(made_for(self._space, self._settings))
+        return {**self.embedding.state_dict(), **forecast.tensors(), "made_for": made}

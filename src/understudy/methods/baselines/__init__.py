@@ -1,0 +1,1 @@
+"""What a method has to beat."""

@@ -1,0 +1,346 @@
+"""What exact predicted costs give every searcher for free: proposals that fit the budgets. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
+
+from understudy.core.architecture import Architecture, Layer, Space, Unit
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.goal import Budgets, Reward
+
+T = TypeVar("T")
+K = TypeVar("K")
+Predict = Callable[[Architecture], Cost | None]
+
+CALIBRATION = 16  # draws whose median is led to the budgets
+REMOVAL_LEAN = 12.0  # how far below its usual bias keeping is led
+SHRINKAGE_LEAN = (-20.0, 20.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
+_PEAK = 4.5  # how sharply factors gather where a budget leads them: half of 1 / variance, in `positions`
+_STEPS = 8  # of a bisection
+_RATE = 0.5  # of the multiplier of a Lagrangian, for each update
+_TRIES = 2  # draws that are mended for each student that is missing
+_BYTES = {"size_mb": "weight_bytes", "memory_mb": "peak_activation_bytes"}  # budget -> field of Cost that it is of
+BUDGETS = ("parameters", "macs", "size_mb", "memory_mb", "latency_ms")  # fields of Cost that can be limited
+_PREDICTED = ("parameters", "macs", *_BYTES.values())
+_LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
+
+
+def offered_units(space: Space, granularity: str) -> list[Unit]:
+    """Return the units that one removal takes: whole ones ("units") or single layers ("layers")."""
+    return [unit for unit in space.units if (unit.kind == "layer") == (granularity == "layers")]
+
+
+def nearest_kernel(layer: Layer, factor: float) -> int:
+    """Return the legal kernel size nearest to that share of the layer's, the larger one of two equally near."""
+    legal = [kernel for kernel in layer.kernels if kernel <= layer.kernel]
+    return min(legal, key=lambda kernel: (abs(kernel - factor * layer.kernel), -kernel))
+
+
+def positions(factors: Sequence[float]) -> list[float]:
+    """Return where each factor stands between the smallest (-1) and the largest (1), by its logarithm."""
+    logs = [math.log(factor) for factor in factors]
+    middle, half = (max(logs) + min(logs)) / 2.0, max((max(logs) - min(logs)) / 2.0, 1e-9)
+    return [(log - middle) / half for log in logs]
+
+
+def gathered(factors: Sequence[float]) -> list[float]:
+    """Return the logits of factors that gather in the middle; leaning them moves where they gather.
+
+    With a budget the widths of different layers should not be far apart before anything is learned: one narrow layer
+    spoils a student, and uniform widths are a good one.
+    """
+    return [-_PEAK * position**2 for position in positions(factors)]
+
+
+def usage(cost: Cost | None, budgets: Budgets) -> float:
+    """Return the largest share of a budget that a predicted cost takes; above 1 breaks it.
+
+    0 where no budget is set, infinity for an architecture that cannot be built (None). A latency that
+    was not measured takes nothing.
+    """
+    if cost is None:
+        return math.inf
+    return max(((getattr(cost, name) or 0.0) / most for name, most in budgets.limits()), default=0.0)
+
+
+def asked(reward: Reward) -> tuple[float, ...]:
+    """Return the reduction that each budget asks of the teacher, as a logarithm: 0 for none, 1 for 10,000 times."""
+    limits = dict(reward.budgets.limits())
+    known = {name: (getattr(reward.teacher_cost, name) or 0.0) / limits[name] for name in limits}
+    return tuple(math.log10(max(known.get(name, 1.0), 1.0)) / 4.0 for name in BUDGETS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foresight:
+    """Sees the cost that is left after a first stage as what a second one is expected to make of it.
+
+    Where both stages together are asked for a reduction of F and the first for F to the power of s, a
+    figure x of the teacher's X becomes `X (x / X)^(1/s)`, and 0 where s is: nothing is asked. So one goal
+    and one reward serve both stages. No second stage gets below what is left at its narrowest: a figure is
+    never less than that.
+    """
+
+    teacher: Cost
+    shares: tuple[tuple[str, float], ...]  # field of Cost -> s
+    narrowest: Predict = lambda architecture: None  # cost of the same units with all that is left at its narrowest
+
+    def __call__(self, cost: Cost, architecture: Architecture | None = None) -> Cost:
+        """Return the cost to expect in the end."""
+        changes: dict[str, float] = {}
+        for name, share in self.shares:
+            own, left = getattr(self.teacher, name), getattr(cost, name)
+            if own and left is not None:
+                expected = own * (left / own) ** (1.0 / share) if share > 0.0 else 0 * own
+                changes[name] = expected if isinstance(own, float) else math.ceil(expected - 1e-9)
+        least = None if architecture is None else self.narrowest(architecture)
+        if least is not None:
+            changes |= {name: max(changes.get(name, 0), getattr(least, name)) for name in _PREDICTED}
+        return replace(cost, **changes)  # type: ignore[arg-type]
+
+    def of(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with the cost to expect in the end."""
+        return (
+            evaluation
+            if evaluation.cost is None
+            else replace(evaluation, cost=self(evaluation.cost, evaluation.architecture))
+        )
+
+
+def foresight(
+    space: Space,
+    units: Iterable[Unit],
+    reward: Reward,
+    predict: Predict,
+    *,
+    share: float,
+    narrowest: Predict = lambda architecture: None,
+) -> Foresight:
+    """Return what a first stage that removes `units` is asked for, in view of a second one.
+
+    Of a reduction of F: F to the power of `share`, or, where removing all units reaches less than F, what
+    they reach to that power. `narrowest` is what `narrowest_of` returns.
+    """
+    teacher, least = reward.teacher_cost, _least(space, list(units), predict)
+    shares = {"parameters": share}
+    for limit, most in reward.budgets.limits():
+        name = _BYTES.get(limit, limit)
+        asked = (getattr(teacher, limit) or 0.0) / most
+        if asked > 1.0:
+            reached = (getattr(teacher, name) or 0.0) / (least.get(name) or math.inf) or math.inf
+            possible = math.log(max(min(asked, reached), 1.0)) / math.log(asked)
+            shares[name] = share * possible if share * possible > _LEAST_SHARE else 0.0
+    return Foresight(teacher=teacher, shares=tuple(shares.items()), narrowest=narrowest)
+
+
+def narrowest_of(
+    space: Space, predict: Predict, *, factor: float, round_to: int, minimum: int, kernels: bool
+) -> Predict:
+    """Return a function that predicts an architecture at that factor of all widths, if asked with least kernels."""
+    widths = {
+        group.name: group.nearest(factor * group.width, round_to=round_to, minimum=minimum) for group in space.groups
+    }
+    smallest = {layer.name: layer.kernels[0] for layer in space.layers if kernels and layer.kernels}
+    known: dict[frozenset[str], Cost | None] = {}
+
+    def narrowest(architecture: Architecture) -> Cost | None:
+        removed = architecture.removed
+        if removed not in known:
+            known[removed] = predict(space.architecture(removed=removed, widths=widths, kernels=smallest))
+        return known[removed]
+
+    return narrowest
+
+
+def _least(space: Space, units: list[Unit], predict: Predict) -> dict[str, float]:
+    """Return the least of each figure with all units removed, or all but those that make images smaller."""
+    pools = {layer.name for layer in space.layers if layer.type == "pool"}
+    choices = [units, [unit for unit in units if not pools.intersection(unit.layers)]]
+    costs = [cost for removed in choices if (cost := predict(space.architecture(removed=[u.name for u in removed])))]
+    return {name: min(getattr(c, name) for c in costs) for name in _PREDICTED if costs}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The reward of a stage; the first one's looks ahead to what the second will make of a student."""
+
+    reward: Reward
+    foresee: Foresight | None = None
+
+    def usage(self, cost: Cost | None, architecture: Architecture | None = None) -> float:
+        """Return the share of the stage's budgets that a predicted cost takes, that of the architecture if given."""
+        expected = self.foresee(cost, architecture) if self.foresee and cost else cost
+        return usage(expected, self.reward.budgets)
+
+    def __call__(self, evaluation: Evaluation, *, update: int | None = None) -> float:
+        """Return the reward at that update of the stage (None: after the phase)."""
+        return self.reward(self.foresee.of(evaluation) if self.foresee else evaluation, update=update)
+
+    def worth(self, cost: Cost | None, architecture: Architecture) -> float:
+        """Return the reward of an architecture of that predicted cost at the accuracy of the teacher."""
+        evaluation = Evaluation(
+            architecture=architecture,
+            teacher="",
+            data="",
+            recipe="",
+            cost=cost,
+            accuracy=self.reward.teacher_accuracy,
+            seconds=0.0,
+            seed=0,
+        )
+        return self(evaluation)
+
+    def plain(self, evaluation: Evaluation) -> float:
+        """Return the reward as if there were no budgets."""
+        return replace(self.reward, budgets=Budgets())(evaluation)
+
+    def violation(self, evaluation: Evaluation) -> float:
+        """Return the logarithm of the largest share of a budget that an evaluation takes: above 0 breaks it."""
+        if evaluation.status == "failed":
+            return math.inf
+        floor = self.reward.budgets.accuracy
+        short = floor / max(evaluation.accuracy, 1e-9)
+        return math.log(max(self.usage(evaluation.cost, evaluation.architecture), short, 1e-9))
+
+    def merit(self, evaluation: Evaluation) -> tuple[float, bool, float]:
+        """Return what a start of the next stage is chosen by: reward, then whether it fits, then accuracy."""
+        fits = evaluation.status != "failed" and self.usage(evaluation.cost, evaluation.architecture) <= 1.0
+        return self(evaluation), fits, evaluation.accuracy
+
+
+class Multiplier:
+    """The multiplier of a Lagrangian: what it costs to break the budgets by a factor of e.
+
+    After each update it rises with the mean violation, and falls where budgets are kept with room to spare.
+    """
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def reward(self, plain: float, violation: float) -> float:
+        """Return the reward less what the violation costs, at least -1."""
+        return max(plain - self.value * max(violation, 0.0), -1.0)
+
+    def learn(self, violations: Sequence[float]) -> None:
+        """Follow the violations of an update; each counts for a factor of e at most."""
+        mean = sum(min(max(violation, -1.0), 1.0) for violation in violations) / len(violations)
+        self.value = max(self.value + _RATE * mean, 0.0)
+
+
+def calibrated(usages_at: Callable[[float], Iterable[float]], low: float, high: float) -> float:
+    """Return the largest number in `low..high` at which the median usage is at most 1, by bisection.
+
+    Usages rise with the number. `high` if even that fits, `low` if nothing does.
+    """
+
+    def fits(number: float) -> bool:
+        ordered = sorted(usages_at(number))
+        return ordered[len(ordered) // 2] <= 1.0
+
+    if fits(high):
+        return high
+    for _ in range(_STEPS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def grown(
+    start: T,
+    names: Iterable[K],
+    wider: Callable[[T, K], T | None],
+    architecture: Callable[[T], Architecture],
+    used: Callable[[Architecture], float],
+) -> T:
+    """Return a start whose widths have grown in turn, a step at a time, for as long as it keeps the budgets.
+
+    Args:
+        start: what stands for an architecture; it stays as it is if that breaks a budget, or if there is none.
+        names: of what can grow.
+        wider: the same with one of them a step wider, None if there is no such step.
+        architecture: that something stands for.
+        used: the share of the budgets that an architecture takes.
+    """
+    now, growing = architecture(start), list(names)
+    if not 0.0 < used(now) <= 1.0:
+        return start
+    while growing:
+        for name in growing.copy():
+            trial = wider(start, name)
+            tried = now if trial is None else architecture(trial)
+            if trial is None or (tried != now and used(tried) > 1.0):
+                growing.remove(name)
+            else:
+                start, now = trial, tried
+    return start
+
+
+class Proposals:
+    """Picks, from draws of a searcher, architectures that fit the budgets and were not proposed before.
+
+    Predicted costs are exact and free, students are not: what takes more than `overshoot` of a budget
+    or was proposed before is drawn again, up to `redraws` times for each student.
+    """
+
+    def __init__(self, predict: Predict, *, redraws: int, overshoot: float = 1.0) -> None:
+        self._predict = predict
+        self._redraws = redraws
+        self._overshoot = overshoot
+        self._costs: dict[str, Cost | None] = {}
+        self._seen: set[str] = set()
+
+    def cost(self, architecture: Architecture) -> Cost | None:
+        """Return the predicted cost, which is asked for once."""
+        if architecture.digest not in self._costs:
+            self._costs[architecture.digest] = self._predict(architecture)
+        return self._costs[architecture.digest]
+
+    def pick(
+        self,
+        draws: Iterator[tuple[T, Architecture]],
+        count: int,
+        used: Callable[[Architecture], float],
+        mend: Callable[[tuple[T, Architecture]], tuple[T, Architecture]] | None = None,
+        *,
+        order: Callable[[list[tuple[T, Architecture]]], list[tuple[T, Architecture]]] = list,
+        among: int = 1,
+    ) -> list[tuple[T, Architecture]]:
+        """Return `count` of the draws; where the redraws run out, the cheapest of the others fill up.
+
+        Args:
+            draws: without end.
+            count: how many.
+            used: the share of the budgets that an architecture takes.
+            mend: brings a draw that breaks a budget within it, if it can; those that can fill up first.
+            order: puts those first that are to be picked among the draws that could be.
+            among: how many such draws there should be for each that is picked.
+        """
+        found: list[tuple[T, Architecture]] = []
+        refused: list[tuple[float, bool, int, tuple[T, Architecture]]] = []
+        offered = set(self._seen)
+        for number, draw in enumerate(islice(draws, count * (among + self._redraws))):
+            share, seen = max(used(draw[1]), self._overshoot), draw[1].digest in offered
+            if seen or share > self._overshoot:
+                refused.append((share, seen, number, draw))
+                continue
+            offered.add(draw[1].digest)
+            found.append(draw)
+            if len(found) == count * among:
+                break
+        picked = order(found)[:count]
+        self._seen.update(draw[1].digest for draw in picked)
+        if len(picked) == count:
+            return picked
+        refused.sort(key=lambda refusal: refusal[:3])
+        over = [draw for share, *_, draw in refused if share > self._overshoot]
+        for draw in map(mend, over[: _TRIES * (count - len(picked))]) if mend else ():
+            if len(picked) < count and draw[1].digest not in self._seen and used(draw[1]) <= self._overshoot:
+                self._seen.add(draw[1].digest)
+                picked.append(draw)
+        for *_, draw in refused[: count - len(picked)]:
+            self._seen.add(draw[1].digest)
+            picked.append(draw)
+        return picked

@@ -1,0 +1,1 @@
+"""What students so far say of those to come."""

@@ -1,0 +1,212 @@
+"""Models by name, and weights from files that hold nothing but tensors.
+
+`zoo:NAME`, `torchvision:NAME`, `timm:NAME`, or `FILE.py:FACTORY` for a function of the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy.core.errors import ConfigError, DataError, ModelError, did_you_mean
+from understudy.core.extras import optional
+from understudy.data import Data
+from understudy.data.data import first_images
+from understudy.models import zoo
+from understudy.models.weights import load_into, read_weights
+
+_FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY or a teacher folder"
+_CLASSES = ("classes", "num_classes")
+_CHANNELS = ("input_channels", "in_channels", "in_chans", "channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """How a module is made, so that another process or another day can make it again."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, seed: int = 0) -> nn.Module:
+        """Return the module with weights drawn from `seed`; torch's global generator is left as it was.
+
+        Raises:
+            ModelError: there is no such model, or it does not take these arguments.
+        """
+        factory = _factory(self.name)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                module = factory(**self.arguments)
+            except TypeError as error:
+                given = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+                raise ModelError(f"{self.name} must take the arguments it is given, {given}, but: {error}") from error
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"{self.name} must return a torch.nn.Module, but returned {type(module).__name__}")
+        return module
+
+    @classmethod
+    def for_data(cls, name: str, data: Data, arguments: Mapping[str, Any]) -> ModelSpec:
+        """Return the spec of a model for that data: its classes and channels, where the factory takes them.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        path, colon, factory = name.rpartition(":")
+        if colon and path.endswith(".py"):
+            name = f"{Path(path).resolve()}:{factory}"
+        known = {"classes": len(data.classes), "num_classes": len(data.classes)}
+        known |= dict.fromkeys(_CHANNELS, data.shape[0])
+        takes = _parameters(name)
+        return cls(name=name, arguments={**{k: v for k, v in known.items() if k in takes}, **arguments})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A trained module, and what is known of where it came from."""
+
+    module: nn.Module
+    spec: ModelSpec | None = None  # None: made in Python, so only Python can make it again
+    mean: tuple[float, ...] | None = None  # normalisation that it was trained with; None: the data's own
+    std: tuple[float, ...] | None = None
+
+    def fit(self, data: Data) -> Data:
+        """Return the data with the normalisation that this teacher was trained with."""
+        if self.mean is None or self.std is None or (self.mean, self.std) == (data.mean, data.std):
+            return data
+        return data.with_normalisation(self.mean, self.std)
+
+
+def load_model(
+    name: str,
+    data: Data,
+    *,
+    weights: Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Teacher:
+    """Return a trained model by name, with weights from a file; a factory's own weights do as well.
+
+    Raises:
+        ModelError: there is no such model, or it would have random weights, or they do not fit.
+        ConfigError: there is a mean without a std, or the other way round.
+    """
+    if (mean is None) != (std is None):
+        raise ConfigError(f"a normalisation must be a mean and a std, but got mean {mean} and std {std}")
+    spec = ModelSpec.for_data(name, data, arguments or {})
+    module = spec.build()
+    if weights is not None:
+        load_into(module, read_weights(weights), source=str(weights))
+    elif Path(name.rpartition(":")[0]).suffix != ".py":
+        raise ModelError(
+            f"a teacher must be trained, but {name!r} comes with random weights: give --weights FILE, or train it "
+            f"first: understudy teach {name} --data ... --out teachers/NAME"
+        )
+    return Teacher(module=module, spec=spec, mean=mean, std=std)
+
+
+def _parameters(name: str) -> set[str]:
+    """Return the names among classes and channels that the factory takes."""
+    kind = name.partition(":")[0]
+    if kind == "torchvision":
+        return {"num_classes"}
+    if kind == "timm":
+        return {"num_classes", "in_chans"}
+    try:
+        return set(inspect.signature(_factory(name)).parameters) & {*_CLASSES, *_CHANNELS}
+    except (TypeError, ValueError):  # made of something that has no signature
+        return set()
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    kind, colon, what = name.rpartition(":")
+    if not colon:
+        raise ModelError(f"a model must be {_FORMS}, but got {name!r}")
+    if kind == "zoo":
+        return _of_zoo(what)
+    if kind == "torchvision":
+        return _of_torchvision(what)
+    if kind == "timm":
+        return _of_timm(what)
+    if kind.endswith(".py"):
+        return _of_file(Path(kind), what)
+    raise ModelError(f"a model must be {_FORMS}, but got {name!r}{did_you_mean(kind, ('zoo', 'torchvision', 'timm'))}")
+
+
+def _of_zoo(name: str) -> Callable[..., Any]:
+    def make(*, input_channels: int = 3, classes: int = 10, width: int | None = None) -> nn.Module:
+        return zoo.create(name, input_channels=input_channels, classes=classes, width=width)
+
+    return make
+
+
+def _of_torchvision(name: str) -> Callable[..., Any]:
+    models = optional("torchvision.models", extra="vision")
+    if name not in models.list_models():
+        raise ModelError(f"torchvision has no model {name!r}{did_you_mean(name, models.list_models())}")
+    return lambda **arguments: models.get_model(name, weights=None, **arguments)
+
+
+def _of_timm(name: str) -> Callable[..., Any]:
+    timm = optional("timm", extra="vision")
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
+    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+
+
+def _of_file(path: Path, factory: str) -> Callable[..., Any]:
+    if not path.is_file():
+        raise ModelError(f"a model of your own must be in a file, but there is no {path}")
+    module = _import_file(path.resolve())
+    made = getattr(module, factory, None)
+    if not callable(made):
+        raise ModelError(f"{path} must have a function {factory!r}{did_you_mean(factory, vars(module))}, but has none")
+    return made  # type: ignore[no-any-return]
+
+
+def _import_file(path: Path) -> Any:
+    """Import the file by its own name, so that worker processes find the classes in it, too."""
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: nothing in that folder may stand in for an installed package
+    importlib.invalidate_caches()
+    found = importlib.util.find_spec(path.stem)
+    if found is None or found.origin is None or Path(found.origin).resolve() != path:
+        other = "" if found is None else f": {found.origin}"
+        raise ModelError(f"a model file must have a name of its own, but there is another {path.stem!r}{other}")
+    return importlib.import_module(path.stem)
+
+
+def check_outputs(module: nn.Module, data: Data) -> None:
+    """Check on two validation images that the model gives one finite logit for each class of the data.
+
+    Raises:
+        DataError: it gives something else.
+    """
+    was_training, inputs = module.training, first_images(data, data.val, 2)
+    try:
+        with torch.no_grad():
+            logits = module.eval()(inputs.to(next((p.device for p in module.parameters()), "cpu")))
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"the model must take images of shape {tuple(inputs.shape)}, but it failed: {error}"
+        ) from error
+    finally:
+        module.train(was_training)
+    wanted, got = (2, len(data.classes)), tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits)
+    if got != wanted:
+        raise DataError(
+            f"the model must give one logit for each class: for 2 images of {data.source} with {wanted[1]} classes "
+            f"that is {wanted}, but got {got}"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError("the model must give finite logits, but there are NaN or infinite ones")

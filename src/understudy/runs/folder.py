@@ -1,0 +1,331 @@
+"""The run folder: what decides a run, what it has found out, and the guard at its door. No torch.
+
+Every file is written whole or not at all, so a run that was killed at any moment can be continued.
+
+    config.toml          the settings, written first
+    identity.json        digests of teacher, data and Space; versions
+    source.json          how the teacher and the data were named, for `understudy resume`
+    space.json           what the teacher allows
+    compute.json         the precision and memory format that were chosen
+    teacher.json         the teacher's cost and validation accuracy; teacher.safetensors beside it
+    study.db             every evaluation (Optuna, SQLite)
+    policy.safetensors   what the searcher or the agents have learned
+    policy_from.safetensors  what it started from, if it started from another run's
+    start/               the student that is cut in the teacher's place, if one is
+    decore/              DECORE's loop, see prune.py
+    logits/              the teacher's answers, can be deleted at any time
+    students/            the finished students: NAME.safetensors, and NAME.json once it is complete
+    summary.json         the final table
+    run.log
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from understudy.config.job import Compression
+from understudy.config.text import Settings, build, differences
+from understudy.core.architecture import Space
+from understudy.core.errors import RunError
+from understudy.core.evaluation import Evaluation
+from understudy.core.files import sweep, write_whole
+from understudy.runs.store import Store
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing there keeps two drivers out of one folder
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+State = Literal["finished", "running", "stopped"]
+_log = logging.getLogger("understudy")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("No space left on device", "database or disk is full")
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a run belongs to, by digest. Versions may change; then results may differ in the last bits."""
+
+    teacher: str
+    data: str
+    space: str
+    policy: str = ""  # that the search starts from, if it does
+    start: str = ""  # the network that is cut, if it is not the teacher
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a result."""
+    found: dict[str, str] = {}
+    for name in ("understudy", "torch", "numpy", "optuna"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+class Run:
+    """One run folder. `Run(folder)` reads; `Run.open` checks it at the door and keeps others out.
+
+    Raises:
+        RunError: the folder holds no run, or one of a newer format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.toml").is_file():
+            raise RunError(f"a run is a folder with a config.toml, but there is none in {self.folder}")
+        self._lock: Any = None
+        found = (self.recall("identity") or {}).get("format", FORMAT)
+        if found > FORMAT:
+            raise RunError(
+                f"a run is read by the version that wrote it or a later one: {self.folder} has format {found}, "
+                f"this version reads up to {FORMAT}; pip install --upgrade understudy"
+            )
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: str | Path, settings: Compression, identity: Identity) -> Iterator[Run]:
+        """Open a run for writing: a new one, or one of the very same teacher, data and settings to continue.
+
+        Inside, a full or closed disk is a RunError, and what is logged goes to run.log too.
+
+        Raises:
+            RunError: the folder is not a run's, cannot be written, is in use, or belongs to something
+                else; then every difference is listed.
+        """
+        folder, spelled = Path(folder), Settings.of(settings)
+        with claimed(folder, marker="config.toml", again=f"the same call, or: understudy resume {folder}"):
+            if not (folder / "config.toml").exists():
+                write_whole(folder / "config.toml", spelled.to_toml())
+            run = cls(folder)
+            run._check_same(spelled, identity)
+            with _logging_to(folder / "run.log"):
+                run._note_versions(identity)
+                yield run
+
+    @property
+    def study(self) -> Path:
+        """The SQLite file of the store."""
+        return self.folder / "study.db"
+
+    @property
+    def policy(self) -> Path:
+        """What the searcher has learned."""
+        return self.folder / "policy.safetensors"
+
+    @property
+    def policy_from(self) -> Path:
+        """What the searcher started from, if it did not start anew."""
+        return self.folder / "policy_from.safetensors"
+
+    @property
+    def start(self) -> Path:
+        """The folder of the student that is cut in the teacher's place, if one is."""
+        return self.folder / "start"
+
+    @property
+    def logits(self) -> Path:
+        """The folder of the teacher's cached answers."""
+        return self.folder / "logits"
+
+    @property
+    def students(self) -> Path:
+        """The folder of the finished students."""
+        return self.folder / "students"
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the run was started with.
+
+        Raises:
+            ConfigError: config.toml was edited into something impossible.
+        """
+        path = self.folder / "config.toml"
+        return build(Settings, tomllib.loads(path.read_text(encoding="utf-8")), source=str(path))
+
+    @property
+    def space(self) -> Space | None:
+        """What the teacher allows, or None before that is known."""
+        path = self.folder / "space.json"
+        return Space.from_json(path.read_text()) if path.is_file() else None
+
+    @property
+    def state(self) -> State:
+        """Whether it is finished, being worked on, or can be continued."""
+        if (self.folder / "summary.json").is_file():
+            return "finished"
+        try:
+            _locked(self.folder).close()
+        except RunError:
+            return "running"
+        return "stopped"
+
+    def evaluations(self) -> list[Evaluation]:
+        """Return what the search has found so far, in order.
+
+        Raises:
+            RunError: the store cannot be read.
+        """
+        if self.space is None or not self.study.is_file():
+            return []
+        with Store(self.study, self.space) as store:
+            return store.all()
+
+    def remember(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write values to NAME.json."""
+        write_whole(self.folder / f"{name}.json", json.dumps(values, indent=1) + "\n")
+
+    def recall(self, name: str) -> dict[str, Any] | None:
+        """Return what `remember` wrote under that name, or None."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            return None
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return values
+
+    def _check_same(self, settings: Settings, identity: Identity) -> None:
+        now = {name: value for name, value in asdict(identity).items() if name != "versions"}
+        was = self.recall("identity")
+        unlike = [
+            f"{name} was {was.get(name) or 'none'}, is {value or 'none'} (digests)"
+            for name, value in now.items()
+            if was is not None and was.get(name, "") != value
+        ]
+        # How many students are trained at a time decides nothing.
+        unlike += [line for line in differences(self.settings, settings) if not line.startswith("device.workers ")]
+        if unlike:
+            raise RunError(
+                f"a run is continued with the teacher, data and settings that it was started with, but for "
+                f"{self.folder}:\n  " + "\n  ".join(unlike) + "\nGive another run folder, or the same settings."
+            )
+        if was is None:
+            self.remember("identity", {"format": FORMAT, **now, "versions": dict(identity.versions)})
+
+    def _note_versions(self, identity: Identity) -> None:
+        was = (self.recall("identity") or {}).get("versions", {})
+        for name, now in identity.versions.items():
+            if was.get(name, now) != now:
+                _log.warning(
+                    "this run was started with %s %s and goes on with %s: results may differ in the last bits",
+                    name, was[name], now,
+                )  # fmt: skip
+
+
+@contextmanager
+def claimed(folder: Path, *, marker: str, again: str) -> Iterator[None]:
+    """Make a folder and keep others out of it; inside, a full or closed disk is a RunError.
+
+    Args:
+        folder: a new or empty one, or one that holds the file `marker`.
+        marker: the file that tells whose folder it is.
+        again: the command that continues what was interrupted.
+
+    Raises:
+        RunError: it cannot be written, is in use, is another's, or the disk is full.
+    """
+    with _guard(folder, again):
+        lock = _locked(folder)
+        try:
+            _check_contents(folder, marker)
+            sweep(folder)
+            yield
+        finally:
+            lock.close()
+
+
+def runs_in(folder: str | Path) -> list[Run]:
+    """Return the runs in a folder, by name; a folder that is a run itself is the only one."""
+    root = Path(folder)
+    found = [root, *sorted(root.iterdir())] if root.is_dir() else []
+    return [Run(path) for path in found if (path / "config.toml").is_file()]
+
+
+def _check_contents(folder: Path, marker: str) -> None:
+    strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if strangers and marker not in strangers:
+        raise RunError(
+            f"the folder must be new, empty or hold a {marker}, but {folder} holds {', '.join(sorted(strangers)[:3])}"
+        )
+
+
+def _locked(folder: Path) -> Any:
+    """Take the folder; the system gives it back when the file is closed or the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("ab")
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise RunError(
+                f"a folder is written by one process at a time, but {folder} is in use by another"
+            ) from error
+    return file
+
+
+@contextmanager
+def _guard(folder: Path, again: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_trouble(error, folder, again)
+        if reason is None:
+            raise
+        raise RunError(reason) from error
+
+
+def _disk_trouble(error: BaseException, folder: Path, again: str) -> str | None:
+    causes = [error, *filter(None, (error.__cause__, error.__context__))]
+    codes = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    texts = " ".join(map(str, causes))
+    if codes.intersection(_FULL) or any(text in texts for text in _FULL_TEXTS):
+        return (
+            f"there must be room to write, but the disk of {folder} is full{_free(folder)}. Free some: "
+            f"{folder / 'logits'} is a cache and can go, so can runs that you no longer need. Nothing that was "
+            f"finished is lost; continue with: {again}"
+        )
+    own = [cause for cause in causes if isinstance(cause, OSError) and _inside(cause.filename, folder)]
+    if own and (codes.intersection(_CLOSED) or isinstance(own[0], (NotADirectoryError, FileExistsError))):
+        return f"the folder must be writable, but {folder} is not: {own[0].strerror} ({own[0].filename})"
+    return None
+
+
+def _inside(name: Any, folder: Path) -> bool:
+    """Say whether that file is in the folder, or is one that the folder lies in."""
+    if not isinstance(name, (str, Path)):
+        return False
+    file, root = Path(name).resolve(), folder.resolve()
+    return file.is_relative_to(root) or root.is_relative_to(file)
+
+
+def _free(folder: Path) -> str:
+    with suppress(OSError):
+        return f" ({shutil.disk_usage(folder).free / 1e6:.0f} MB free)"
+    return ""
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = _log.level
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        _log.setLevel(level)
+        handler.close()

@@ -1,0 +1,228 @@
+"""The run's memory: one Optuna trial per evaluation. No torch.
+
+The study can be watched with `optuna-dashboard` while a run goes on. What counts is the evaluation in
+each trial's user attributes; parameters, values and states are there to be looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import RunError
+from understudy.core.evaluation import Evaluation
+from understudy.core.files import write_whole
+from understudy.core.quiet import quiet_optuna
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import RDBStorage
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+FORMAT = 1  # of what stands in the attributes; a store of another format is refused
+_LOCK_SECONDS = 20.0  # how long to wait for another process that writes to the same SQLite file
+
+
+class Store:
+    """The evaluations of one Space, on disk.
+
+    One row per key, written whole or not at all; a row never changes, so adding a known key again
+    changes nothing. Only the process that drives the search writes. Close it when done, or use it in
+    a `with` statement.
+
+    Args:
+        path: SQLite file (made, with its folder, if it does not exist) or the address of a database.
+        space: what the evaluated architectures belong to.
+        name: of the Optuna study in it.
+
+    Raises:
+        RunError: it cannot be opened, read or written; it is of another format, another version of
+            Optuna or another Space.
+    """
+
+    def __init__(self, path: Path | str, space: Space, *, name: str = "candidates") -> None:
+        address = str(path)
+        self._place = _without_password(address)
+        self._space = space
+        with self._errors():
+            self._storage = _storage(address)
+            try:
+                self._study = _study(self._storage, name)
+                self._check_door()
+                self._evaluations = self._read()
+            except BaseException:
+                self.close()
+                raise
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Write an evaluation down; it is on disk when this returns.
+
+        Raises:
+            RunError: it could not be written (full disk, file locked or read-only, no connection).
+        """
+        if evaluation.key not in self._evaluations:
+            with self._errors():
+                self._study.add_trial(_trial(evaluation))
+            self._evaluations[evaluation.key] = evaluation
+
+    def get(self, key: str) -> Evaluation | None:
+        """Return the evaluation with that key (`Evaluation.key`), or None."""
+        return self._evaluations.get(key)
+
+    def all(self) -> list[Evaluation]:
+        """Return all evaluations in the order in which they were added."""
+        return list(self._evaluations.values())
+
+    def close(self) -> None:
+        """Let go of the file or the connection."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_door(self) -> None:
+        found = self._study.user_attrs
+        if "space" not in found and not self._study.get_trials(deepcopy=False):
+            self._study.set_user_attr("format", FORMAT)
+            self._study.set_user_attr("space", self._space.digest)  # the last one: the store is complete
+            return
+        if found.get("format") != FORMAT:
+            raise RunError(
+                f"a store must be of format {FORMAT}, but {self._place} is of format {found.get('format')}; "
+                "start a new run, or use the version of understudy that made this one"
+            )
+        if found.get("space") != self._space.digest:
+            raise RunError(
+                f"a store holds evaluations of one teacher: {self._place} is of Space {found.get('space')}, "
+                f"but this teacher's is {self._space.digest}; start a new run for it"
+            )
+
+    def _read(self) -> dict[str, Evaluation]:
+        trials = self._study.get_trials(deepcopy=False)
+        texts = (t.user_attrs["evaluation"] for t in trials if "evaluation" in t.user_attrs)
+        evaluations = (Evaluation.from_json(self._space, text) for text in texts)
+        return {evaluation.key: evaluation for evaluation in evaluations}
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Keep Optuna quiet, and name the place in what goes wrong with the database."""
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with quiet_optuna():
+                yield
+        except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
+            raise RunError(f"the store {self._place} cannot be used: {_reason(error)}") from error
+
+
+def _storage(address: str) -> RDBStorage:
+    from optuna.storages import RDBStorage
+
+    if "://" in address:
+        return RDBStorage(address)
+    if not Path(address).exists():
+        write_whole(Path(address), _new_database())
+    # The path goes around the address, in which %, ?, # and {} would have a meaning of their own.
+    connect = partial(sqlite3.connect, address, timeout=_LOCK_SECONDS, check_same_thread=False)
+    return RDBStorage("sqlite:///file", engine_kwargs={"creator": connect})
+
+
+def _new_database() -> bytes:
+    """Return an SQLite file of Optuna's tables.
+
+    Made in place, a kill between a table and its index would leave studies whose names are not unique.
+    """
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import StaticPool
+
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+        storage = RDBStorage("sqlite:///file", engine_kwargs={"creator": lambda: memory, "poolclass": StaticPool})
+        storage.remove_session()
+        content = memory.serialize()
+        storage.engine.dispose()
+        return content
+
+
+def _study(storage: RDBStorage, name: str) -> Study:
+    import optuna
+
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
+    )
+    if study.metric_names is None:
+        study.set_metric_names(["accuracy", "parameters"])
+    return study
+
+
+def _trial(evaluation: Evaluation) -> FrozenTrial:
+    from optuna.trial import TrialState, create_trial
+
+    states = {"ok": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+    values = None
+    if evaluation.status != "failed":
+        assert evaluation.cost is not None, f"{evaluation.architecture.digest} was trained, so it has a cost"
+        values = [evaluation.accuracy, evaluation.cost.parameters]
+    params, distributions = _parameters(evaluation.architecture)
+    attributes = {"evaluation": evaluation.to_json(), "digest": evaluation.architecture.digest}
+    if evaluation.error is not None:
+        attributes["error"] = evaluation.error
+    trial = create_trial(
+        state=states[evaluation.status],
+        values=values,
+        params=params,
+        distributions=distributions,
+        user_attrs=attributes,
+    )
+    assert trial.datetime_complete is not None
+    trial.datetime_start = trial.datetime_complete - timedelta(seconds=evaluation.seconds)
+    return trial
+
+
+def _parameters(architecture: Architecture) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """Return every decision of the Space as a parameter, those that keep the teacher's value as well."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    params: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
+    for unit in architecture.space.units:
+        params[f"remove {unit.name}"] = unit.name in architecture.removed
+        distributions[f"remove {unit.name}"] = CategoricalDistribution((False, True))
+    for group in architecture.space.groups:
+        params[f"width {group.name}"] = architecture.width(group.name)
+        distributions[f"width {group.name}"] = IntDistribution(group.step, group.width, step=group.step)
+    for layer in architecture.space.layers:
+        if len(layer.kernels) > 1:
+            params[f"kernel {layer.name}"] = architecture.kernel(layer.name)
+            distributions[f"kernel {layer.name}"] = CategoricalDistribution(layer.kernels)
+    return params, distributions
+
+
+def _without_password(address: str) -> str:
+    if "://" not in address:
+        return address
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(address).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(an address that cannot be read)"
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what the database itself said, without SQL or advice around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

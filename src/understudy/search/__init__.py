@@ -1,1 +1,0 @@
-"""Ways of finding architectures: what proposes, what learns, and the loop between them."""

@@ -1,0 +1,1 @@
+"""Toy landscapes and contracts, for tests of searchers and stores."""

@@ -1,0 +1,1 @@
+"""Architecture -> Evaluation: losses, the one training loop, scores."""

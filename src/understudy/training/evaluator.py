@@ -1,0 +1,348 @@
+"""Architecture -> Evaluation: build, train, score. A student that cannot be built or trained is a result."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from understudy.config.training import Augmentation, Candidates, Final, Training
+from understudy.core.architecture import Architecture
+from understudy.core.errors import SurgeryError
+from understudy.core.evaluation import Cost, Evaluation, Status
+from understudy.cost import predict as cost
+from understudy.data import AnySplit, Data, Views
+from understudy.graph.analysis import Analysis
+from understudy.surgery import build as surgery
+from understudy.training.loop import (
+    Compute,
+    Outcome,
+    Progress,
+    accuracy,
+    out_of_memory,
+    reason,
+    recalibrate,
+    train,
+)
+from understudy.training.objective import needs_teacher
+from understudy.training.teacher_logits import TeacherLogits
+
+_PROCEDURE = 1  # part of every recipe: raise it when the same settings give other numbers
+_PEEK = 1000  # validation examples that tell a hopeless student after its first epoch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lesson:
+    """What students are taught, from where, and how: the same for all that are compared."""
+
+    split: AnySplit
+    views: Views
+    logits: TeacherLogits | None  # None where the loss does not read them
+    training: Training
+    weights: Literal["fresh", "inherited"]
+    recipe: str  # digest of all that decides a score, besides architecture, teacher and data
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluator:
+    """Trains and scores students. Picklable, so that a worker process gets it once.
+
+    A student's seed comes from (seed, architecture digest, repeat), so results depend neither on the
+    order of evaluation nor on who evaluates. `folder` caches the teacher's logits. Students inherit from the
+    network of the analysis; where that is not the teacher itself, the teacher is its `tutor`.
+    """
+
+    analysis: Analysis
+    data: Data
+    candidates: Candidates
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    compute: Compute = field(default_factory=Compute)
+    seed: int = 0
+    folder: Path
+    tutor: nn.Module | None = None
+
+    def __call__(self, architecture: Architecture) -> Evaluation:
+        """Return the evaluation of a candidate; see `evaluate`."""
+        return self.evaluate(architecture)[0]
+
+    def evaluate(self, architecture: Architecture) -> tuple[Evaluation, nn.Module | None]:
+        """Train and score a candidate of the search; return its evaluation and, unless it failed, the student.
+
+        Batch-norm statistics are estimated anew before the score. A student that is under `stop_below` of the
+        teacher's accuracy after its first epoch is "stopped" with the accuracy that it had.
+        """
+
+        def hopeful(student: nn.Module, progress: Progress) -> bool:
+            floor = self.candidates.stop_below * self.teacher_accuracy
+            return progress.epoch > 1 or floor <= 0 or self._peek(student) >= floor
+
+        return self._taught(architecture, self.lesson, _seed(self.seed, architecture.digest, 0), go_on=hopeful)
+
+    def finish(
+        self,
+        architecture: Architecture,
+        final: Final,
+        *,
+        repeat: int = 0,
+        checkpoint: Path | None = None,
+        on_epoch: Callable[[Progress], object] = lambda progress: None,
+    ) -> tuple[Evaluation, nn.Module | None]:
+        """Train a student to convergence on the whole training split and score it on the validation split.
+
+        Its batch-norm statistics stay those of the training, unlike a candidate's: after a schedule that
+        ends at a small learning rate they are settled, and they are what will be shipped. With a
+        `checkpoint` file the training continues where it was interrupted; once finished it only scores.
+        """
+
+        def told(student: nn.Module, progress: Progress) -> bool:
+            on_epoch(progress)
+            return True
+
+        seed = _seed(self.seed, architecture.digest, repeat)
+        lesson = self.final_lesson(final, repeat)
+        return self._taught(architecture, lesson, seed, go_on=told, checkpoint=checkpoint, settled=True)
+
+    def cut(self, architecture: Architecture) -> Evaluation:
+        """Return the evaluation of a student as it was cut, untrained but for its batch-norm statistics."""
+        untrained = Training(epochs=0, loss="ce")
+        recipe = self._recipe(cut=self._start)
+        lesson = self._lesson(self.data.train, untrained, "inherited", repeat=0, recipe=recipe)
+        seed = _seed(self.seed, architecture.digest, 0)
+        return self._taught(architecture, lesson, seed, go_on=lambda student, progress: True)[0]
+
+    def failed(self, architecture: Architecture, error: str) -> Evaluation:
+        """Return the evaluation of a candidate that did not come back, for that reason."""
+        return self._evaluation(
+            architecture, self.recipe_digest, _seed(self.seed, architecture.digest, 0), status="failed", error=error
+        )
+
+    def prepare(self, *, on_epoch: Callable[[int, int], object] = lambda done, of: None) -> None:
+        """Do what all candidates share before workers start: the teacher's accuracy and its logits."""
+        assert self.teacher_accuracy >= 0
+        if self.lesson.logits is not None:
+            self.lesson.logits.prepare(self.lesson.training.epochs, on_epoch=on_epoch)
+
+    @cached_property
+    def teacher_digest(self) -> str:
+        """16 hexadecimal digits of the teacher's weights."""
+        return weights_digest(self._lead)
+
+    @property
+    def data_digest(self) -> str:
+        """16 hexadecimal digits of the data."""
+        return self.data.digest
+
+    @property
+    def recipe_digest(self) -> str:
+        """16 hexadecimal digits of all that decides a candidate's score, besides architecture, teacher and data."""
+        return self._recipe(candidates=asdict(self.candidates))
+
+    @cached_property
+    def teacher_accuracy(self) -> float:
+        """The teacher's accuracy on the validation split, in 0..1."""
+        return accuracy(self._teacher, self._val, normalise=self.data.normalise, compute=self.compute)
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        """What candidates are taught."""
+        c = self.candidates
+        count = c.examples or len(self.data.train)
+        subset = self.data.train.subset(min(count, len(self.data.train)), self.seed)
+        training = Training(epochs=c.epochs, batch_size=c.batch_size, lr=c.lr, loss=c.loss)
+        return self._lesson(subset, training, c.weights, repeat=0, recipe=self.recipe_digest)
+
+    def final_lesson(self, final: Final, repeat: int = 0) -> Lesson:
+        """Return what final students are taught; each repeat sees other views in another order."""
+        told = {"weights": final.weights, "views": final.views, "repeat": repeat, **self._start}
+        recipe = self._recipe(final=asdict(final.training), **told)
+        return self._lesson(
+            self.data.train, final.training, final.weights, repeat=repeat, recipe=recipe, cycle=final.views
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what a worker makes for itself: copies of the teacher and of the data."""
+        made = ("_teacher", "_val", "lesson")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    @property
+    def _lead(self) -> nn.Module:
+        return self.analysis.teacher if self.tutor is None else self.tutor
+
+    @cached_property
+    def _start(self) -> dict[str, str]:
+        """What weights are inherited, where they are not the teacher's."""
+        return {} if self.tutor is None else {"start": weights_digest(self.analysis.teacher)}
+
+    @cached_property
+    def _teacher(self) -> nn.Module:
+        return self.compute.place(copy.deepcopy(self._lead))
+
+    @cached_property
+    def _val(self) -> AnySplit:
+        return self.data.val.to(self.compute.device)
+
+    def _taught(
+        self,
+        architecture: Architecture,
+        lesson: Lesson,
+        seed: int,
+        *,
+        go_on: Callable[[nn.Module, Progress], bool],
+        checkpoint: Path | None = None,
+        settled: bool = False,
+    ) -> tuple[Evaluation, nn.Module | None]:
+        start = time.perf_counter()
+        predicted: Cost | None = None
+        student: nn.Module | None = None
+        status: Status = "failed"
+        score, error = 0.0, None
+        try:
+            predicted = cost.predict(self.analysis, architecture)
+            student = surgery.build(self.analysis, architecture, weights=lesson.weights, seed=seed)
+            outcome = self._trained(student, lesson, seed, go_on, checkpoint)
+            if outcome.status != "failed":
+                score = self._score(student, lesson, settled)
+            status, error = outcome.status, outcome.error
+        except SurgeryError as e:
+            error = reason(e)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            error = reason(e)
+        evaluation = self._evaluation(
+            architecture,
+            lesson.recipe,
+            seed,
+            cost=predicted,
+            accuracy=score,
+            seconds=time.perf_counter() - start,
+            status=status,
+            error=error,
+        )
+        return evaluation, None if status == "failed" else student
+
+    def _evaluation(
+        self,
+        architecture: Architecture,
+        recipe: str,
+        seed: int,
+        *,
+        status: Status,
+        error: str | None,
+        cost: Cost | None = None,
+        accuracy: float = 0.0,
+        seconds: float = 0.0,
+    ) -> Evaluation:
+        return Evaluation(
+            architecture=architecture,
+            teacher=self.teacher_digest,
+            data=self.data_digest,
+            recipe=recipe,
+            cost=cost,
+            accuracy=accuracy,
+            seconds=seconds,
+            seed=seed,
+            status=status,
+            error=error,
+        )
+
+    def _trained(
+        self,
+        student: nn.Module,
+        lesson: Lesson,
+        seed: int,
+        go_on: Callable[[nn.Module, Progress], bool],
+        checkpoint: Path | None,
+    ) -> Outcome:
+        return train(
+            student,
+            lesson.split,
+            lesson.training,
+            normalise=self.data.normalise,
+            views=lesson.views,
+            compute=self.compute,
+            seed=seed,
+            logits=None if lesson.logits is None else lesson.logits.epoch,
+            on_epoch=lambda progress: go_on(student, progress),
+            checkpoint=checkpoint,
+        )
+
+    def _score(self, student: nn.Module, lesson: Lesson, settled: bool) -> float:
+        if not settled:
+            recalibrate(student, lesson.split, normalise=self.data.normalise, compute=self.compute)
+        return accuracy(student, self._val, normalise=self.data.normalise, compute=self.compute)
+
+    def _peek(self, student: nn.Module) -> float:
+        """Return the student's accuracy on a part of the validation split, 0..1: enough to see that it is hopeless."""
+        some = self._val.subset(min(_PEEK, len(self._val)), self.seed)
+        recalibrate(student, self.lesson.split, normalise=self.data.normalise, compute=self.compute, examples=500)
+        return accuracy(student, some, normalise=self.data.normalise, compute=self.compute)
+
+    def _lesson(
+        self,
+        split: AnySplit,
+        training: Training,
+        weights: Literal["fresh", "inherited"],
+        *,
+        repeat: int,
+        recipe: str,
+        cycle: int = 0,
+    ) -> Lesson:
+        views = Views(len(split), self.augmentation, _seed(self.seed, "views", repeat), cycle)
+        logits = None
+        if needs_teacher(training):
+            examples = {"examples": len(split), "repeat": repeat, "teacher": self.teacher_digest}
+            logits = TeacherLogits(
+                teacher=self._teacher,
+                split=split.to(self.compute.device),
+                views=views,
+                normalise=self.data.normalise,
+                compute=self.compute,
+                folder=self.folder,
+                key=self._recipe(data=self.data_digest, **examples),
+            )
+        return Lesson(
+            split=split.to(self.compute.device),
+            views=views,
+            logits=logits,
+            training=training,
+            weights=weights,
+            recipe=recipe,
+        )
+
+    def _recipe(self, **settings: Any) -> str:
+        shared = {
+            "procedure": _PROCEDURE,
+            "augmentation": asdict(self.augmentation),
+            "compute": self.compute.name,
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps({**shared, **settings}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return 16 hexadecimal digits of a model's parameters and buffers: names, types, shapes and values."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits of tensors: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _seed(*parts: object) -> int:
+    """Return 32 bits that depend on all parts."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4])

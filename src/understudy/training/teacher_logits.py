@@ -1,0 +1,65 @@
+"""The teacher's logits, computed once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from understudy.core.files import write_whole
+from understudy.data import AnySplit, Views
+from understudy.training.loop import (
+    Compute,
+    Normalise,
+    predict,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TeacherLogits:
+    """The teacher's logits on every epoch's views of a split: computed once, kept in files.
+
+    Any process may compute what is missing: a file is whole or not there, and always the same.
+    """
+
+    teacher: nn.Module  # on the compute's device
+    split: AnySplit
+    views: Views
+    normalise: Normalise
+    compute: Compute
+    folder: Path
+    key: str  # digest of all that decides them
+
+    def epoch(self, number: int) -> Float[Tensor, "n k"]:
+        """Return the logits (n, k) of one epoch by example, memory-mapped.
+
+        They are float16, which holds what bf16 computes and rounds float32 by 1 part in 2000 at most.
+        """
+        path = self._file(number)
+        if not path.exists():
+            self._compute(number, path)
+        # Copy on write, because torch has no read-only tensors; nothing writes.
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+    def prepare(self, epochs: int, *, on_epoch: Callable[[int, int], object] = lambda done, of: None) -> None:
+        """Compute the logits of so many epochs where they are missing; `on_epoch` gets (done, of)."""
+        for number in range(epochs):
+            if not self._file(number).exists():
+                self._compute(number, self._file(number))
+            on_epoch(number + 1, epochs)
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{self.key}-{self.views.look(number)}.npy"
+
+    def _compute(self, number: int, path: Path) -> None:
+        epoch = self.views.epoch(number)
+        logits = predict(self.teacher, self.split, normalise=self.normalise, compute=self.compute, epoch=epoch)
+        content = io.BytesIO()
+        np.save(content, logits.half().cpu().numpy())
+        write_whole(path, content.getbuffer())

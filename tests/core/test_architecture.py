@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from understudy.core.architecture import Architecture, Frozen, Group, Layer, Space, Unit
+from understudy.core.errors import ArchitectureError
+
+SPACE = Space(
+    layers=(
+        Layer(name="a", type="conv", kernel=5, padding=2, outputs=16, kernels=(1, 3, 5)),
+        Layer(name="b", type="conv", kernel=3, padding=1, outputs=16),
+        Layer(name="c", type="conv", kernel=3, padding=1, outputs=24),
+    ),
+    groups=(
+        Group(name="a", width=16, layers=("a", "b")),
+        Group(name="b", width=16, layers=("b", "c")),
+        Group(name="c", width=24, step=4, layers=("c",)),
+    ),
+    units=(
+        Unit(name="block", kind="block", layers=("b", "c")),
+        Unit(name="b", kind="conv", layers=("b",)),
+        Unit(name="c", kind="conv", layers=("c",)),
+    ),
+    frozen=(Frozen(name="head", width=10, reason="it is an output"),),
+)
+
+
+def test_keeps_the_teacher_where_nothing_is_decided() -> None:
+    assert SPACE.full.width("a") == 16
+    assert SPACE.full.kernel("a") == 5
+    assert SPACE.full.removed == frozenset()
+
+
+def test_changes_make_new_values() -> None:
+    smaller = SPACE.full.with_width("a", 8).with_kernel("a", 3).without("b")
+    assert (smaller.width("a"), smaller.kernel("a"), smaller.removed) == (8, 3, frozenset({"b"}))
+    assert SPACE.full.width("a") == 16
+    assert smaller.with_width("a", 16).width("a") == 16
+
+
+@pytest.mark.parametrize(
+    ("decisions", "message"),
+    [
+        ({"widths": {"a": 0}}, "width of group 'a' must be in 1..16, but got 0"),
+        ({"widths": {"a": 17}}, "width of group 'a' must be in 1..16, but got 17"),
+        ({"widths": {"aa": 8}}, r"no group 'aa' \(did you mean 'a'\?\)"),
+        ({"kernels": {"zz": 3}}, "no layer 'zz'"),
+        ({"widths": {"c": 6}}, "must be in 4..24, a multiple of 4, but got 6"),
+        ({"kernels": {"a": 2}}, r"kernel of layer 'a' must be one of \(1, 3, 5\), but got 2"),
+        ({"kernels": {"b": 1}}, r"kernel of layer 'b' must be one of \(3,\), but got 1"),
+        ({"removed": ["blok"]}, r"no unit 'blok' \(did you mean 'block'\?\)"),
+        ({"channels": {"c": [6]}}, "channels of group 'c' must be at least one of 0..5"),
+        ({"channels": {"c": []}}, "channels of group 'c' must be at least one of 0..5"),
+    ],
+)
+def test_rejects_what_the_space_does_not_allow(decisions: dict[str, object], message: str) -> None:
+    with pytest.raises(ArchitectureError, match=message):
+        SPACE.architecture(**decisions)
+
+
+def test_one_digest_for_one_student() -> None:
+    plain = SPACE.architecture(removed=["block"])
+    noisy = SPACE.architecture(removed=["block", "b"], widths={"b": 4, "c": 24, "a": 16}, kernels={"a": 5})
+    assert noisy == plain
+    assert noisy.digest == plain.digest
+    assert SPACE.full.digest != plain.digest
+
+
+def test_two_units_with_the_same_layers_both_count() -> None:
+    twin = Space(layers=SPACE.layers, groups=(), units=(*SPACE.units[1:], Unit(name="d", kind="conv", layers=("b",))))
+    assert twin.architecture(removed=["b", "d"]).removed == {"b", "d"}
+
+
+def test_channels_decide_the_width() -> None:
+    chosen = SPACE.architecture(channels={"c": [3, 1, 1]})
+    assert chosen.width("c") == 8
+    assert dict(chosen.channels) == {"c": (1, 3)}
+    assert chosen.with_width("c", 12).channels == ()
+
+
+def test_json_both_ways_and_only_for_its_space() -> None:
+    chosen = SPACE.architecture(removed=["b"], widths={"a": 8}, kernels={"a": 3}, channels={"c": [0, 2]})
+    assert Architecture.from_json(SPACE, chosen.to_json()) == chosen
+    space = Space.from_json(SPACE.to_json())
+    assert space == SPACE
+    other = Space(layers=SPACE.layers, groups=SPACE.groups, units=())
+    with pytest.raises(ArchitectureError, match=f"made for Space {SPACE.digest}, but this teacher's is {other.digest}"):
+        Architecture.from_json(other, chosen.to_json())
+
+
+@pytest.mark.parametrize("text", ["hello", "[1]", "{}", '{"space": "0"}'])
+def test_what_is_no_architecture_is_refused(text: str) -> None:
+    with pytest.raises(ArchitectureError, match="must be what to_json wrote, but got"):
+        Architecture.from_json(SPACE, text)
+
+
+def test_pickles() -> None:
+    chosen = SPACE.architecture(widths={"a": 8})
+    assert pickle.loads(pickle.dumps(chosen)) == chosen  # our own bytes, made a line above
+
+
+def test_legal_widths() -> None:
+    group = Group(name="g", width=30, step=2)
+    assert group.legal_widths(round_to=8) == (8, 16, 24, 30)
+    assert group.legal_widths(round_to=8, minimum=10) == (16, 24, 30)
+    assert group.legal_widths()[:3] == (2, 4, 6)
+    assert group.nearest(12.0, round_to=8) == 16
+    assert group.nearest(1.0, round_to=8) == 8
+    assert Group(name="small", width=4).legal_widths(round_to=8) == (4,)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from understudy.core.files import sweep, write_whole
+
+
+def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a" / "b.txt", "grün")
+    write_whole(tmp_path / "a" / "b.bin", memoryview(b"\x00\x01"))
+    assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "grün"
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"\x00\x01"
+    assert len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(file: int) -> None:
+        raise KeyboardInterrupt
+
+    write_whole(tmp_path / "x", "old")
+    monkeypatch.setattr("os.fsync", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

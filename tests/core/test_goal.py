@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from understudy.core.architecture import Space
+from understudy.core.errors import GoalError
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.goal import Budgets, Goal, Reward, parse_amount
+
+TEACHER = Cost(
+    parameters=1_000_000, macs=50_000_000, weight_bytes=4_000_000, peak_activation_bytes=800_000, latency_ms=8.0
+)
+SPACE = Space(layers=(), groups=(), units=())
+
+
+def evaluation(parameters: int, accuracy: float, **changes: object) -> Evaluation:
+    cost = Cost(parameters=parameters, macs=0, weight_bytes=4 * parameters)
+    fixed = {"architecture": SPACE.full, "teacher": "t", "data": "d", "recipe": "r", "seconds": 1.0, "seed": 0}
+    return replace(Evaluation(cost=cost, accuracy=accuracy, **fixed), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("74000", 74000), ("1.7M", 1.7e6), ("500K", 5e5), ("2G", 2e9), (".5M", 5e5), ("1e5", 1e5), ("10x", 10.0)],
+)
+def test_reads_amounts(text: str, number: float) -> None:
+    assert parse_amount(text, of=100.0, name="params") == pytest.approx(number)
+
+
+@pytest.mark.parametrize("text", ["", "ten", "-3", "0", "0x", "5 MB", "1.7.1M"])
+def test_refuses_what_is_no_amount(text: str) -> None:
+    with pytest.raises(GoalError, match="goal 'params' must be a positive amount"):
+        Goal(params=text)
+
+
+def test_refuses_accuracies_that_are_no_share() -> None:
+    with pytest.raises(GoalError, match=r"'accuracy_drop' must be in 0\.\.1, but got 2\.0"):
+        Goal(accuracy_drop=2.0)
+
+
+def test_budgets_are_absolute() -> None:
+    goal = Goal(params="10x", macs="5M", size_mb="0.5", memory_mb="2x", latency_ms="4x", accuracy_drop=0.01)
+    budgets = goal.budgets(TEACHER, 0.95)
+    assert budgets == Budgets(
+        parameters=1e5, macs=5e6, size_mb=0.5, memory_mb=0.4, latency_ms=2.0, accuracy=0.95 - 0.01
+    )
+    cost = Cost(parameters=100_001, macs=5_000_000, weight_bytes=500_000, latency_ms=3.0)
+    assert budgets.broken_by(cost, 0.9) == ("parameters", "latency_ms", "accuracy")
+    assert budgets.broken_by(cost) == ("parameters", "latency_ms")
+
+
+def test_a_ratio_of_something_unknown_is_refused() -> None:
+    with pytest.raises(GoalError, match="'latency_ms' = '2x' needs the teacher's own figure"):
+        Goal(latency_ms="2x").budgets(replace(TEACHER, latency_ms=None), 0.9)
+
+
+def test_reward_is_the_papers() -> None:
+    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9)
+    # C = 0.8, R_c = 0.8 * 1.2 = 0.96, R_a = 0.81 / 0.9 = 0.9
+    assert reward(evaluation(200_000, 0.81)) == pytest.approx(0.96 * 0.9)
+
+
+def test_degenerate_students_get_minus_one() -> None:
+    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9)
+    assert reward(evaluation(1_000_000, 0.9)) == -1.0
+    assert reward(evaluation(10, 0.9, status="failed")) == -1.0
+    assert reward(evaluation(10, 0.9, cost=None)) == -1.0
+
+
+def test_the_penalty_is_phased_in_and_stays() -> None:
+    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9, budgets=Budgets(parameters=1e5), phase_updates=15)
+    over, plain = evaluation(200_000, 0.81), 0.96 * 0.9
+    assert reward(over, update=0) == pytest.approx(plain)
+    e = (1 - 5 / 15) ** 4
+    assert reward(over, update=5) == pytest.approx((e - 1) + e * plain)
+    # The authors' code lets the penalty fade again after update 15.
+    for update in (15, 16, 30, 100, None):
+        assert reward(over, update=update) == -1.0
+    within = evaluation(100_000, 0.81)
+    assert reward(within, update=40) == pytest.approx(0.9 * 1.1 * 0.9)
+    assert replace(reward, phase_updates=0)(over, update=0) == -1.0

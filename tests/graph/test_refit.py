@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.models import images
+from understudy.core.errors import SurgeryError
+from understudy.cost.predict import predict
+from understudy.graph.analysis import analyse
+from understudy.graph.channels import Labelled
+
+LAYERS = 12
+
+
+class Dense(nn.Module):
+    """Joins to its input, layer after layer, what a convolution makes of it: without one, the input twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8 + 4 * LAYERS, 2, 1)
+        self.layers = nn.ModuleList(nn.Conv2d(8 + 4 * i, 4, 3, padding=1) for i in range(LAYERS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return self.head(x)
+
+
+def test_copies_of_copies_are_refused_before_they_fill_the_memory() -> None:
+    analysis = analyse(Dense(), images(1, size=4))
+    units = [f"layers.{i}" for i in range(LAYERS)]
+    refused = 0
+    for count in range(LAYERS + 1):
+        architecture = analysis.space.architecture(removed=units[LAYERS - count :])
+        widest = (8 + 4 * (LAYERS - count)) * 2**count  # each doubles what came before it, instead of adding four
+        if widest > 400 * analysis.groups.slots:
+            refused += 1
+            with pytest.raises(SurgeryError, match="channels can be joined, but got"):
+                predict(analysis, architecture)
+        else:
+            assert predict(analysis, architecture).parameters > 0
+            values = analysis.refit(architecture).plan.values.values()
+            assert max(value.labels.size for value in values if isinstance(value, Labelled)) == widest
+    assert 0 < refused < LAYERS
+
+
+def test_what_no_removal_reaches_is_the_teachers() -> None:
+    analysis = analyse(Dense(), images(1, size=4))
+    plan = analysis.refit(analysis.space.full).plan
+    assert all(plan.values[node] is value for node, value in analysis.groups.plan.values.items())
+    with pytest.raises(SurgeryError, match=r"torch\.cat"):
+        analysis.refit(analysis.space.architecture(removed=[f"layers.{i}" for i in range(LAYERS)]))

@@ -1,0 +1,299 @@
+"""A small network for each way in which a forward pass uses parameters and numbers of modules directly."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.graph.test_rules import Net, check, conv, reasons, widths
+from tests.support.models import images
+from understudy.cost.predict import predict
+from understudy.graph.analysis import analyse
+from understudy.surgery.build import build
+
+
+class OwnConv(nn.Conv2d):
+    """Pads by hand, as networks ported from TensorFlow do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1))
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A norm that brings its activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(
+            F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+        )
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class OwnGroupNorm(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class OwnPReLU(nn.PReLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.prelu(x, self.weight)
+
+
+class Standardised(nn.Conv2d):
+    """Computes its weight from all that it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class Splitting(nn.Module):
+    """Cuts at numbers that it holds, as Res2Net and dual path networks do."""
+
+    def __init__(self, first: int, *, equal: bool = False, spoil: bool = False) -> None:
+        super().__init__()
+        self.first, self.equal, self.spoil = first, equal, spoil
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.equal:
+            return torch.split(x, self.first, 1)
+        return x[:, : self.first // 1 if self.spoil else self.first], x[:, self.first :]
+
+
+def own_conv(inputs: int, outputs: int, groups: int = 1) -> OwnConv:
+    return OwnConv(inputs, outputs, 3, groups=groups)
+
+
+def test_subclasses_of_layers_are_cut_like_their_parents() -> None:
+    modules = {"a": own_conv(8, 6), "n": OwnNorm(6), "p": OwnPReLU(6), "b": own_conv(6, 8)}
+    analysis = check(Net(lambda m, x: m["b"](m["p"](m["n"](m["a"](x)))), **modules))
+    assert widths(analysis) == {"stem": (8, 1), "parts.a": (6, 1), "parts.b": (8, 1)}
+    half = build(analysis, analysis.space.full.with_width("parts.a", 3)).parts
+    assert (half["a"].out_channels, half["n"].num_features, half["b"].in_channels) == (3, 3, 3)
+    assert half["p"].num_parameters == 3 and half["n"].running_mean.shape == (3,)
+
+
+def test_subclasses_of_layers_are_rows_and_units() -> None:
+    modules = {"a": own_conv(8, 8), "n": OwnNorm(8), "b": own_conv(8, 8)}
+    analysis = check(Net(lambda m, x: m["b"](m["n"](m["a"](x))), **modules))
+    layers = {layer.name: layer for layer in analysis.space.layers}
+    assert list(layers) == ["stem", "parts.a", "parts.n", "parts.b", "head"]
+    assert (layers["parts.a"].type, layers["parts.a"].outputs, layers["parts.n"].type) == ("conv", 8, "norm")
+    assert layers["parts.a"].kernels == ()  # what it does with the padding is its own affair
+    assert analysis.space.unit("parts.a").layers == ("parts.a", "parts.n")
+    student = build(analysis, without := analysis.space.full.without("parts.a"))
+    assert isinstance(student.parts["a"], nn.Identity) and isinstance(student.parts["n"], nn.Identity)
+    assert predict(analysis, without).parameters == sum(p.numel() for p in student.parameters())
+
+
+def test_groups_that_a_module_holds_follow_and_written_ones_freeze() -> None:
+    analysis = check(Net(lambda m, x: m["d"](x), d=own_conv(8, 8, groups=8)))
+    assert widths(analysis) == {"stem": (8, 1)}
+    assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["d"].groups == 3
+    analysis = check(Net(lambda m, x: m["g"](x), g=own_conv(8, 12, groups=4), after=12))
+    assert widths(analysis) == {"stem": (8, 2)}
+    analysis = check(Net(lambda m, x: F.conv2d(x, m["d"].weight, m["d"].bias, 1, 1, 1, 8), d=conv(8, 8, groups=8)))
+    assert "writes its groups as 8" in reasons(analysis)["stem"]
+
+
+def test_linear_and_group_norm_as_functions() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        return m["l"](m["n"](x).mean((2, 3)))
+
+    analysis = check(Net(body, n=OwnGroupNorm(4, 8), l=OwnLinear(8, 6), after=6, flat=True))
+    assert widths(analysis) == {"stem": (8, 2), "parts.l": (6, 1)}
+    assert build(analysis, analysis.space.full.with_width("stem", 4)).parts["n"].num_groups == 2
+
+
+def test_a_weight_that_is_computed_freezes_what_it_reads() -> None:
+    analysis = check(Net(lambda m, x: m["b"](m["s"](m["a"](x))), a=conv(8, 6), s=Standardised(6, 6, 3), b=conv(6, 8)))
+    assert set(widths(analysis)) == {"stem", "parts.b"}
+    assert reasons(analysis)["parts.a"] == "conv2d computes its weight"
+
+
+class ChannelsFirst(nn.LayerNorm):
+    """A layer norm over dimension 1, as ConvNeXt has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+def test_a_layer_norm_as_a_function_is_cut_where_its_module_holds_the_number() -> None:
+    analysis = check(Net(lambda m, x: m["n"](x), n=ChannelsFirst(8)))
+    assert widths(analysis) == {"stem": (8, 1)}
+    assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["n"].normalized_shape == (3,)
+
+
+def test_a_layer_norm_as_a_function_freezes_a_written_number() -> None:
+    class Written(ChannelsFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.layer_norm(x.permute(0, 2, 3, 1), (8,), self.weight, self.bias).permute(0, 3, 1, 2)
+
+    analysis = check(Net(lambda m, x: m["n"](x), n=Written(8)))
+    assert reasons(analysis)["stem"] == "layer norm writes their number as 8"
+
+
+def test_a_layer_norm_whose_number_is_used_otherwise_freezes() -> None:
+    class Scaled(ChannelsFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.normalized_shape[0] ** -0.5
+
+    analysis = check(Net(lambda m, x: m["n"](x), n=Scaled(8)))
+    assert reasons(analysis)["stem"] == "normalized_shape is used for something else as well"
+
+
+def test_parts_of_a_size_that_a_module_holds_shrink_together() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        a, b = m["s"](x)
+        return torch.cat([a, m["c"](b)], 1)
+
+    analysis = check(Net(body, s=Splitting(4, equal=True), c=conv(4, 4)))
+    assert widths(analysis) == {"stem": (8, 2), "parts.c": (4, 1)}
+    assert build(analysis, analysis.space.full.with_width("stem", 4)).parts["s"].first == 2
+
+
+def test_a_slice_at_a_number_that_a_module_holds_follows() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        a, b = m["s"](x)
+        return torch.cat([m["c"](a), b], 1)
+
+    analysis = check(Net(body, s=Splitting(3), c=conv(3, 4), after=9))
+    assert widths(analysis) == {"stem": (3, 1), "stem#2": (5, 1), "parts.c": (4, 1)}
+    assert build(analysis, analysis.space.full.with_width("stem", 2)).parts["s"].first == 2
+
+
+def test_a_number_that_is_computed_with_as_well_freezes() -> None:
+    analysis = check(Net(lambda m, x: torch.cat(m["s"](x), 1), s=Splitting(3, spoil=True)))
+    assert "stem" in reasons(analysis)
+
+
+def test_a_number_that_counts_two_things_freezes() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = 4
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, : self.n].reshape(-1, self.n, 8, 8) + x[:, :, :4].sum(2, keepdim=True)[:, : self.n]
+
+    analysis = check(Net(lambda m, x: m["t"](x), t=Twice(), after=4))
+    # All three uses count the same channels, so they follow; the rest of the stem is free.
+    assert widths(analysis) == {"stem": (4, 1), "stem#2": (4, 1)}
+
+    class Apart(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x[:, : self.n], x.new_zeros(len(x), self.n, 8, 8)], 1)
+
+    assert "used for something else" in reasons(check(Net(lambda m, x: m["t"](x), t=Apart())))["stem"]
+
+
+MOVES = {
+    "stack": lambda m, x: torch.stack([x, m["a"](x)], 2).sum(2),
+    "unbind in space": lambda m, x: torch.unbind(x, 2)[0].unsqueeze(2) + x,
+    "expand": lambda m, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8) + x,
+    "expand_as": lambda m, x: x.mean((2, 3), keepdim=True).expand_as(x) * x,
+    "repeat in space": lambda m, x: x.mean((2, 3), keepdim=True).repeat(1, 1, 8, 8) + m["a"](x),
+    "flip": lambda m, x: torch.flip(m["a"](x), (2,)) + x,
+    "roll in space": lambda m, x: torch.roll(x, (1, 2), (2, 3)),
+    "movedim": lambda m, x: torch.movedim(torch.movedim(x, 1, -1), -1, 1),
+    "view_as": lambda m, x: m["a"](x).flatten(2).view_as(x) + x,
+    "standard deviation": lambda m, x: x / (x.std((2, 3), keepdim=True) + 1),
+    "interpolate": lambda m, x: F.interpolate(x, scale_factor=2),
+    "softmax in space": lambda m, x: x * torch.softmax(x.flatten(2), dim=-1).view_as(x),
+    "zeros": lambda m, x: x + torch.zeros_like(x),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moves_in_space_keep_channels(name: str) -> None:
+    assert widths(check(Net(MOVES[name], a=conv(8, 8)), draws=4))["stem"] == (8, 1)
+
+
+def test_repeats_along_channels() -> None:
+    analysis = check(Net(lambda m, x: x.repeat(1, 2, 1, 1), after=16), draws=4)
+    assert widths(analysis) == {"stem": (8, 1)}
+    assert widths(check(Net(lambda m, x: x.repeat_interleave(2, dim=1), after=16), draws=4)) == {"stem": (8, 1)}
+    assert widths(check(Net(lambda m, x: torch.flip(x, (1,))), draws=4)) == {"stem": (8, 1)}
+
+
+FREEZES = {
+    "unbind": lambda m, x: torch.stack(torch.unbind(x, 1), 1),
+    "roll": lambda m, x: torch.roll(x, 1, 1),
+    "softmax": lambda m, x: torch.softmax(x, dim=1),
+    "normalize": lambda m, x: F.normalize(x, dim=1),
+    "pixel shuffle": lambda m, x: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2),
+    "matmul": lambda m, x: x @ x,
+    "einsum": lambda m, x: torch.einsum("bchw,bcwv->bchv", x, x),
+    "squeeze": lambda m, x: m["a"](x).mean((2, 3), keepdim=True).squeeze()[:, :, None, None],
+}
+
+
+@pytest.mark.parametrize("name", FREEZES)
+def test_what_mixes_or_counts_channels_freezes_them(name: str) -> None:
+    analysis = check(Net(FREEZES[name], a=conv(8, 8)), draws=2)
+    assert not {"stem", "parts.a"} & set(widths(analysis)) or name == "squeeze"
+    assert all(frozen.source for frozen in analysis.space.frozen if frozen.reason != "it is an output")
+
+
+class Output(NamedTuple):
+    logits: Tensor
+    extra: Tensor | None
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training reaches, and a named tuple for what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.aux = conv(3, 8), conv(8, 5), conv(8, 2)
+
+    def forward(self, x: Tensor) -> Output:
+        x = self.stem(x)
+        return Output(self.head(x), self.aux(x) if self.training else None)
+
+
+def test_heads_that_only_training_reaches_are_cut_as_well() -> None:
+    analysis = analyse(Auxiliary().eval(), images(2, size=8))
+    architecture = analysis.space.full.with_width("stem", 3)
+    student = build(analysis, architecture)
+    assert student.aux.in_channels == 3
+    assert student.train()(images(2, size=8)).extra.shape == (2, 2, 8, 8)
+    assert predict(analysis, architecture).parameters == sum(p.numel() for p in student.parameters())
+    assert predict(analysis, architecture).macs == 64 * 9 * (3 * 3 + 3 * 5)  # not of what evaluation leaves out
+
+
+def test_what_passes_by_a_removed_layer_is_not_overwritten() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b, self.head = conv(3, 8), conv(8, 8), conv(8, 8), conv(8, 5)
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.sigmoid(self.stem(x))
+            y = self.a(x)
+            y += 1
+            y = self.act(self.b(y))
+            return self.head(x * y)
+
+    analysis = analyse(InPlace().eval(), images(2, size=8))
+    student = build(analysis, analysis.space.full.without("a", "layer:b"))
+    x = images(2, size=8)
+    stem = torch.sigmoid(student.stem(x))
+    assert torch.equal(student(x), student.head(stem * (stem + 1)))
+    student.train()(x).sum().backward()
+    assert not student.act.inplace and analysis.teacher.act.inplace

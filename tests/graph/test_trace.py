@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.models import images, zoo_analysis
+from understudy.core.errors import TraceError
+from understudy.graph.trace import Signature, source_line, trace
+from understudy.models import zoo
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x
+        return -x
+
+
+class SamePadding(nn.Module):
+    """Pads by numbers that the example's size decides, in a branch, as networks ported from TensorFlow do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        rows = max((math.ceil(height / 2) - 1) * 2 + 3 - height, 0)
+        columns = max((math.ceil(width / 2) - 1) * 2 + 3 - width, 0)
+        if rows > 0 or columns > 0:
+            x = nn.functional.pad(x, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+        return self.conv(x)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x: Tensor, y: Tensor | None = None, scale: float = 2.0) -> dict[str, Tensor]:
+        return {"out": x * scale if y is None else x + y}
+
+
+def test_leaves_the_teacher_alone() -> None:
+    model = zoo.create("vgg11", width=4).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    trace(model, images(2))
+    assert model.training and model.features[1].training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_records_shapes_and_lines() -> None:
+    traced = zoo_analysis("resnet20").trace
+    add = next(node for node in traced.nodes if "add" in node.name)
+    assert add.meta["value"] == Signature((2, 8, 32, 32), torch.float32)
+    assert source_line(add).startswith("resnet.py:")
+    assert source_line(add).endswith("residual + self.shortcut(x))")
+    assert traced.batch == 2
+
+
+def test_refuses_branches_on_values_with_their_line() -> None:
+    with pytest.raises(TraceError, match=r"test_trace\.py:\d+: if x\.sum\(\) > 0.*leaf_modules"):
+        trace(Branching(), torch.ones(2, 3))
+
+
+def test_takes_the_branch_of_the_examples_shape() -> None:
+    traced = trace(SamePadding(), images(1))
+    assert any(node.target is nn.functional.pad for node in traced.nodes)
+    assert traced.nodes[-1].meta["value"].shape == (1, 4, 16, 16)
+
+
+def test_a_leaf_module_is_one_operation() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), Branching())
+    traced = trace(model, torch.ones(2, 3), leaf_modules=(Branching,))
+    assert [node.target for node in traced.nodes if node.op == "call_module"] == ["0", "1"]
+
+
+@pytest.mark.parametrize("example", [torch.ones(2, 3), (torch.ones(2, 3), torch.ones(2, 3)), {"x": torch.ones(2, 3)}])
+def test_examples_are_tensors_tuples_or_dicts(example: object) -> None:
+    traced = trace(TwoInputs(), example)  # type: ignore[arg-type]
+    assert traced.nodes[-1].meta["value"]["out"].shape == (2, 3)
+
+
+def test_says_when_the_example_is_wrong() -> None:
+    with pytest.raises(TraceError, match=r"must accept the example \{'images': \(2, 5, 32, 32\)\}, but it failed"):
+        trace(zoo.create("vgg11", width=4), images(2, channels=5))
+    with pytest.raises(TraceError, match="the example has 4 inputs, but forward takes 3: x, y, scale"):
+        trace(TwoInputs(), (torch.ones(1),) * 4)
+
+
+def test_what_is_no_example_and_no_teacher() -> None:
+    conv = nn.Conv2d(3, 8, 3)
+    with pytest.raises(TraceError, match=r"an example must have elements, but 'input' has the shape \(0, 3, 8, 8\)"):
+        trace(conv, images(0, size=8))
+    with pytest.raises(TraceError, match=r"must accept the example \{'input': 'ndarray'\}, but it failed"):
+        trace(conv, images(2, size=8).numpy())  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match=r"a teacher must be a torch\.nn\.Module, but got function"):
+        trace(lambda x: x, images(2))  # type: ignore[arg-type]

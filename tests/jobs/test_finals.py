@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from understudy.config.training import Final, Training
+from understudy.core.architecture import Architecture
+from understudy.core.evaluation import Evaluation
+from understudy.jobs.finals import Finisher
+from understudy.testing.landscapes import toy_evaluation, toy_space
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import Progress
+
+SPACE = toy_space()
+FIRST, SECOND = (SPACE.full.with_width(SPACE.groups[0].name, width) for width in (8, 16))
+FINAL = Final(training=Training(epochs=4))
+
+
+class Trainer(Evaluator):
+    """An Evaluator that trains nothing; interrupted after `stop_after` epochs."""
+
+    def __init__(self, stop_after: int = 99) -> None:
+        self.__dict__.update(trained=[], stop_after=stop_after)
+
+    def finish(
+        self, architecture: Architecture, final: Final, *, checkpoint: Path, on_epoch: Callable[[Progress], object]
+    ) -> tuple[Evaluation, nn.Module]:
+        self.trained.append(architecture)
+        for epoch in range(1, final.training.epochs + 1):
+            on_epoch(Progress(epoch=epoch, epochs=4, loss=0.0, seconds=1.0, images_per_second=1.0))
+            if epoch == self.stop_after:
+                raise KeyboardInterrupt
+        return toy_evaluation(architecture), nn.Linear(2, 2)
+
+
+def finisher(trainer: Trainer, folder: Path, **fields: Any) -> Finisher:
+    return Finisher(evaluator=trainer, final=FINAL, folder=folder, **fields)
+
+
+def test_what_was_trained_is_loaded(tmp_path: Path) -> None:
+    trainer = Trainer()
+    first = finisher(trainer, tmp_path)(FIRST)
+    assert finisher(trainer, tmp_path)(FIRST) == first
+    assert trainer.trained == [FIRST]
+
+
+def test_epochs_are_counted_whoever_trains(tmp_path: Path) -> None:
+    told: list[int] = []
+    watcher = finisher(Trainer(), tmp_path)
+    assert watcher.epochs_done([FIRST, SECOND]) == 0
+    finisher(Trainer(), tmp_path, on_epoch=lambda: told.append(watcher.epochs_done([FIRST, SECOND])))(FIRST)
+    with pytest.raises(KeyboardInterrupt):
+        finisher(Trainer(stop_after=3), tmp_path)(SECOND)
+    assert told == [1, 2, 3, 4]
+    assert watcher.epochs_done([FIRST, SECOND]) == 7
+    finisher(Trainer(), tmp_path)(SECOND)
+    assert watcher.epochs_done([FIRST, SECOND]) == 8
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

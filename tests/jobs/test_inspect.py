@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.models import images, zoo_analysis
+from understudy.cli import main
+from understudy.core.errors import TraceError
+from understudy.cost.predict import per_layer, predict
+from understudy.graph.analysis import analyse
+from understudy.jobs import inspect as inspecting
+
+ARGUMENTS = ["zoo:resnet20", "--arguments", "width=4"]
+
+
+def test_prints_what_can_go_what_cannot_and_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *ARGUMENTS, "--check"]) == 0
+    out = capsys.readouterr().out
+    for title in ("Layers, in order", "Units that can be removed", "Groups of channels that can shrink", "Frozen"):
+        assert title in out
+    assert "it is an output" in out
+    assert re.search(r"within reach: [\d.]+ to [\d.]+K parameters", out)
+    assert re.search(r"slicing is multiplying by zero in (\d+) of \1 groups", out)
+
+
+def test_json_is_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *ARGUMENTS, "--json", "--check"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["input"] == [3, 32, 32]
+    assert found["fewest_parameters"]["parameters"] < found["cost"]["parameters"]
+    assert {layer["name"] for layer in found["layers"]} == set(found["costs"])
+    assert [check["group"] for check in found["checks"]] == [group["name"] for group in found["groups"]]
+    assert all(check["holds"] for check in found["checks"])
+
+
+def test_a_check_that_fails_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(inspecting, "relative_error", lambda *arguments: 1e-3)
+    assert main(["inspect", *ARGUMENTS, "--check"]) == 1
+    assert "multiplying by zero in 0 of" in capsys.readouterr().out
+
+
+def test_costs_of_layers_add_up() -> None:
+    analysis = zoo_analysis("resnet20")
+    unit = next(u for u in analysis.space.units if u.kind == "block")
+    for architecture in (
+        analysis.space.full,
+        analysis.space.full.with_width("conv1", 3).with_kernel("conv1", 1),
+        analysis.space.full.without(unit.name),
+    ):
+        cost, layers = predict(analysis, architecture), per_layer(analysis, architecture)
+        assert sum(layer.macs for layer in layers.values()) == cost.macs
+        assert sum(layer.parameters for layer in layers.values()) == cost.parameters
+        assert max(layer.activation_bytes for layer in layers.values()) <= cost.peak_activation_bytes
+    assert layers[unit.layers[0]].parameters == layers[unit.layers[0]].activation_bytes == 0
+
+
+def test_frozen_channels_have_a_reason_and_a_line() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8 * 16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).view(-1, 8 * 16))
+
+    found = inspecting.inspect_analysis(analyse(Written(), images(2, size=4)), name="written")
+    frozen = {f.name: f for f in found.space.frozen}["conv"]
+    assert frozen.reason == "view writes their number as 128"
+    assert frozen.source.endswith("return self.head(self.conv(x).view(-1, 8 * 16))")
+    assert found.shrinkable == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zoo:resnet21"], "the zoo has .*did you mean 'resnet20'"),
+        (["resnet20"], "a model must be zoo:NAME"),
+        (["zoo:resnet20", "--channels", "1"], "must accept the example .*1, 32, 32"),
+        (["zoo:resnet20", "--size", "0"], "an image must have pixels and channels, but got size 0"),
+        (["zoo:resnet20", "--arguments", "depth=3"], "must take the arguments it is given, depth=3"),
+        (["zoo:resnet20", "--weights", "none.safetensors"], "a weights file must be readable"),
+    ],
+)
+def test_mistakes_get_one_clear_error(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.startswith("error: ")
+
+
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_a_missing_extra_is_named(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (package, f"{package}.models"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert main(["inspect", f"{package}:resnet18"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: {package} must be installed, but is not: pip install 'understudy[vision]'"
+    )
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
+    assert main(["inspect", *ARGUMENTS, "--weights", str(tmp_path / "other.pt")]) == 2
+    assert "weights must fit the model" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_traced_names_the_line() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(TraceError, match="must not branch on the values"):
+        analyse(Branching(), images(1))

@@ -1,0 +1,368 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import re
+import sys
+import time
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import understudy as us
+from tests.support.tiny import DEVICE, FACTORY, FINAL, Tiny, outcome, squeeze, teach_tiny
+from understudy.cli import main
+from understudy.config.methods import Decore
+from understudy.config.training import Training
+from understudy.core.errors import ConfigError, GoalError, RunError, SurgeryError
+from understudy.data import Data
+from understudy.jobs import prune
+from understudy.jobs.teach import load_teacher
+from understudy.models import zoo
+from understudy.models.spec import Teacher
+from understudy.models.student import load_student
+
+JOB = import_module("understudy.jobs.compress")
+METHOD = Decore(
+    training=Training(epochs=6, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1, initial=3.0
+)
+GOAL = us.Goal(params="3x")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return teach_tiny(tmp_path_factory.mktemp("teacher") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def done(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> us.Result:
+    """A finished run, not to be changed."""
+    return squeeze(teacher, tmp_path_factory.mktemp("runs") / "done", method=METHOD, goal=GOAL)
+
+
+def test_the_student_keeps_the_budget_and_uses_it(done: us.Result) -> None:
+    parameters = sum(p.numel() for p in done.student.parameters())
+    most = done.summary["teacher"]["parameters"] / 3
+    assert parameters == done.summary["student"]["parameters"] and done.kept
+    assert 0.8 * most < parameters <= most  # one more channel of the second layer would be too much
+    assert done.architecture.channels and not done.architecture.removed
+    # Better than what the agents left, which is far better than chance.
+    pruned = json.loads(stored(done.run)[0])
+    assert pruned["architecture"]["channels"] == {n: [*c] for n, c in done.architecture.channels}
+    assert done.evaluation.accuracy >= pruned["accuracy"] > 0.3
+
+
+def stored(folder: Path) -> list[str]:
+    import optuna
+
+    study = optuna.load_study(study_name="candidates", storage=f"sqlite:///{folder / 'study.db'}")
+    return [trial.user_attrs["evaluation"] for trial in study.trials]
+
+
+def test_run_folder_holds_everything(done: us.Result, teacher: Teacher) -> None:
+    assert {path.name for path in (done.run / "decore").iterdir()} == {"architecture.json", "network.safetensors"}
+    log = (done.run / "run.log").read_text()
+    assert "epoch 6/6" in log and "masked equals sliced" in log and "pruned: " in log
+    policy = load_file(done.run / "policy.safetensors")
+    assert {name: len(part) for name, part in policy.items()} == {"first.0": 8, "second.0": 16}
+    # The network learned together with its agents.
+    learned = load_file(done.run / "decore" / "network.safetensors")
+    assert not torch.equal(learned["first.0.weight"], teacher.module.get_parameter("first.0.weight"))
+
+
+def test_a_finished_run_is_loaded_without_training(
+    teacher: Teacher, done: us.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("understudy.training.evaluator.train", "understudy.jobs.prune.train"):
+        monkeypatch.setattr(place, _unexpected)
+    again = squeeze(teacher, done.run, method=METHOD, goal=GOAL)
+    assert again.summary == done.summary
+
+
+def _unexpected(*args: object, **kwargs: object) -> None:
+    raise AssertionError("nothing is to be done again")
+
+
+def test_the_student_comes_back_from_its_folder(done: us.Result, tmp_path: Path) -> None:
+    done.save(tmp_path / "student")
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path / "student")(images), done.student(images))
+
+
+class Interruption(BaseException):
+    """As if the process had died."""
+
+
+def test_an_interrupted_loop_ends_as_an_undisturbed_one(
+    teacher: Teacher, done: us.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # After the second epoch, after the fifth, before anything of the result was written, and before the last file.
+    for place, name, calls in (
+        (prune._Report, "__call__", 2),
+        (prune._Report, "__call__", 3),
+        (prune, "save_weights", 1),
+        (prune.Pruning, "_analysed", 2),
+        (JOB._Job, "_tell_of_final", 1),
+    ):
+        with monkeypatch.context() as m:
+            m.setattr(place, name, _dying(getattr(place, name), calls))
+            with pytest.raises(Interruption):
+                squeeze(teacher, tmp_path / "run", method=METHOD, goal=GOAL)
+    squeeze(teacher, tmp_path / "run", method=METHOD, goal=GOAL)
+    assert outcome(tmp_path / "run") == outcome(done.run)
+    for name in ("policy.safetensors", "decore/network.safetensors", "decore/architecture.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (done.run / name).read_bytes()
+    epochs = [line for line in (tmp_path / "run" / "run.log").read_text().splitlines() if "channels kept" in line]
+    # An epoch that was told of but not yet kept is done again, nothing else.
+    assert [line.split("epoch ")[1][0] for line in epochs] == ["1", "2", "2", "3", "4", "4", "5", "6"]
+
+
+def _dying(function: Any, calls: int) -> Any:
+    left = [calls]
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        answer = function(*args, **kwargs)
+        if not left[0]:
+            raise Interruption
+        return answer
+
+    return wrapper
+
+
+def drive(teacher: str, folder: str) -> None:
+    """Prune, in a process that may be killed."""
+    squeeze(load_teacher(teacher), Path(folder), method=METHOD, goal=GOAL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
+def test_kills_change_nothing(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.tiny"])
+    teach_tiny(tmp_path / "teacher")
+    numbers, kills = random.Random(0), 0
+
+    def drives(folder: Path, seconds: float | None = None) -> bool:
+        process = context.Process(target=drive, args=(str(tmp_path / "teacher"), str(folder)))
+        process.start()
+        process.join(seconds)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -9)
+        return process.exitcode == 0
+
+    assert drives(tmp_path / "warm")
+    start = time.monotonic()
+    assert drives(tmp_path / "undisturbed")
+    whole = time.monotonic() - start
+    for name in ("one", "two"):
+        while not drives(tmp_path / name, numbers.uniform(0.2, 0.8) * whole if kills < 6 else None):
+            kills += 1
+        assert outcome(tmp_path / name) == outcome(tmp_path / "undisturbed")
+        policy = "policy.safetensors"
+        assert (tmp_path / name / policy).read_bytes() == (tmp_path / "undisturbed" / policy).read_bytes()
+    assert kills >= 3
+    assert outcome(tmp_path / "undisturbed") == outcome(done.run)
+
+
+@pytest.mark.parametrize(
+    ("goal", "worth", "by_cost"),
+    [
+        (us.Goal(params="3x"), "cost", True),
+        (us.Goal(params="3x", size_mb="3x"), "cost", True),
+        (us.Goal(params="3x"), "channel", False),
+        (us.Goal(params="3x", macs="3x", latency_ms="50"), "cost", True),
+        (us.Goal(params="3x", memory_mb="2x"), "cost", False),
+    ],
+)
+def test_agents_earn_the_cost_that_all_save_where_each_layer_has_some(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: us.Goal, worth: Any, by_cost: bool
+) -> None:
+    def seen(self: prune.Pruning, learner: Any, steering: Any, lesson: Any) -> None:
+        assert steering.by_cost == learner.agents.together == by_cost
+        raise Interruption
+
+    monkeypatch.setattr(prune.Pruning, "_train", seen)
+    with pytest.raises(Interruption):
+        squeeze(teacher, tmp_path / "run", method=replace(METHOD, worth=worth), goal=goal)
+
+
+@pytest.mark.parametrize(("name", "goal"), [("macs", us.Goal(macs="3x")), ("latency_ms", us.Goal(latency_ms="50"))])
+def test_other_budgets(teacher: Teacher, tmp_path: Path, name: str, goal: us.Goal) -> None:
+    result = squeeze(teacher, tmp_path / "run", method=METHOD, goal=goal)
+    assert result.kept and [budget["name"] for budget in result.summary["goal"]] == [name]
+    if name == "macs":
+        assert result.summary["student"]["macs"] > 0.8 * result.summary["teacher"]["macs"] / 3
+
+
+def test_a_latency_curve_that_promised_too_little_is_corrected(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An imagined clock, on which every student takes twice what its MACs say: 2 ms for the teacher's.
+    def latency(model: nn.Module, example: torch.Tensor, *, threads: int = 1) -> tuple[float, float]:
+        share = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in teacher.module.parameters())
+        return 2.0 * share + 0.01, 0.0
+
+    monkeypatch.setattr("understudy.jobs.task.latency", latency)
+    result = squeeze(teacher, tmp_path / "run", method=METHOD, goal=us.Goal(latency_ms="3x"))
+    (budget,) = result.summary["goal"]
+    assert result.kept and budget["obtained"] > 0.5 * budget["limit"]
+
+
+def test_without_a_budget_the_penalty_decides(teacher: Teacher, tmp_path: Path) -> None:
+    def kept(penalty: float) -> tuple[int, str]:
+        method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0, penalty=penalty)
+        result = squeeze(teacher, tmp_path / str(penalty), method=method)
+        assert result.summary["goal"] == []
+        return result.summary["student"]["parameters"], (tmp_path / str(penalty) / "run.log").read_text()
+
+    (bold, quiet), (careful, warned) = kept(0.3), kept(1000.0)
+    assert bold < careful == 3818
+    assert "dropping does not pay" in warned and "dropping does not pay" not in quiet
+
+
+def test_saturated_agents_are_warned_of(teacher: Teacher, tmp_path: Path) -> None:
+    method = Decore(training=METHOD.training, initial=9.6, importance=0.0, limit=0.0, agent_lr=0.001)
+    squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(params="1.1x"))
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "every agent still keeps its channel" in log and "100.00% saturated" in log
+    assert "the agents did not get to the budget" not in log  # 1.1 times of it is near
+    assert "every agent" not in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_the_default_rate_gets_to_the_budget_on_small_data(teacher: Teacher, tmp_path: Path) -> None:
+    logs = []
+    for name, rate in (("default", 0.0), ("slow", 0.01)):
+        squeeze(teacher, tmp_path / name, method=Decore(training=METHOD.training, agent_lr=rate), goal=GOAL)
+        logs.append((tmp_path / name / "run.log").read_text())
+    assert "the agents did not get to the budget" not in logs[0]
+    assert re.search(r"did not get to the budget: what they keep on average takes [1-3]\.\d\d times of it", logs[1])
+    assert "give more decore.training.epochs or a larger decore.agent_lr (it was 0.01)" in logs[1]
+
+
+def test_agents_of_a_network_that_guesses_are_warned_of(teacher: Teacher, tmp_path: Path) -> None:
+    logs = []
+    for name, goal, rate in (("careful", GOAL, METHOD.agent_lr), ("hasty", us.Goal(params="30x"), 1.0)):
+        squeeze(teacher, tmp_path / name, method=replace(METHOD, agent_lr=rate), goal=goal)
+        logs.append((tmp_path / name / "run.log").read_text())
+    assert "agents heard no more" not in logs[0]
+    assert re.search(r"in the end \d+\.\d+% of the answers with masks were right, where a guess has \d+", logs[1])
+
+
+def test_what_does_not_agree_is_not_saved(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from understudy.surgery.gated import Gate
+
+    monkeypatch.setattr(Gate, "forward", lambda self, x: torch.relu(x) if self.relu else x)  # masks nothing
+    with pytest.raises(SurgeryError, match="must answer as the masked one, but outputs of up to"):
+        squeeze(teacher, tmp_path / "run", method=METHOD, goal=GOAL)
+    assert not (tmp_path / "run" / "policy.safetensors").exists()
+    assert [path.name for path in (tmp_path / "run" / "decore").iterdir()] == ["loop.checkpoint.pt"]
+
+
+def test_widths_are_multiples(teacher: Teacher, tmp_path: Path) -> None:
+    method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0, round_to=4, min_width=4)
+    result = squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(params="2x"))
+    assert {width % 4 for _, width in result.architecture.widths} == {0}
+
+
+def test_agents_can_learn_from_the_teacher_too(teacher: Teacher, tmp_path: Path) -> None:
+    training = Training(epochs=2, batch_size=64, loss="mse+ce")
+    result = squeeze(teacher, tmp_path / "run", method=Decore(training=training, agent_lr=0.1), goal=GOAL)
+    assert result.kept and any((tmp_path / "run" / "logits").iterdir())
+
+
+def test_a_training_that_fails_says_why(teacher: Teacher, tmp_path: Path) -> None:
+    training = Training(epochs=1, batch_size=64, optimizer="sgd", lr=1e9, gradient_clip=0.0, loss="ce")
+    with pytest.raises(RunError, match="must succeed, but it failed: diverged"):
+        squeeze(teacher, tmp_path / "run", method=Decore(training=training), goal=GOAL)
+
+
+@pytest.mark.slow
+def test_methods_chain(teacher: Teacher, tmp_path: Path) -> None:
+    first = squeeze(teacher, tmp_path / "n2n", goal=us.Goal(params="1.5x"))
+    method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0)
+    second = squeeze(teacher, tmp_path / "decore", method=method, goal=us.Goal(params="4x"), start=first.student)
+    assert second.kept and second.summary["teacher"]["parameters"] == 3818 > first.summary["student"]["parameters"]
+    assert second.summary["teacher"]["val"] == first.summary["teacher"]["val"]
+    assert second.summary["student"]["parameters"] <= 3818 / 4
+    narrow = us.UniformWidth(students=8, round_to=1, min_width=1)
+    third = squeeze(teacher, tmp_path / "third", method=narrow, goal=us.Goal(params="6x"), start=second.student)
+    assert third.summary["student"]["parameters"] < second.summary["student"]["parameters"]
+    images = torch.randn(3, 1, 8, 8)
+    second.save(tmp_path / "student")
+    with torch.no_grad():
+        assert torch.equal(load_student(tmp_path / "student", first.student)(images), second.student(images))
+    with pytest.raises(RunError, match="start was"):
+        squeeze(teacher, tmp_path / "decore", method=method, goal=us.Goal(params="4x"))
+
+
+class Normed(nn.Module):
+    """A trunk with layer norms over channels, as ConvNeXt's, and a hidden layer beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 12, 2, 2), nn.LayerNorm(12)
+        self.wide, self.back = nn.Linear(12, 24), nn.Linear(24, 12)
+        self.classifier = nn.Linear(12, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, 10) of images (B, 1, 8, 8)."""
+        x = self.norm(self.stem(images).permute(0, 2, 3, 1))
+        x = x + self.back(torch.relu(self.wide(x)))
+        return self.classifier(x.mean((1, 2)))
+
+
+def test_layer_norms_over_channels_keep_them(tmp_path: Path) -> None:
+    result = squeeze(Normed(), tmp_path / "run", method=METHOD, goal=us.Goal(params="1.3x"))
+    assert {name for name, _ in result.architecture.widths} == {"wide"}
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "group stem keeps its 12 channels: the layer norm at test_prune.py" in log and "masked equals sliced" in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("resnet56", 8), ("densenet40", 8)])
+def test_additions_and_concatenations_end_to_end(tmp_path: Path, name: str, width: int) -> None:
+    torch.manual_seed(0)
+    deep = zoo.create(name, width=width, input_channels=1)
+    method = Decore(
+        training=Training(epochs=2, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1, initial=2.0
+    )
+    result = squeeze(deep, tmp_path / "run", method=method, goal=us.Goal(params="2x"))
+    assert result.kept and result.summary["student"]["parameters"] > result.summary["teacher"]["parameters"] / 2.4
+    assert "masked equals sliced" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_there_must_be_something_to_decide(tmp_path: Path) -> None:
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ConfigError, match="DECORE needs a group of channels that masks can drop"):
+        squeeze(teacher, tmp_path / "run", method=METHOD)
+    with pytest.raises(GoalError, match="within reach"):
+        squeeze(Tiny(), tmp_path / "other", method=METHOD, goal=us.Goal(params="1000x"))
+
+
+def test_the_command_line_knows_it(teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teach_tiny(tmp_path / "tiny")
+    common = [str(tmp_path / "tiny"), "--data", "digits", "--method", "decore", "--params", "3x"]
+    device = [f"--device.device={DEVICE.device}", "--device.precision=fp32", "--device.memory-format=contiguous"]
+    quick = [
+        *("--decore.training.epochs=2", "--decore.agent-lr=0.2", "--decore.initial=2", *device),
+        *(f"--final.training.epochs={FINAL.training.epochs}", "--final.training.batch-size=64"),
+    ]
+    assert main(["compress", *common, *quick, "--dry-run"]) == 0
+    assert "What would be done" in capsys.readouterr().out
+    run = str(tmp_path / "runs" / "one")
+    assert main(["compress", *common, *quick, "--run", run]) == 0
+    assert main(["resume", run]) == 0
+    assert main(["runs", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "decore" in out and "1/1" in out and "finished" in out
+    assert FACTORY and Data.digits().classes

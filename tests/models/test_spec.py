@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.support.tiny import FACTORY, Tiny
+from understudy.core.errors import ConfigError, ModelError
+from understudy.data import Data
+from understudy.models.spec import ModelSpec, load_model
+from understudy.models.weights import load_into, read_weights, save_weights
+
+
+def test_classes_and_channels_come_from_the_data() -> None:
+    data = Data.digits()
+    assert ModelSpec.for_data("zoo:resnet20", data, {}).arguments == {"input_channels": 1, "classes": 10}
+    assert ModelSpec.for_data(FACTORY, data, {"width": 4}).arguments == {"in_channels": 1, "classes": 10, "width": 4}
+
+
+def test_a_seed_decides_the_weights_and_global_randomness_does_not() -> None:
+    spec = ModelSpec(name="zoo:resnet20", arguments={"width": 4})
+    before = torch.get_rng_state()
+    first, again, other = spec.build(3), spec.build(3), spec.build(4)
+    assert torch.equal(first.conv1.weight, again.conv1.weight)
+    assert not torch.equal(first.conv1.weight, other.conv1.weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("resnet20", ModelError, "a model must be zoo:NAME, .* but got 'resnet20'"),
+        ("zo:resnet20", ModelError, "did you mean 'zoo'"),
+        ("zoo:resnet21", ConfigError, "did you mean 'resnet20'"),
+        ("nothing.py:make", ModelError, "there is no .*nothing.py"),
+        (FACTORY.replace("make", "mak"), ModelError, "must have a function 'mak' .did you mean 'make'"),
+        (FACTORY.replace("make", "DEVICE"), ModelError, "must have a function 'DEVICE'"),
+    ],
+)
+def test_models_that_do_not_exist(name: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        ModelSpec(name=name).build()
+
+
+def test_arguments_must_fit() -> None:
+    with pytest.raises(ModelError, match="must take the arguments it is given, depth=3"):
+        ModelSpec(name=FACTORY, arguments={"depth": 3}).build()
+
+
+def test_a_factory_must_return_a_module(tmp_path: Path) -> None:
+    (tmp_path / "no_module.py").write_text("def make():\n    return 3\n")
+    with pytest.raises(ModelError, match=r"must return a torch.nn.Module, but returned int"):
+        ModelSpec(name=f"{tmp_path / 'no_module.py'}:make").build()
+
+
+def test_a_file_must_not_have_the_name_of_another_module(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("")
+    with pytest.raises(ModelError, match=r"a name of its own, but there is another 'json': .*json"):
+        ModelSpec(name=f"{tmp_path / 'json.py'}:make").build()
+
+
+def test_random_weights_are_no_teacher() -> None:
+    with pytest.raises(ModelError, match="must be trained, but 'zoo:resnet20' comes with random weights"):
+        load_model("zoo:resnet20", Data.digits())
+
+
+def test_weights_are_the_same_after_saving_and_loading(tmp_path: Path) -> None:
+    data, model = Data.digits(), Tiny()
+    save_weights(tmp_path / "w.safetensors", model)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pt")
+    for name in ("w.safetensors", "w.pt"):
+        loaded = load_model(FACTORY, data, weights=tmp_path / name, mean=(0.5,), std=(0.25,))
+        assert all(torch.equal(a, b) for a, b in zip(loaded.module.parameters(), model.parameters(), strict=True))
+        assert loaded.fit(data).mean == (0.5,)
+
+
+def test_tied_weights_are_saved_under_both_names(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    save_weights(tmp_path / "w.safetensors", model)
+    assert set(load_file(tmp_path / "w.safetensors")) == set(model.state_dict())
+
+
+def test_pickled_weights_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
+    torch.save(Tiny(), tmp_path / "whole.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(SimpleNamespace(a=1)))
+    for name in ("whole.pt", "plain.pt"):
+        with pytest.raises(ModelError, match=r"(?s)safetensors, or a state dict.*weights_only=False.*save_file"):
+            read_weights(tmp_path / name)
+
+
+def test_files_that_hold_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="must be readable"):
+        read_weights(tmp_path / "none.pt")
+    (tmp_path / "x.safetensors").write_bytes(b"text")
+    with pytest.raises(ModelError, match=r"a file named \.safetensors must be one"):
+        read_weights(tmp_path / "x.safetensors")
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(ModelError, match="must hold a state dict"):
+        read_weights(tmp_path / "list.pt")
+
+
+def test_weights_that_do_not_fit_are_listed() -> None:
+    state = Tiny().state_dict()
+    state["classifier.wieght"] = state.pop("classifier.weight")
+    state["classifier.bias"] = torch.zeros(3)
+    with pytest.raises(ModelError) as caught:
+        load_into(Tiny(), state, source="w.pt")
+    assert str(caught.value).splitlines() == [
+        "weights must fit the model, but in w.pt:",
+        "  classifier.weight is missing (did you mean 'classifier.wieght'?)",
+        "  classifier.wieght is not in the model",
+        "  classifier.bias is (3,), the model's is (10,)",
+    ]

@@ -1,0 +1,68 @@
+"""A network so small that a whole compression takes a second or two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from understudy.config.methods import N2N
+from understudy.config.training import Candidates, Device, Final, Teaching, Training
+from understudy.data import Data
+from understudy.jobs.compress import Result, compress
+from understudy.jobs.teach import teach
+from understudy.models.spec import Teacher
+
+DEVICE = Device(device="cpu", precision="fp32", memory_format="contiguous")  # pinned: nothing is timed
+TEACHING = Teaching(training=Training(epochs=3, batch_size=64, lr=0.01, loss="ce"), device=DEVICE)
+METHOD = N2N(removal_updates=2, shrinkage_updates=2, rollouts=2, round_to=1, min_width=2)
+CANDIDATES = Candidates(epochs=1, examples=128, batch_size=32)
+FINAL = Final(students=2, training=Training(epochs=2, batch_size=64, loss="mse+ce"))
+
+
+class Tiny(nn.Module):
+    """Two convolutions, a residual one and a classifier, for 8x8 images."""
+
+    def __init__(self, *, in_channels: int = 1, classes: int = 10, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU())
+        self.third = nn.Sequential(nn.Conv2d(2 * width, 2 * width, 3, 1, 1), nn.BatchNorm2d(2 * width), nn.ReLU())
+        self.classifier = nn.Linear(2 * width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, classes) of images (B, in_channels, 8, 8)."""
+        x = self.second(self.first(images))
+        x = x + self.third(x)
+        return self.classifier(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def make(*, in_channels: int = 1, classes: int = 10, width: int = 8) -> Tiny:
+    """Return an untrained Tiny."""
+    return Tiny(in_channels=in_channels, classes=classes, width=width)
+
+
+FACTORY = f"{__file__}:make"
+
+
+def teach_tiny(folder: Path) -> Teacher:
+    """Return a Tiny that was taught the digits, and leave it in a folder."""
+    return teach(FACTORY, Data.digits(), folder, teaching=TEACHING)
+
+
+def squeeze(teacher: nn.Module | Teacher, folder: Path, **settings: Any) -> Result:
+    """Compress on the digits in a second or two."""
+    chosen = {"method": METHOD, "candidates": CANDIDATES, "final": FINAL, "device": DEVICE, **settings}
+    return compress(teacher, Data.digits(), run=folder, progress=False, **chosen)
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return all that a run found: its summary without times, and the weights of its students."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for figures in (summary["teacher"], summary["student"], summary["search"], *summary["finals"]):
+        for name in ("latency_ms", "latency_spread_ms", "latency_all_ms", "latency_all_spread_ms", "seconds"):
+            figures.pop(name, None)
+    return summary, {path.name: path.read_bytes() for path in (folder / "students").glob("*.safetensors")}

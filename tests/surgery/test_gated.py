@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.support.models import images, random_widths, zoo_analysis
+from tests.surgery.test_build import QUICK, SLOW
+from understudy.graph.analysis import Analysis, analyse
+from understudy.models import zoo
+from understudy.surgery.build import build, kept_slots
+from understudy.surgery.gated import Gated
+from understudy.surgery.masked import Masked
+
+
+@cache
+def lively(name: str) -> Analysis:
+    """A network of the zoo whose norms know its activations: fresh deep ones answer every image alike."""
+    network = copy.deepcopy(zoo_analysis(name).teacher).train()
+    with torch.no_grad():
+        for seed in range(20):
+            network(images(16, seed=seed))
+    return analyse(network.eval(), images(2))
+
+
+def kept(analysis: Analysis, seed: int) -> Tensor:
+    """Return the slots that a random architecture keeps, (S,)."""
+    return torch.from_numpy(kept_slots(analysis, random_widths(analysis.space, seed)))[:-1].float()
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_open_gates_change_nothing(name: str) -> None:
+    analysis = zoo_analysis(name)
+    gated = Gated(analysis, analysis.teacher).eval()
+    assert torch.equal(gated(images(3)), analysis.teacher(images(3)))
+    gated.mask(torch.ones(1, analysis.groups.slots))
+    assert torch.equal(gated(images(3)), analysis.teacher(images(3)))
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=5)
+def test_closed_gates_are_missing_channels(name: str, seed: int) -> None:
+    analysis = lively(name)
+    architecture = random_widths(analysis.space, seed)
+    gated = Gated(analysis, analysis.teacher).eval()
+    gated.mask(torch.from_numpy(kept_slots(analysis, architecture))[None, :-1].float())
+    with torch.no_grad():
+        scale = analysis.teacher(images(2)).abs().max()
+        out = gated(images(2))
+        assert (out - build(analysis, architecture).eval()(images(2))).abs().max() < 1e-5 * scale
+        assert (out - Masked(analysis, architecture).run(images(2))).abs().max() < 1e-5 * scale
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg11", "mobilenet_v2"])
+def test_each_example_has_its_own_mask(name: str) -> None:
+    analysis = lively(name)
+    gated, x = Gated(analysis, analysis.teacher).eval(), images(3)
+    masks = torch.stack([kept(analysis, seed) for seed in range(3)])
+    with torch.no_grad():
+        gated.mask(masks)
+        together = gated(x)
+        for i in range(3):
+            gated.mask(masks[i : i + 1])
+            assert torch.allclose(together[i], gated(x)[i], rtol=1e-3, atol=1e-4)
+        assert (together - analysis.teacher(x)).abs().max() > 0.01
+
+
+def test_gradients_are_those_of_the_sliced_network() -> None:
+    # Also through the gate that is a ReLU at the same time.
+    analysis = zoo_analysis("resnet20")
+    network = copy.deepcopy(analysis.teacher).train()
+    trained = analyse(network, analysis.trace.example)
+    architecture = random_widths(trained.space, 1)
+    student = build(trained, architecture).train()
+    gated = Gated(trained, network).train()
+    assert any(gate.relu for gate in gated.gates.values())
+    stays = torch.from_numpy(kept_slots(trained, architecture))
+    gated.mask(stays[None, :-1].float())
+    gated(images(4)).square().sum().backward()
+    student(images(4)).square().sum().backward()
+    labels = torch.from_numpy(trained.groups.plan.parameters["classifier.weight"].dims[1])
+    whole, own = network.get_parameter("classifier.weight").grad, student.get_parameter("classifier.weight").grad
+    assert whole is not None and own is not None
+    assert torch.allclose(whole[:, stays[labels]], own, rtol=1e-3, atol=1e-4)
+    assert whole[:, ~stays[labels]].abs().max() == 0
+    first, cut = network.get_parameter("conv1.weight").grad, student.get_parameter("conv1.weight").grad
+    emitted = torch.from_numpy(trained.groups.emitted["conv1"])
+    assert first is not None and cut is not None
+    assert torch.allclose(first[stays[emitted]], cut, rtol=1e-2, atol=1e-3 * float(cut.abs().max()))
+
+
+class Preserved(nn.Module):
+    """What a ReLU overwrites in place is used again after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 2, H - 2, W - 2) of x (B, 3, H, W)."""
+        x = self.first(x)
+        y = self.second(self.relu(x))
+        return self.third(y + x)
+
+
+def test_a_relu_whose_input_is_used_elsewhere_stays() -> None:
+    model = Preserved().eval()
+    analysis = analyse(model, images(2, size=8))
+    gated = Gated(analysis, model).eval()
+    assert not any(gate.relu for gate in gated.gates.values())
+    architecture = random_widths(analysis.space, 2)
+    gated.mask(torch.from_numpy(kept_slots(analysis, architecture))[None, :-1].float())
+    assert torch.allclose(gated(images(2, size=8)), build(analysis, architecture)(images(2, size=8)), atol=1e-5)
+
+
+class Folded(nn.Module):
+    """Examples and positions share a dimension where the second layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+        self.last = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 4) of x (B, 3, H, W)."""
+        x = self.first(x).permute(0, 2, 3, 1)
+        rows = self.second(x.reshape(-1, x.shape[-1]))
+        return self.last(rows.reshape(x.shape[0], -1, 5).mean(1))
+
+
+def test_where_examples_cannot_be_told_apart_is_said() -> None:
+    model = Folded()
+    analysis = analyse(model, images(2, size=8))
+    names = [g.name for g in analysis.space.groups]
+    gated = Gated(analysis, model)
+    slots_of = dict(zip(names, analysis.groups.slots_of, strict=True))
+    unmasked = {name for name, slots in slots_of.items() if gated.unmasked.keys() & {*slots.tolist()}}
+    assert "first" in names and unmasked == {"first"}
+    assert "examples cannot be told apart" in gated.unmasked[int(slots_of["first"][0])]

@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from understudy.config.training import Augmentation, Candidates, Final, Training
+from understudy.core.architecture import Architecture
+from understudy.core.errors import RunError, SurgeryError
+from understudy.core.evaluation import Evaluation
+from understudy.data import Data, Views
+from understudy.graph.analysis import Analysis, analyse
+from understudy.training import evaluator as module
+from understudy.training import teacher_logits
+from understudy.training.evaluator import Evaluator, weights_digest
+from understudy.training.loop import Compute, Progress, accuracy, predict, train
+
+CANDIDATES = Candidates(epochs=2, examples=90, batch_size=32, stop_below=0.0)
+FINAL = Final(training=Training(epochs=3, batch_size=32, loss="mse+ce"))
+AUGMENTATION = Augmentation(crop=1, flip=True)
+
+
+class Teacher(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.dropout = nn.Dropout(0.1)
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(images)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.classifier(self.dropout(x.mean((2, 3))))
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Images (n, 1, 8, 8) whose texture tells their class."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    stripes = np.stack([np.arange(8) % (2 + label) == 0 for label in labels])[:, None, None, :] * 90
+    images = stripes + generator.integers(0, 120, (240, 1, 8, 8))
+    return Data.from_arrays(images.astype(np.uint8), labels, val_share=0.25)
+
+
+@pytest.fixture(scope="module")
+def analysis(data: Data) -> Analysis:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = Teacher()
+    training = Training(epochs=8, batch_size=32, lr=0.02, loss="ce")
+    views = Views(len(data.train), Augmentation(), 0)
+    train(teacher, data.train, training, normalise=data.normalise, views=views, compute=Compute(threads=1), seed=0)
+    return analyse(teacher.eval(), torch.zeros(2, 1, 8, 8))
+
+
+@pytest.fixture
+def make(data: Data, analysis: Analysis, tmp_path: Path, device: torch.device) -> Callable[..., Evaluator]:
+    """Return a function that makes an evaluator of these settings."""
+
+    def made(**settings: Any) -> Evaluator:
+        defaults = {
+            "analysis": analysis,
+            "data": data,
+            "candidates": CANDIDATES,
+            "augmentation": AUGMENTATION,
+            "compute": Compute(device=device, threads=1),
+            "seed": 3,
+            "folder": tmp_path / "logits",
+        }
+        return Evaluator(**{**defaults, **settings})
+
+    return made
+
+
+@pytest.fixture
+def narrow(analysis: Analysis) -> Architecture:
+    return analysis.space.architecture(widths={"conv1": 8, "conv2": 12})
+
+
+def same(one: nn.Module | None, other: nn.Module | None) -> bool:
+    assert one is not None
+    assert other is not None
+    states = one.state_dict(), other.state_dict()
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def timeless(evaluation: Evaluation) -> Evaluation:
+    return replace(evaluation, seconds=0.0)
+
+
+def test_an_evaluation_says_all_of_a_trained_student(
+    make: Callable[..., Evaluator], narrow: Architecture, data: Data
+) -> None:
+    evaluator = make()
+    evaluation, student = evaluator.evaluate(narrow)
+    assert student is not None
+    assert (evaluation.status, evaluation.error) == ("ok", None)
+    assert evaluation.architecture is narrow
+    assert evaluation.cost is not None
+    assert evaluation.cost.parameters == sum(p.numel() for p in student.parameters())
+    assert evaluation.accuracy == accuracy(student, data.val, normalise=data.normalise, compute=evaluator.compute)
+    assert evaluation.accuracy > 0.5
+    assert evaluation.seconds > 0
+    assert evaluation.teacher == evaluator.teacher_digest == weights_digest(evaluator.analysis.teacher)
+    assert evaluation.data == data.digest
+    assert evaluation.recipe == evaluator.recipe_digest
+    assert evaluator.teacher_accuracy > 0.9
+
+
+def test_the_whole_teacher_keeps_its_accuracy(make: Callable[..., Evaluator], analysis: Analysis) -> None:
+    evaluator = make(candidates=replace(CANDIDATES, lr=0.0))
+    assert evaluator(analysis.space.full).accuracy == pytest.approx(evaluator.teacher_accuracy, abs=0.05)
+
+
+@pytest.mark.parametrize("weights", ["fresh", "inherited"])
+def test_results_depend_on_seed_and_architecture_only(
+    weights: str, make: Callable[..., Evaluator], narrow: Architecture, analysis: Analysis, tmp_path: Path
+) -> None:
+    candidates = replace(CANDIDATES, weights=weights)
+    first, student = make(candidates=candidates).evaluate(narrow)
+    elsewhere = make(candidates=candidates, folder=tmp_path / "other")
+    elsewhere(analysis.space.full)
+    torch.rand(5)
+    again, twin = elsewhere.evaluate(narrow)
+    assert timeless(again) == timeless(first)
+    assert same(student, twin)
+    other, stranger = make(candidates=candidates, seed=4).evaluate(narrow)
+    assert other.seed != first.seed != elsewhere(analysis.space.full).seed
+    assert not same(student, stranger)
+
+
+def test_another_process_gives_the_same_evaluation(make: Callable[..., Evaluator], narrow: Architecture) -> None:
+    evaluator = make()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert timeless(pool.apply(evaluator, (narrow,))) == timeless(evaluator(narrow))
+
+
+def test_an_evaluator_travels_without_what_it_can_make_again(
+    make: Callable[..., Evaluator], narrow: Architecture
+) -> None:
+    evaluator = make()
+    evaluator.prepare()
+    expected = evaluator(narrow)
+    copied = pickle.loads(pickle.dumps(evaluator))
+    assert not {"lesson", "_teacher", "_val"} & set(copied.__dict__)
+    assert {"teacher_accuracy", "teacher_digest"} <= set(copied.__dict__)
+    there = Architecture.from_json(copied.analysis.space, narrow.to_json())
+    assert timeless(copied(there)) == timeless(expected)
+
+
+def test_neither_the_teacher_nor_the_random_state_is_touched(
+    make: Callable[..., Evaluator], narrow: Architecture, analysis: Analysis, device: torch.device
+) -> None:
+    teacher, state = analysis.teacher, torch.get_rng_state()
+    before, tensors = copy.deepcopy(teacher), [p.data_ptr() for p in teacher.parameters()]
+    compute = Compute(device=device, dtype=torch.bfloat16, memory_format=torch.channels_last, threads=1)
+    evaluator = make(compute=compute)
+    evaluator.prepare()
+    evaluator(narrow)
+    assert same(teacher, before)
+    assert [p.data_ptr() for p in teacher.parameters()] == tensors
+    assert [m.training for m in teacher.modules()] == [m.training for m in before.modules()]
+    assert [p.stride() for p in teacher.parameters()] == [p.stride() for p in before.parameters()]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_recipe_is_all_that_decides_a_score(make: Callable[..., Evaluator], tmp_path: Path) -> None:
+    recipe = make().recipe_digest
+    assert len(recipe) == 16
+    assert make(folder=tmp_path, compute=Compute(threads=2)).recipe_digest == recipe
+    changes: list[dict[str, Any]] = [
+        {"seed": 4},
+        {"augmentation": Augmentation(flip=True)},
+        {"candidates": replace(CANDIDATES, lr=0.01)},
+        {"candidates": replace(CANDIDATES, stop_below=0.1)},
+        {"compute": Compute(dtype=torch.bfloat16)},
+        {"compute": Compute(memory_format=torch.channels_last)},
+    ]
+    recipes = [make(**change).recipe_digest for change in changes]
+    assert len({recipe, *recipes}) == len(changes) + 1
+
+
+def test_a_student_that_cannot_be_built_is_a_failed_evaluation(
+    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: object, **settings: object) -> nn.Module:
+        raise SurgeryError("at node add: 48 and 64 channels meet")
+
+    monkeypatch.setattr(module.surgery, "build", build)
+    evaluation, student = make().evaluate(narrow)
+    assert student is None
+    assert (evaluation.status, evaluation.accuracy) == ("failed", 0.0)
+    assert evaluation.error == "SurgeryError: at node add: 48 and 64 channels meet"
+    assert evaluation.cost is not None
+
+
+def test_a_student_that_diverges_is_a_failed_evaluation(
+    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = module.surgery.build
+
+    def build(*args: Any, **settings: Any) -> nn.Module:
+        student = built(*args, **settings)
+        with torch.no_grad():
+            student.classifier.bias.fill_(float("nan"))
+        return student
+
+    monkeypatch.setattr(module.surgery, "build", build)
+    evaluation, student = make().evaluate(narrow)
+    assert student is None
+    assert evaluation.status == "failed"
+    assert (evaluation.error or "").startswith("diverged: the loss was nan by step ")
+
+
+def test_too_little_memory_for_the_score_is_a_failed_evaluation(
+    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(*args: object) -> float:
+        raise torch.OutOfMemoryError("tried to allocate 8 GiB")
+
+    monkeypatch.setattr(Evaluator, "_score", score)
+    evaluation, student = make().evaluate(narrow)
+    assert student is None
+    assert (evaluation.status, evaluation.error) == ("failed", "out of memory: tried to allocate 8 GiB")
+
+
+def test_what_is_not_the_students_fault_is_raised(
+    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make().finish(narrow, FINAL, checkpoint=tmp_path / "final.pt")
+    with pytest.raises(RunError, match="a checkpoint continues only the training that wrote it"):
+        make().finish(narrow, FINAL, repeat=1, checkpoint=tmp_path / "final.pt")
+
+    def unreadable(*args: object, **settings: object) -> Tensor:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(teacher_logits, "predict", unreadable)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        make(seed=8)(narrow)
+
+
+def test_a_candidate_that_was_lost_is_a_failed_evaluation(make: Callable[..., Evaluator], narrow: Architecture) -> None:
+    evaluator = make()
+    lost, found = evaluator.failed(narrow, "the worker process was ended by SIGKILL"), evaluator(narrow)
+    assert (lost.status, lost.error, lost.accuracy) == ("failed", "the worker process was ended by SIGKILL", 0.0)
+    assert (lost.key, lost.seed) == (found.key, found.seed)
+
+
+def test_a_hopeless_student_is_stopped_after_its_first_epoch(
+    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    peek = Evaluator._peek
+
+    def counted(self: Evaluator, student: nn.Module) -> float:
+        epochs.append(1)
+        return peek(self, student)
+
+    monkeypatch.setattr(Evaluator, "_peek", counted)
+    evaluator = make(candidates=replace(CANDIDATES, weights="fresh", lr=1e-9, stop_below=0.9))
+    evaluation, student = evaluator.evaluate(narrow)
+    assert (evaluation.status, evaluation.error, epochs) == ("stopped", None, [1])
+    assert evaluation.accuracy < 0.9 * evaluator.teacher_accuracy
+    assert student is not None
+    assert make(candidates=replace(CANDIDATES, stop_below=0.3))(narrow).status == "ok"
+    assert len(epochs) == 2
+
+
+def test_logits_are_the_teachers_on_the_views_of_each_epoch(
+    make: Callable[..., Evaluator], data: Data, analysis: Analysis
+) -> None:
+    evaluator = make()
+    lesson = evaluator.lesson
+    assert lesson.logits is not None
+    assert len(lesson.split) == 90
+    assert lesson.split.labels.bincount().tolist() == [30, 30, 30]
+    for number in (0, 1):
+        epoch = lesson.views.epoch(number)
+        expected = predict(
+            copy.deepcopy(analysis.teacher).to(evaluator.compute.device), lesson.split,
+            normalise=data.normalise, compute=evaluator.compute, epoch=epoch,
+        )  # fmt: skip
+        assert torch.equal(lesson.logits.epoch(number), expected.half().cpu())
+    assert not torch.equal(lesson.logits.epoch(0), lesson.logits.epoch(1))
+
+
+@pytest.mark.parametrize(("augmentation", "files"), [(AUGMENTATION, 2), (Augmentation(), 1)])
+def test_logits_are_computed_once(
+    augmentation: Augmentation,
+    files: int,
+    make: Callable[..., Evaluator],
+    narrow: Architecture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    def counted(*args: Any, **settings: Any) -> Tensor:
+        calls.append(1)
+        return predict(*args, **settings)
+
+    monkeypatch.setattr(teacher_logits, "predict", counted)
+    told: list[tuple[int, int]] = []
+    evaluator = make(augmentation=augmentation)
+    evaluator.prepare(on_epoch=lambda done, of: told.append((done, of)))
+    assert told == [(1, 2), (2, 2)]
+    assert len(calls) == files
+    assert [path.suffix for path in evaluator.folder.iterdir()] == [".npy"] * files
+    evaluator(narrow)
+    make(augmentation=augmentation)(narrow)  # another process finds the files
+    assert len(calls) == files
+    make(augmentation=augmentation, seed=9)(narrow)
+    assert len(calls) == 2 * files
+
+
+def test_a_loss_on_labels_needs_no_logits(make: Callable[..., Evaluator], narrow: Architecture) -> None:
+    evaluator = make(candidates=replace(CANDIDATES, loss="ce"))
+    evaluator.prepare()
+    assert evaluator(narrow).status == "ok"
+    assert not evaluator.folder.exists()
+
+
+def test_all_examples_are_used_where_none_are_counted(make: Callable[..., Evaluator], data: Data) -> None:
+    for count in (0, 10_000):
+        lesson = make(candidates=replace(CANDIDATES, examples=count)).lesson
+        assert torch.equal(lesson.split.labels, data.train.labels)
+
+
+def statistics_after_training(evaluator: Evaluator, evaluation: Evaluation, lesson: module.Lesson) -> dict[str, Tensor]:
+    """Train the evaluation's student by hand and return its state without any recalibration."""
+    student = module.surgery.build(evaluator.analysis, evaluation.architecture, seed=evaluation.seed)
+    assert lesson.logits is not None
+    train(
+        student, lesson.split, lesson.training, normalise=evaluator.data.normalise, views=lesson.views,
+        compute=evaluator.compute, seed=evaluation.seed, logits=lesson.logits.epoch,
+    )  # fmt: skip
+    return student.state_dict()
+
+
+def test_candidates_are_recalibrated_and_final_students_are_not(
+    make: Callable[..., Evaluator], narrow: Architecture
+) -> None:
+    evaluator = make()
+    evaluation, student = evaluator.evaluate(narrow)
+    trained = statistics_after_training(evaluator, evaluation, evaluator.lesson)
+    assert student is not None
+    assert torch.equal(student.conv1.weight, trained["conv1.weight"])
+    assert not torch.equal(student.bn1.running_mean, trained["bn1.running_mean"])
+
+    evaluation, student = evaluator.finish(narrow, FINAL)
+    trained = statistics_after_training(evaluator, evaluation, evaluator.final_lesson(FINAL))
+    assert student is not None
+    assert torch.equal(student.conv1.weight, trained["conv1.weight"])
+    assert torch.equal(student.bn1.running_mean, trained["bn1.running_mean"])
+
+
+def test_a_final_student_continues_where_it_was_interrupted(
+    make: Callable[..., Evaluator], narrow: Architecture, tmp_path: Path
+) -> None:
+    expected, student = make().finish(narrow, FINAL)
+    assert (expected.status, expected.error) == ("ok", None)
+    told: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        told.append(progress.epoch)
+        if progress.epoch == 3:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "final.pt"
+    with pytest.raises(KeyboardInterrupt):
+        make().finish(narrow, FINAL, checkpoint=path, on_epoch=kill)
+    again, twin = make().finish(narrow, FINAL, checkpoint=path, on_epoch=lambda progress: told.append(progress.epoch))
+    assert told == [1, 2, 3, 3]
+    assert timeless(again) == timeless(expected)
+    assert same(student, twin)
+    assert make().finish(narrow, FINAL, checkpoint=path)[0].accuracy == expected.accuracy
+    assert told == [1, 2, 3, 3]
+
+
+def test_a_repeat_is_another_training(make: Callable[..., Evaluator], narrow: Architecture) -> None:
+    evaluator = make()
+    (first, student), (second, other) = (evaluator.finish(narrow, FINAL, repeat=r) for r in (0, 1))
+    assert first.seed != second.seed
+    assert first.recipe != second.recipe
+    assert not same(student, other)
+    orders = [evaluator.final_lesson(FINAL, r).views.epoch(0).order.tolist() for r in (0, 1)]
+    assert orders[0] != orders[1]
+
+
+def test_a_digest_of_weights_sees_values_names_and_types() -> None:
+    first = nn.BatchNorm1d(3)
+    digest = weights_digest(first)
+    assert len(digest) == 16
+    assert weights_digest(copy.deepcopy(first)) == digest
+    second = copy.deepcopy(first)
+    second.num_batches_tracked += 1
+    others = [second, nn.Sequential(first), copy.deepcopy(first).bfloat16(), nn.BatchNorm1d(4)]
+    assert len({digest, *map(weights_digest, others)}) == 5
