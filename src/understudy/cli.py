@@ -1,7 +1,6 @@
 """The command line: `understudy inspect | teach | compress | resume | runs | evaluate`.
 
-Flags are the fields of the settings, their help is the fields' docstrings. Nothing here imports torch
-before a command starts its work, so that help comes at once.
+Flags are the fields of the settings, their help is the fields' docstrings. torch is imported when a command starts.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from understudy.jobs.compress import Result
     from understudy.models.spec import Teacher
 
-_out = Console()
-_err = Console(stderr=True)
+_out, _err = Console(), Console(stderr=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,8 +434,7 @@ def _reading(spec: str, size: int | None, grey: bool | None, expected: Sequence[
 
 
 def _arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """Read "width=16" as {"width": 16}; what is not JSON is text."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {}  # "width=16" is {"width": 16}; what is not JSON is text
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign:
