@@ -1,0 +1,188 @@
+"""`understudy compress` and `understudy resume`. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import tyro
+
+from understudy.cli.common import (
+    Command,
+    Sections,
+    Subject,
+    command_line,
+    next_step,
+    open_data,
+    opened,
+    out,
+    parsed,
+    reading_of,
+)
+from understudy.config.job import Compression
+from understudy.config.methods import N2N, ArchComp
+from understudy.config.text import Settings
+from understudy.core.errors import ConfigError, ModelError
+from understudy.core.goal import Goal
+
+if TYPE_CHECKING:
+    from understudy.data import Data
+    from understudy.jobs.compress import Result
+    from understudy.models.spec import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(Settings, Subject, Command):
+    """Learn a small student of a trained image classifier, within budgets.
+
+    Examples:
+      understudy compress model.py:make --weights w.safetensors --data photos/ --mean 0.485 0.456 0.406
+          --std 0.229 0.224 0.225 --params 10x --accuracy-drop 0.01 --run runs/first
+      understudy compress teachers/digits --data digits --params 10x --run runs/digits
+      understudy compress --config job.toml --macs 4x     (flags override the file)
+    """
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run")] = Path("runs/first")
+    """Folder of the run: a new one, or one to continue."""
+    config: Path | None = None
+    """TOML file with any of these settings, such as the config.toml of a run."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Only show what would be done: what can shrink, the smallest student, the time it takes."""
+    weights: Path | None = None
+    """Trained weights of the model: safetensors, or a state dict of tensors."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel (0..1) that the model was trained with. Default: the data's, or the teacher folder's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation per channel, likewise."""
+    policy_from: str | None = None
+    """Warm-start the search from that run's policy (n2n) or embedding (archcomp); short for n2n.policy_from and
+    archcomp.policy_from."""
+    start: Path | None = None
+    """Finished run, or student's folder, whose student is compressed further; the model given stays the teacher."""
+    goal: Annotated[Goal, tyro.conf.arg(name="")] = field(default_factory=Goal)
+
+    sections: ClassVar[Sections] = (
+        ("Model and data", ("model", "data", "weights", "arguments", "mean", "std", "size", "grey")),
+        (
+            "Goal",
+            tuple(
+                f"goal.{name}"
+                for name in ("params", "macs", "size_mb", "memory_mb", "latency_ms", "accuracy", "accuracy_drop")
+            ),
+        ),
+        ("Run", ("run_folder", "dry_run", "config", "seed")),
+        ("Search", ("method", "start", "policy_from", "candidates.epochs", "candidates.examples")),
+        (
+            "Training of the final students",
+            ("final.students", "final.training.epochs", "final.training.lr", "augmentation.crop", "augmentation.flip"),
+        ),
+        ("Where it runs", ("device.device", "device.precision", "device.workers", "device.threads")),
+    )
+
+    def run(self, typed: Sequence[str]) -> int:
+        """Compress, or plan to."""
+        from understudy.jobs.compress import run_task
+        from understudy.jobs.dry_run import plan, plan_table
+        from understudy.jobs.task import Task
+
+        how = self._opened()
+        data = open_data(how)
+        task = Task.of(self._teacher(data), data, self.compression(), opened=how, start=self.start)
+        if self.dry_run:
+            out.print(plan_table(plan(task)))
+            if "--dry-run" in typed:
+                next_step(*(word for word in typed if word != "--dry-run"))
+            return 0
+        return finish(run_task(task, self.run_folder), data, self.reading())
+
+    def compression(self) -> Compression:
+        """Return these settings as the main job takes them.
+
+        Raises:
+            ConfigError: only the chosen method can have settings, and only some can start from another run.
+        """
+        if self.policy_from is None:
+            return super().compression()
+        if self.method not in ("n2n", "archcomp"):
+            raise ConfigError(f"policy_from is a setting of n2n and archcomp, but the method is {self.method!r}")
+        method: N2N | ArchComp = self.n2n if self.method == "n2n" else self.archcomp
+        return replace(super().compression(), method=replace(method, policy_from=self.policy_from))
+
+    def again(self, typed: Sequence[str]) -> str:
+        """Return the command that goes on after an interruption."""
+        return command_line("resume", str(self.run_folder)) if resumable(self.run_folder) else command_line(*typed)
+
+    def _opened(self) -> dict[str, Any]:
+        card = Path(self.model) / "teacher.json"
+        expected = json.loads(card.read_text(encoding="utf-8")).get("input") if card.is_file() else None
+        return opened(self.data, self.size, self.grey, expected)
+
+    def _teacher(self, data: Data) -> Teacher:
+        from understudy.jobs.teach import load_teacher
+        from understudy.models.spec import load_model
+
+        if Path(self.model).is_dir():
+            said = [name for name in ("weights", "arguments", "mean", "std") if getattr(self, name)]
+            if said:
+                raise ConfigError(f"a teacher folder says all that itself, but {', '.join(said)} was given as well")
+            return load_teacher(self.model)
+        if ":" not in self.model:
+            raise ModelError(
+                f"a model must be FILE.py:FACTORY, torchvision:NAME, timm:NAME, zoo:NAME or a teacher folder, but "
+                f"there is no folder {self.model!r}"
+            )
+        return load_model(
+            self.model,
+            data,
+            weights=self.weights,
+            arguments=parsed(self.arguments),
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(Command):
+    """Continue a run that was interrupted, or show the result of one that is finished.
+
+    Examples:
+      understudy resume runs/first
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+    def run(self, typed: Sequence[str]) -> int:
+        """Continue with the teacher, data and settings that the run was started with."""
+        from understudy.jobs.compress import run_task
+        from understudy.jobs.task import Task
+        from understudy.runs.folder import Run
+
+        task = Task.of_run(Run(self.folder))
+        assert task.opened is not None
+        return finish(run_task(task, self.folder), task.data, reading_of(task.opened))
+
+
+def resumable(folder: Path) -> bool:
+    """Return whether `understudy resume` can continue a run: its folder says where teacher and data came from."""
+    from understudy.runs.folder import Run
+
+    if not (folder / "config.toml").is_file():
+        return False
+    source = Run(folder).recall("source")
+    return source is not None and source["model"] is not None and source["data"] is not None
+
+
+def finish(result: Result, data: Data, reading: Sequence[str]) -> int:
+    """Save the student, print the table and what can be done next; return 1 if a budget is not kept."""
+    student = result.run / "student"
+    result.save(student)
+    out.print(result.table)
+    if not result.kept:
+        out.print("[yellow]not every budget is kept[/]: ask for less, or search and train longer in a new run")
+    split = () if data.test is not None else ("--split", "val")
+    next_step("evaluate", str(student), *reading, *split)
+    return 0 if result.kept else 1

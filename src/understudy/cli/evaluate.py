@@ -1,0 +1,66 @@
+"""`understudy evaluate`. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from understudy.cli.common import Command, command_line, open_data, opened, out, remark
+from understudy.cli.compress import resumable
+from understudy.core.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Measure a student: its accuracy on a split, its parameters and its latency.
+
+    Examples:
+      understudy evaluate runs/first/student --data photos/
+    """
+
+    student: tyro.conf.Positional[Path]
+    """Folder of the student, or of the run that found it."""
+    data: str
+    """A folder of images, FILE.npz, torchvision:NAME or digits."""
+    split: Literal["test", "val"] = "test"
+    """Which part of the data."""
+    size: int | None = None
+    """Resize the images of a folder to this height and width, in pixels. Default: what the student takes."""
+    grey: bool | None = None
+    """Read the images of a folder as greyscale. Default: what the student takes."""
+
+    def run(self, typed: Sequence[str]) -> int:
+        """Print the student's figures."""
+        from understudy.core.figures import share
+        from understudy.jobs.evaluate import score
+        from understudy.models.student import read_card
+
+        folder = _student(self.student)
+        data = open_data(opened(self.data, self.size, self.grey, read_card(folder)["input"]))
+        figures = score(folder, data, self.split)
+        out.print(
+            f"{folder}: {share(figures.accuracy)} of {figures.examples:,} {self.split} images, "
+            f"{figures.parameters:,} parameters, {figures.latency_ms:.2f} ms for one image "
+            f"(interquartile range {figures.latency_spread_ms:.2f} ms, 1 thread)",
+            soft_wrap=True,
+        )
+        remark(f"in Python: student = understudy.load_student({str(folder)!r})")
+        return 0
+
+
+def _student(place: Path) -> Path:
+    """Return the student's folder that is meant: itself, or that of a run.
+
+    Raises:
+        ModelError: the run has no student yet.
+    """
+    if (place / "student" / "model.json").is_file():
+        return place / "student"
+    if (place / "config.toml").is_file():
+        how = command_line("resume", str(place)) if resumable(place) else "result.save(folder), in Python"
+        raise ModelError(f"a run must be finished and its student saved, but {place} has none yet: {how}")
+    return place

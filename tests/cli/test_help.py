@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+
+import understudy
+from understudy.cli import COMMANDS, main
+from understudy.cli.help import help_text
+
+ALLOWED = Path(__file__).parent.parent / "assets" / "flags.txt"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        main(args)
+    return capsys.readouterr().out
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9.-]*", text))
+
+
+def listed(command: str, *, everything: bool = True) -> set[str]:
+    text = help_text(command, COMMANDS[command], everything=everything, width=100).plain
+    return {
+        flag for line in text.splitlines() if line.startswith("  --") for flag in flags_in(line.partition("   ")[0])
+    }
+
+
+def test_no_new_flags() -> None:
+    # A flag that is added or removed is a decision: change the list together with the field.
+    found = {f"{command} {flag}" for command in COMMANDS for flag in listed(command)}
+    assert sorted(found) == ALLOWED.read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_flags_that_are_understood_are_in_the_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        tyro.cli(COMMANDS[command], args=["--help"], config=(tyro.conf.DisallowNone,))
+    assert listed(command) == flags_in(capsys.readouterr().out.partition("positional")[2]) - {"--help"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_and_fits_on_two_screens(command: str) -> None:
+    lines = help_text(command, COMMANDS[command], everything=False, width=100).plain.splitlines()
+    assert f"  understudy {command}" in "\n".join(lines)
+    assert len(lines) <= 100 and max(map(len, lines)) <= 100
+
+
+def test_the_short_help_has_the_common_flags_and_says_where_the_others_are() -> None:
+    assert {"--weights", "--mean", "--params", "--dry-run", "--final.training.epochs"} <= listed(
+        "compress", everything=False
+    )
+    short = help_text("compress", COMMANDS["compress"], everything=False, width=100).plain
+    rest = len(listed("compress")) - len(listed("compress", everything=False))
+    assert rest > 10 and re.search(r"--help-all shows the other \d+ settings", short)
+
+
+def test_defaults_are_those_of_the_table_that_a_setting_stands_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert re.search(r"--training.lr FLOAT +Peak learning rate. \[default: 0.1\]", printed(capsys, "teach", "--help"))
+    assert re.search(
+        r"--final.training.lr FLOAT +Peak learning rate. \[default: 0.003\]", printed(capsys, "compress", "--help")
+    )
+
+
+def test_the_overview_begins_with_what_users_have(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys)
+    assert text == printed(capsys, "--help")
+    places = [text.index(word) for word in ("image", "model.py:make", "--mean", "torchvision:", "zoo:", "Commands")]
+    assert places == sorted(places)
+    assert all(re.search(rf"^  {command} ", text, re.MULTILINE) for command in COMMANDS)
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, "--version") == f"understudy {understudy.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["compres", "--help"], "must be one of inspect, .*but got 'compres' \\(did you mean 'compress'\\?\\)"),
+        (["zoo:resnet20"], "a command must be one of"),
+    ],
+)
+def test_an_unknown_command_is_an_error(args: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 2
+    assert re.search(text, capsys.readouterr().err)
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom understudy.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: print([x for x in ('torch', 'optuna') if x in sys.modules])"
+    )
+    for args in (["--help"], ["compress", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("[]\n")
+
+
+def test_a_reader_that_closes_early_is_no_error() -> None:
+    # More than a pipe holds, so that the write fails.
+    code = "import sys\nfrom understudy.cli import entry\nentry._ABOUT *= 100\nsys.exit(entry.main(['--help']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
