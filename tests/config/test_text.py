@@ -7,7 +7,7 @@ import pytest
 
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, Decore, RandomSearch, UniformWidth
-from understudy.config.text import Settings, build, check, differences, expected_students, read_toml
+from understudy.config.text import Settings, build, differences, expected_students, read_toml
 from understudy.config.training import Augmentation, Candidates, Final, Training
 from understudy.core.errors import ConfigError
 from understudy.core.goal import Goal
@@ -47,17 +47,17 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
     }
     with pytest.raises(ConfigError) as caught:
         build(Settings, wrong, source="job.toml")
-    assert str(caught.value).splitlines() == [
-        "settings must be known and possible, but in job.toml:",
-        "  there is no setting 'sed' (did you mean 'seed'?)",
-        "  method must be one of n2n, decore, archcomp, random, optuna, uniform, but got 'n3n'",
-        "  there is no setting 'epochs' (did you mean 'candidates.epochs'?)",
-        "  there is no setting 'goal.parms' (did you mean 'params'?)",
-        "  goal 'accuracy' must be in 0..1, but got 3.0",
-        "  candidates.epochs must be int, but got 'many'",
-        "  candidates.lr must be float, but got True",
-        "  n2n.factors must be a list of float, but got [0.5, 'x']",
-        "  final must be a table, but got 3",
+    assert [line.strip() for line in str(caught.value).splitlines()] == [
+        "invalid settings in job.toml:",
+        "there is no setting 'sed' (did you mean 'seed'?)",
+        "there is no setting 'epochs' (did you mean 'candidates.epochs'?)",
+        "there is no setting 'goal.parms' (did you mean 'params'?)",
+        "goal 'accuracy' must be in 0..1, but got 3.0",
+        "final must be a table, but got 3",
+        "method must be one of n2n, decore, archcomp, random, optuna, uniform, but got 'n3n' (did you mean 'n2n'?)",
+        "n2n.factors must be a tuple of a number, but got (0.5, 'x')",
+        "candidates.epochs must be an integer, but got 'many'",
+        "candidates.lr must be a number, but got True",
     ]
 
 
@@ -77,22 +77,6 @@ def test_differences_name_what_was_and_what_is() -> None:
         "goal.macs was not set, is '2x'",
         "final.students was 2, is 1",
     ]
-
-
-@pytest.mark.parametrize(
-    ("compression", "text"),
-    [
-        (Compression(candidates=Candidates(epochs=0)), "candidates.epochs must be at least 1, but got 0"),
-        (Compression(candidates=Candidates(lr=float("nan"))), "candidates.lr must be at least 0, but got nan"),
-        (Compression(candidates=Candidates(stop_below=1.5)), "candidates.stop_below must be in 0..1, but got 1.5"),
-        (Compression(method=N2N(factors=())), r"n2n.factors must be shares in 0..1, at least one, but got \(\)"),
-        (Compression(method=N2N(removal_updates=0, shrinkage_updates=0)), "refinement_updates must be at least 1"),
-    ],
-)
-def test_impossible_numbers(compression: Compression, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        check(Settings.of(compression))
-    check(Settings.of(CHANGED))
 
 
 def test_files_that_are_no_toml(tmp_path: Path) -> None:

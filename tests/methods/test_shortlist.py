@@ -7,9 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from understudy.config.job import Compression
 from understudy.config.methods import N2N, ArchComp, RandomSearch
-from understudy.config.text import Settings, check
 from understudy.core.architecture import Architecture, Group, Layer, Space
 from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Evaluation
@@ -237,10 +235,3 @@ def test_an_embedding_that_does_not_fit_is_refused() -> None:
         refuse_other_embedding(embedding, toy_space(), settings_of(embedding, round_to=8, min_width=16))
     with pytest.raises(ConfigError, match="there is none"):
         settings_of({"removal.out.bias": torch.zeros(1)}, round_to=8, min_width=8)
-
-
-@pytest.mark.parametrize("other", [{"draws_per_rollout": 1}, {"granularity": "layers"}])
-def test_an_embedding_that_could_rank_nothing_is_refused(other: dict[str, int | str]) -> None:
-    check(Settings.of(Compression(method=N2N(rank_by="runs/other"))))
-    with pytest.raises(ConfigError, match=r"rank_by needs"):
-        check(Settings.of(Compression(method=replace(N2N(rank_by="runs/other"), **other))))  # type: ignore[arg-type]

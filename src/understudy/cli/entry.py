@@ -19,6 +19,7 @@ from understudy.cli.help import help_text
 from understudy.cli.inspect import Inspect
 from understudy.cli.runs import Runs
 from understudy.cli.teach import Teach
+from understudy.config.checked import together
 from understudy.config.text import build, read_toml
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
 
@@ -119,7 +120,10 @@ def _say_and_end(text: Text) -> None:
 
 
 def _parsed(kind: type[Command], name: str, args: list[str], **more: Any) -> Command:
-    command: Command = tyro.cli(kind, prog=f"understudy {name}", args=args, config=(tyro.conf.DisallowNone,), **more)
+    config = (tyro.conf.DisallowNone,)
+    command: Command = together(
+        lambda: tyro.cli(kind, prog=f"understudy {name}", args=args, config=config, **more), "the arguments"
+    )
     return command
 
 

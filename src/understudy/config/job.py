@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from understudy.config.checked import Checked
 from understudy.config.methods import N2N, Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.core.goal import Goal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compression:
+class Compression(Checked):
     """The main job: everything that decides its result, and where it runs."""
 
     method: Method = field(default_factory=N2N)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from understudy.config.checked import Checked, checked_together, invalid, mistakes_in, plain
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, ArchComp, Decore, Method, OptunaSearch, RandomSearch, UniformWidth
 from understudy.config.training import Augmentation, Candidates, Device, Final
@@ -33,19 +33,9 @@ METHODS: dict[MethodName, type[Method]] = {
     "uniform": UniformWidth,
 }
 
-_AT_LEAST_ONE = {
-    *("epochs", "batch_size", "students", "rollouts", "draws_per_rollout", "hidden", "workers"),
-    *("round_to", "min_width", "depths"),
-    *("start", "samples", "channels", "draws", "starts"),
-}
-_SHARES = {
-    *("label_smoothing", "baseline_decay", "stop_below", "stage_one_share", "revisit"),
-    *("budget_by", "importance", "pooled", "pooled_layers"),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Checked):
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
@@ -141,27 +131,12 @@ def build(kind: type[T], values: Mapping[str, Any], *, source: str, missing: Any
         ConfigError: every unknown key (with the nearest spelling) and every impossible value, at once.
     """
     mistakes: list[str] = []
-    made: T = _build(kind, values, "", mistakes, missing)
+    with checked_together():
+        made: T = _build(kind, values, "", mistakes, missing)
+    mistakes += mistakes_in(made)
     if mistakes:
-        raise ConfigError(f"settings must be known and possible, but in {source}:\n  " + "\n  ".join(mistakes))
+        raise ConfigError(invalid(mistakes, source))
     return made
-
-
-def check(settings: Any) -> None:
-    """Refuse numbers that cannot be meant, in any dataclass of settings.
-
-    Raises:
-        ConfigError: every impossible number, at once.
-    """
-    values = dict(flat(settings))
-    mistakes = [text for name, value in values.items() if (text := _impossible(name, value))]
-    updates = [f"n2n.{stage}_updates" for stage in ("removal", "shrinkage", "refinement")]
-    if all(values.get(name) == 0 for name in updates):
-        mistakes.append(f"one of {', '.join(updates)} must be at least 1")
-    if values.get("n2n.rank_by") and (values["n2n.draws_per_rollout"] == 1 or values["n2n.granularity"] == "layers"):
-        mistakes.append("n2n.rank_by needs n2n.draws_per_rollout above 1 and n2n.granularity 'units'")
-    if mistakes:
-        raise ConfigError("settings must be possible, but " + "; ".join(mistakes))
 
 
 def differences(was: T, now: T) -> list[str]:
@@ -192,40 +167,28 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _impossible(name: str, value: Any) -> str:
-    leaf = name.rpartition(".")[2]
-    if leaf == "factors" and not (value and all(0 < share <= 1 for share in value)):
-        return f"{name} must be shares in 0..1, at least one, but got {value}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or leaf == "keep_bias":
-        return ""
-    least = 1 if leaf in _AT_LEAST_ONE else 0
-    if not value >= least:
-        return f"{name} must be at least {least}, but got {value}"
-    return f"{name} must be in 0..1, but got {value}" if leaf in _SHARES and value > 1 else ""
-
-
 def _build(kind: Any, values: Mapping[str, Any], prefix: str, mistakes: list[str], missing: Any) -> Any:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     known = {f.name: f for f in fields(kind) if f.init}
+    needed = dataclasses.MISSING
     chosen: dict[str, Any] = {
-        name: missing
-        for name, f in known.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        name: missing for name, f in known.items() if f.default is needed and f.default_factory is needed
     }
     for key, value in values.items():
         if key not in known:
             mistakes.append(f"there is no setting {prefix + key!r}{_nearest(key, kind)}")
-        elif is_dataclass(hints[key]) and isinstance(value, Mapping):
-            chosen[key] = _build(hints[key], value, f"{prefix}{key}.", mistakes, missing)
+        elif not is_dataclass(hints[key]):
+            chosen[key] = _spelled(hints[key], value)
+        elif isinstance(value, Mapping):
+            if (inside := _build(hints[key], value, f"{prefix}{key}.", mistakes, missing)) is not None:
+                chosen[key] = inside
         else:
-            chosen[key] = _value(hints[key], value, prefix + key, mistakes)
+            mistakes.append(f"{prefix}{key} must be a table, but got {value!r}")
     try:
         return kind(**chosen)
-    except UnderstudyError as error:
+    except UnderstudyError as error:  # of a value that is no setting of a method, such as a goal
         mistakes.append(str(error))
-    except TypeError:  # a value of the wrong type, which is already among the mistakes
-        assert mistakes
-    return None
+        return None
 
 
 def _nearest(key: str, kind: Any) -> str:
@@ -237,35 +200,11 @@ def _nearest(key: str, kind: Any) -> str:
     return did_you_mean(key, hints) or (f" (did you mean {leaves[nearest[0]]!r}?)" if nearest else "")
 
 
-def _value(hint: Any, value: Any, name: str, mistakes: list[str]) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = next(option for option in get_args(hint) if option is not type(None))
-    if get_origin(hint) is Literal:
-        fits, wanted = value in get_args(hint), "one of " + ", ".join(map(str, get_args(hint)))
-    elif get_origin(hint) is tuple:
-        inner = get_args(hint)[0]
-        fits = isinstance(value, list) and all(_fits(inner, item) for item in value)
-        value, wanted = tuple(map(inner, value)) if fits else value, f"a list of {inner.__name__}"
-    elif is_dataclass(hint):
-        fits, wanted = False, "a table"
-    else:
-        fits, wanted = _fits(hint, value), hint.__name__
-        value = hint(value) if fits else value
-    if not fits:
-        mistakes.append(f"{name} must be {wanted}, but got {value!r}")
-    return value
-
-
-def _fits(hint: Any, value: Any) -> bool:
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return _is_number(value)
+def _spelled(hint: Any, value: Any) -> Any:
+    """Return a value of a file as a setting has it; what does not fit stays as it is, to be found by the check."""
+    kind = plain(hint)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_spelled(get_args(kind)[0], item) for item in value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # An amount of a goal is a text, but a bare number is as good.
-    return isinstance(value, str) or (hint is str and _is_number(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if kind is str and number else float(value) if kind is float and number else value

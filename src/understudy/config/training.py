@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from understudy.config.checked import Amount, Checked, Count, Natural, Share
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -15,47 +17,47 @@ LossName = Literal["mse", "ce", "mse+ce", "kl"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Checked):
     """How a network is trained. The one training loop serves teachers, candidates and final students."""
 
-    epochs: int = 5
+    epochs: Count = 5
     """Passes over the training split."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples in one step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     """The optimiser; sgd has Nesterov momentum 0.9."""
-    lr: float = 0.003
+    lr: Amount = 0.003
     """Peak learning rate."""
-    weight_decay: float = 0.0005
+    weight_decay: Amount = 0.0005
     """Weight decay; not applied to biases and norms."""
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     """How the learning rate moves over the steps."""
     loss: LossName = "mse"
     """mse: on the teacher's logits (N2N); ce: on labels; mse+ce: their weighted sum; kl: Hinton's softened."""
-    distill_weight: float = 1.0
+    distill_weight: Amount = 1.0
     """Weight of the distillation term where cross-entropy is in the loss as well."""
-    temperature: float = 4.0
+    temperature: Amount = 4.0
     """Softening of both logits in the kl loss."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """Share of the label's mass spread over all classes in cross-entropy, 0..1."""
-    gradient_clip: float = 1.0
+    gradient_clip: Amount = 1.0
     """Largest gradient norm; 0 switches clipping off."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(Checked):
     """How training images are varied; drawn anew each epoch, from the seed alone."""
 
-    crop: int = 0
+    crop: Natural = 0
     """Pixels of padding before a random crop; 0: no crop."""
     flip: bool = False
     """Mirror images at random."""
-    cutout: int = 0
+    cutout: Natural = 0
     """Side of a random square that is blanked, pixels; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class Device(Checked):
     """Where and how numbers are computed. Precision and format are part of a result, workers are not."""
 
     device: str = "auto"
@@ -64,49 +66,49 @@ class Device:
     """Arithmetic of the forward pass; auto times the combinations at the start of a run and records the choice."""
     memory_format: MemoryFormat = "auto"
     """Layout of image tensors; auto as above."""
-    threads: int = 1
+    threads: Natural = 1
     """CPU threads of one network in training (0: all cores); the same for any number of workers, so results are too."""
-    workers: int = 1
+    workers: Count = 1
     """Students trained at the same time, each in a process of its own if more than 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
+class Candidates(Checked):
     """How a proposed student is evaluated during the search."""
 
-    epochs: int = 5
+    epochs: Count = 5
     """Passes over the examples (N2N: 5)."""
-    examples: int = 5000
+    examples: Natural = 5000
     """Training examples that a candidate sees, drawn once by seed and stratified; 0: all."""
     weights: Literal["fresh", "inherited"] = "inherited"
     """Start from fresh weights (N2N) or from the teacher's, sliced."""
-    lr: float = 0.003
+    lr: Amount = 0.003
     """Peak learning rate (N2N: 0.0005, constant)."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples in one step."""
     loss: LossName = "mse"
     """Loss of the search (N2N: mse on logits)."""
-    stop_below: float = 0.2
+    stop_below: Share = 0.2
     """Give a student up after its first epoch if its accuracy is under this share of the teacher's; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Final:
+class Final(Checked):
     """How the best students of a search are trained to convergence."""
 
-    students: int = 2
+    students: Count = 2
     """How many of the best are trained; the winner is chosen on the validation split."""
     training: Training = field(default_factory=lambda: Training(epochs=30, loss="mse+ce"))
     """Their training, by distillation."""
     weights: Literal["fresh", "inherited"] = "inherited"
     """What they start from."""
-    views: int = 0
+    views: Natural = 0
     """Looks of each image, used in turn, for which the teacher is asked (0: a new one in every epoch, which costs
     a pass of the teacher over all images for each)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Teaching:
+class Teaching(Checked):
     """The training of a teacher."""
 
     training: Training = field(

@@ -48,5 +48,6 @@ class RunError(UnderstudyError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    spelled = {option.casefold(): option for option in known}
+    nearest = difflib.get_close_matches(name.casefold(), spelled, n=1)
+    return f" (did you mean {spelled[nearest[0]]!r}?)" if nearest else ""

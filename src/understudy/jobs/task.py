@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, ArchComp, Method
-from understudy.config.text import Settings, check
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ConfigError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
@@ -81,7 +80,6 @@ class Task:
             TraceError: one of them cannot be traced.
             GoalError: not even the smallest student would keep the budgets.
         """
-        check(Settings.of(settings))
         known = teacher if isinstance(teacher, Teacher) else Teacher(module=teacher)
         own = replace(known, module=copy.deepcopy(known.module).cpu().float().eval())
         data = own.fit(data)

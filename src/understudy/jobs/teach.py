@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from understudy.config.text import check, flat
+from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
 from understudy.core.errors import ConfigError, ModelError, RunError
 from understudy.core.files import write_whole
@@ -55,7 +55,6 @@ def teach(
         ConfigError: a setting is impossible, or the training failed, with the reason.
     """
     teaching, out = teaching or Teaching(), Path(out)
-    check(teaching)
     spec = ModelSpec.for_data(model, data, arguments or {})
     again = f"the same command, into {out}"
     with claimed(out, marker=_STARTED, again=again):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from understudy.config.checked import checked_together
 from understudy.config.training import Augmentation, Candidates, Final, Training
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
@@ -113,7 +114,8 @@ class Evaluator:
 
     def cut(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a student as it was cut, untrained but for its batch-norm statistics."""
-        untrained = Training(epochs=0, loss="ce")
+        with checked_together():  # no epochs: nobody can ask for that
+            untrained = Training(epochs=0, loss="ce")
         recipe = self._recipe(cut=self._start)
         lesson = self._lesson(self.data.train, untrained, "inherited", repeat=0, recipe=recipe)
         seed = _seed(self.seed, architecture.digest, 0)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import understudy as us
+from understudy.config.checked import Checked, check, checked_together
+from understudy.core.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "text"),
+    [
+        (
+            us.Training,
+            {"optimizer": "SGD"},
+            "optimizer must be one of adam, adamw, sgd, but got 'SGD' (did you mean 'sgd'?)",
+        ),
+        (us.Training, {"schedule": "cosine"}, "schedule must be one of one-cycle, constant, but got 'cosine'"),
+        (us.Training, {"loss": "crossentropy"}, "loss must be one of"),
+        (us.Training, {"epochs": 0}, "epochs must be at least 1, but got 0"),
+        (us.Training, {"epochs": 2.0}, "epochs must be an integer, but got 2.0"),
+        (us.Training, {"lr": float("nan")}, "lr must be at least 0, but got nan"),
+        (us.Candidates, {"stop_below": 1.5}, "stop_below must be in 0..1, but got 1.5"),
+        (us.Candidates, {"weights": "frsh"}, "(did you mean 'fresh'?)"),
+        (us.Augmentation, {"flip": 1}, "flip must be true or false, but got 1"),
+        (us.N2N, {"factors": ()}, "factors must be at least one number, each in 0..1, above 0, but got ()"),
+        (us.N2N, {"factors": [0.5]}, "factors must be a tuple of a number, but got [0.5]"),
+        (us.N2N, {"shrinkage_updates": 0}, "must be at least 1"),
+        (us.Compression, {"method": "n2n"}, "method must be"),
+        (us.Compression, {"seed": "3"}, "seed must be an integer, but got '3'"),
+        (us.Final, {"training": None}, "training must be Training, but got None"),
+    ],
+)
+def test_settings_refuse_what_cannot_be_meant(kind: Any, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(**settings)
+    assert text in str(caught.value) and kind.__name__ in str(caught.value)
+
+
+def test_all_mistakes_come_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        us.Training(optimizer="SGD", epochs=-1, label_smoothing=2)  # type: ignore[arg-type]
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_tables_can_be_checked_together() -> None:
+    with checked_together():
+        job = us.Compression(candidates=us.Candidates(examples=-1), final=us.Final(students=0))
+    with pytest.raises(ConfigError) as caught:
+        check(job, "job.toml")
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[0] == "invalid settings in job.toml:"
+    assert lines[1:] == [
+        "candidates.examples must be at least 0, but got -1",
+        "final.students must be at least 1, but got 0",
+    ]
+
+
+def test_an_integer_is_a_number_and_none_where_it_may_be() -> None:
+    assert us.Training(lr=1).lr == 1
+    assert us.N2N(policy_from=None).policy_from is None
+
+
+def test_every_field_is_checked() -> None:
+    kinds = (us.Training, us.Augmentation, us.Device, us.Candidates, us.Final, us.Teaching, us.Compression, us.N2N)
+    for kind in (*kinds, us.Decore, us.ArchComp, us.RandomSearch, us.OptunaSearch, us.UniformWidth):
+        assert issubclass(kind, Checked)
+        for name in kind.__dataclass_fields__:
+            with pytest.raises(ConfigError, match=name):
+                kind(**{name: object()})
