@@ -177,10 +177,10 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str, mistakes: list[str
     for key, value in values.items():
         if key not in known:
             mistakes.append(f"there is no setting {prefix + key!r}{_nearest(key, kind)}")
-        elif not is_dataclass(hints[key]):
+        elif not is_dataclass(plain(hints[key])):
             chosen[key] = _spelled(hints[key], value)
         elif isinstance(value, Mapping):
-            if (inside := _build(hints[key], value, f"{prefix}{key}.", mistakes, missing)) is not None:
+            if (inside := _build(plain(hints[key]), value, f"{prefix}{key}.", mistakes, missing)) is not None:
                 chosen[key] = inside
         else:
             mistakes.append(f"{prefix}{key} must be a table, but got {value!r}")
@@ -206,5 +206,7 @@ def _spelled(hint: Any, value: Any) -> Any:
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_spelled(get_args(kind)[0], item) for item in value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
     # An amount of a goal is a text, but a bare number is as good.
     return str(value) if kind is str and number else float(value) if kind is float and number else value
