@@ -130,7 +130,7 @@ def test_what_promises_to_load_without_torch_does() -> None:
     promised = [
         name_of(path) for path in SOURCES if "No torch" in (ast.get_docstring(ast.parse(path.read_text())) or "")
     ]
-    assert {"core.evaluation", "core.goal", "config.text", "runs.store", "runs.workers"} <= set(promised)
+    assert {"core.evaluation", "core.goal", "config.text", "runs.store", "runs.workers.local"} <= set(promised)
     modules = ["", "core.errors", "core.architecture", "methods.base", "jobs.search", *promised]
     code = (
         "import sys, importlib\n"

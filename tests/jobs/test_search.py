@@ -15,7 +15,7 @@ from understudy.core.evaluation import Evaluation
 from understudy.jobs.search import search
 from understudy.methods.base import Searcher, Update
 from understudy.runs.store import Store
-from understudy.runs.workers import Pool
+from understudy.runs.workers.local import Pool
 from understudy.testing.landscapes import toy_evaluation, toy_space
 
 SPACE = toy_space()
@@ -171,7 +171,7 @@ from understudy.core.architecture import Architecture
 from understudy.jobs.search import search
 from understudy.runs.store import Store
 from understudy.testing.landscapes import toy_evaluation
-from understudy.runs.workers import Pool
+from understudy.runs.workers.local import Pool
 sys.path.insert(0, {tests!r})
 from test_search import GROUP, SPACE, Scripted, failed, key_of
 

@@ -7,61 +7,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from understudy.core.architecture import Architecture
-from understudy.core.errors import RunError, SurgeryError
+from tests.support.evaluators import ARCHITECTURES, Locked, Reimport, Slow, Toy, failed
+from understudy.core.errors import CrashError, DataError, MachineError, RunError, SurgeryError
 from understudy.core.evaluation import Evaluation
-from understudy.runs.workers import Pool, refuse_reimport
-from understudy.testing.landscapes import toy_evaluation, toy_space
+from understudy.runs.journal import Journal
+from understudy.runs.workers.local import Patience, Pool, refuse_reimport
+from understudy.testing.landscapes import toy_evaluation
 
-SPACE = toy_space()
-GROUP = SPACE.groups[0].name
-ARCHITECTURES = [SPACE.full.with_width(GROUP, width) for width in (8, 16, 24, 32, 40)]
-
-
-def failed(architecture: Architecture, error: str) -> Evaluation:
-    return toy_evaluation(architecture).with_error(error)
+SOON = Patience(at_least=0.5, times=1.0, pause=0.0)
 
 
-class Unpicklable(Exception):
-    def __init__(self, one: int, two: int) -> None:
-        super().__init__(f"{one} and {two}")
-
-
-@dataclass(frozen=True)
-class Toy:
-    """Evaluates at once, but for the widths for which something else is to happen."""
-
-    tensor: Any = None
-    die: int = 0
-    kill: int = 0
-    surgery: int = 0
-    strange: int = 0
-    mark: bool = False  # puts the number of the process where the seed belongs
-
-    def __call__(self, architecture: Architecture) -> Evaluation:
-        width = architecture.width(GROUP)
-        if width == self.die:
-            os._exit(3)
-        if width == self.kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if width == self.surgery:
-            raise SurgeryError(f"at width {width}")
-        if width == self.strange:
-            raise Unpicklable(1, 2)
-        if self.tensor is not None:
-            return replace(toy_evaluation(architecture), accuracy=float(self.tensor.sum()))
-        if self.mark:
-            return replace(toy_evaluation(architecture), seed=os.getpid())
-        return toy_evaluation(architecture)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_any_number_of_workers_gives_the_same(workers: int) -> None:
     want = [toy_evaluation(a) for a in ARCHITECTURES]
     told: list[Evaluation] = []
@@ -71,9 +32,13 @@ def test_any_number_of_workers_gives_the_same(workers: int) -> None:
     assert sorted(told, key=lambda e: e.key) == sorted(want, key=lambda e: e.key)
 
 
-def test_one_worker_is_this_process_and_two_are_others_that_stay() -> None:
-    with Pool(Toy(mark=True), failed=failed) as pool:
+def test_no_worker_is_this_process_and_workers_are_others_that_stay() -> None:
+    with Pool(Toy(mark=True), failed=failed, workers=0) as pool:
         assert {e.seed for e in pool.evaluate_all(ARCHITECTURES)} == {os.getpid()}
+    with Pool(Toy(mark=True), failed=failed) as pool:
+        first = {e.seed for e in pool.evaluate_all(ARCHITECTURES)}
+        assert len(first) == 1 and os.getpid() not in first
+        assert {e.seed for e in pool.evaluate_all(ARCHITECTURES)} == first
     with Pool(Toy(mark=True), failed=failed, workers=2) as pool:
         first = {e.seed for e in pool.evaluate_all(ARCHITECTURES)}
         assert len(first) == 2 and os.getpid() not in first
@@ -94,21 +59,96 @@ def test_tensors_reach_the_workers() -> None:
         assert [e.accuracy for e in pool.evaluate_all(ARCHITECTURES)] == [1.0] * len(ARCHITECTURES)
 
 
-@pytest.mark.parametrize(
-    ("toy", "why"),
-    [
-        (Toy(die=16), "the worker process ended with exit code 3"),
-        (Toy(kill=16), "the worker process was ended by SIGKILL (memory ran out?)"),
-    ],
-)
-def test_a_worker_that_dies_fails_its_architecture_only(toy: Toy, why: str) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_crashes_its_process_twice_has_failed(workers: int, tmp_path: Path) -> None:
     want = [toy_evaluation(a) for a in ARCHITECTURES]
-    want[1] = failed(ARCHITECTURES[1], why)
+    want[1] = failed(ARCHITECTURES[1], "the worker process ended with exit code 3, 2 times")
     told: list[Evaluation] = []
-    with Pool(toy, failed=failed, workers=2) as pool:
+    said: list[str] = []
+    toy = Toy(die=16, counted=str(tmp_path))
+    with Pool(toy, failed=failed, workers=workers, tell=said.append, patience=SOON) as pool:
         assert pool.evaluate_all(ARCHITECTURES, on_done=told.append) == want
         assert pool.evaluate_all(ARCHITECTURES[2:]) == want[2:]
     assert want[1] in told and len(told) == len(want)
+    assert len(list(tmp_path.glob("16 *"))) == 2
+    assert said == [
+        f"student {ARCHITECTURES[1].digest} is tried again, alone, because the machine failed: "
+        "the worker process ended with exit code 3",
+        f"student {ARCHITECTURES[1].digest} failed: the worker process ended with exit code 3, 2 times",
+    ]
+
+
+def test_a_crash_is_remembered_by_the_next_process(tmp_path: Path) -> None:
+    file, crashing = tmp_path / "crashes.json", ARCHITECTURES[1]
+    Journal(file, "search ").crashed(crashing.digest, "the worker process was ended by SIGSEGV")
+    with Pool(Toy(die=16), failed=failed, journal=Journal(file, "search "), patience=SOON) as pool:
+        (found,) = pool.evaluate_all([crashing])
+    assert found.error == "the worker process ended with exit code 3, 2 times"
+    # Killed before the evaluation was stored: it is not evaluated again.
+    with Pool(Toy(die=16), failed=failed, journal=Journal(file, "search "), patience=SOON) as pool:
+        assert pool.evaluate_all([crashing]) == [found]
+    assert len(Journal(file, "search ").crashes(crashing.digest)) == 2
+    assert Journal(file, "final ").crashes(crashing.digest) == []
+
+
+def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
+    for text in ("{", "[]", '{"crashes": 3, "begun": {}}'):
+        (tmp_path / "crashes.json").write_text(text)
+        with pytest.raises(RunError, match=r"crashes\.json"):
+            Journal(tmp_path / "crashes.json")
+
+
+@pytest.mark.parametrize(
+    ("toy", "why"),
+    [
+        (Toy(kill=16), "the worker process was ended by SIGKILL"),
+        (Toy(memory=16), "out of memory: 8 GiB"),
+        (Toy(hang=16), "it was not done after 1 s, where others took 0 s"),
+    ],
+)
+def test_what_the_machine_failed_at_is_tried_again_alone_and_then_raised(toy: Toy, why: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    told: list[Evaluation] = []
+    toy = replace(toy, counted=str(tmp_path))
+    pool = Pool(toy, failed=failed, workers=2, tell=said.append, seconds=[0.01], patience=SOON)
+    with pool, pytest.raises(MachineError, match=r"could not be evaluated in 3 attempts.*not held against") as caught:
+        pool.evaluate_all(ARCHITECTURES, on_done=told.append)
+    assert why in str(caught.value) and not isinstance(caught.value, CrashError)
+    assert len(said) == 2 and all(why in line for line in said)
+    assert len(told) == len(ARCHITECTURES) - 1 and all(e.status == "ok" for e in told)
+    assert len({path.name.split()[2] for path in tmp_path.glob("16 *")}) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_passing_failure_of_the_machine_leaves_no_trace(workers: int, tmp_path: Path) -> None:
+    toy = Toy(memory=16, unreadable=24, counted=str(tmp_path), at_first=1)
+    with Pool(toy, failed=failed, workers=workers, patience=SOON) as pool:
+        assert pool.evaluate_all(ARCHITECTURES) == [toy_evaluation(a) for a in ARCHITECTURES]
+    assert len(list(tmp_path.glob("16 *"))) == len(list(tmp_path.glob("24 *"))) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_no_failed_student(workers: int) -> None:
+    pool = Pool(Toy(unreadable=16), failed=failed, workers=workers, patience=SOON)
+    with pool, pytest.raises(DataError, match=r"^dog\.png cannot be read"):
+        pool.evaluate_all(ARCHITECTURES)
+
+
+def test_what_ends_this_process_again_and_again_is_evaluated_apart(tmp_path: Path) -> None:
+    file, said = tmp_path / "crashes.json", list[str]()
+    for before in range(3):
+        assert Journal(file).begin(ARCHITECTURES[1].digest) == before
+    for toy in (Toy(mark=True), Toy(die=16)):
+        pool = Pool(toy, failed=failed, workers=0, journal=Journal(file), tell=said.append, patience=SOON)
+        with pool:
+            found = pool.evaluate_all(ARCHITECTURES)
+        if toy.mark:
+            assert [e.seed == os.getpid() for e in found] == [True, False, True, True, True]
+            assert "in a process of its own: the process that evaluated it ended 3 times" in said[0]
+            for _ in range(3):
+                Journal(file).begin(ARCHITECTURES[1].digest)
+        else:
+            assert [e.status for e in found] == ["ok", "failed", "ok", "ok", "ok"]
 
 
 def test_a_worker_that_died_while_idle_is_replaced() -> None:
@@ -123,12 +163,12 @@ def test_a_worker_that_died_while_idle_is_replaced() -> None:
         assert not first & {e.seed for e in second}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_an_error_is_raised_here_and_the_pool_goes_on(workers: int) -> None:
     with Pool(Toy(surgery=8), failed=failed, workers=workers) as pool:
         with pytest.raises(SurgeryError, match="at width 8") as caught:
             pool.evaluate_all(ARCHITECTURES)
-        if workers > 1:
+        if workers > 0:
             assert "in __call__\n" in caught.value.__notes__[0]
         assert pool.evaluate_all(ARCHITECTURES[1:]) == [toy_evaluation(a) for a in ARCHITECTURES[1:]]
 
@@ -150,11 +190,13 @@ def test_an_error_of_on_done_ends_the_workers() -> None:
 
 def test_what_cannot_be_pickled_is_named() -> None:
     lock = threading.Lock()
-    evaluate = [lambda a: toy_evaluation(a), Toy(tensor=lock)]
+    evaluate = [lambda a: toy_evaluation(a), Locked(lock)]
     said = r"must be picklable.*but it is not: .*; or use workers=1"
     for one in evaluate:
         with Pool(one, failed=failed, workers=2) as pool, pytest.raises(RunError, match=said):
             pool.evaluate_all(ARCHITECTURES)
+        with Pool(one, failed=failed) as pool:  # one worker can be this process
+            assert len(pool.evaluate_all(ARCHITECTURES)) == len(ARCHITECTURES)
 
 
 def test_refuse_reimport_lets_others_pass() -> None:
@@ -163,17 +205,11 @@ def test_refuse_reimport_lets_others_pass() -> None:
         assert pool.evaluate_all(ARCHITECTURES[:1]) == [toy_evaluation(ARCHITECTURES[0])]
 
 
-class Reimport:
-    def __call__(self, architecture: Architecture) -> Evaluation:
-        refuse_reimport()  # a worker that works is none that imports
-        return toy_evaluation(architecture)
-
-
 PRELUDE = """
 import os, sys, time
 from understudy.core.errors import UnderstudyError
 from understudy.testing.landscapes import toy_evaluation, toy_space
-from understudy.runs.workers import Pool
+from understudy.runs.workers.local import Pool
 
 space = toy_space()
 architectures = [space.full.with_width(space.groups[0].name, width) for width in (8, 16, 24, 32)]
@@ -217,8 +253,14 @@ def test_a_script_with_the_guard_works(script: Callable[[str], list[str]]) -> No
 
 def test_a_script_without_the_guard_is_told_in_one_line(script: Callable[[str], list[str]]) -> None:
     done = subprocess.run(script("main()"), capture_output=True, text=True)
-    said = 'a script that uses workers > 1 must make its calls below `if __name__ == "__main__":`, '
+    said = "a script that defines the teacher's class itself and uses workers > 1 must make its calls below "
+    said += '`if __name__ == "__main__":`, '
     assert (done.stdout, done.stderr) == (f"{said}but this one has no such line\n", "")
+
+
+def test_a_script_without_the_guard_works_where_nothing_of_it_is_needed(script: Callable[[str], list[str]]) -> None:
+    done = subprocess.run(script("main(toy_evaluation)"), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("4\n", "")
 
 
 def test_a_class_that_workers_cannot_import_is_named() -> None:
@@ -265,15 +307,6 @@ def test_no_worker_outlives_the_driver(script: Callable[[str], list[str]], tmp_p
         return beats(folder) == before
 
     wait_until(silent)
-
-
-@dataclass(frozen=True)
-class Slow:
-    """Takes its time."""
-
-    def __call__(self, architecture: Architecture) -> Evaluation:
-        time.sleep(2.5)
-        return toy_evaluation(architecture)
 
 
 def test_the_driver_is_called_while_it_waits_for_workers() -> None:

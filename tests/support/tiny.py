@@ -16,7 +16,9 @@ from understudy.jobs.compress import Result, compress
 from understudy.jobs.teach import teach
 from understudy.models.spec import Teacher
 
-DEVICE = Device(device="cpu", precision="fp32", memory_format="contiguous")  # pinned: nothing is timed
+DEVICE = Device(
+    device="cpu", precision="fp32", memory_format="contiguous", workers=0
+)  # nothing is timed, no process started
 TEACHING = Teaching(training=Training(epochs=3, batch_size=64, lr=0.01, loss="ce"), device=DEVICE)
 METHOD = N2N(removal_updates=2, shrinkage_updates=2, rollouts=2, round_to=1, min_width=2)
 CANDIDATES = Candidates(epochs=1, examples=128, batch_size=32)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from understudy.config.training import Augmentation, Candidates, Final, Training
 from understudy.core.architecture import Architecture
-from understudy.core.errors import RunError, SurgeryError
+from understudy.core.errors import CrashError, DataError, MachineError, RunError, SurgeryError
 from understudy.core.evaluation import Evaluation
 from understudy.data import Data, Views
 from understudy.graph.analysis import Analysis, analyse
@@ -225,16 +226,49 @@ def test_a_student_that_diverges_is_a_failed_evaluation(
     assert (evaluation.error or "").startswith("diverged: the loss was nan by step ")
 
 
-def test_too_little_memory_for_the_score_is_a_failed_evaluation(
+@pytest.mark.parametrize(
+    ("raised", "kind", "message"),
+    [
+        (torch.OutOfMemoryError("tried to get 8 GiB"), MachineError, "^out of memory: tried to get 8 GiB$"),
+        (RuntimeError("CUDA error: an illegal memory access"), CrashError, "illegal memory access"),
+        (OSError(errno.EIO, "Input/output error"), MachineError, "Input/output error"),
+        (OSError(errno.ENOSPC, "No space left on device"), OSError, "No space left"),
+        (DataError("dog.png cannot be read"), DataError, "dog.png cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("place", ["train", "accuracy"])
+def test_what_machine_or_data_fail_at_is_no_evaluation(
+    make: Callable[..., Evaluator],
+    narrow: Architecture,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    raised: Exception,
+    kind: type[Exception],
+    message: str,
+) -> None:
+    def fail(*args: object, **settings: object) -> float:
+        raise raised
+
+    evaluator = make()
+    assert evaluator.teacher_accuracy > 0
+    monkeypatch.setattr(module, place, fail)
+    with pytest.raises(kind, match=message):
+        evaluator.evaluate(narrow)
+
+
+def test_a_student_that_cannot_run_in_evaluation_mode_is_a_failed_evaluation(
     make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def score(*args: object) -> float:
-        raise torch.OutOfMemoryError("tried to allocate 8 GiB")
+    def fail(*args: object, **settings: object) -> float:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(Evaluator, "_score", score)
-    evaluation, student = make().evaluate(narrow)
+    evaluator = make()
+    assert evaluator.teacher_accuracy > 0
+    monkeypatch.setattr(module, "accuracy", fail)
+    evaluation, student = evaluator.evaluate(narrow)
     assert student is None
-    assert (evaluation.status, evaluation.error) == ("failed", "out of memory: tried to allocate 8 GiB")
+    assert (evaluation.status, evaluation.accuracy) == ("failed", 0.0)
+    assert "must run in evaluation mode, but: RuntimeError: mat1 and mat2" in (evaluation.error or "")
 
 
 def test_what_is_not_the_students_fault_is_raised(

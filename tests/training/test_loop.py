@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.config.training import Augmentation, Training
-from understudy.core.errors import ConfigError, RunError
+from understudy.core.errors import ConfigError, DataError, MachineError, RunError
 from understudy.data import Split, Views
 from understudy.training.loop import (
     Compute,
@@ -221,11 +221,18 @@ class Misfit(nn.Linear):
         super().__init__(5, CLASSES)
 
 
-def test_too_little_memory_is_a_result(device: torch.device) -> None:
-    outcome = taught(Greedy(), device)
-    assert outcome.status == "failed"
-    assert outcome.error is not None
-    assert outcome.error.startswith("out of memory: ")
+def test_too_little_memory_is_no_fault_of_the_network(device: torch.device) -> None:
+    with pytest.raises(MachineError, match="^out of memory: "):
+        taught(Greedy(), device)
+
+
+def test_an_image_that_cannot_be_read_is_no_fault_of_the_network(device: torch.device) -> None:
+    class Unreadable(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise DataError("dog.png is not an image that can be read")
+
+    with pytest.raises(DataError, match=r"^dog\.png"):
+        taught(Unreadable(), device)
 
 
 def test_a_network_that_does_not_fit_is_a_result(device: torch.device) -> None:

@@ -68,8 +68,8 @@ class Device(Checked):
     """Layout of image tensors; auto as above."""
     threads: Natural = 1
     """CPU threads of one network in training (0: all cores); the same for any number of workers, so results are too."""
-    workers: Count = 1
-    """Students trained at the same time, each in a process of its own if more than 1."""
+    workers: Natural = 1
+    """Students trained at the same time, each in a process of its own, which may crash; 0: one, in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)

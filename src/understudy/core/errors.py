@@ -46,6 +46,17 @@ class RunError(UnderstudyError):
     """A run folder that cannot be used: of another teacher, data or configuration, or not writable."""
 
 
+class MachineError(UnderstudyError):
+    """What failed because of the machine, not of the network: no memory, a killed process, a time limit.
+
+    It is tried again, and never stored as a property of an architecture.
+    """
+
+
+class CrashError(MachineError):
+    """A process that crashed in native code, or a device that gave up: what does so again and again is at fault."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
     spelled = {option.casefold(): option for option in known}

@@ -1,17 +1,26 @@
-"""Files that are whole or not there. No torch."""
+"""Files that are whole or not there, and reading them back. No torch."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import socket
 from pathlib import Path
+from typing import Any
+
+from understudy.core.errors import UnderstudyError
 
 _PARTIAL = ".partial"
+_counter = itertools.count()
 
 
 def write_whole(path: Path, content: bytes | memoryview | str) -> None:
-    """Write a file that is whole or not there, also after a power cut and with several writers."""
+    """Write a file that is whole or not there, also after a power cut and with several writers on several machines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
+    # A disk may be shared by machines, whose processes have the same numbers.
+    writer = f"{socket.gethostname()}-{os.getpid()}-{next(_counter)}"
+    partial = path.with_name(f"{path.name}.{writer}{_PARTIAL}")
     with partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
@@ -23,3 +32,33 @@ def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder and below it; nobody may be writing there."""
     for partial in folder.rglob(f"*{_PARTIAL}"):
         partial.unlink()
+
+
+def read_text(path: Path, error: type[UnderstudyError]) -> str:
+    """Return a text file's content.
+
+    Raises:
+        UnderstudyError: of the kind given, if it cannot be read or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise error(f"{path} must be readable, but is not: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise error(f"{path} must be text in UTF-8, but is damaged at byte {e.start}") from e
+
+
+def read_json(path: Path, error: type[UnderstudyError]) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Raises:
+        UnderstudyError: of the kind given, if it cannot be read, or is no JSON object.
+    """
+    text = read_text(path, error)
+    try:
+        found = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise error(f"{path} must be a JSON file, but is damaged or cut short: {e}") from e
+    if not isinstance(found, dict):
+        raise error(f"{path} must hold a JSON object, but holds {type(found).__name__}")
+    return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from understudy.core.files import write_whole
 from understudy.core.goal import Goal, Reward
 from understudy.data import Data
 from understudy.data.data import first_images
+from understudy.jobs.card import card_of, spec_of
 from understudy.jobs.finals import Finisher
 from understudy.jobs.prune import Pruning
 from understudy.jobs.search import EvaluateAll, search
@@ -32,16 +35,19 @@ from understudy.methods.feasibility import GOAL_NAMES
 from understudy.methods.ranking import finalists, winner
 from understudy.methods.registry import searcher_for
 from understudy.models.spec import Teacher
-from understudy.models.student import copy_student, read_card, save_student
+from understudy.models.student import copy_student, save_student
 from understudy.models.weights import load_into, read_weights, save_weights
 from understudy.report.progress import Display, SearchProgress
 from understudy.report.tables import PlainTable, result_table
 from understudy.runs.folder import Run, versions
+from understudy.runs.journal import Journal
 from understudy.runs.store import Store
-from understudy.runs.workers import Pool, refuse_reimport
+from understudy.runs.workers.local import Evaluate, Pool, refuse_reimport
 from understudy.training.compute import choice, pinned
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import accuracy, choose_compute
+
+_log = logging.getLogger("understudy")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,7 +209,7 @@ class _Job:
         if not (self.run.folder / "space.json").is_file():
             write_whole(self.run.folder / "space.json", self.task.space.to_json())
         if self.run.recall("source") is None:
-            spec = _spec(self.task)
+            spec = spec_of(self.task)
             if spec is not None:
                 save_weights(self.run.folder / "teacher.safetensors", teacher.module)
             if self.task.start_folder is not None:
@@ -250,7 +256,7 @@ class _Job:
         follow = SearchProgress(display, students=students, reward=self.reward)
         with (
             Store(self.run.study, self.task.space) as store,
-            Pool(self.evaluator, failed=self.evaluator.failed, workers=self.settings.device.workers) as pool,
+            self._pool(self.evaluator, "search", self.settings.device.workers, seconds=_seconds(store.all())) as pool,
             display.steps(searcher.stage, students),
         ):
             search(
@@ -262,11 +268,19 @@ class _Job:
             )
             return self.evaluator, store.all()
 
+    def _pool(self, evaluate: Evaluate, stage: str, workers: int, **more: Any) -> Pool:
+        """Return what evaluates in processes that may crash or hang, and remembers that they did."""
+        journal = Journal(self.run.folder / "crashes.json", f"{stage} ")
+        tell = self.display.warn
+        return Pool(evaluate, failed=self.evaluator.failed, workers=workers, journal=journal, tell=tell, **more)
+
     def _measuring(self, pool: Pool, follow: SearchProgress) -> EvaluateAll:
         """Return the pool's evaluation, with measured latency where the goal has a budget for it."""
 
         def evaluate_all(architectures: Any, *, on_done: Any) -> list[Evaluation]:
             def done(evaluation: Evaluation) -> None:
+                if evaluation.status == "failed":
+                    _log.warning("student %s failed: %s", evaluation.architecture.digest, evaluation.error)
                 follow.finished(evaluation)
                 on_done(self._with_latency(evaluation))
 
@@ -296,13 +310,23 @@ class _Job:
         def look() -> None:
             self.display.step(finisher.epochs_done(chosen))
 
-        taught = finisher if workers > 1 else replace(finisher, on_epoch=look)
+        candidates = self.settings.candidates
+        seen = candidates.epochs * min(candidates.examples or len(self.task.data.train), len(self.task.data.train))
+        passes = final.training.epochs * len(self.task.data.train) / max(seen, 1)
+        pool = self._pool(
+            finisher,
+            "final",
+            workers,
+            here=replace(finisher, on_epoch=look),
+            on_wait=look,
+            seconds=[passes * seconds for seconds in _seconds(evaluations)],
+        )
         lesson = evaluator.final_lesson(final)
         if lesson.logits is not None:
             with self.display.steps("teacher's answers for the final training", final.training.epochs):
                 lesson.logits.prepare(final.training.epochs, on_epoch=lambda done, of: self.display.step(done))
         with (
-            Pool(taught, failed=self.evaluator.failed, workers=workers, on_wait=look) as pool,
+            pool,
             self.display.steps(f"training {len(chosen)} final students", len(chosen) * final.training.epochs),
         ):
             finished = [self._with_latency(e) for e in pool.evaluate_all(chosen, on_done=self._tell_of_final)]
@@ -390,13 +414,18 @@ class _Job:
             evaluation=evaluation,
             summary=summary,
             run=self.run.folder,
-            _card=_card(self.task, summary, self.run.start),
+            _card=card_of(self.task, summary, self.run.start),
         )
 
     def _tell_of_final(self, evaluation: Evaluation) -> None:
         figures = "failed: " + str(evaluation.error) if evaluation.status == "failed" else share(evaluation.accuracy)
         parameters = "?" if evaluation.cost is None else f"{evaluation.cost.parameters:,}"
         self.display.say(f"final student {evaluation.architecture.digest}: {parameters} parameters, {figures}")
+
+
+def _seconds(evaluations: Sequence[Evaluation]) -> list[float]:
+    """Return what trainings took that came to their end."""
+    return [evaluation.seconds for evaluation in evaluations if evaluation.status == "ok"]
 
 
 def _figures(cost: Cost, val: float, test: float | None) -> dict[str, Any]:
@@ -409,38 +438,4 @@ def _figures(cost: Cost, val: float, test: float | None) -> dict[str, Any]:
         "latency_spread_ms": cost.latency_spread_ms,
         "val": val,
         "test": test,
-    }
-
-
-def _spec(task: Task) -> dict[str, Any] | None:
-    """Return how the teacher is made, if names can say it, and of what is cut as well."""
-    spec = task.teacher.spec
-    if spec is None or (task.start is not None and task.start_folder is None):
-        return None
-    return {"name": spec.name, "arguments": dict(spec.arguments)}
-
-
-def _made(task: Task, start: Path) -> dict[str, Any]:
-    """Return how what is cut is made: by whom, if names can say it, and through which architectures."""
-    if task.start_folder is not None:
-        card, plan = read_card(start), (start / "architecture.json").read_text(encoding="utf-8")
-        return {"model": card["model"], "arguments": card["arguments"], "starts": [*card.get("starts", ()), plan]}
-    spec = _spec(task)
-    model, arguments = (None, {}) if spec is None else (spec["name"], spec["arguments"])
-    return {"model": model, "arguments": arguments, "starts": []}
-
-
-def _card(task: Task, summary: dict[str, Any], start: Path) -> dict[str, Any]:
-    data = task.data
-    return {
-        **_made(task, start),
-        "input": list(data.shape),
-        "classes": list(data.classes),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "data": {"source": data.source, "digest": data.digest},
-        "teacher": summary["teacher"],
-        "student": summary["student"],
-        "goal": summary["goal"],
-        "versions": summary["versions"],
     }

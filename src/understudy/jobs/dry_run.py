@@ -61,7 +61,7 @@ def plan(task: Task) -> Plan:
         students=expected_students(method),
         seconds=seconds,
         compute=compute,
-        workers=task.settings.device.workers,
+        workers=max(1, task.settings.device.workers),
     )
 
 
@@ -127,7 +127,7 @@ def _seconds(task: Task, epoch: float) -> float:
     """Return the seconds of the whole task, from those of one epoch of a candidate."""
     settings, available = task.settings, len(task.data.train)
     seen = min(settings.candidates.examples or available, available)
-    workers, finals = settings.device.workers, settings.final.students
+    workers, finals = max(1, settings.device.workers), settings.final.students
     method = settings.method
     if isinstance(method, Decore):
         search = method.training.epochs * _AGENTS * epoch * available / seen

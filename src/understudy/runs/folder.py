@@ -8,6 +8,7 @@ Every file is written whole or not at all, so a run that was killed at any momen
     space.json           what the teacher allows
     compute.json         the precision and memory format that were chosen
     teacher.json         the teacher's cost and validation accuracy; teacher.safetensors beside it
+    crashes.json         which students crashed their process, if any did
     study.db             every evaluation (Optuna, SQLite)
     policy.safetensors   what the searcher or the agents have learned
     policy_from.safetensors  what it started from, if it started from another run's
@@ -36,7 +37,7 @@ from typing import Any, Literal
 from understudy.config.job import Compression
 from understudy.config.text import Settings, build, differences
 from understudy.core.architecture import Space
-from understudy.core.errors import RunError
+from understudy.core.errors import MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import sweep, write_whole
 from understudy.runs.store import Store
@@ -279,6 +280,8 @@ def _locked(folder: Path) -> Any:
 def _guard(folder: Path, again: str) -> Iterator[None]:
     try:
         yield
+    except MachineError as error:
+        raise type(error)(f"{error}. Nothing that was finished is lost; continue with: {again}") from error
     except Exception as error:
         reason = _disk_trouble(error, folder, again)
         if reason is None:

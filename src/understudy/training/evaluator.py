@@ -24,13 +24,12 @@ from understudy.cost import predict as cost
 from understudy.data import AnySplit, Data, Views
 from understudy.graph.analysis import Analysis
 from understudy.surgery import build as surgery
+from understudy.training.failures import fault_of_network, reason
 from understudy.training.loop import (
     Compute,
     Outcome,
     Progress,
     accuracy,
-    out_of_memory,
-    reason,
     recalibrate,
     train,
 )
@@ -57,6 +56,7 @@ class Lesson:
 class Evaluator:
     """Trains and scores students. Picklable, so that a worker process gets it once.
 
+    What fails because of the machine or the data raises MachineError or DataError; it is no evaluation.
     A student's seed comes from (seed, architecture digest, repeat), so results depend neither on the
     order of evaluation nor on who evaluates. `folder` caches the teacher's logits. Students inherit from the
     network of the analysis; where that is not the teacher itself, the teacher is its `tutor`.
@@ -216,10 +216,9 @@ class Evaluator:
             status, error = outcome.status, outcome.error
         except SurgeryError as e:
             error = reason(e)
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e):
-                raise
-            error = reason(e)
+        except (RuntimeError, MemoryError, OSError) as e:
+            fault_of_network(e)  # raises what the machine is to blame for
+            raise
         evaluation = self._evaluation(
             architecture,
             lesson.recipe,
@@ -281,7 +280,10 @@ class Evaluator:
     def _score(self, student: nn.Module, lesson: Lesson, settled: bool) -> float:
         if not settled:
             recalibrate(student, lesson.split, normalise=self.data.normalise, compute=self.compute)
-        return accuracy(student, self._val, normalise=self.data.normalise, compute=self.compute)
+        try:
+            return accuracy(student, self._val, normalise=self.data.normalise, compute=self.compute)
+        except RuntimeError as e:  # a part of the network that training does not use
+            raise SurgeryError(f"the student must run in evaluation mode, but: {fault_of_network(e)}") from e
 
     def _peek(self, student: nn.Module) -> float:
         """Return the student's accuracy on a part of the validation split, 0..1: enough to see that it is hopeless."""

@@ -29,6 +29,7 @@ from understudy.training import objective as distill
 from understudy.training.compute import Compute as Compute
 from understudy.training.compute import choose_compute as choose_compute
 from understudy.training.compute import seeded
+from understudy.training.failures import fault_of_network
 
 Normalise = Callable[[Tensor], Tensor]
 """Images as the split holds them (b, c, h, w) -> what the network takes, float32."""
@@ -91,6 +92,8 @@ def train(
 
     Raises:
         ConfigError: the loss needs a teacher's logits and there are none.
+        DataError: an image could not be read.
+        MachineError: memory ran out, or a device gave up.
         RunError: the checkpoint is of another training.
     """
     if distill.needs_teacher(training) and logits is None:
@@ -106,8 +109,8 @@ def train(
             reseed(_mixed(seed, epoch))
             try:
                 progress = loop.run(epoch, view, target)
-            except (RuntimeError, ValueError, MemoryError) as e:  # torch's own, and batch norm of one value
-                loop.fail(reason(e))
+            except (RuntimeError, ValueError, MemoryError, OSError) as e:  # torch's own, and batch norm of one value
+                loop.fail(fault_of_network(e))
                 break
             if progress is not None and on_epoch is not None and not on_epoch(progress):
                 loop.status = "stopped"
@@ -185,17 +188,6 @@ def learning_rate(training: Training, share: float) -> float:
         return training.lr
     low, high, at = (1 / 25, 1.0, share / 0.3) if share < 0.3 else (1e-5, 1.0, (1 - share) / 0.7)
     return training.lr * (low + (high - low) * (1 - math.cos(math.pi * at)) / 2)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether there was too little memory, for which torch has several errors."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "t allocate memory" in str(error)
-
-
-def reason(error: BaseException) -> str:
-    """Return why a network could not be computed, in one line."""
-    text = " ".join(str(error).split())
-    return f"out of memory: {text}" if out_of_memory(error) else f"{type(error).__name__}: {text}"
 
 
 class _Loop:

@@ -1,0 +1,306 @@
+"""Processes on this machine that evaluate, and what is done when one of them fails. No torch of its own.
+
+Results depend neither on the number of workers nor on who finishes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from statistics import median
+
+from understudy.core.architecture import Architecture
+from understudy.core.errors import CrashError, DataError, MachineError, RunError, UnderstudyError
+from understudy.core.evaluation import Evaluation
+from understudy.runs.journal import Journal
+from understudy.runs.workers.process import Attempt, Evaluate, Worker, needs_main, pickled, refuse_reimport
+
+__all__ = ["Evaluate", "Patience", "Pool", "refuse_reimport"]
+
+_log = logging.getLogger("understudy")
+_LOOK_EVERY = 1.0  # seconds between two calls of `on_wait`
+_ENDED_HERE = 3  # times that this process may end over an architecture before that is evaluated apart
+_LARGE = 1_000_000_000  # bytes of teacher and data that are not held twice for the sake of one worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How often and how long something is tried."""
+
+    attempts: int = 3  # at what the machine failed at; all but the first with no other worker beside it
+    crashes: int = 2  # in native code, after which the architecture is at fault
+    times: float = 20.0  # an evaluation may take, of the median of earlier ones
+    at_least: float = 600.0  # seconds that it may always take
+    pause: float = 10.0  # seconds before the last attempt, in which others may free memory
+
+
+class Pool:
+    """Evaluates architectures, `workers` of them at the same time, each in a process that may crash or hang.
+
+    A process gets `evaluate` once, when it is first needed, and lives until `close`, at the latest until this process
+    ends. What fails because of the machine (MachineError, DataError, a process that is killed, or that takes many
+    times as long as others) is tried again, alone; if that does not help either, it is raised. An architecture whose
+    process crashes again and again is a failed evaluation.
+
+    With `workers=0`, all happens in this process; so it does with one worker where another process would need the
+    user's script, or would hold too much a second time. Use it in a `with` statement.
+
+    Args:
+        evaluate: gives the evaluation of an architecture; it can be pickled.
+        failed: gives the failed evaluation of an architecture, for the reason given.
+        workers: how many.
+        on_wait: called every second or so while processes are busy.
+        here: what evaluates in this process; None for `evaluate`.
+        tell: told in one line what failed and is tried again.
+        journal: where crashes are noted, so that a later process knows of them.
+        seconds: what earlier evaluations of the kind took.
+        patience: how often and how long something is tried.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        *,
+        failed: Callable[[Architecture, str], Evaluation],
+        workers: int = 1,
+        on_wait: Callable[[], object] = lambda: None,
+        here: Evaluate | None = None,
+        tell: Callable[[str], object] = _log.warning,
+        journal: Journal | None = None,
+        seconds: Sequence[float] = (),
+        patience: Patience | None = None,
+    ) -> None:
+        self._evaluate, self._here = evaluate, here or evaluate
+        self._failed, self._on_wait, self._tell = failed, on_wait, tell
+        self._count = workers
+        self._journal = journal or Journal()
+        self._seconds = list(seconds)
+        self._patience = patience or Patience()
+        self._content: bytes | None = None
+        self._workers: list[Worker] = []
+
+    def evaluate_all(
+        self, architectures: Sequence[Architecture], *, on_done: Callable[[Evaluation], object] = lambda _: None
+    ) -> list[Evaluation]:
+        """Return the evaluation of each architecture, in their order.
+
+        `on_done` is called in this process with each evaluation as it is finished. What `evaluate`
+        raises is raised here.
+
+        Raises:
+            MachineError, DataError: the machine or the data failed in every attempt.
+            RunError: workers cannot be started.
+        """
+        if not architectures:
+            return []
+        if self._stays_here():
+            return [_told(self._in_this_process(architecture), on_done) for architecture in architectures]
+        try:
+            return self._in_workers(architectures, on_done)
+        except BaseException:  # what is still being evaluated must not answer the next call
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all workers; what they are evaluating is given up."""
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stays_here(self) -> bool:
+        """Say whether all happens in this process; if not, pickle the evaluator."""
+        if self._count == 0:
+            return True
+        if self._content is not None:
+            return False
+        if self._count > 1:
+            refuse_reimport()
+            self._content = pickled(self._evaluate)
+            return False
+        try:
+            content = pickled(self._evaluate, most=_LARGE)
+        except RunError as error:
+            why = str(error)
+        else:
+            if not needs_main(content):
+                self._content = content
+                return False
+            why = "the teacher's class is in the script or notebook itself, not in a module"
+        _log.info("students are evaluated in this process, so a crash in native code would end it: %s", why)
+        self._count = 0
+        return True
+
+    def _in_this_process(self, architecture: Architecture) -> Evaluation:
+        """Evaluate here, unless this process ended again and again while it did so."""
+        name = architecture.digest
+        begun = self._journal.begin(name)
+        evaluation = self._here_safely(architecture) if begun < _ENDED_HERE else self._apart(architecture, begun)
+        self._journal.end(name)
+        return evaluation
+
+    def _here_safely(self, architecture: Architecture) -> Evaluation:
+        attempt = Attempt(0, architecture)
+        while True:
+            try:
+                return self._here(architecture)
+            except (MachineError, DataError) as error:
+                if (gave_up := self._gave_up(attempt, error)) is not None:
+                    return gave_up
+
+    def _apart(self, architecture: Architecture, begun: int) -> Evaluation:
+        """Evaluate in a process of its own; where that cannot be, the student has failed."""
+        reason = f"the process that evaluated it ended {begun} times before it was done"
+        try:
+            self._content = pickled(self._evaluate)
+        except RunError:
+            self._content = None
+        if self._content is None or needs_main(self._content):
+            self._tell(f"student {architecture.digest} failed: {reason}")
+            return self._failed(architecture, reason)
+        self._tell(f"student {architecture.digest} is evaluated in a process of its own: {reason}")
+        try:
+            return self._in_workers([architecture], lambda _: None)[0]
+        finally:
+            self.close()
+
+    def _in_workers(
+        self, architectures: Sequence[Architecture], on_done: Callable[[Evaluation], object]
+    ) -> list[Evaluation]:
+        waiting = deque(Attempt(number, architecture) for number, architecture in enumerate(architectures))
+        alone: deque[Attempt] = deque()  # what the machine failed at
+        done: dict[int, Evaluation] = {}
+
+        def finish(attempt: Attempt, evaluation: Evaluation) -> None:
+            # The architecture came back as a copy, with a copy of the whole Space.
+            done[attempt.number] = _told(replace(evaluation, architecture=attempt.architecture), on_done)
+
+        while len(done) < len(architectures):
+            self._hand_out(waiting, alone, finish)
+            for worker in self._first_to_answer():
+                attempt, seconds = worker.attempt, worker.busy_for
+                assert attempt is not None
+                try:
+                    evaluation = self._answer_of(worker)
+                except (MachineError, DataError) as error:
+                    self._workers.remove(worker)
+                    worker.stop()
+                    worker.end()
+                    gave_up = self._gave_up(attempt, error)
+                    if gave_up is None:
+                        alone.append(attempt)
+                    else:
+                        finish(attempt, gave_up)
+                else:
+                    self._seconds += [seconds] * (evaluation.status == "ok")
+                    finish(attempt, evaluation)
+        return [done[number] for number in range(len(architectures))]
+
+    def _hand_out(
+        self,
+        waiting: deque[Attempt],
+        alone: deque[Attempt],
+        finish: Callable[[Attempt, Evaluation], object],
+    ) -> None:
+        """Give every idle worker something to do; what is to run alone comes last, in a new process."""
+        self._workers = [worker for worker in self._workers if worker.process.is_alive() or not worker.idle]
+        for attempt in list(waiting):  # known from another day
+            if len(self._journal.crashes(attempt.architecture.digest)) >= self._patience.crashes:
+                waiting.remove(attempt)
+                finish(attempt, self._at_fault(attempt.architecture))
+        if not waiting and alone and all(worker.idle for worker in self._workers):
+            self.close()  # idle processes hold memory, too
+            self._start(1)[0].give(alone.popleft())
+            return
+        idle = [worker for worker in self._workers if worker.idle]
+        missing = min(max(self._count, 1) - len(self._workers), len(waiting) - len(idle))
+        if missing > 0:
+            idle += self._start(missing)
+        for worker in idle[: len(waiting)]:
+            worker.give(waiting.popleft())
+
+    def _start(self, count: int) -> list[Worker]:
+        assert self._content is not None
+        started: list[Worker] = []
+        for _ in range(count):
+            started.append(Worker(import_main=needs_main(self._content)))
+            self._workers.append(started[-1])
+        for worker in started:  # they import torch at the same time
+            worker.load(self._content)
+        return started
+
+    def _first_to_answer(self) -> list[Worker]:
+        """Wait until at least one busy worker has answered, died or is late, and return those; none if none is busy."""
+        busy = [worker for worker in self._workers if not worker.idle]
+        while busy:
+            ready = wait([worker.connection for worker in busy], timeout=_LOOK_EVERY)
+            limit = self._limit()
+            found = [w for w in busy if w.connection in ready or (limit is not None and w.busy_for > limit)]
+            if found:
+                return found
+            self._on_wait()
+        return []
+
+    def _answer_of(self, worker: Worker) -> Evaluation:
+        """Return what a worker found.
+
+        Raises:
+            MachineError: it is late, or gone.
+        """
+        if not worker.connection.poll():
+            raise MachineError(
+                f"it was not done after {worker.busy_for:.0f} s, where others took {median(self._seconds):.0f} s"
+            )
+        return worker.answer()
+
+    def _limit(self) -> float | None:
+        """Return how many seconds an evaluation may take; None while none is known."""
+        if not self._seconds:
+            return None
+        return max(self._patience.at_least, self._patience.times * median(self._seconds))
+
+    def _gave_up(self, attempt: Attempt, error: UnderstudyError) -> Evaluation | None:
+        """Note a failure of the machine; return None if it is to be tried again, else the failed evaluation.
+
+        Raises:
+            MachineError, DataError: it was tried often enough.
+        """
+        name, patience = attempt.architecture.digest, self._patience
+        if isinstance(error, CrashError):
+            if self._journal.crashed(name, str(error)) >= patience.crashes:
+                return self._at_fault(attempt.architecture)
+        else:
+            attempt.failures += 1
+        if attempt.failures >= patience.attempts:
+            if isinstance(error, DataError):
+                raise error
+            raise MachineError(
+                f"student {name} could not be evaluated in {patience.attempts} attempts, the last one alone: {error}. "
+                "This is a failure of the machine, so it is not held against the student"
+            ) from error
+        self._tell(f"student {name} is tried again, alone, because the machine failed: {error}")
+        if attempt.failures == patience.attempts - 1:
+            time.sleep(patience.pause)
+        return None
+
+    def _at_fault(self, architecture: Architecture) -> Evaluation:
+        reasons = self._journal.crashes(architecture.digest)
+        reason = f"{reasons[-1]}, {len(reasons)} times"
+        self._tell(f"student {architecture.digest} failed: {reason}")
+        return self._failed(architecture, reason)
+
+
+def _told(evaluation: Evaluation, on_done: Callable[[Evaluation], object]) -> Evaluation:
+    on_done(evaluation)
+    return evaluation
