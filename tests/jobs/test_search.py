@@ -75,7 +75,7 @@ SCRIPT = [[8, 16, 8], [16, 24], [24, 8]]
 
 
 def run(
-    store: Store, evaluate: Callable[[Architecture], Evaluation], *, workers: int = 1
+    store: Store, evaluate: Callable[[Architecture], Evaluation], *, workers: int = 0
 ) -> tuple[Scripted, list[Update]]:
     searcher, updates = Scripted(SCRIPT), list[Update]()
     with Pool(evaluate, failed=failed, workers=workers) as pool:

@@ -222,7 +222,7 @@ class Misfit(nn.Linear):
 
 
 def test_too_little_memory_is_no_fault_of_the_network(device: torch.device) -> None:
-    with pytest.raises(MachineError, match="^out of memory: "):
+    with pytest.raises(MachineError, match=r"^out of memory: "):
         taught(Greedy(), device)
 
 

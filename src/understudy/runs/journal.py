@@ -58,6 +58,10 @@ class Journal:
         self._write()
 
     def _write(self) -> None:
-        if self._path is not None:
+        if self._path is None:
+            return
+        if not self._crashes and not self._begun:
+            self._path.unlink(missing_ok=True)
+        else:
             known = {"crashes": self._crashes, "begun": self._begun}
             write_whole(self._path, json.dumps(known, indent=1) + "\n")
