@@ -48,6 +48,7 @@ class Agents(nn.Module):
     accuracy: Tensor
     reward: Tensor
     earned: Tensor
+    sizes: Tensor
     layer: Tensor
     worth: Tensor
 
@@ -63,10 +64,10 @@ class Agents(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.together = settings, together
-        self.layers = len(groups)
         self.rate = settings.agent_lr or max(_LEAST_RATE, abs(settings.initial) / (_WALK * steps))
         sizes = torch.tensor([group.width // group.step for group in groups])
         count = int(sizes.sum())
+        self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("layer", torch.arange(len(groups)).repeat_interleave(sizes), persistent=False)
         behind = torch.zeros(count) if magnitudes is None else _behind(magnitudes, sizes.tolist())
         self.register_buffer("weights", settings.initial * (1.0 - settings.importance * behind))
@@ -105,7 +106,6 @@ class Agents(nn.Module):
         score = self._scores(logits, labels)
         outcome = (1.0 + self.penalty) * score - self.penalty  # R_acc
         saved = self._saved(actions)  # R_C
-        self._remember(score, (saved * outcome[:, None]).mean())
         chances = self.chances
         if self.settings.baseline == "none":
             credit = (saved * outcome[:, None])[:, self.layer]
@@ -116,6 +116,7 @@ class Agents(nn.Module):
             # What remains is the reward that does not depend on the answer: its gradient is known, not sampled.
             gradient = self._pooled((surprise[:, self.layer] * (actions - chances)).mean(0))
             gradient -= chances * (1.0 - chances) * expected.mean() * self.worth[self.layer]
+        self._remember(score, (saved * outcome[:, None]).mean())
         # A factor changes nothing for Adam, unless it moves: so rewards stay in -1..1 whatever the penalty does.
         self._ascend(gradient / (1.0 + self.penalty.clamp(min=0.0)))
 
@@ -125,8 +126,7 @@ class Agents(nn.Module):
         With `together` a part of that is replaced in turn by its share in the sum of all, by what channels are worth.
         """
         spread = self.chances * (1.0 - self.chances)
-        sums = torch.zeros((2, self.layers), device=gradient.device)
-        sums.index_add_(1, self.layer, torch.stack([gradient, spread]))
+        sums = self._per_layer(torch.stack([gradient, spread]))
         pooled = gradient.lerp(spread * (sums[0] / sums[1].clamp(min=1e-9))[self.layer], self.settings.pooled)
         if not self.together:
             return pooled
@@ -139,14 +139,23 @@ class Agents(nn.Module):
         return (logits.argmax(1) == labels).float()
 
     def _saved(self, actions: Float[Tensor, "b a"]) -> Float[Tensor, "b l"]:
-        dropped = torch.zeros((len(actions), self.layers), device=actions.device)
-        saved = dropped.index_add_(1, self.layer, 1.0 - actions) * self.worth
+        saved = self._per_layer(1.0 - actions) * self.worth
         return saved.sum(1, keepdim=True).expand_as(saved) if self.together else saved
 
+    def _per_layer(self, values: Float[Tensor, "r a"]) -> Float[Tensor, "r l"]:
+        """Return the sum over the agents of each layer; unlike `index_add_` it uses no atomic additions on a GPU."""
+        lengths = self.sizes.expand(len(values), -1).contiguous()
+        return torch.segment_reduce(values, "sum", lengths=lengths, axis=1, unsafe=True)
+
     def _expected(self, score: Float[Tensor, " b"], indices: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Return what these examples scored before, which does not depend on today's actions, and note today's."""
+        """Return the baseline of each example's score, independent of the actions drawn for it now, and note the score.
+
+        It is the running score of the example; in the first epoch the running mean over earlier batches; in the first
+        batch the mean over the batch's other examples.
+        """
+        others = (score.sum() - score) / max(len(score) - 1, 1)
         before = self.earned[indices]
-        known = torch.where(before.isnan(), self.accuracy, before)
+        known = torch.where(before.isnan(), torch.where(self.accuracy.isnan(), others, self.accuracy), before)
         self.earned[indices] = torch.where(before.isnan(), score, 0.5 * before + 0.5 * score)
         return known
 
