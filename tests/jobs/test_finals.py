@@ -13,7 +13,6 @@ from understudy.core.evaluation import Evaluation
 from understudy.jobs.finals import Finisher
 from understudy.testing.landscapes import toy_evaluation, toy_space
 from understudy.training.evaluator import Evaluator
-from understudy.training.loop import Progress
 
 SPACE = toy_space()
 FIRST, SECOND = (SPACE.full.with_width(SPACE.groups[0].name, width) for width in (8, 16))
@@ -27,11 +26,12 @@ class Trainer(Evaluator):
         self.__dict__.update(trained=[], stop_after=stop_after)
 
     def finish(
-        self, architecture: Architecture, final: Final, *, checkpoint: Path, on_epoch: Callable[[Progress], object]
+        self, architecture: Architecture, final: Final, *, checkpoint: Path, on_part: Callable[[float], object]
     ) -> tuple[Evaluation, nn.Module]:
         self.trained.append(architecture)
         for epoch in range(1, final.training.epochs + 1):
-            on_epoch(Progress(epoch=epoch, epochs=4, loss=0.0, seconds=1.0, images_per_second=1.0))
+            for part in (0.25, 0.5, 0.75, 1.0):
+                on_part(epoch - 1 + part)
             if epoch == self.stop_after:
                 raise KeyboardInterrupt
         return toy_evaluation(architecture), nn.Linear(2, 2)
@@ -52,10 +52,10 @@ def test_epochs_are_counted_whoever_trains(tmp_path: Path) -> None:
     told: list[int] = []
     watcher = finisher(Trainer(), tmp_path)
     assert watcher.epochs_done([FIRST, SECOND]) == 0
-    finisher(Trainer(), tmp_path, on_epoch=lambda: told.append(watcher.epochs_done([FIRST, SECOND])))(FIRST)
+    finisher(Trainer(), tmp_path, on_look=lambda: told.append(watcher.epochs_done([FIRST, SECOND])))(FIRST)
     with pytest.raises(KeyboardInterrupt):
         finisher(Trainer(stop_after=3), tmp_path)(SECOND)
-    assert told == [1, 2, 3, 4]
+    assert told == [0.25, 1, 2, 3, 4]  # within an epoch once a second, and at its end
     assert watcher.epochs_done([FIRST, SECOND]) == 7
     finisher(Trainer(), tmp_path)(SECOND)
     assert watcher.epochs_done([FIRST, SECOND]) == 8

@@ -46,22 +46,12 @@ class Teach(Teaching, Subject, Command):
         """Train and print what came of it."""
         from understudy.core.figures import share
         from understudy.jobs.teach import read_card, teach
-        from understudy.report.progress import Display
 
-        data, epochs = open_data(opened(self.data, self.size, self.grey)), self.training.epochs
+        data = open_data(opened(self.data, self.size, self.grey))
         teaching = Teaching(**{f.name: getattr(self, f.name) for f in fields(Teaching)})
-        with Display(shown=True) as display, display.steps(f"teaching {self.model}", epochs):
-            teacher = teach(
-                self.model,
-                data,
-                self.out,
-                teaching=teaching,
-                arguments=parsed(self.arguments),
-                weights=self.weights,
-                on_epoch=lambda p: display.step(
-                    p.epoch, title=f"loss {p.loss:.3f}", left=p.seconds / p.epoch * (p.epochs - p.epoch)
-                ),
-            )
+        teacher = teach(
+            self.model, data, self.out, teaching=teaching, arguments=parsed(self.arguments), weights=self.weights
+        )
         card = read_card(self.out)
         accuracy = card["accuracy"]
         out.print(

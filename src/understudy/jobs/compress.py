@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -37,7 +38,7 @@ from understudy.methods.registry import searcher_for
 from understudy.models.spec import Teacher
 from understudy.models.student import copy_student, save_student
 from understudy.models.weights import load_into, read_weights, save_weights
-from understudy.report.progress import Display, SearchProgress
+from understudy.report.progress import Display, Finals, SearchProgress
 from understudy.report.tables import PlainTable, result_table
 from understudy.runs.folder import Run, versions
 from understudy.runs.journal import Journal
@@ -46,6 +47,7 @@ from understudy.runs.workers.local import Evaluate, Pool, refuse_reimport
 from understudy.training.compute import choice, pinned
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import accuracy, choose_compute
+from understudy.training.objective import needs_teacher
 
 _log = logging.getLogger("understudy")
 
@@ -159,7 +161,9 @@ class _Job:
         if summary is None:
             self._note_sources()
             pruned = isinstance(self.settings.method, Decore)
-            summary = self._summary(*self._finished(*(self._pruned() if pruned else self._searched())))
+            found = self._finished(*(self._pruned() if pruned else self._searched()))
+            with self.display.steps("measuring teacher and student", None):
+                summary = self._summary(*found)
             self.run.remember("summary", summary)
         return self._loaded(summary)
 
@@ -168,7 +172,9 @@ class _Job:
         """What trains and scores, in the precision that was chosen for this run when it started."""
         teacher, data = self.task.teacher.module, self.task.data
         device = pinned(self.settings.device, self.run.recall("compute"))
-        compute = choose_compute(teacher, first_images(data, data.train, self.settings.candidates.batch_size), device)
+        with self.display.steps("choosing precision and memory format", None):
+            images = first_images(data, data.train, self.settings.candidates.batch_size)
+            compute = choose_compute(teacher, images, device)
         self.run.remember("compute", choice(compute))
         return self.task.evaluator(compute, self.run.logits)
 
@@ -177,8 +183,10 @@ class _Job:
         """The teacher's cost and validation accuracy, measured when the run started."""
         known = self.run.recall("teacher")
         if known is None:
-            measured = self.task.with_latency(self.task.cost, self.task.teacher.module)
-            known = {"cost": asdict(measured), "accuracy": self.evaluator.teacher_accuracy}
+            evaluator = self.evaluator
+            with self.display.steps("measuring the teacher", None):
+                measured = self.task.with_latency(self.task.cost, self.task.teacher.module)
+                known = {"cost": asdict(measured), "accuracy": evaluator.teacher_accuracy}
             self.run.remember("teacher", known)
             self._warn_of_chance(known["accuracy"])
         return known
@@ -250,14 +258,18 @@ class _Job:
             policy=self.task.policy,
         )
         display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; search by {searcher.stage}")
-        with display.steps("teacher's answers for the search", self.settings.candidates.epochs):
-            self.evaluator.prepare(on_epoch=lambda done, of: display.step(done))
+        finals, start = self._after_search(), time.monotonic()
+        with display.steps(
+            "teacher logits for the search", self.settings.candidates.epochs, unit="epochs", after=finals
+        ):
+            self.evaluator.prepare(on_part=display.step)
+        finals.teacher_seconds = time.monotonic() - start
         students = expected_students(method)
-        follow = SearchProgress(display, students=students, reward=self.reward)
+        follow = SearchProgress(display, students=students, reward=self.reward, finals=finals)
         with (
             Store(self.run.study, self.task.space) as store,
             self._pool(self.evaluator, "search", self.settings.device.workers, seconds=_seconds(store.all())) as pool,
-            display.steps(searcher.stage, students),
+            display.steps(searcher.stage, students, unit="students", after=finals),
         ):
             search(
                 searcher,
@@ -273,6 +285,9 @@ class _Job:
         journal = Journal(self.run.folder / "crashes.json", f"{stage} ")
         tell = self.display.warn
         return Pool(evaluate, failed=self.evaluator.failed, workers=workers, journal=journal, tell=tell, **more)
+
+    def _after_search(self) -> Finals:
+        return Finals.of(self.settings, len(self.task.data.train), taught=needs_teacher(self.settings.final.training))
 
     def _measuring(self, pool: Pool, follow: SearchProgress) -> EvaluateAll:
         """Return the pool's evaluation, with measured latency where the goal has a budget for it."""
@@ -310,24 +325,18 @@ class _Job:
         def look() -> None:
             self.display.step(finisher.epochs_done(chosen))
 
-        candidates = self.settings.candidates
-        seen = candidates.epochs * min(candidates.examples or len(self.task.data.train), len(self.task.data.train))
-        passes = final.training.epochs * len(self.task.data.train) / max(seen, 1)
-        pool = self._pool(
-            finisher,
-            "final",
-            workers,
-            here=replace(finisher, on_epoch=look),
-            on_wait=look,
-            seconds=[passes * seconds for seconds in _seconds(evaluations)],
-        )
-        lesson = evaluator.final_lesson(final)
+        after = self._after_search()
+        for evaluation in evaluations:
+            after.trained(evaluation)
+        here = replace(finisher, on_look=look)
+        pool = self._pool(finisher, "final", workers, here=here, on_wait=look, seconds=after.expected)
+        lesson, epochs = evaluator.final_lesson(final), final.training.epochs
         if lesson.logits is not None:
-            with self.display.steps("teacher's answers for the final training", final.training.epochs):
-                lesson.logits.prepare(final.training.epochs, on_epoch=lambda done, of: self.display.step(done))
+            with self.display.steps("teacher logits for the final training", epochs, unit="epochs", after=after):
+                lesson.logits.prepare(epochs, on_part=self.display.step)
         with (
             pool,
-            self.display.steps(f"training {len(chosen)} final students", len(chosen) * final.training.epochs),
+            self.display.steps(f"training {len(chosen)} final students", len(chosen) * epochs, unit="epochs"),
         ):
             finished = [self._with_latency(e) for e in pool.evaluate_all(chosen, on_done=self._tell_of_final)]
         return winner(finished, self.reward), finished

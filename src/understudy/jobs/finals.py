@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from understudy.core.evaluation import Evaluation
 from understudy.core.files import write_whole
 from understudy.models.weights import save_weights
 from understudy.training.evaluator import Evaluator
-from understudy.training.loop import Progress
+
+_LOOK_EVERY = 1.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +22,14 @@ class Finisher:
     """Trains a student to convergence, or loads what it trained before. Picklable, as an Evaluator is.
 
     Leaves NAME.safetensors and, once it is complete, NAME.json in `folder`; NAME is the architecture's
-    digest. In between NAME.checkpoint.pt holds the state of every epoch, and NAME.epoch its number, for
-    those who watch.
+    digest. In between NAME.checkpoint.pt holds the state of every epoch, and NAME.epoch how many are
+    done, with the part of the present one, for those who watch.
     """
 
     evaluator: Evaluator
     final: Final
     folder: Path
-    on_epoch: Callable[[], object] | None = None  # only within one process
+    on_look: Callable[[], object] | None = None  # called every second or so, only within one process
 
     def __call__(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of the trained student."""
@@ -36,12 +38,18 @@ class Finisher:
             return Evaluation.from_json(architecture.space, place.read_text(encoding="utf-8"))
         checkpoint, epoch = place.with_suffix(".checkpoint.pt"), place.with_suffix(".epoch")
 
-        def told(progress: Progress) -> None:
-            write_whole(epoch, str(progress.epoch))
-            if self.on_epoch is not None:
-                self.on_epoch()
+        last = 0.0
 
-        evaluation, student = self.evaluator.finish(architecture, self.final, checkpoint=checkpoint, on_epoch=told)
+        def told(done: float) -> None:
+            nonlocal last
+            if done != int(done) and time.monotonic() - last < _LOOK_EVERY:
+                return
+            last = time.monotonic()
+            write_whole(epoch, f"{done:.4f}")
+            if self.on_look is not None:
+                self.on_look()
+
+        evaluation, student = self.evaluator.finish(architecture, self.final, checkpoint=checkpoint, on_part=told)
         if student is not None:
             save_weights(place.with_suffix(".safetensors"), student)
         write_whole(place, evaluation.to_json())
@@ -49,14 +57,14 @@ class Finisher:
         epoch.unlink(missing_ok=True)
         return evaluation
 
-    def epochs_done(self, architectures: Sequence[Architecture]) -> int:
+    def epochs_done(self, architectures: Sequence[Architecture]) -> float:
         """Return how many epochs of these students are done, whoever trains them; all of a finished one's."""
         return sum(self._epochs_done(architecture.digest) for architecture in architectures)
 
-    def _epochs_done(self, name: str) -> int:
+    def _epochs_done(self, name: str) -> float:
         if (self.folder / f"{name}.json").is_file():
             return self.final.training.epochs
         try:
-            return int((self.folder / f"{name}.epoch").read_text(encoding="utf-8"))
+            return float((self.folder / f"{name}.epoch").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return 0

@@ -25,7 +25,7 @@ from understudy.config.methods import Decore
 from understudy.config.training import Final
 from understudy.core.architecture import Architecture, Group
 from understudy.core.errors import ConfigError, RunError, SurgeryError
-from understudy.core.figures import amount, duration, share
+from understudy.core.figures import amount, share
 from understudy.core.files import write_whole
 from understudy.core.goal import Budgets
 from understudy.cost import predict as cost
@@ -170,9 +170,11 @@ class Pruning:
         steering(learner.agents)
         self.folder.mkdir(exist_ok=True)
         if lesson.logits is not None:
-            with self.display.steps("teacher's answers for the agents", training.epochs):
-                lesson.logits.prepare(training.epochs, on_epoch=lambda done, of: self.display.step(done))
-        with self.display.steps("agents learn", training.epochs):
+            with self.display.steps(
+                "teacher logits for the agents", training.epochs, unit="epochs", after=report.after
+            ):
+                lesson.logits.prepare(training.epochs, on_part=self.display.step)
+        with self.display.steps("agents learn", training.epochs, unit="epochs", after=report.after):
             outcome = train(
                 learner,
                 lesson.split,
@@ -184,6 +186,7 @@ class Pruning:
                 logits=None if lesson.logits is None else lesson.logits.epoch,
                 on_step=on_step,
                 on_epoch=report,
+                on_part=self.display.step,
                 checkpoint=self._checkpoint,
             )
         if outcome.status != "ok":
@@ -296,13 +299,22 @@ class _Report:
         self._task, self._display, self._agents, self._groups = task, display, agents, groups
         self._steered = steered
         self._warned: set[str] = set()
+        self._epoch: float | None = None  # seconds of one
+
+    def after(self) -> float | None:
+        """Return the seconds of the final training; an epoch without agents costs a little less than one with them."""
+        final, workers = self._task.settings.final, self._task.settings.device.workers
+        return (
+            None if self._epoch is None else self._epoch * final.training.epochs * -(-final.students // max(workers, 1))
+        )
 
     def __call__(self, progress: Progress) -> bool:
         agents = self._agents
         chances, penalty = agents.chances, float(agents.penalty)
         likely = cost.predict(self._task.analysis, expected(self._task.space, self._groups, chances))
         stuck = float(saturated(agents.weights, agents.settings.limit).float().mean())
-        left = progress.seconds / progress.epoch * (progress.epochs - progress.epoch)
+        self._epoch = progress.seconds / progress.epoch
+        left = self._epoch * (progress.epochs - progress.epoch)
         pays = max(penalty, 0.0) / (1.0 + max(penalty, 0.0))
         self._display.step(progress.epoch, left=left)
         self._display.say(
@@ -310,7 +322,7 @@ class _Report:
             f"expected {amount(likely.parameters)} parameters, {amount(likely.macs)} MACs  "
             f"accuracy {share(float(agents.accuracy))} with masks  reward {float(agents.reward):+.3g}  "
             f"penalty {penalty:.3g} (dropping pays above {share(pays)})  {share(stuck)} saturated"
-            + (f"  {duration(left)} left" if left >= 1 else "")
+            + f"  {self._display.rest(left)}"
         )
         if float(agents.accuracy) <= pays and not self._steered:
             right = float(agents.accuracy)

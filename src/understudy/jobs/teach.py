@@ -20,6 +20,7 @@ from understudy.data import Data, Views
 from understudy.data.data import first_images
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.report.progress import Display
 from understudy.runs.folder import claimed, versions
 from understudy.training.compute import choice, pinned
 from understudy.training.loop import Compute, Outcome, Progress, accuracy, choose_compute, train
@@ -37,6 +38,7 @@ def teach(
     arguments: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     on_epoch: Callable[[Progress], object] = lambda progress: None,
+    progress: bool = True,
 ) -> Teacher:
     """Train a model by name on data and leave it in the folder `out`; called again it continues.
 
@@ -48,6 +50,7 @@ def teach(
         arguments: more arguments of the model, such as `{"width": 16}`.
         weights: file to start from (safetensors, or a state dict of tensors); None for fresh weights.
         on_epoch: called after each epoch.
+        progress: show what is going on.
 
     Raises:
         RunError: the folder is of another training (each difference is listed) or cannot be written.
@@ -57,7 +60,7 @@ def teach(
     teaching, out = teaching or Teaching(), Path(out)
     spec = ModelSpec.for_data(model, data, arguments or {})
     again = f"the same command, into {out}"
-    with claimed(out, marker=_STARTED, again=again):
+    with claimed(out, marker=_STARTED, again=again), Display(shown=progress) as display:
         start = None if weights is None else read_weights(Path(weights))
         started = _check_same(out, spec, data, teaching, start)
         if not (out / _CARD).is_file():
@@ -65,9 +68,12 @@ def teach(
             if start is not None:
                 load_into(module, start, source=str(weights))
             check_outputs(module, data)
-            compute = _compute(out, module, data, teaching.device, started)
-            outcome = _train(module, data, out, teaching, compute, on_epoch)
-            scored = _scores(module, data, compute)
+            with display.steps("choosing precision and memory format", None):
+                compute = _compute(out, module, data, teaching.device, started)
+            with display.steps(f"teaching {model}", teaching.training.epochs, unit="epochs"):
+                outcome = _train(module, data, out, teaching, compute, on_epoch=on_epoch, display=display)
+            with display.steps("measuring accuracy", None):
+                scored = _scores(module, data, compute)
             card = {
                 **_card(spec, data, teaching, compute),
                 "start": started["start"],
@@ -116,9 +122,12 @@ def _train(
     out: Path,
     teaching: Teaching,
     compute: Compute,
+    *,
     on_epoch: Callable[[Progress], object],
+    display: Display,
 ) -> Outcome:
     def told(progress: Progress) -> bool:
+        display.step(progress.epoch, title=f"loss {progress.loss:.3f}")
         on_epoch(progress)
         return True
 
@@ -131,6 +140,7 @@ def _train(
         compute=compute,
         seed=teaching.seed,
         on_epoch=told,
+        on_part=display.step,
         checkpoint=out / "checkpoint.pt",
     )
     if outcome.status == "failed":

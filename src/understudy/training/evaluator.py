@@ -27,6 +27,7 @@ from understudy.surgery import build as surgery
 from understudy.training.failures import fault_of_network, reason
 from understudy.training.loop import (
     Compute,
+    OnPart,
     Outcome,
     Progress,
     accuracy,
@@ -96,6 +97,7 @@ class Evaluator:
         repeat: int = 0,
         checkpoint: Path | None = None,
         on_epoch: Callable[[Progress], object] = lambda progress: None,
+        on_part: OnPart | None = None,
     ) -> tuple[Evaluation, nn.Module | None]:
         """Train a student to convergence on the whole training split and score it on the validation split.
 
@@ -110,7 +112,9 @@ class Evaluator:
 
         seed = _seed(self.seed, architecture.digest, repeat)
         lesson = self.final_lesson(final, repeat)
-        return self._taught(architecture, lesson, seed, go_on=told, checkpoint=checkpoint, settled=True)
+        return self._taught(
+            architecture, lesson, seed, go_on=told, on_part=on_part, checkpoint=checkpoint, settled=True
+        )
 
     def cut(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a student as it was cut, untrained but for its batch-norm statistics."""
@@ -127,11 +131,11 @@ class Evaluator:
             architecture, self.recipe_digest, _seed(self.seed, architecture.digest, 0), status="failed", error=error
         )
 
-    def prepare(self, *, on_epoch: Callable[[int, int], object] = lambda done, of: None) -> None:
+    def prepare(self, *, on_part: OnPart = lambda done: None) -> None:
         """Do what all candidates share before workers start: the teacher's accuracy and its logits."""
         assert self.teacher_accuracy >= 0
         if self.lesson.logits is not None:
-            self.lesson.logits.prepare(self.lesson.training.epochs, on_epoch=on_epoch)
+            self.lesson.logits.prepare(self.lesson.training.epochs, on_part=on_part)
 
     @cached_property
     def teacher_digest(self) -> str:
@@ -199,6 +203,7 @@ class Evaluator:
         seed: int,
         *,
         go_on: Callable[[nn.Module, Progress], bool],
+        on_part: OnPart | None = None,
         checkpoint: Path | None = None,
         settled: bool = False,
     ) -> tuple[Evaluation, nn.Module | None]:
@@ -210,7 +215,7 @@ class Evaluator:
         try:
             predicted = cost.predict(self.analysis, architecture)
             student = surgery.build(self.analysis, architecture, weights=lesson.weights, seed=seed)
-            outcome = self._trained(student, lesson, seed, go_on, checkpoint)
+            outcome = self._trained(student, lesson, seed, go_on, on_part, checkpoint)
             if outcome.status != "failed":
                 score = self._score(student, lesson, settled)
             status, error = outcome.status, outcome.error
@@ -262,6 +267,7 @@ class Evaluator:
         lesson: Lesson,
         seed: int,
         go_on: Callable[[nn.Module, Progress], bool],
+        on_part: OnPart | None,
         checkpoint: Path | None,
     ) -> Outcome:
         return train(
@@ -274,6 +280,7 @@ class Evaluator:
             seed=seed,
             logits=None if lesson.logits is None else lesson.logits.epoch,
             on_epoch=lambda progress: go_on(student, progress),
+            on_part=on_part,
             checkpoint=checkpoint,
         )
 

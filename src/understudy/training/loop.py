@@ -35,6 +35,8 @@ Normalise = Callable[[Tensor], Tensor]
 """Images as the split holds them (b, c, h, w) -> what the network takes, float32."""
 OnStep = Callable[[Tensor, Tensor, Tensor], object]
 """Logits (b, k), labels (b,) and places in the split (b,) of a batch, after the weights have moved."""
+OnPart = Callable[[float], object]
+"""How much is done, in epochs: 2.25 is a quarter of the third."""
 
 _LOOKS = 4  # times per epoch that the loss is read from the device
 
@@ -73,6 +75,7 @@ def train(
     logits: Callable[[int], Tensor] | None = None,
     on_step: OnStep | None = None,
     on_epoch: Callable[[Progress], bool] | None = None,
+    on_part: OnPart | None = None,
     checkpoint: Path | None = None,
 ) -> Outcome:
     """Train the model in place and say how it went; a network that cannot be trained is a result.
@@ -88,6 +91,7 @@ def train(
         logits: Epoch -> the teacher's logits (n, k) on that epoch's views, by example.
         on_step: Called after each step, on the device; what it learns must be in the model's state dict.
         on_epoch: Called after each epoch; False stops the training.
+        on_part: Called after each step, for those who watch, with the epochs done and the part of this one.
         checkpoint: File that is written after each epoch, and continued from if it is there.
 
     Raises:
@@ -100,7 +104,7 @@ def train(
         raise ConfigError(f"loss {training.loss!r} needs the teacher's logits, but none are given")
     with compute.scope(), _mode(model, training=True), seeded(compute.device) as reseed:
         loop = _Loop(compute.place(model), split, training, normalise=normalise, compute=compute)
-        loop.on_step = on_step
+        loop.on_step, loop.on_part = on_step, on_part
         loop.restore(checkpoint, seed)
         while loop.status is None:
             epoch = len(loop.losses)
@@ -126,19 +130,23 @@ def predict(
     compute: Compute,
     epoch: Epoch | None = None,
     batch_size: int = 256,
+    on_part: OnPart | None = None,
 ) -> Float[Tensor, "n k"]:
     """Return the logits (n, k) of a split by example, float32 on the compute's device, in eval mode.
 
     With an `epoch`, of that epoch's views of the examples. The model must be on that device; it is not
-    changed.
+    changed. `on_part` is called after each batch with the part that is done, 0..1.
     """
-    parts = []
+    parts, done = [], 0
     with compute.scope(), _mode(model, training=False), torch.no_grad(), compute.autocast():
         for indices in torch.arange(len(split)).split(batch_size):
             images, _ = split.batch(indices)
             if epoch is not None:
                 images = epoch.apply(images, indices)
             parts.append(model(normalise(compute.images(images))).float())
+            done += len(indices)
+            if on_part is not None:
+                on_part(done / len(split))
     return torch.cat(parts)
 
 
@@ -206,6 +214,7 @@ class _Loop:
         self.status: Literal["ok", "stopped", "failed"] | None = None if training.epochs else "ok"
         self.error: str | None = None
         self.on_step: OnStep | None = None
+        self.on_part: OnPart | None = None
 
     def run(self, number: int, epoch: Epoch, teacher: Tensor | None) -> Progress | None:
         """Train for one epoch; None if it diverged."""
@@ -217,6 +226,8 @@ class _Loop:
         for i, indices in enumerate(steps):
             share = (number + i / len(steps)) / training.epochs
             total += self._step(indices, epoch, teacher, learning_rate(training, share))
+            if self.on_part is not None:
+                self.on_part(number + (i + 1) / len(steps))
             if i + 1 in looks and not math.isfinite(total.item()):
                 self.fail(f"diverged: the loss was {total.item()} by step {i + 1} of epoch {number + 1}")
                 return None

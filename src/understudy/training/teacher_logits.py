@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +13,7 @@ from torch import Tensor, nn
 
 from understudy.core.files import write_whole
 from understudy.data import AnySplit, Views
-from understudy.training.loop import (
-    Compute,
-    Normalise,
-    predict,
-)
+from understudy.training.loop import Compute, Normalise, OnPart, predict
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,19 +42,24 @@ class TeacherLogits:
         # Copy on write, because torch has no read-only tensors; nothing writes.
         return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
-    def prepare(self, epochs: int, *, on_epoch: Callable[[int, int], object] = lambda done, of: None) -> None:
-        """Compute the logits of so many epochs where they are missing; `on_epoch` gets (done, of)."""
+    def prepare(self, epochs: int, *, on_part: OnPart = lambda done: None) -> None:
+        """Compute the logits of so many epochs where they are missing; `on_part` hears of every batch."""
         for number in range(epochs):
             if not self._file(number).exists():
-                self._compute(number, self._file(number))
-            on_epoch(number + 1, epochs)
+                self._compute(number, self._file(number), on_part)
+            on_part(number + 1)
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.key}-{self.views.look(number)}.npy"
 
-    def _compute(self, number: int, path: Path) -> None:
+    def _compute(self, number: int, path: Path, on_part: OnPart = lambda done: None) -> None:
+        def told(part: float) -> None:
+            on_part(number + part)
+
         epoch = self.views.epoch(number)
-        logits = predict(self.teacher, self.split, normalise=self.normalise, compute=self.compute, epoch=epoch)
+        logits = predict(
+            self.teacher, self.split, normalise=self.normalise, compute=self.compute, epoch=epoch, on_part=told
+        )
         content = io.BytesIO()
         np.save(content, logits.half().cpu().numpy())
         write_whole(path, content.getbuffer())
