@@ -183,7 +183,7 @@ def test_saved_student_comes_back(done: us.Result, teacher: Teacher, tmp_path: P
     images = torch.randn(5, 1, 8, 8)
     with torch.no_grad():
         expected = done.student(images)
-        assert torch.equal(load_student(tmp_path / "student")(images), expected)
+        assert torch.equal(load_student(tmp_path / "student", trust_code=True)(images), expected)
         assert torch.equal(load_student(tmp_path / "student", teacher=Tiny())(images), expected)
     with pytest.raises(us.UnderstudyError, match="was made for Space"):
         load_student(tmp_path / "student", teacher=Tiny(width=4))

@@ -54,7 +54,7 @@ def test_goes_on_after_an_interruption(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         teach(FACTORY, Data.digits(), tmp_path / "parts", teaching=TEACHING, on_epoch=interrupt)
     with pytest.raises(ModelError, match="only an unfinished training"):
-        load_teacher(tmp_path / "parts")
+        load_teacher(tmp_path / "parts", trust_code=True)
     epochs: list[int] = []
     teach(FACTORY, Data.digits(), tmp_path / "parts", teaching=TEACHING, on_epoch=lambda p: epochs.append(p.epoch))
     assert epochs == [2, 3]  # an epoch counts once its checkpoint is written
@@ -93,4 +93,4 @@ def test_classes_must_fit(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_teacher(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"must have a teacher\.json, but .* has none"):
-        load_teacher(tmp_path)
+        load_teacher(tmp_path, trust_code=True)

@@ -67,6 +67,13 @@ def reading_of(how: Mapping[str, Any]) -> list[str]:
     return flags if how.get("grey") is None else [*flags, "--grey" if how["grey"] else "--no-grey"]
 
 
+def trust(folder: Path) -> list[str]:
+    """Return the flag that a folder needs whose model is made by Python code in it."""
+    from understudy.models.code import read_code
+
+    return ["--trust-code"] if read_code(folder) else []
+
+
 def command_line(*args: str) -> str:
     """Return a command of ours as it is typed in a shell."""
     return shlex.join(["understudy", *args])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from understudy.cli.common import (
     out,
     parsed,
     reading_of,
+    trust,
 )
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, ArchComp
@@ -62,6 +62,8 @@ class Compress(Settings, Subject, Command):
     archcomp.policy_from."""
     start: Path | None = None
     """Finished run, or student's folder, whose student is compressed further; the model given stays the teacher."""
+    trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the Python file in a teacher's or student's folder that makes the network; read it first."""
     goal: Annotated[Goal, tyro.conf.arg(name="")] = field(default_factory=Goal)
 
     sections: ClassVar[Sections] = (
@@ -73,7 +75,7 @@ class Compress(Settings, Subject, Command):
                 for name in ("params", "macs", "size_mb", "memory_mb", "latency_ms", "accuracy", "accuracy_drop")
             ),
         ),
-        ("Run", ("run_folder", "dry_run", "config", "seed")),
+        ("Run", ("run_folder", "dry_run", "config", "seed", "trust_code")),
         ("Search", ("method", "start", "policy_from", "candidates.epochs", "candidates.examples")),
         (
             "Training of the final students",
@@ -90,7 +92,9 @@ class Compress(Settings, Subject, Command):
 
         how = self._opened()
         data = open_data(how)
-        task = Task.of(self._teacher(data), data, self.compression(), opened=how, start=self.start)
+        task = Task.of(
+            self._teacher(data), data, self.compression(), opened=how, start=self.start, trust_code=self.trust_code
+        )
         if self.dry_run:
             out.print(plan_table(plan(task)))
             if "--dry-run" in typed:
@@ -113,11 +117,15 @@ class Compress(Settings, Subject, Command):
 
     def again(self, typed: Sequence[str]) -> str:
         """Return the command that goes on after an interruption."""
-        return command_line("resume", str(self.run_folder)) if resumable(self.run_folder) else command_line(*typed)
+        if not resumable(self.run_folder):
+            return command_line(*typed)
+        return command_line("resume", str(self.run_folder), *trust(self.run_folder))
 
     def _opened(self) -> dict[str, Any]:
-        card = Path(self.model) / "teacher.json"
-        expected = json.loads(card.read_text(encoding="utf-8")).get("input") if card.is_file() else None
+        from understudy.models.card import read_card
+
+        folder = Path(self.model)
+        expected = read_card(folder, "teacher")["input"] if folder.is_dir() else None
         return opened(self.data, self.size, self.grey, expected)
 
     def _teacher(self, data: Data) -> Teacher:
@@ -128,7 +136,7 @@ class Compress(Settings, Subject, Command):
             said = [name for name in ("weights", "arguments", "mean", "std") if getattr(self, name)]
             if said:
                 raise ConfigError(f"a teacher folder says all that itself, but {', '.join(said)} was given as well")
-            return load_teacher(self.model)
+            return load_teacher(self.model, trust_code=self.trust_code)
         if ":" not in self.model:
             raise ModelError(
                 f"a model must be FILE.py:FACTORY, torchvision:NAME, timm:NAME, zoo:NAME or a teacher folder, but "
@@ -154,6 +162,12 @@ class Resume(Command):
 
     folder: tyro.conf.Positional[Path]
     """Folder of the run."""
+    data: str | None = None
+    """Where the data are now. Default: where they were, seen from the run's folder."""
+    trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the Python file in the run's folder that makes the teacher; read it first."""
+    model: str | None = None
+    """FILE.py:FACTORY to run in its place."""
 
     def run(self, typed: Sequence[str]) -> int:
         """Continue with the teacher, data and settings that the run was started with."""
@@ -161,7 +175,7 @@ class Resume(Command):
         from understudy.jobs.task import Task
         from understudy.runs.folder import Run
 
-        task = Task.of_run(Run(self.folder))
+        task = Task.of_run(Run(self.folder), trust_code=self.trust_code, model=self.model, data=self.data)
         assert task.opened is not None
         return finish(run_task(task, self.folder), task.data, reading_of(task.opened))
 
@@ -184,5 +198,5 @@ def finish(result: Result, data: Data, reading: Sequence[str]) -> int:
     if not result.kept:
         out.print("[yellow]not every budget is kept[/]: ask for less, or search and train longer in a new run")
     split = () if data.test is not None else ("--split", "val")
-    next_step("evaluate", str(student), *reading, *split)
+    next_step("evaluate", str(student), *reading, *split, *trust(student))
     return 0 if result.kept else 1

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from understudy.cli.common import Command, command_line, open_data, opened, out, remark
+from understudy.cli.common import Command, command_line, open_data, opened, out, remark, trust
 from understudy.cli.compress import resumable
 from understudy.core.errors import ModelError
 
@@ -33,22 +33,28 @@ class Evaluate(Command):
     grey: bool | None = None
     """Read the images of a folder as greyscale. Default: what the student takes."""
 
+    trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Run the Python file in the student's folder that makes its teacher; read it first."""
+    model: str | None = None
+    """FILE.py:FACTORY to run in its place."""
+
     def run(self, typed: Sequence[str]) -> int:
         """Print the student's figures."""
         from understudy.core.figures import share
         from understudy.jobs.evaluate import score
-        from understudy.models.student import read_card
+        from understudy.models.card import read_card
 
         folder = _student(self.student)
-        data = open_data(opened(self.data, self.size, self.grey, read_card(folder)["input"]))
-        figures = score(folder, data, self.split)
+        data = open_data(opened(self.data, self.size, self.grey, read_card(folder, "student")["input"]))
+        figures = score(folder, data, self.split, trust_code=self.trust_code, model=self.model)
         out.print(
             f"{folder}: {share(figures.accuracy)} of {figures.examples:,} {self.split} images, "
             f"{figures.parameters:,} parameters, {figures.latency_ms:.2f} ms for one image "
             f"(interquartile range {figures.latency_spread_ms:.2f} ms, 1 thread)",
             soft_wrap=True,
         )
-        remark(f"in Python: student = understudy.load_student({str(folder)!r})")
+        trusted = ", trust_code=True" if trust(folder) else ""
+        remark(f"in Python: student = understudy.load_student({str(folder)!r}{trusted})")
         return 0
 
 
@@ -61,6 +67,8 @@ def _student(place: Path) -> Path:
     if (place / "student" / "model.json").is_file():
         return place / "student"
     if (place / "config.toml").is_file():
-        how = command_line("resume", str(place)) if resumable(place) else "result.save(folder), in Python"
+        how = (
+            command_line("resume", str(place), *trust(place)) if resumable(place) else "result.save(folder), in Python"
+        )
         raise ModelError(f"a run must be finished and its student saved, but {place} has none yet: {how}")
     return place

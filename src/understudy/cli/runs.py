@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from understudy.cli.common import Command, next_step, out, reading_of, remark
+from understudy.cli.common import Command, next_step, out, reading_of, remark, trust
 from understudy.cli.compress import resumable
+from understudy.core.errors import DataError
+from understudy.runs.places import place_of
 
 if TYPE_CHECKING:
     from understudy.runs.folder import Run
@@ -50,7 +52,7 @@ def _advised(run: Run) -> bool:
     """Print how to go on with a run, if a command can."""
     if run.state == "stopped":
         if resumable(run.folder):
-            next_step("resume", str(run.folder))
+            next_step("resume", str(run.folder), *trust(run.folder))
         else:
             remark(f"{run.folder} is continued in Python: call compress() as before, with run={str(run.folder)!r}")
         return True
@@ -58,5 +60,9 @@ def _advised(run: Run) -> bool:
     if summary is None or not resumable(run.folder) or source is None or not (student / "model.json").is_file():
         return False
     split = () if summary["student"].get("test") is not None else ("--split", "val")
-    next_step("evaluate", str(student), *reading_of(source["data"]), *split)
+    try:
+        how = {**source["data"], "spec": place_of(source["data"]["spec"], run.folder)}
+    except DataError:  # they were moved
+        return False
+    next_step("evaluate", str(student), *reading_of(how), *split, *trust(student))
     return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from understudy.cli.common import Command, Sections, Subject, new_run, next_step, open_data, opened, out, parsed
+from understudy.cli.common import Command, Sections, Subject, new_run, next_step, open_data, opened, out, parsed, trust
 from understudy.config.training import Teaching
 from understudy.core.errors import UnderstudyError
 
@@ -45,14 +45,15 @@ class Teach(Teaching, Subject, Command):
     def run(self, typed: Sequence[str]) -> int:
         """Train and print what came of it."""
         from understudy.core.figures import share
-        from understudy.jobs.teach import read_card, teach
+        from understudy.jobs.teach import teach
+        from understudy.models.card import read_card
 
         data = open_data(opened(self.data, self.size, self.grey))
         teaching = Teaching(**{f.name: getattr(self, f.name) for f in fields(Teaching)})
         teacher = teach(
             self.model, data, self.out, teaching=teaching, arguments=parsed(self.arguments), weights=self.weights
         )
-        card = read_card(self.out)
+        card = read_card(self.out, "teacher")
         accuracy = card["accuracy"]
         out.print(
             f"{self.out}: {share(accuracy['val'])} on validation, {share(accuracy['test'])} on test, "
@@ -60,7 +61,7 @@ class Teach(Teaching, Subject, Command):
             soft_wrap=True,
         )
         goal = _goal(teacher, data)
-        next_step("compress", str(self.out), *self.reading(), *goal, "--run", new_run())
+        next_step("compress", str(self.out), *trust(self.out), *self.reading(), *goal, "--run", new_run())
         return 0
 
 

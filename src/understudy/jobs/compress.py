@@ -26,7 +26,7 @@ from understudy.core.files import write_whole
 from understudy.core.goal import Goal, Reward
 from understudy.data import Data
 from understudy.data.data import first_images
-from understudy.jobs.card import card_of, spec_of
+from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.finals import Finisher
 from understudy.jobs.prune import Pruning
 from understudy.jobs.search import EvaluateAll, search
@@ -36,8 +36,8 @@ from understudy.methods.feasibility import GOAL_NAMES
 from understudy.methods.ranking import finalists, winner
 from understudy.methods.registry import searcher_for
 from understudy.models.spec import Teacher
-from understudy.models.student import copy_student, save_student
-from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.models.student import save_student
+from understudy.models.weights import load_into, read_weights
 from understudy.report.progress import Display, Finals, SearchProgress
 from understudy.report.tables import PlainTable, result_table
 from understudy.runs.folder import Run, versions
@@ -62,6 +62,7 @@ class Result:
     summary: dict[str, Any]  # all figures, as in summary.json
     run: Path
     _card: dict[str, Any] = field(repr=False)
+    _code: dict[str, str] = field(repr=False)
 
     @property
     def table(self) -> PlainTable:
@@ -75,7 +76,7 @@ class Result:
 
     def save(self, folder: str | Path) -> None:
         """Write the student's folder; `load_student` reads it."""
-        save_student(folder, self.student, self.architecture, self._card)
+        save_student(folder, self.student, self.architecture, self._card, self._code)
 
 
 def compress(
@@ -92,6 +93,7 @@ def compress(
     seed: int | None = None,
     settings: Compression | None = None,
     start: nn.Module | str | Path | None = None,
+    trust_code: bool = False,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     progress: bool = True,
 ) -> Result:
@@ -117,6 +119,7 @@ def compress(
         start: a student of another run, or the folder of one or of its run, to be made smaller still: it is cut in
             the teacher's place, and the teacher teaches, counts for the goal and is compared with. `load_student`
             needs it again where it was given as a module.
+        trust_code: run the Python file in the folder of `start`, if its teacher is made by one.
         leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
         progress: show what is going on.
 
@@ -136,7 +139,11 @@ def compress(
     if settings is not None and named:
         raise ConfigError(f"settings are given one by one or as a Compression, but both were: {', '.join(named)}")
     chosen = settings or Compression(**named)  # type: ignore[arg-type]
-    return run_task(Task.of(teacher, data, chosen, leaf_modules=leaf_modules, start=start), run, progress=progress)
+    return run_task(
+        Task.of(teacher, data, chosen, leaf_modules=leaf_modules, start=start, trust_code=trust_code),
+        run,
+        progress=progress,
+    )
 
 
 def run_task(task: Task, folder: str | Path, *, progress: bool = True) -> Result:
@@ -159,7 +166,7 @@ class _Job:
     def result(self) -> Result:
         summary = self.run.recall("summary")
         if summary is None:
-            self._note_sources()
+            write_sources(self.task, self.run, self.display.warn)
             pruned = isinstance(self.settings.method, Decore)
             found = self._finished(*(self._pruned() if pruned else self._searched()))
             with self.display.steps("measuring teacher and student", None):
@@ -208,23 +215,6 @@ class _Job:
         """
         budgets = self.reward.budgets
         return replace(self.reward, budgets=replace(budgets, accuracy=0.0)) if budgets.limits() else self.reward
-
-    def _note_sources(self) -> None:
-        """Write down what `understudy resume` needs."""
-        teacher, policy = self.task.teacher, self.task.policy
-        if policy is not None and not self.run.policy_from.is_file():
-            write_whole(self.run.policy_from, to_safetensors(dict(policy)))
-        if not (self.run.folder / "space.json").is_file():
-            write_whole(self.run.folder / "space.json", self.task.space.to_json())
-        if self.run.recall("source") is None:
-            spec = spec_of(self.task)
-            if spec is not None:
-                save_weights(self.run.folder / "teacher.safetensors", teacher.module)
-            if self.task.start_folder is not None:
-                copy_student(self.task.start_folder, self.run.start)
-            self.run.remember(
-                "source", {"model": spec, "mean": teacher.mean, "std": teacher.std, "data": self.task.opened}
-            )
 
     def _warn_of_chance(self, reached: float) -> None:
         chance = 1.0 / len(self.task.data.classes)
@@ -424,6 +414,7 @@ class _Job:
             summary=summary,
             run=self.run.folder,
             _card=card_of(self.task, summary, self.run.start),
+            _code=code(self.task, self.run.start),
         )
 
     def _tell_of_final(self, evaluation: Evaluation) -> None:

@@ -12,8 +12,9 @@ from understudy.core.errors import DataError
 from understudy.cost.measure import latency
 from understudy.data import Data
 from understudy.data.data import first_images
+from understudy.models.card import read_card
 from understudy.models.spec import check_outputs
-from understudy.models.student import load_student, read_card
+from understudy.models.student import load_student
 from understudy.training.loop import Compute, accuracy
 
 
@@ -28,13 +29,24 @@ class Score:
     latency_spread_ms: float  # interquartile range
 
 
-def score(folder: str | Path, data: Data, split: Literal["test", "val"]) -> Score:
+def score(
+    folder: str | Path,
+    data: Data,
+    split: Literal["test", "val"],
+    *,
+    trust_code: bool = False,
+    model: str | None = None,
+) -> Score:
     """Measure the student of a folder on a split, in float32 with one thread.
 
+    `trust_code` and `model` are those of `load_student`.
+
     Raises:
+        ModelError: as `load_student`.
         DataError: there is no such split, or the data are not what the student takes.
     """
-    card, student = read_card(Path(folder)), load_student(folder)
+    card = read_card(Path(folder), "student")
+    student = load_student(folder, trust_code=trust_code, model=model)
     fitted = data if data.train.dtype != torch.uint8 else data.with_normalisation(card["mean"], card["std"])
     examples = fitted.test if split == "test" else fitted.val
     if examples is None:

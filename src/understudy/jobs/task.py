@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, ArchComp, Method
 from understudy.core.architecture import Architecture, Space
-from understudy.core.errors import ConfigError, RunError, SurgeryError
+from understudy.core.errors import ArchitectureError, ConfigError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.cost import predict as cost
 from understudy.cost.measure import latency
@@ -25,10 +25,13 @@ from understudy.methods.archcomp.embedding import refuse_other_embedding, settin
 from understudy.methods.feasibility import refuse_what_is_out_of_reach
 from understudy.methods.n2n.search import refuse_other_policy
 from understudy.methods.surrogate.shortlist import PREFIX
+from understudy.models.card import read_card
+from understudy.models.code import allowed, is_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
-from understudy.models.student import load_student, read_card, student_folder
+from understudy.models.student import load_student, student_folder
 from understudy.models.weights import load_into, read_weights
 from understudy.runs.folder import Identity, Run
+from understudy.runs.places import place_of
 from understudy.surgery import build as surgery
 from understudy.training.compute import cores
 from understudy.training.evaluator import Evaluator, tensors_digest, weights_digest
@@ -60,6 +63,7 @@ class Task:
         opened: Mapping[str, Any] | None = None,
         policy: Mapping[str, Tensor] | None = None,
         start: nn.Module | str | Path | None = None,
+        trust_code: bool = False,
     ) -> Task:
         """Check that everything fits, without training anything, and return the task.
 
@@ -72,11 +76,12 @@ class Task:
             policy: what `policy_from` of the settings named when a run of this task was started.
             start: a student of another run, or the folder of one or of its run, to cut in the teacher's place; it
                 is not touched.
+            trust_code: run the Python file in the folder of `start`, if its teacher is made by one.
 
         Raises:
             ConfigError: a setting is impossible, or the policy to start from does not fit.
             DataError: the outputs of the teacher or of what it starts from are not the data's classes.
-            ModelError: there is no student to start from.
+            ModelError: there is no student to start from, or it is made by code that may not be run.
             TraceError: one of them cannot be traced.
             GoalError: not even the smallest student would keep the budgets.
         """
@@ -87,8 +92,7 @@ class Task:
         folder = None if start is None or isinstance(start, nn.Module) else student_folder(start)
         cut = own.module
         if folder is not None:
-            named = read_card(folder)["model"] is not None
-            cut = load_student(folder, None if named else own.module, leaf_modules=leaf_modules).float()
+            cut = _started(folder, own.module, leaf_modules, trust_code)
         elif isinstance(start, nn.Module):
             cut = copy.deepcopy(start).cpu().float().eval()
         if start is not None:
@@ -111,11 +115,19 @@ class Task:
         return task
 
     @classmethod
-    def of_run(cls, run: Run) -> Task:
+    def of_run(cls, run: Run, *, trust_code: bool = False, model: str | None = None, data: str | None = None) -> Task:
         """Return the task of a run that the command line started, from what its folder says.
 
+        Args:
+            run: the run.
+            trust_code: run the Python file in its folder that makes the teacher, if there is one.
+            model: FILE.py:FACTORY, to run in its place.
+            data: where the data are now; None for where they were, from the run's folder or from here.
+
         Raises:
-            RunError: it was started in Python, so that teacher and data are not known by name.
+            RunError: it was started in Python, so that teacher and data are not known by name; or it is damaged.
+            ModelError: the teacher is made by code that may not be run.
+            DataError: the data are not where they were.
         """
         source = run.recall("source")
         if source is None or source["model"] is None or source["data"] is None:
@@ -123,19 +135,22 @@ class Task:
                 f"a run is resumed by the command line if the command line started it, but {run.folder} was "
                 f"started in Python: call compress(teacher, data, run={str(run.folder)!r}, ...) again"
             )
-        spec = ModelSpec(**source["model"])
+        name = allowed(run.folder, source["model"]["name"], trust_code=trust_code, model=model)
+        spec = ModelSpec(name=name, arguments=source["model"]["arguments"])
         module, weights = spec.build(), run.folder / "teacher.safetensors"
         load_into(module, read_weights(weights), source=str(weights))
         mean, std = (None if source[name] is None else tuple(source[name]) for name in ("mean", "std"))
         teacher = Teacher(module=module, spec=spec, mean=mean, std=std)
         policy = read_weights(run.policy_from) if run.policy_from.is_file() else None
+        opened = {**source["data"], "spec": place_of(source["data"]["spec"], run.folder) if data is None else data}
         return cls.of(
             teacher,
-            Data.open(**source["data"]),
+            Data.open(**opened),
             run.settings.compression(),
-            opened=source["data"],
+            opened=opened,
             policy=policy,
             start=run.start if run.start.is_dir() else None,
+            trust_code=trust_code,
         )
 
     @property
@@ -203,6 +218,21 @@ class Task:
             folder=folder,
             tutor=None if self.start is None else self.teacher.module,
         )
+
+
+def _started(
+    folder: Path, teacher: nn.Module, leaf_modules: tuple[type[nn.Module], ...], trust_code: bool
+) -> nn.Module:
+    """Return the student of a folder. What is at hand, the teacher, may do in place of code that may not be run."""
+    named = read_card(folder, "student")["model"]
+    if named is not None and (trust_code or not is_code(named)):
+        return load_student(folder, trust_code=trust_code, leaf_modules=leaf_modules).float()
+    try:
+        return load_student(folder, teacher, leaf_modules=leaf_modules).float()
+    except (ArchitectureError, SurgeryError):
+        if named is not None:
+            allowed(folder, named, trust_code=False, model=None)
+        raise
 
 
 def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:

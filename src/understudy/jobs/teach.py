@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
-from understudy.core.errors import ConfigError, ModelError, RunError
-from understudy.core.files import write_whole
+from understudy.core.errors import ConfigError, RunError
+from understudy.core.files import read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
+from understudy.models.card import FORMAT, read_card
+from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.weights import load_into, read_weights, save_weights
 from understudy.report.progress import Display
@@ -80,40 +82,33 @@ def teach(
                 "accuracy": scored,
                 "seconds": round(outcome.seconds, 1),
             }
+            write_code(out, code_of(spec.name))
             save_weights(out / "teacher.safetensors", module)
             write_whole(out / _CARD, json.dumps(card, indent=1) + "\n")
             (out / "checkpoint.pt").unlink(missing_ok=True)
-    return load_teacher(out)
+    return load_teacher(out, model=model)
 
 
-def load_teacher(folder: str | Path) -> Teacher:
+def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | None = None) -> Teacher:
     """Return the teacher that `teach` left in a folder.
 
+    Args:
+        folder: of the teacher.
+        trust_code: run the Python file in the folder that makes it, if there is one.
+        model: FILE.py:FACTORY, to run in its place.
+
     Raises:
-        ModelError: there is none, its training is not finished, or its weights do not fit.
+        ModelError: there is none, its training is not finished, its weights do not fit, or it is made by code that may
+            not be run.
     """
     folder = Path(folder)
-    card = read_card(folder)
-    spec = ModelSpec(name=card["model"], arguments=card["arguments"])
+    card = read_card(folder, "teacher")
+    name = allowed(folder, card["model"], trust_code=trust_code, model=model)
+    spec = ModelSpec(name=name, arguments=card["arguments"])
     module = spec.build()
     weights = folder / "teacher.safetensors"
     load_into(module, read_weights(weights), source=str(weights))
     return Teacher(module=module.eval(), spec=spec, mean=tuple(card["mean"]), std=tuple(card["std"]))
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Return what a teacher's JSON says of it.
-
-    Raises:
-        ModelError: there is none.
-    """
-    if not (folder / _CARD).is_file():
-        found = f"only an unfinished training: {_STARTED}" if (folder / _STARTED).is_file() else "none"
-        raise ModelError(f"a teacher folder must have a {_CARD}, but {folder} has {found}")
-    card: dict[str, Any] = json.loads((folder / _CARD).read_text(encoding="utf-8"))
-    if "model" not in card:
-        raise ModelError(f"a teacher folder must be one that `understudy teach` made, but {folder} is a run's")
-    return card
 
 
 def _train(
@@ -160,14 +155,14 @@ def _scores(module: nn.Module, data: Data, compute: Compute) -> dict[str, float 
 
 def _card(spec: ModelSpec, data: Data, teaching: Teaching, compute: Compute) -> dict[str, Any]:
     return {
-        "format": 1,
-        "model": spec.name,
+        "format": FORMAT,
+        "model": portable(spec.name),
         "arguments": dict(spec.arguments),
         "input": list(data.shape),
         "classes": list(data.classes),
         "mean": list(data.mean),
         "std": list(data.std),
-        "data": {"source": data.source, "digest": data.digest},
+        "data": {"source": Path(data.source).name, "digest": data.digest},
         "teaching": asdict(teaching),
         "compute": compute.name,
         "versions": versions(),
@@ -178,14 +173,14 @@ def _check_same(
     out: Path, spec: ModelSpec, data: Data, teaching: Teaching, start: Mapping[str, Tensor] | None
 ) -> dict[str, Any]:
     """Return what was written down when the training started, now or before."""
-    now: dict[str, Any] = {"model": spec.name, "arguments": dict(spec.arguments), "data": data.digest}
+    now: dict[str, Any] = {"model": portable(spec.name), "arguments": dict(spec.arguments), "data": data.digest}
     now["start"] = None if start is None else hashlib.sha256(to_safetensors(dict(start))).hexdigest()[:16]
     now |= {name: list(value) if isinstance(value, tuple) else value for name, value in flat(teaching)}
     path = out / _STARTED
     if not path.is_file():
         write_whole(path, json.dumps(now, indent=1) + "\n")
         return now
-    was: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    was = read_json(path, RunError)
     unlike = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
     if unlike:
         raise RunError(

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from understudy.core.extras import optional
 from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.models import zoo
+from understudy.models.code import absolute, import_factory
 from understudy.models.weights import load_into, read_weights
 
 _FORMS = "zoo:NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY or a teacher folder"
@@ -60,9 +59,7 @@ class ModelSpec:
         Raises:
             ModelError: there is no such model.
         """
-        path, colon, factory = name.rpartition(":")
-        if colon and path.endswith(".py"):
-            name = f"{Path(path).resolve()}:{factory}"
+        name = absolute(name)
         known = {"classes": len(data.classes), "num_classes": len(data.classes)}
         known |= dict.fromkeys(_CHANNELS, data.shape[0])
         takes = _parameters(name)
@@ -138,7 +135,7 @@ def _factory(name: str) -> Callable[..., Any]:
     if kind == "timm":
         return _of_timm(what)
     if kind.endswith(".py"):
-        return _of_file(Path(kind), what)
+        return import_factory(Path(kind), what)  # type: ignore[no-any-return]
     raise ModelError(f"a model must be {_FORMS}, but got {name!r}{did_you_mean(kind, ('zoo', 'torchvision', 'timm'))}")
 
 
@@ -160,30 +157,14 @@ def _of_timm(name: str) -> Callable[..., Any]:
     timm = optional("timm", extra="vision")
     if not timm.is_model(name):
         raise ModelError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
-    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
 
+    def make(**arguments: Any) -> nn.Module:
+        reading = sorted({"checkpoint_path", "pretrained"} & set(arguments))
+        if reading:  # which some versions unpickle
+            raise ModelError(f"weights of a timm model are given as a file of their own, not as {', '.join(reading)}")
+        return timm.create_model(name, pretrained=False, **arguments)  # type: ignore[no-any-return]
 
-def _of_file(path: Path, factory: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise ModelError(f"a model of your own must be in a file, but there is no {path}")
-    module = _import_file(path.resolve())
-    made = getattr(module, factory, None)
-    if not callable(made):
-        raise ModelError(f"{path} must have a function {factory!r}{did_you_mean(factory, vars(module))}, but has none")
-    return made  # type: ignore[no-any-return]
-
-
-def _import_file(path: Path) -> Any:
-    """Import the file by its own name, so that worker processes find the classes in it, too."""
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # last: nothing in that folder may stand in for an installed package
-    importlib.invalidate_caches()
-    found = importlib.util.find_spec(path.stem)
-    if found is None or found.origin is None or Path(found.origin).resolve() != path:
-        other = "" if found is None else f": {found.origin}"
-        raise ModelError(f"a model file must have a name of its own, but there is another {path.stem!r}{other}")
-    return importlib.import_module(path.stem)
+    return make
 
 
 def check_outputs(module: nn.Module, data: Data) -> None:

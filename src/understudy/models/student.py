@@ -5,6 +5,7 @@ architecture.json     what was decided
 space.json            about which teacher
 model.json            how the teacher is made, what goes in, what comes out, how good it is; where other students
                       were cut on the way, the architectures of those, first to last
+code/                 the Python file of a model of the user's own, as text
 """
 
 from __future__ import annotations
@@ -19,18 +20,29 @@ from torch import nn
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ModelError
-from understudy.core.files import write_whole
+from understudy.core.files import read_text, write_whole
 from understudy.graph.analysis import analyse
+from understudy.models.card import FORMAT, read_card
+from understudy.models.code import allowed, read_code, write_code
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import read_weights, save_weights
 from understudy.surgery import build as surgery
 
-FORMAT = 1
 
+def save_student(
+    folder: str | Path,
+    student: nn.Module,
+    architecture: Architecture,
+    card: Mapping[str, Any],
+    code: Mapping[str, str] | None = None,
+) -> None:
+    """Write a student's folder.
 
-def save_student(folder: str | Path, student: nn.Module, architecture: Architecture, card: Mapping[str, Any]) -> None:
-    """Write a student's folder. `card` goes into model.json; `load_student` reads how it is made and "input" there."""
+    `card` goes into model.json; `load_student` reads how the teacher is made and "input" there. `code` are the texts
+    of the teacher's Python files by name, if it is made by one.
+    """
     folder = Path(folder)
+    write_code(folder, code or {})
     save_weights(folder / "student.safetensors", student)
     write_whole(folder / "space.json", architecture.space.to_json())
     write_whole(folder / "architecture.json", architecture.to_json())
@@ -38,7 +50,12 @@ def save_student(folder: str | Path, student: nn.Module, architecture: Architect
 
 
 def load_student(
-    folder: str | Path, teacher: nn.Module | None = None, *, leaf_modules: tuple[type[nn.Module], ...] = ()
+    folder: str | Path,
+    teacher: nn.Module | None = None,
+    *,
+    trust_code: bool = False,
+    model: str | None = None,
+    leaf_modules: tuple[type[nn.Module], ...] = (),
 ) -> nn.Module:
     """Return the student of a folder, in evaluation mode, on the CPU.
 
@@ -46,27 +63,31 @@ def load_student(
         folder: what `Result.save` or a run left.
         teacher: a module of the teacher's class and size, for its structure only, where the teacher was
             not given by name; its weights do not matter and it is not touched.
+        trust_code: run the Python file in the folder that makes the teacher, if there is one.
+        model: FILE.py:FACTORY, to run in its place.
         leaf_modules: as `compress` was given them.
 
     Raises:
-        ModelError: the folder is not a student's, or the teacher is needed and not given.
+        ModelError: the folder is not a student's or is damaged, the teacher is needed and not given, or it is made by
+            code that may not be run.
         ArchitectureError, SurgeryError: the teacher is not of the structure that the student was made from.
     """
     folder = Path(folder)
-    card = read_card(folder)
+    card = read_card(folder, "student")
     if teacher is None:
-        if card["model"] is None:
+        if card["model"] is None and model is None:
             raise ModelError(
                 f"the teacher of {folder} was made in Python, so only Python can make it again: "
                 "load_student(folder, teacher=the_same_module)"
             )
-        teacher = ModelSpec(name=card["model"], arguments=card["arguments"]).build()
+        name = allowed(folder, card["model"] or "", trust_code=trust_code, model=model)
+        teacher = ModelSpec(name=name, arguments=card["arguments"]).build()
     example = torch.zeros(2, *card["input"])
     for start in card.get("starts", ()):
         cut = analyse(teacher, example, leaf_modules)
         teacher = surgery.build(cut, Architecture.from_json(cut.space, start), weights="fresh")
     analysis = analyse(teacher, example, leaf_modules)
-    architecture = Architecture.from_json(analysis.space, (folder / "architecture.json").read_text(encoding="utf-8"))
+    architecture = Architecture.from_json(analysis.space, read_text(folder / "architecture.json", ModelError))
     return surgery.rebuild(analysis, architecture, read_weights(folder / "student.safetensors")).eval()
 
 
@@ -89,22 +110,6 @@ def student_folder(place: str | Path) -> Path:
 def copy_student(source: Path, target: Path) -> None:
     """Copy a student's folder; model.json comes last, so a copy that has one is whole."""
     target.mkdir(exist_ok=True)
+    write_code(target, read_code(source))
     for name in ("student.safetensors", "space.json", "architecture.json", "model.json"):
         write_whole(target / name, (source / name).read_bytes())
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """Return what a student's model.json says.
-
-    Raises:
-        ModelError: there is none, or it is of a newer format.
-    """
-    if not (folder / "model.json").is_file():
-        raise ModelError(f"a student folder must have a model.json, but there is none in {folder}")
-    card: dict[str, Any] = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    if card["format"] > FORMAT:
-        raise ModelError(
-            f"a student is read by the version that wrote it or a later one: {folder} has format {card['format']}, "
-            f"this version reads up to {FORMAT}; pip install --upgrade understudy"
-        )
-    return card
