@@ -131,9 +131,7 @@ def test_folders_are_moved_and_go_on(made: Path, here: Path, tmp_path: Path) -> 
 
 def test_code_runs_only_where_it_is_allowed(here: Path) -> None:
     folder = here / "runs" / "done" / "student"
-    with pytest.raises(
-        ModelError, match=r"needs .*student/code/moved_net\.py, which is Python code.*--trust"
-    ):
+    with pytest.raises(ModelError, match=r"needs .*student/code/moved_net\.py, which is Python code.*--trust"):
         us.load_student(folder)
     assert us.load_student(folder, model="models/moved_net.py:make") is not None
     assert us.load_student(folder, us.load_teacher("teacher", model="models/moved_net.py:make").module) is not None

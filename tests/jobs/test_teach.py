@@ -25,12 +25,12 @@ def test_folder_says_what_the_teacher_is(tmp_path: Path) -> None:
     data = Data.digits()
     teacher = teach_tiny(tmp_path / "t")
     card = json.loads((tmp_path / "t" / "teacher.json").read_text())
-    assert (card["model"], card["arguments"]) == (FACTORY, {"classes": 10, "in_channels": 1})
+    assert (card["model"], card["arguments"]) == ("code/tiny.py:make", {"classes": 10, "in_channels": 1})
     assert (card["input"], card["mean"], card["std"]) == ([1, 8, 8], list(data.mean), list(data.std))
     assert card["data"] == {"source": "digits", "digest": data.digest}
     assert card["seconds"] > 0 and card["teaching"]["training"]["epochs"] == 3
     assert sorted(path.name for path in (tmp_path / "t").iterdir() if path.name[0] != ".") == [
-        "teacher.json", "teacher.safetensors", "teaching.json",
+        "code", "teacher.json", "teacher.safetensors", "teaching.json",
     ]  # fmt: skip
     with torch.no_grad():
         right = teacher.module(data.normalise(data.test.images)).argmax(1) == data.test.labels
