@@ -21,7 +21,7 @@ from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Cost, Evaluation
-from understudy.core.figures import share
+from understudy.core.figures import FIGURE, share
 from understudy.core.files import write_whole
 from understudy.core.goal import Goal, Reward
 from understudy.data import Data
@@ -32,7 +32,6 @@ from understudy.jobs.prune import Pruning
 from understudy.jobs.search import EvaluateAll, search
 from understudy.jobs.task import Task
 from understudy.methods.base import Searcher, Update
-from understudy.methods.feasibility import GOAL_NAMES
 from understudy.methods.ranking import finalists, winner
 from understudy.methods.registry import searcher_for
 from understudy.models.spec import Teacher
@@ -329,7 +328,7 @@ class _Job:
             self.display.steps(f"training {len(chosen)} final students", len(chosen) * epochs, unit="epochs"),
         ):
             finished = [self._with_latency(e) for e in pool.evaluate_all(chosen, on_done=self._tell_of_final)]
-        return winner(finished, self.reward), finished
+        return winner(finished, self.reward, examples=len(self.task.data.val)), finished
 
     def _summary(self, best: Evaluation, finished: list[Evaluation]) -> dict[str, Any]:
         """Return all figures of the run; the one place where the test split is read."""
@@ -372,7 +371,7 @@ class _Job:
         goal, budgets = self.settings.goal, self.reward.budgets
         rows: list[tuple[str, Any, float, float]] = []
         for figure, most in budgets.limits():
-            name = GOAL_NAMES[figure]
+            name = FIGURE[figure].goal
             rows.append((name, getattr(goal, name), most, getattr(measured, figure)))
         if goal.accuracy is not None:
             rows.append(("accuracy", goal.accuracy, goal.accuracy, reached))
