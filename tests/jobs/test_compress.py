@@ -66,7 +66,7 @@ def test_the_table_can_be_printed(done: us.Result) -> None:
     for timed in done.summary.latency:
         assert any(line.startswith(f"ms for 1 image, {timed.where}") and str(timed) in line for line in lines)
     error = 100 * done.summary.student.val.error
-    assert any(line.startswith("validation accuracy ± standard error") and f"± {error:.2g}" in line for line in lines)
+    assert any(line.startswith("validation accuracy ± s.e.") and f"± {error:.2g}" in line for line in lines)
 
 
 def test_run_folder_holds_everything(done: us.Result) -> None:

@@ -33,7 +33,7 @@ def result_table(summary: Summary) -> PlainTable:
     """Return the table of a finished run: teacher against student, then asked against obtained."""
     table = PlainTable(title="Teacher and understudy", title_justify="left", caption_justify="left")
     for name in ("", "teacher", "student", "change"):
-        table.add_column(name, justify="left" if not name else "right")
+        table.add_column(name, justify="left" if not name else "right", no_wrap=name == "change")
     teacher, student = summary.teacher, summary.student
     for figure in FIGURES:
         if not figure.measured:
@@ -44,7 +44,7 @@ def result_table(summary: Summary) -> PlainTable:
         was, now = getattr(teacher, split), getattr(student, split)
         if was is not None and now is not None:
             name = {"val": "validation accuracy", "test": "test accuracy"}[split]
-            table.add_row(f"{name} ± standard error", str(was), str(now), _points(was, now))
+            table.add_row(f"{name} ± s.e.", str(was), str(now), _points(was, now))
     if summary.goal:
         table.add_section()
         table.add_row("[bold]goal", "[bold]asked", "[bold]obtained", "")
