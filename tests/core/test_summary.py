@@ -83,7 +83,7 @@ def test_no_ratio_is_said_within_the_noise(ratio: Timing, text: str) -> None:
 
 def test_the_table_shows_standard_errors_and_quartiles() -> None:
     lines = [" ".join(line.replace("│", " ").split()) for line in str(result_table(summary())).splitlines()]
-    assert "ms for 1 image, 1 thread 8 (7.9–8.1) 5 (4.9–5.1) 1.6x faster" in lines
+    assert "ms for 1 image, 1 thread 8 (7.9-8.1) 5 (4.9-5.1) 1.6x faster" in lines
     assert "validation accuracy ± s.e. 90.00% ± 1.5 88.00% ± 1.6 -2.00 points" in lines
     assert "parameters 1,000,000 90,000 11.1x smaller" in lines
     assert "latency_ms 2x 5 (≤ 4) ✗" in lines

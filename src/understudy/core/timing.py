@@ -32,7 +32,7 @@ class Timing:
 
     def __str__(self) -> str:
         """Return the median, and the quartiles in parentheses."""
-        return f"{self.median:.3g} ({self.low:.3g}–{self.high:.3g})"
+        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
 
 
 @dataclass(frozen=True, kw_only=True)
