@@ -133,8 +133,8 @@ def show(options: argparse.Namespace) -> None:
             best = max(reward(evaluation) for evaluation in table.evaluations)
             print(f"\n{name}, budget {params}, best of the table {best:.4f}\n")
             print(
-                f"| method | seeds | 20 students | 50 | {options.at} | 10% to 90% | short of the best | less random "
-                "| less TPE |"
+                f"| method | seeds | 20 students | 50 | {options.at} | 10% to 90% | short of the best "
+                "| gain over random | gain over TPE |"
             )
             print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
             yardsticks = [found.get("random", {}), found.get("TPE", {})]

@@ -18,7 +18,7 @@ from understudy.data.sources import Array, Pair, Reading, Splits
 from understudy.data.split import AnySplit, Images, Shape, digest_of, sample, statistics, stratified
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Data:
     """Training, validation and test split of one classification task. Make one with a `from_` method or `open`.
 
@@ -35,6 +35,13 @@ class Data:
     shape: Shape  # channels, height and width of one image
     digest: str  # 16 hexadecimal digits of sizes, labels, pixels and normalisation, whatever they came from
     source: str
+
+    def __repr__(self) -> str:
+        test = "no" if self.test is None else f"{len(self.test):,}"
+        return (
+            f"Data({self.source}: {len(self.train):,} training, {len(self.val):,} validation and {test} test images of "
+            f"{' x '.join(map(str, self.shape))}, {len(self.classes)} classes)"
+        )
 
     def normalise(self, images: Images) -> Float32[Tensor, "n c h w"]:
         """Return uint8 images (n, c, h, w) as `(x / 255 - mean) / std`, float images as they are."""

@@ -9,8 +9,6 @@ from typing import Literal
 import torch
 
 from understudy.core.errors import DataError
-from understudy.core.summary import Accuracy
-from understudy.core.timing import Timing
 from understudy.cost.measure import latency
 from understudy.data import Data
 from understudy.data.data import first_images
@@ -24,9 +22,11 @@ from understudy.training.loop import Compute, accuracy
 class Score:
     """A student's figures on a split."""
 
-    accuracy: Accuracy
+    accuracy: float
+    examples: int
     parameters: int
-    latency: Timing  # ms of one forward pass of one image, 1 thread
+    latency_ms: float  # median of one forward pass of one image, 1 thread
+    latency_spread_ms: float  # interquartile range
 
 
 def score(
@@ -52,10 +52,11 @@ def score(
     if examples is None:
         raise DataError(f"the data must have a test split to evaluate on, but {data.source} has none")
     check_outputs(student, fitted)
+    median, spread = latency(student, first_images(fitted, examples, 1))
     return Score(
-        accuracy=Accuracy(
-            value=accuracy(student, examples, normalise=fitted.normalise, compute=Compute()), examples=len(examples)
-        ),
+        accuracy=accuracy(student, examples, normalise=fitted.normalise, compute=Compute()),
+        examples=len(examples),
         parameters=sum(p.numel() for p in student.parameters()),
-        latency=latency(student, first_images(fitted, examples, 1)),
+        latency_ms=median,
+        latency_spread_ms=spread,
     )
