@@ -142,7 +142,7 @@ def decore(
     method = Decore(training=training, **chosen)
     settings = replace(task.settings, method=method, goal=Goal(params=f"{ratio}x", macs=f"{ratio}x" if macs else None))
     result = run_task(replace(task, settings=settings), place)
-    return {**_sizes(result.student, task), "test": result.summary["student"]["test"]}
+    return {**_sizes(result.student, task), "test": result.summary.student.test.value}
 
 
 def _pairs(options: argparse.Namespace) -> list[tuple[str, str]]:

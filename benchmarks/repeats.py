@@ -37,7 +37,7 @@ def main() -> None:
     device = pinned(task.settings.device, run.recall("compute"))
     compute = choose_compute(task.teacher.module, first_images(task.data, task.data.train, 8), device)
     evaluator = task.evaluator(compute, run.logits)
-    name = run.recall("summary")["student"]["name"]
+    name = run.recall("summary")["name"]
     stored = json.loads((run.students / f"{name}.json").read_text(encoding="utf-8"))
     architecture = Architecture.from_json(task.space, json.dumps(stored["architecture"]))
     results = [repeated(task, evaluator, architecture, run.folder / "repeats", r) for r in range(options.repeats)]

@@ -64,8 +64,22 @@ FOLDERS: dict[str, list[str]] = {
     "methods": ["core", "config"],
     "runs": ["core", "config"],
     "report": ["core", "config", "methods", "runs"],
+    "export": ["core", "config", "graph", "surgery", "cost", "data", "models"],
     "testing": ["core", "config", "methods"],
-    "jobs": ["core", "config", "graph", "surgery", "cost", "data", "models", "training", "methods", "runs", "report"],
+    "jobs": [
+        "core",
+        "config",
+        "graph",
+        "surgery",
+        "cost",
+        "data",
+        "models",
+        "training",
+        "methods",
+        "runs",
+        "report",
+        "export",
+    ],
 }
 # The package itself offers names of every folder, and nobody below the command line imports it.
 TOP = {"cli", "", "__main__"}

@@ -15,6 +15,7 @@ from tests.support.tiny import FACTORY, teach_tiny
 from understudy.cli import main, parse
 from understudy.cli.compress import Compress
 from understudy.core.errors import ConfigError
+from understudy.core.summary import Accuracy
 from understudy.runs.folder import Run
 
 PINNED = ["--device.device=cpu", "--device.precision=fp32", "--device.memory-format=contiguous", "--device.threads=1"]
@@ -98,7 +99,7 @@ def test_evaluate_gives_the_reported_accuracy(run: str, capsys: pytest.CaptureFi
     summary = json.loads((Path(run) / "summary.json").read_text())["student"]
     for split in ("test", "val"):
         assert main(["evaluate", f"{run}/student", "--data", "digits", "--trust-code", "--split", split]) == 0
-        assert f"{100 * summary[split]:.2f}% of" in capsys.readouterr().out
+        assert f"{Accuracy(**summary[split])} of" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -245,11 +246,11 @@ def test_a_student_is_made_smaller_still(
     # What it goes on with is in its own folder, and the teacher is still the first one.
     assert main(["resume", second, "--trust-code"]) == 0
     found = json.loads((Path(second) / "summary.json").read_text())
-    assert found["teacher"]["parameters"] == 3818 and found["student"]["parameters"] <= 3818 / 4
+    assert found["teacher"]["cost"]["parameters"] == 3818 and found["student"]["cost"]["parameters"] <= 3818 / 4
     # By the folder of a student, two cuts deep; a student comes back through all of them.
     assert main([*compress, "--start", f"{second}/student", "--params", "4.5x", "--run", third]) == 0
     assert main(["evaluate", f"{third}/student", "--data", "digits", "--trust-code"]) == 0
-    parameters = json.loads((Path(third) / "summary.json").read_text())["student"]["parameters"]
+    parameters = json.loads((Path(third) / "summary.json").read_text())["student"]["cost"]["parameters"]
     assert f"{parameters:,} parameters" in capsys.readouterr().out
     assert len(json.loads((Path(third) / "student" / "model.json").read_text())["starts"]) == 2
     assert main([*compress, "--start", teacher, "--run", str(tmp_path / "fourth")]) == 2

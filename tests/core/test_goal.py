@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from understudy.core.architecture import Space
 from understudy.core.errors import GoalError
@@ -81,3 +83,58 @@ def test_the_penalty_is_phased_in_and_stays() -> None:
     within = evaluation(100_000, 0.81)
     assert reward(within, update=40) == pytest.approx(0.9 * 1.1 * 0.9)
     assert replace(reward, phase_updates=0)(over, update=0) == -1.0
+
+
+def test_a_latency_that_is_not_known_is_never_taken_for_kept() -> None:
+    unmeasured = Cost(parameters=1, macs=1, weight_bytes=1)
+    with pytest.raises(GoalError, match="a budget on latency_ms is judged by costs that have it"):
+        Budgets(latency_ms=1.0).broken_by(unmeasured)
+
+
+def costing(parameters: int, macs: int, accuracy: float) -> Evaluation:
+    return evaluation(parameters, accuracy, cost=Cost(parameters=parameters, macs=macs, weight_bytes=4 * parameters))
+
+
+def test_a_goal_in_macs_is_pursued_in_macs() -> None:
+    teacher = replace(TEACHER, macs=100_000_000)
+    reward = Reward(teacher_cost=teacher, teacher_accuracy=0.95, budgets=Goal(macs="4x").budgets(teacher, 0.95))
+    accurate, few = costing(500_000, 25_000_000, 0.92), costing(50_000, 24_000_000, 0.80)
+    assert reward(accurate) == pytest.approx(0.75 * 1.25 * 0.92 / 0.95)
+    assert reward(accurate) > reward(few)
+    assert reward(costing(1_000_000, 25_000_000, 0.92)) == reward(accurate)  # parameters were not asked about
+
+
+def test_what_is_saved_beyond_a_budget_earns_nothing() -> None:
+    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9, budgets=Budgets(parameters=5e5))
+    assert reward(evaluation(100_000, 0.8)) == reward(evaluation(500_000, 0.8)) == pytest.approx(0.75 * 0.8 / 0.9)
+    # A budget that asks for nothing leaves the paper's reward.
+    loose = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9, budgets=Budgets(parameters=2e6))
+    assert loose(evaluation(100_000, 0.81)) == pytest.approx(0.9 * 1.1 * 0.9)
+
+
+def test_several_budgets_count_by_their_factors() -> None:
+    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=1.0, budgets=Budgets(parameters=1e4, macs=1e6))
+    # A fourth of the parameters and a 16th of the MACs: an eighth in the geometric mean.
+    student = costing(250_000, 50_000_000 // 16, 1.0)
+    assert reward.left(student.cost) == pytest.approx(1 / 8)
+    assert reward.plain(student) == pytest.approx(7 / 8 * 9 / 8)
+
+
+def test_a_teacher_that_is_never_right_divides_by_nothing() -> None:
+    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.0)
+    assert reward(evaluation(200_000, 0.5)) == pytest.approx(0.96 * 0.5)
+
+
+number = st.integers(1, 10**9)
+accuracies = st.floats(0.0, 1.0)
+
+
+@given(number, number, accuracies, accuracies, st.sets(st.sampled_from(["params", "macs", "size_mb"])), number)
+def test_rewards_stay_in_their_range(
+    parameters: int, macs: int, accuracy: float, teachers: float, limited: set[str], update: int
+) -> None:
+    goal = Goal(**dict.fromkeys(limited, "3x"), accuracy=0.5 if "macs" in limited else None)  # type: ignore[arg-type]
+    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=teachers, budgets=goal.budgets(TEACHER, teachers))
+    earned = reward(costing(parameters, macs, accuracy), update=update % 20)
+    assert -1.0 <= earned <= reward.most
+    assert reward.most == 1.0 / (teachers or 1.0)

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tests.support.models import images, random_architecture, random_widths, zoo_analysis
 from understudy.core.evaluation import Cost
-from understudy.cost.measure import latency
 from understudy.cost.predict import predict, predict_many
 from understudy.graph.analysis import analyse
 
@@ -61,12 +59,3 @@ def test_a_parameter_that_the_forward_pass_never_reaches_is_counted_whole() -> N
 
     analysis = analyse(WithSpare(), images(1, size=4))
     assert predict(analysis, analysis.space.full.with_width("used", 4)).parameters == 3 * 4 + 4 + 4 * 2 + 2 + 30
-
-
-def test_latency_is_measured_and_leaves_no_trace() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).train()
-    threads = torch.get_num_threads()
-    median, spread = latency(model, images(1), repeats=8)
-    assert median > 0 and spread >= 0
-    assert model.training and torch.get_num_threads() == threads
-    assert model[1].num_batches_tracked == 0

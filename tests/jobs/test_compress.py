@@ -48,24 +48,25 @@ def keys(folder: Path) -> list[str]:
 def test_student_keeps_the_budget_and_is_as_good_as_reported(done: us.Result) -> None:
     data, summary = Data.digits(), done.summary
     parameters = sum(p.numel() for p in done.student.parameters())
-    assert parameters == summary["student"]["parameters"] == done.evaluation.cost.parameters
-    assert parameters <= summary["teacher"]["parameters"] / 4
-    assert done.kept and [b["kept"] for b in summary["goal"]] == [True, True]
+    assert parameters == summary.student.cost.parameters == done.evaluation.cost.parameters
+    assert parameters <= summary.teacher.cost.parameters / 4
+    assert done.kept and [budget.kept for budget in summary.goal] == [True, True]
     for name, split in (("val", data.val), ("test", data.test)):
         with torch.no_grad():
             right = done.student(data.normalise(split.images)).argmax(1) == split.labels
-        assert right.double().mean().item() == summary["student"][name]
-    assert done.evaluation.accuracy == summary["student"]["val"]
+        assert right.double().mean().item() == getattr(summary.student, name).value
+    assert done.evaluation.accuracy == summary.student.val.value
     assert not done.student.training
 
 
 def test_the_table_can_be_printed(done: us.Result) -> None:
     lines = [" ".join(line.replace("│", " ").split()) for line in str(done.table).splitlines()]
-    student = done.summary["student"]
-    assert any(line.startswith("parameters") and f"{student['parameters']:,}" in line for line in lines)
+    assert any(line.startswith("parameters") and f"{done.summary.student.cost.parameters:,}" in line for line in lines)
     assert any(line.startswith("params 4x") and line.endswith("✓") for line in lines)
-    assert any(line.startswith("ms for 1 image, 1 thread") and line.endswith("faster") for line in lines)
-    assert (student["threads"] > 1) is any(f"1 image, {student['threads']} threads" in line for line in lines)
+    for timed in done.summary.latency:
+        assert any(line.startswith(f"ms for 1 image, {timed.where}") and str(timed) in line for line in lines)
+    error = 100 * done.summary.student.val.error
+    assert any(line.startswith("validation accuracy ± s.e.") and f"± {error:.2g}" in line for line in lines)
 
 
 def test_a_result_and_its_data_are_a_line_each(done: us.Result) -> None:
@@ -84,18 +85,18 @@ def test_run_folder_holds_everything(done: us.Result) -> None:
         *("summary.json", "run.log"),
     }
     assert "update 4/4" in (done.run / "run.log").read_text()
-    finals = {f["name"] for f in done.summary["finals"]}
+    finals = {final.name for final in done.summary.finals}
     assert {path.stem for path in (done.run / "students").iterdir()} == finals
 
 
 def test_no_student_is_stored_twice(done: us.Result) -> None:
     found = keys(done.run)
-    assert len(found) == len(set(found)) == done.summary["search"]["students"]
+    assert len(found) == len(set(found)) == done.summary.search.students
 
 
 def test_a_finished_run_is_loaded_without_training(teacher: Teacher, done: us.Result, monkeypatch: Any) -> None:
     monkeypatch.setattr("understudy.training.evaluator.train", _unexpected)
-    monkeypatch.setattr(JOB, "accuracy", _unexpected)
+    monkeypatch.setattr("understudy.jobs.summary.accuracy", _unexpected)
     again = squeeze(teacher, done.run, goal=us.Goal(params="4x", accuracy_drop=0.9))
     assert again.summary == done.summary
     assert _same(again.student, done.student)
@@ -145,16 +146,16 @@ def test_the_teacher_is_not_touched(teacher: Teacher, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [RandomSearch(students=3, round_to=1, min_width=2), UniformWidth(students=3)])
 def test_other_methods(teacher: Teacher, tmp_path: Path, method: us.RandomSearch | us.UniformWidth) -> None:
     result = squeeze(teacher, tmp_path / "run", method=method)
-    assert result.summary["student"]["parameters"] < result.summary["teacher"]["parameters"]
-    assert result.summary["goal"] == [] and result.kept
+    assert result.summary.student.cost.parameters < result.summary.teacher.cost.parameters
+    assert result.summary.goal == () and result.kept
 
 
 def test_latency_budget_is_measured_in_the_search(teacher: Teacher, tmp_path: Path) -> None:
     method = RandomSearch(students=2, round_to=1, min_width=2)
     result = squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(latency_ms="50"))
-    (budget,) = result.summary["goal"]
+    (budget,) = result.summary.goal
     assert all(e.cost.latency_ms > 0 and e.cost.latency_spread_ms >= 0 for e in Run(result.run).evaluations())
-    assert budget["name"] == "latency_ms" and budget["limit"] == 50 and 0 < budget["obtained"] <= 50
+    assert budget.name == "latency_ms" and budget.limit == 50 and 0 < budget.obtained <= 50
 
 
 def test_settings_come_one_by_one_or_as_one(teacher: Teacher, done: us.Result) -> None:
@@ -266,7 +267,7 @@ def test_a_goal_that_no_student_reached_lists_the_nearest(teacher: Teacher, tmp_
         removal_updates=1, shrinkage_updates=0, rollouts=1, min_width=1, calibrate=False, redraws=0, repair="never"
     )
     with pytest.raises(
-        GoalError, match=r"(?s)must keep the budgets \(parameters 500\), but none did.*parameters, .* MACs"
+        GoalError, match=r"(?s)must keep the budgets \(500 parameters\), but none did.*parameters, .* MACs"
     ):
         squeeze(teacher, tmp_path / "run", method=blind, goal=us.Goal(params="500"))
 

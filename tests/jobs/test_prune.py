@@ -49,8 +49,8 @@ def done(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> us.Resul
 
 def test_the_student_keeps_the_budget_and_uses_it(done: us.Result) -> None:
     parameters = sum(p.numel() for p in done.student.parameters())
-    most = done.summary["teacher"]["parameters"] / 3
-    assert parameters == done.summary["student"]["parameters"] and done.kept
+    most = done.summary.teacher.cost.parameters / 3
+    assert parameters == done.summary.student.cost.parameters and done.kept
     assert 0.8 * most < parameters <= most  # one more channel of the second layer would be too much
     assert done.architecture.channels and not done.architecture.removed
     # Better than what the agents left, which is far better than chance.
@@ -199,31 +199,31 @@ def test_agents_earn_the_cost_that_all_save_where_each_layer_has_some(
 @pytest.mark.parametrize(("name", "goal"), [("macs", us.Goal(macs="3x")), ("latency_ms", us.Goal(latency_ms="50"))])
 def test_other_budgets(teacher: Teacher, tmp_path: Path, name: str, goal: us.Goal) -> None:
     result = squeeze(teacher, tmp_path / "run", method=METHOD, goal=goal)
-    assert result.kept and [budget["name"] for budget in result.summary["goal"]] == [name]
+    assert result.kept and [budget.name for budget in result.summary.goal] == [name]
     if name == "macs":
-        assert result.summary["student"]["macs"] > 0.8 * result.summary["teacher"]["macs"] / 3
+        assert result.summary.student.cost.macs > 0.8 * result.summary.teacher.cost.macs / 3
 
 
-def test_a_latency_curve_that_promised_too_little_is_corrected(
+def test_an_estimate_that_promised_too_little_is_corrected(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An imagined clock, on which every student takes twice what its MACs say: 2 ms for the teacher's.
-    def latency(model: nn.Module, example: torch.Tensor, *, threads: int = 1) -> tuple[float, float]:
+    # An imagined clock that goes by parameters, where the estimate goes by MACs and layers.
+    def forward_ms(model: nn.Module, images: torch.Tensor, calls: int) -> float:
         share = sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in teacher.module.parameters())
-        return 2.0 * share + 0.01, 0.0
+        return 2.0 * share + 0.01
 
-    monkeypatch.setattr("understudy.jobs.task.latency", latency)
+    monkeypatch.setattr("understudy.cost.measure.forward_ms", forward_ms)
     result = squeeze(teacher, tmp_path / "run", method=METHOD, goal=us.Goal(latency_ms="3x"))
-    (budget,) = result.summary["goal"]
-    assert result.kept and budget["obtained"] > 0.5 * budget["limit"]
+    (budget,) = result.summary.goal
+    assert result.kept and budget.obtained > 0.5 * budget.limit
 
 
 def test_without_a_budget_the_penalty_decides(teacher: Teacher, tmp_path: Path) -> None:
     def kept(penalty: float) -> tuple[int, str]:
         method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0, penalty=penalty)
         result = squeeze(teacher, tmp_path / str(penalty), method=method)
-        assert result.summary["goal"] == []
-        return result.summary["student"]["parameters"], (tmp_path / str(penalty) / "run.log").read_text()
+        assert result.summary.goal == ()
+        return result.summary.student.cost.parameters, (tmp_path / str(penalty) / "run.log").read_text()
 
     (bold, quiet), (careful, warned) = kept(0.3), kept(1000.0)
     assert bold < careful == 3818
@@ -291,12 +291,12 @@ def test_methods_chain(teacher: Teacher, tmp_path: Path) -> None:
     first = squeeze(teacher, tmp_path / "n2n", goal=us.Goal(params="1.5x"))
     method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0)
     second = squeeze(teacher, tmp_path / "decore", method=method, goal=us.Goal(params="4x"), start=first.student)
-    assert second.kept and second.summary["teacher"]["parameters"] == 3818 > first.summary["student"]["parameters"]
-    assert second.summary["teacher"]["val"] == first.summary["teacher"]["val"]
-    assert second.summary["student"]["parameters"] <= 3818 / 4
+    assert second.kept and second.summary.teacher.cost.parameters == 3818 > first.summary.student.cost.parameters
+    assert second.summary.teacher.val == first.summary.teacher.val
+    assert second.summary.student.cost.parameters <= 3818 / 4
     narrow = us.UniformWidth(students=8, round_to=1, min_width=1)
     third = squeeze(teacher, tmp_path / "third", method=narrow, goal=us.Goal(params="6x"), start=second.student)
-    assert third.summary["student"]["parameters"] < second.summary["student"]["parameters"]
+    assert third.summary.student.cost.parameters < second.summary.student.cost.parameters
     images = torch.randn(3, 1, 8, 8)
     second.save(tmp_path / "student")
     with torch.no_grad():
@@ -337,7 +337,7 @@ def test_additions_and_concatenations_end_to_end(tmp_path: Path, name: str, widt
         training=Training(epochs=2, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1, initial=2.0
     )
     result = squeeze(deep, tmp_path / "run", method=method, goal=us.Goal(params="2x"))
-    assert result.kept and result.summary["student"]["parameters"] > result.summary["teacher"]["parameters"] / 2.4
+    assert result.kept and result.summary.student.cost.parameters > result.summary.teacher.cost.parameters / 2.4
     assert "masked equals sliced" in (tmp_path / "run" / "run.log").read_text()
 
 

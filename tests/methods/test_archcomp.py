@@ -19,7 +19,7 @@ from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Cost
 from understudy.core.goal import Goal
 from understudy.methods.archcomp.embedding import foretold
-from understudy.methods.archcomp.search import ArchCompSearcher, descend, rewarded
+from understudy.methods.archcomp.search import ArchCompSearcher, descend, left, rewarded
 from understudy.methods.base import Searcher
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.testing.landscapes import (
@@ -88,7 +88,7 @@ def test_the_objective_is_n2ns_reward_less_what_breaks_a_budget() -> None:
         mean_S = torch.zeros(len(code_SCL), dtype=torch.int64)
         accuracy_S = objective.forecast(searcher.embedding.features(code_SCL))[:, 0]
         logs_S = searcher.embedding.costs(code_SCL)[:, 0]
-        expected_S = rewarded(logs_S, accuracy_S) - (logs_S - most).clamp_min(0.0)
+        expected_S = rewarded(logs_S.clamp_min(most), accuracy_S) - (logs_S - most).clamp_min(0.0)
         torch.testing.assert_close(objective(code_SCL, mean_S), expected_S)
     evaluation = toy_evaluation(toy_space().full.with_width("features.0", 8))
     assert evaluation.cost is not None
@@ -103,11 +103,26 @@ def test_budgets_are_shares_of_the_teachers_figures() -> None:
     teacher = replace(toy_cost(space.full), weight_bytes=400_000, latency_ms=3.0)
     reward = replace(toy_reward(space), teacher_cost=teacher)
     reward = replace(reward, budgets=Goal(size_mb="0.1", macs="2x", latency_ms="2x").budgets(teacher, 0.9))
-    searcher = ArchCompSearcher(space, reward, QUICK, seed=0, predict=toy_cost)
+
+    def predict(architecture: Architecture) -> Cost:  # with a latency that is estimated
+        cost = toy_cost(architecture)
+        return replace(cost, latency_ms=3.0 * cost.macs / teacher.macs)
+
+    searcher = ArchCompSearcher(space, reward, QUICK, seed=0, predict=predict)
     while searcher.stage == "random":
-        searcher.learn([toy_evaluation(a) for a in searcher.propose()])
-    # Latency is measured, not predicted: descent cannot know of it.
-    assert dict(searcher.fit().limits) == {1: pytest.approx(math.log(0.5)), 2: pytest.approx(math.log(0.25))}
+        searcher.learn([replace(toy_evaluation(a), cost=predict(a)) for a in searcher.propose()])
+    # MACs stand in for latency, which the heads do not predict.
+    macs, size, latency = searcher.fit().limits
+    assert macs == (1, pytest.approx(math.log(0.5))) and size == (2, pytest.approx(math.log(0.25)))
+    assert latency == (1, pytest.approx(math.log(0.5)))
+
+
+def test_what_is_left_is_that_of_the_figures_with_a_budget() -> None:
+    logs_BF = torch.tensor([[-3.0, -1.0, -2.0], [-0.1, -0.2, -0.3]])
+    assert left(logs_BF, ()).tolist() == logs_BF[:, 0].tolist()
+    assert left(logs_BF, ((1, -0.5),)).tolist() == pytest.approx([-0.5, -0.2])
+    assert left(logs_BF, ((1, -9.0), (2, -9.0))).tolist() == pytest.approx([-1.5, -0.25])
+    assert left(logs_BF, ((1, 0.5),)).tolist() == logs_BF[:, 0].tolist()
 
 
 def test_descent_raises_the_objective_of_what_is_decoded_and_never_lowers_it() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from understudy.config.methods import N2N, Method, RandomSearch, UniformWidth
+from understudy.config.methods import N2N, ArchComp, Method, RandomSearch, UniformWidth
 from understudy.core.errors import GoalError
 from understudy.core.goal import Goal
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.methods.feasibility import narrowest_width, refuse_what_is_out_of_reach, smallest
+from understudy.methods.surrogate.columns import Columns
 from understudy.testing.landscapes import run_searcher, toy_cost, toy_reward, toy_space
 
 
@@ -48,3 +50,12 @@ def test_n2n_gets_no_narrower_than_its_smallest_factor() -> None:
     wide, narrow = (narrowest_width(space.group("features.13"), N2N(factors=f)) for f in ((0.25, 1.0), (0.01, 1.0)))
     assert (wide, narrow) == (128, 8)
     assert narrowest_width(space.group("features.13"), UniformWidth()) == 8
+
+
+def test_archcomp_gets_no_narrower_than_its_smallest_class() -> None:
+    space, method = toy_space(), ArchComp(min_width=8)
+    assert narrowest_width(space.group("features.13"), method) == 24
+    least = smallest(space, method, toy_cost, "parameters")[1]
+    columns = Columns(space, method)
+    narrowest = columns.architecture(torch.zeros(len(columns.names), dtype=torch.int64))
+    assert toy_cost(narrowest).parameters >= least.parameters

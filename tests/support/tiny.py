@@ -64,7 +64,7 @@ def squeeze(teacher: nn.Module | Teacher, folder: Path, **settings: Any) -> Resu
 def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return all that a run found: its summary without times, and the weights of its students."""
     summary = json.loads((folder / "summary.json").read_text())
-    for figures in (summary["teacher"], summary["student"], summary["search"], *summary["finals"]):
-        for name in ("latency_ms", "latency_spread_ms", "latency_all_ms", "latency_all_spread_ms", "seconds"):
-            figures.pop(name, None)
+    del summary["latency"]
+    for figures in (summary["search"], *summary["finals"]):
+        del figures["seconds"]
     return summary, {path.name: path.read_bytes() for path in (folder / "students").glob("*.safetensors")}

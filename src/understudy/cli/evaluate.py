@@ -40,7 +40,6 @@ class Evaluate(Command):
 
     def run(self, typed: Sequence[str]) -> int:
         """Print the student's figures."""
-        from understudy.core.figures import share
         from understudy.jobs.evaluate import score
         from understudy.models.card import read_card
 
@@ -48,9 +47,9 @@ class Evaluate(Command):
         data = open_data(opened(self.data, self.size, self.grey, read_card(folder, "student")["input"]))
         figures = score(folder, data, self.split, trust_code=self.trust_code, model=self.model)
         out.print(
-            f"{folder}: {share(figures.accuracy)} of {figures.examples:,} {self.split} images, "
-            f"{figures.parameters:,} parameters, {figures.latency_ms:.2f} ms for one image "
-            f"(interquartile range {figures.latency_spread_ms:.2f} ms, 1 thread)",
+            f"{folder}: {figures.accuracy} of {figures.accuracy.examples:,} {self.split} images (± standard error), "
+            f"{figures.parameters:,} parameters, {figures.latency} ms for one image (1 thread; the middle half of "
+            "the times)",
             soft_wrap=True,
         )
         trusted = ", trust_code=True" if trust(folder) else ""

@@ -30,6 +30,10 @@ class ModelError(UnderstudyError):
     """A model that cannot be made, or weights that cannot be loaded into it."""
 
 
+class ExportError(UnderstudyError):
+    """A student that cannot be written in a format, or a student folder that is not what its certificate says."""
+
+
 class ExtraError(UnderstudyError, ImportError):
     """An optional package that is not installed or cannot be imported."""
 

@@ -1,19 +1,84 @@
-"""Numbers as people read them. No torch."""
+"""The figures of a network: what each is called, its unit, and how numbers are read. No torch."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from understudy.core.evaluation import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of what a network costs; a goal can limit it."""
+
+    name: str  # attribute of Cost, and field of Budgets
+    goal: str  # field of Goal
+    field: str  # field of Cost that it is read from, in another unit perhaps
+    label: str  # what tables call it
+    unit: str  # what follows a number in a sentence
+    form: str  # how its numbers are formatted
+    measured: bool = False  # or predicted exactly, from the architecture alone
+    stand_in: str | None = None  # predicted figure that it is taken to be proportional to, where only that is known
+
+    def of(self, cost: Cost) -> float | None:
+        """Return this figure of a cost, None where it was not measured."""
+        number: float | None = getattr(cost, self.name)
+        return number
+
+    def text(self, number: float) -> str:
+        """Return a number with its unit, such as "74,000 parameters"."""
+        return f"{number:{self.form}} {self.unit}"
+
+
+FIGURES = (
+    Figure(name="parameters", goal="params", field="parameters", label="parameters", unit="parameters", form=",.0f"),
+    Figure(name="macs", goal="macs", field="macs", label="MACs", unit="MACs", form=",.0f"),
+    Figure(name="size_mb", goal="size_mb", field="weight_bytes", label="MB of weights", unit="MB", form=".3g"),
+    Figure(
+        name="memory_mb",
+        goal="memory_mb",
+        field="peak_activation_bytes",
+        label="MB of activations",
+        unit="MB of activations",
+        form=".3g",
+    ),
+    Figure(
+        name="latency_ms",
+        goal="latency_ms",
+        field="latency_ms",
+        label="ms for 1 image, 1 thread",
+        unit="ms",
+        form=".3g",
+        measured=True,
+        stand_in="macs",
+    ),
+)
+"""Every figure that a goal can limit, in the order of tables and messages. Another one is a line here and the fields
+that it names in Cost, Budgets and Goal."""
+
+FIGURE = {figure.name: figure for figure in FIGURES}
 
 
 def amount(number: float) -> str:
     """Return a count in three digits: 24300 is "24.3K"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.0f}"
+    if number < 999.5:
+        return f"{number:.0f}"
+    unit, size = next((pair for pair in (("K", 1e3), ("M", 1e6)) if number < 999.5 * pair[1]), ("G", 1e9))
+    scaled = number / size
+    return f"{scaled:.3g}{unit}" if scaled < 999.5 else f"{scaled:,.0f}{unit}"
 
 
 def share(number: float | None) -> str:
     """Return an accuracy as percents."""
     return "-" if number is None else f"{100 * number:.2f}%"
+
+
+def standard_error(accuracy: float, examples: int) -> float:
+    """Return the standard error of an accuracy (0..1) that was measured on so many examples."""
+    return math.sqrt(max(accuracy * (1.0 - accuracy), 0.0) / max(examples, 1))
 
 
 def duration(seconds: float) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from understudy.core.errors import GoalError
 from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.figures import FIGURE, FIGURES
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
@@ -24,19 +26,19 @@ class Goal:
     memory_mb: str | None = None
     """Most megabytes of activations alive at the same time, one example, float32: "0.5" or "2x"."""
     latency_ms: str | None = None
-    """Most milliseconds of one forward pass on this machine, batch 1, one thread, in the median: "5" or "2x"."""
+    """Most milliseconds of one forward pass on this machine and device, batch 1, one thread: "5" or "2x"."""
     accuracy: float | None = None
     """Least accuracy on the validation split, in 0..1."""
     accuracy_drop: float | None = None
     """Largest drop below the teacher's validation accuracy, in 0..1 (0.01 is one point)."""
 
     def __post_init__(self) -> None:
-        for name in ("params", "macs", "size_mb", "memory_mb", "latency_ms"):
-            amount = getattr(self, name)
+        for figure in FIGURES:
+            amount = getattr(self, figure.goal)
             if amount is not None:
                 # A number is as good as its text: Goal(params=74000).
-                object.__setattr__(self, name, str(amount))
-                parse_amount(str(amount), of=1.0, name=name)
+                object.__setattr__(self, figure.goal, str(amount))
+                parse_amount(str(amount), of=1.0, name=figure.goal)
         for name in ("accuracy", "accuracy_drop"):
             share = getattr(self, name)
             if share is not None and not 0.0 <= share <= 1.0:
@@ -48,17 +50,12 @@ class Goal:
         if self.accuracy_drop is not None:
             floors.append(accuracy - self.accuracy_drop)
 
-        def limit(amount: str | None, of: float | None, name: str) -> float | None:
-            return None if amount is None else parse_amount(amount, of=of, name=name)
-
-        return Budgets(
-            parameters=limit(self.params, cost.parameters, "params"),
-            macs=limit(self.macs, cost.macs, "macs"),
-            size_mb=limit(self.size_mb, cost.size_mb, "size_mb"),
-            memory_mb=limit(self.memory_mb, cost.memory_mb, "memory_mb"),
-            latency_ms=limit(self.latency_ms, cost.latency_ms, "latency_ms"),
-            accuracy=max(floors),
-        )
+        limits = {
+            figure.name: parse_amount(amount, of=figure.of(cost), name=figure.goal)
+            for figure in FIGURES
+            if (amount := getattr(self, figure.goal)) is not None
+        }
+        return Budgets(**limits, accuracy=max(floors))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +69,42 @@ class Budgets:
     latency_ms: float | None = None
     accuracy: float = 0.0
 
+    def limits(self) -> tuple[tuple[str, float], ...]:
+        """Return the cost limits that are set, as pairs of a figure's name and its most."""
+        return tuple((f.name, most) for f in FIGURES if (most := getattr(self, f.name)) is not None)
+
+    def used(self, cost: Cost) -> tuple[tuple[str, float], ...]:
+        """Return the share of each cost limit that a cost takes, above 1 where it is broken, by figure.
+
+        Raises:
+            GoalError: a figure with a limit was neither measured nor estimated.
+        """
+        return tuple((name, _known(name, cost) / most) for name, most in self.limits())
+
     def broken_by(self, cost: Cost, accuracy: float | None = None) -> tuple[str, ...]:
         """Return the names of the limits that are not kept, in order; an accuracy of None is not judged."""
-        over = tuple(name for name, most in self.limits() if (getattr(cost, name) or 0) > most)
+        over = tuple(name for name, used in self.used(cost) if used > 1.0)
         below = accuracy is not None and accuracy < self.accuracy
         return (*over, "accuracy") if below else over
-
-    def limits(self) -> tuple[tuple[str, float], ...]:
-        """Return the cost limits that are set, as pairs of a field of Cost and its most."""
-        names = (f.name for f in fields(self) if f.name != "accuracy")
-        return tuple((name, getattr(self, name)) for name in names if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reward:
     """N2N's reward (Ashok et al., 2018, section 3.4): `R = C (2 - C) * A_student / A_teacher`.
 
-    `C = 1 - P_student / P_teacher`. With budgets, a violating student's reward is phased towards -1 over
-    the first `phase_updates` updates: with `e = (1 - t / phase_updates)^4`, `(e - 1) + e * R`; once the
-    phase is over the penalty stays. 0 updates mean the hard form from the start.
+    In the paper `C = 1 - P_student / P_teacher` for parameters P, and so it is here without a budget on cost. With
+    budgets P is the figure that has one: a goal in MACs is pursued in MACs. Where several have one, what is left of
+    the teacher is the geometric mean over them, so that a factor of two counts the same in each, whatever its unit
+    and however hard its budget is. And what a figure saves beyond its budget earns nothing (ours): within the
+    budgets the reward is the accuracy times a constant, as the most accurate student within the budgets wins.
+    A budget that asks for no reduction counts as none.
+
+    A student that breaks a budget has its reward phased towards -1 over the first `phase_updates` updates: with
+    `e = (1 - t / phase_updates)^4`, `(e - 1) + e * R`; once the phase is over the penalty stays. 0 updates mean
+    the hard form from the start.
+
+    Rewards are in -1..`most`, where `most` is 1 over the teacher's accuracy: a student can be better than its
+    teacher. A teacher that is never right (0) counts as 1.
     """
 
     teacher_cost: Cost
@@ -99,21 +113,54 @@ class Reward:
     phase_updates: int = 15
 
     def __call__(self, evaluation: Evaluation, *, update: int | None = None) -> float:
-        """Return the reward at that update of the search (None: after the phase), in -1..1."""
-        cost = evaluation.cost
-        if evaluation.status == "failed" or cost is None or cost.parameters >= self.teacher_cost.parameters:
-            return -1.0
-        compression = 1.0 - cost.parameters / self.teacher_cost.parameters
-        plain = compression * (2.0 - compression) * evaluation.accuracy / self.teacher_accuracy
-        if not self.budgets.broken_by(cost, evaluation.accuracy):
+        """Return the reward at that update of the search (None: after the phase), in -1..most."""
+        plain, cost = self.plain(evaluation), evaluation.cost
+        if plain < 0.0 or cost is None or not self.budgets.broken_by(cost, evaluation.accuracy):
             return plain
         leniency = self._leniency(update)
         return (leniency - 1.0) + leniency * plain
+
+    def plain(self, evaluation: Evaluation) -> float:
+        """Return the reward as if every budget were kept: -1, or in 0..most."""
+        cost = evaluation.cost
+        if evaluation.status == "failed" or cost is None or self.left(cost) >= 1.0:
+            return -1.0
+        compression = 1.0 - self._left(cost, capped=True)
+        return compression * (2.0 - compression) * evaluation.accuracy * self.most
+
+    @property
+    def most(self) -> float:
+        """The largest reward, that of a student which is always right and costs nothing."""
+        return 1.0 / (self.teacher_accuracy or 1.0)
+
+    def left(self, cost: Cost) -> float:
+        """Return what is left of the teacher's cost in the figures with a budget, 1 for all of it."""
+        return self._left(cost, capped=False)
+
+    def _left(self, cost: Cost, *, capped: bool) -> float:
+        logs = []
+        for name, most in self._pursued():
+            own = _known(name, self.teacher_cost)
+            left = max(_known(name, cost), most if capped else 0.0) / own
+            logs.append(math.log(max(left, 1e-9)))
+        return math.exp(sum(logs) / len(logs))
+
+    def _pursued(self) -> tuple[tuple[str, float], ...]:
+        """Return the figures to compress, each with what it is to be compressed to."""
+        asked = tuple((name, most) for name, most in self.budgets.limits() if most < _known(name, self.teacher_cost))
+        return asked or (("parameters", 0.0),)
 
     def _leniency(self, update: int | None) -> float:
         if update is None or update >= self.phase_updates:
             return 0.0
         return (1.0 - update / self.phase_updates) ** 4
+
+
+def _known(name: str, cost: Cost) -> float:
+    number = FIGURE[name].of(cost)
+    if number is None:
+        raise GoalError(f"a budget on {name} is judged by costs that have it, but this one was not measured: {cost}")
+    return number
 
 
 def parse_amount(text: str, *, of: float | None, name: str) -> float:

@@ -2,41 +2,101 @@
 
 from __future__ import annotations
 
-import statistics
+import copy
+import math
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from understudy.core.timing import Comparison, Timing
+
+_WARMUP = 5
+_LEAST_MS = 1.0  # of one reading of the clock; shorter networks run several times for one
+_MOST_CALLS = 100
+_LEAST_PAIRS, _MOST_PAIRS = 11, 101
+
+
+def compare(
+    first: nn.Module,
+    second: nn.Module,
+    example: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> Comparison:
+    """Time the forward passes of two networks in turns, in evaluation mode, float32.
+
+    Each pair of times gives one ratio, and the order changes from pair to pair. There are at least 11 pairs, and more,
+    up to 101, as long as that takes about `seconds`. The networks are left as they were: copies are timed.
+
+    Args:
+        first: a network.
+        second: another one.
+        example: what both take, (1, c, h, w).
+        device: where they run; what a GPU was given is waited for.
+        threads: of the CPU.
+        seconds: to take in all.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    with _ready((first, second), example, device, threads) as (models, images):
+        calls = [_calls(model, images) for model in models]
+        round_ms = sum(count * forward_ms(model, images, count) for model, count in zip(models, calls, strict=True))
+        pairs = min(max(math.ceil(1e3 * seconds / max(round_ms, 1e-6)), _LEAST_PAIRS), _MOST_PAIRS)
+        for number in range(pairs):
+            for which in (0, 1) if number % 2 else (1, 0):
+                times[which].append(forward_ms(models[which], images, calls[which]))
+    ratios = [a / max(b, 1e-9) for a, b in zip(*times, strict=True)]
+    where = str(device) if torch.device(device).type != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
+    return Comparison(where=where, first=Timing.of(times[0]), second=Timing.of(times[1]), ratio=Timing.of(ratios))
+
 
 def latency(
-    model: nn.Module, example: Tensor, *, threads: int = 1, warmup: int = 5, repeats: int = 30
-) -> tuple[float, float]:
-    """Return median and interquartile range, in ms, of one forward pass in evaluation mode."""
-    training, before = model.training, torch.get_num_threads()
+    model: nn.Module,
+    example: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> Timing:
+    """Return the times (ms) of one forward pass in evaluation mode, float32; see `compare`."""
+    return compare(model, model, example, device=device, threads=threads, seconds=seconds).first
+
+
+def forward_ms(model: nn.Module, images: Tensor, calls: int) -> float:
+    """Return the milliseconds of one forward pass, in the mean over `calls` without a pause. The only clock here."""
+    _wait(images)
+    start = time.perf_counter()
+    for _ in range(calls):
+        model(images)
+    _wait(images)
+    return (time.perf_counter() - start) * 1e3 / calls
+
+
+def _calls(model: nn.Module, images: Tensor) -> int:
+    """Return how many forward passes are long enough for the clock; the first ones warm up."""
+    for _ in range(_WARMUP):
+        forward_ms(model, images, 1)
+    return min(max(math.ceil(_LEAST_MS / max(forward_ms(model, images, 1), 1e-6)), 1), _MOST_CALLS)
+
+
+@contextmanager
+def _ready(
+    models: Sequence[nn.Module], example: Tensor, device: torch.device | str, threads: int
+) -> Iterator[tuple[list[nn.Module], Tensor]]:
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    model.eval()
     try:
         with torch.inference_mode():
-            for _ in range(warmup):
-                model(example)
-            times = [_timed(model, example) for _ in range(repeats)]
+            yield [copy.deepcopy(model).to(device).eval() for model in models], example.to(device)
     finally:
-        model.train(training)
         torch.set_num_threads(before)
-    low, median, high = statistics.quantiles(times, n=4)
-    return median, high - low
 
 
-def _wait(example: Tensor) -> None:
+def _wait(images: Tensor) -> None:
     """Let the device finish what it was given."""
-    if example.is_cuda:
-        torch.cuda.synchronize()
-
-
-def _timed(model: nn.Module, example: Tensor) -> float:
-    _wait(example)
-    start = time.perf_counter()
-    model(example)
-    _wait(example)
-    return (time.perf_counter() - start) * 1e3
+    if images.device.type != "cpu":
+        getattr(torch, images.device.type).synchronize()

@@ -109,7 +109,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
     shared = {id(t): t for t in (*teacher.parameters(), *teacher.buffers())}
     root = copy.deepcopy(teacher, dict(shared)).eval()
     try:
-        graph, spoiled = _recorded(root, example, leaf_modules)
+        graph, spoiled = _recorded(root, example, _Tracer(_positional(root, example), leaf_modules))
     except TraceError:
         raise
     except Exception as error:
@@ -141,10 +141,7 @@ def _check(teacher: nn.Module, example: Example) -> None:
             raise TraceError(f"an example must have elements, but {name!r} has the shape {tuple(value.shape)}")
 
 
-def _recorded(
-    root: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...]
-) -> tuple[fx.Graph, set[Key]]:
-    tracer = _Tracer(_positional(root, example), leaf_modules)
+def _recorded(root: nn.Module, example: Example, tracer: _Tracer) -> tuple[fx.Graph, set[Key]]:
     tracer.root = root
     spoiled = track_numbers(root, lambda module, path: path != "" and tracer.is_leaf_module(module, path))
     graph = tracer.trace(root, concrete_args=_defaults(root, example))
@@ -164,7 +161,7 @@ def _in_training(
     copied = copy.deepcopy(teacher).train()
     try:
         with torch.random.fork_rng(devices=[]):
-            return _recorded(copied, example, leaf_modules)
+            return _recorded(copied, example, _Tracer(_positional(copied, example), leaf_modules))
     except Exception:
         return None, set()
 
@@ -285,6 +282,7 @@ class _Tracer(fx.Tracer):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
         self._running = False
+        self.calls: dict[str, dict[str, Any]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self._leaf_modules) or super().is_leaf_module(m, module_qualified_name)
@@ -301,7 +299,12 @@ class _Tracer(fx.Tracer):
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self._running else super().call_module(m, forward, args, kwargs)
+        if self._running:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        times = self.num_calls.get(path, 0)
+        self.calls[f"{path}@{times}" if times else path] = _named(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = obj.node.meta["value"]
@@ -344,6 +347,15 @@ class _Tracer(fx.Tracer):
 
 def _method(name: str) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
+
+
+def _named(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return what a module is called with by the names of its parameters, nodes in the place of proxies."""
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return {
+        name: map_structure(v, lambda part: part.node if isinstance(part, fx.Proxy) else part)
+        for name, v in given.items()
+    }
 
 
 def _positional(root: nn.Module, example: Example) -> dict[str, Any]:

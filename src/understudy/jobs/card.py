@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import save as to_safetensors
 
 from understudy.core.files import write_whole
+from understudy.core.summary import Summary
 from understudy.jobs.task import Task
 from understudy.models.card import read_card
 from understudy.models.code import code_of, not_copied, portable, read_code, write_code
@@ -69,9 +70,9 @@ def _made(task: Task, start: Path) -> dict[str, Any]:
     return {"model": model, "arguments": arguments, "starts": []}
 
 
-def card_of(task: Task, summary: dict[str, Any], start: Path) -> dict[str, Any]:
+def card_of(task: Task, summary: Summary, start: Path) -> dict[str, Any]:
     """Return what model.json says of the student of a finished run; `start` is the folder of what was cut."""
-    data = task.data
+    data, found = task.data, summary.to_json()
     return {
         **_made(task, start),
         "input": list(data.shape),
@@ -79,8 +80,5 @@ def card_of(task: Task, summary: dict[str, Any], start: Path) -> dict[str, Any]:
         "mean": list(data.mean),
         "std": list(data.std),
         "data": {"source": Path(data.source).name, "digest": data.digest},
-        "teacher": summary["teacher"],
-        "student": summary["student"],
-        "goal": summary["goal"],
-        "versions": summary["versions"],
+        **{name: found[name] for name in ("name", "teacher", "student", "latency", "goal", "versions")},
     }

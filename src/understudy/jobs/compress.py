@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -24,15 +23,17 @@ from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import share
 from understudy.core.files import write_whole
 from understudy.core.goal import Goal, Reward
+from understudy.core.summary import Summary
 from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.finals import Finisher
+from understudy.jobs.latency import Latencies, reference_for
 from understudy.jobs.prune import Pruning
 from understudy.jobs.search import EvaluateAll, search
+from understudy.jobs.summary import summarise
 from understudy.jobs.task import Task
 from understudy.methods.base import Searcher, Update
-from understudy.methods.feasibility import GOAL_NAMES
 from understudy.methods.ranking import finalists, winner
 from understudy.methods.registry import searcher_for
 from understudy.models.spec import Teacher
@@ -40,13 +41,13 @@ from understudy.models.student import save_student
 from understudy.models.weights import load_into, read_weights
 from understudy.report.progress import Display, Finals, SearchProgress
 from understudy.report.tables import PlainTable, in_a_line, result_table
-from understudy.runs.folder import Run, versions
+from understudy.runs.folder import Run
 from understudy.runs.journal import Journal
 from understudy.runs.store import Store
 from understudy.runs.workers.local import Evaluate, Pool, refuse_reimport
 from understudy.training.compute import choice, pinned
 from understudy.training.evaluator import Evaluator
-from understudy.training.loop import accuracy, choose_compute
+from understudy.training.loop import choose_compute
 from understudy.training.objective import needs_teacher
 
 _log = logging.getLogger("understudy")
@@ -59,7 +60,7 @@ class Result:
     student: nn.Module  # float32, on the CPU, in evaluation mode
     architecture: Architecture
     evaluation: Evaluation  # of the student after its final training, on the validation split
-    summary: dict[str, Any]  # all figures, as in summary.json
+    summary: Summary  # all figures, as in summary.json
     run: Path
     _card: dict[str, Any]
     _code: dict[str, str]
@@ -75,7 +76,7 @@ class Result:
     @property
     def kept(self) -> bool:
         """Whether the student keeps every budget of the goal."""
-        return all(budget["kept"] for budget in self.summary["goal"])
+        return self.summary.kept
 
     def save(self, folder: str | Path) -> None:
         """Write the student's folder; `load_student` reads it."""
@@ -155,26 +156,30 @@ def run_task(task: Task, folder: str | Path, *, progress: bool = True) -> Result
     Raises:
         GoalError, RunError: as `compress`.
     """
+    timed = reference_for(task, Path(folder))
     with Run.open(folder, task.settings, task.identity) as run, Display(shown=progress) as display:
-        return _Job(task, run, display).result()
+        return _Job(task, run, display, Latencies(task, run, timed)).result()
 
 
 class _Job:
     """One task in one folder, step by step."""
 
-    def __init__(self, task: Task, run: Run, display: Display) -> None:
-        self.task, self.run, self.display = task, run, display
+    def __init__(self, task: Task, run: Run, display: Display, latencies: Latencies) -> None:
+        self.task, self.run, self.display, self.latencies = task, run, display, latencies
         self.settings = task.settings
 
     def result(self) -> Result:
-        summary = self.run.recall("summary")
-        if summary is None:
-            write_sources(self.task, self.run, self.display.warn)
-            pruned = isinstance(self.settings.method, Decore)
-            found = self._finished(*(self._pruned() if pruned else self._searched()))
-            with self.display.steps("measuring teacher and student", None):
-                summary = self._summary(*found)
-            self.run.remember("summary", summary)
+        known = self.run.recall("summary")
+        if known is not None:
+            return self._loaded(Summary.from_json(known))
+        write_sources(self.task, self.run, self.display.warn)
+        pruned = isinstance(self.settings.method, Decore)
+        found = self._finished(*(self._pruned() if pruned else self._searched()))
+        with self.display.steps("measuring teacher and student", None):
+            summary = self._summary(*found)
+        for note in summary.notes:
+            self.display.warn(note)
+        self.run.remember("summary", summary.to_json())
         return self._loaded(summary)
 
     @cached_property
@@ -195,8 +200,7 @@ class _Job:
         if known is None:
             evaluator = self.evaluator
             with self.display.steps("measuring the teacher", None):
-                measured = self.task.with_latency(self.task.cost, self.task.teacher.module)
-                known = {"cost": asdict(measured), "accuracy": evaluator.teacher_accuracy}
+                known = {"cost": asdict(self.latencies.teacher), "accuracy": evaluator.teacher_accuracy}
             self.run.remember("teacher", known)
             self._warn_of_chance(known["accuracy"])
         return known
@@ -230,12 +234,14 @@ class _Job:
     def _pruned(self) -> tuple[Evaluator, list[Evaluation]]:
         """Let agents prune, or go on; return the evaluator of what they left, and its evaluation."""
         self.display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; agents on every channel")
-        pruning = Pruning(self.task, self.run, self.evaluator, self.reward.budgets, self.display)
+        pruning = Pruning(
+            self.task, self.run, self.evaluator, self.reward.budgets, self.display, latencies=self.latencies
+        )
         evaluator, architecture = pruning.result()
         with Store(self.run.study, self.task.space) as store:
             if not store.all():
-                store.add(self._with_latency(evaluator.cut(architecture)))
-            found = store.all()
+                store.add(evaluator.cut(architecture))
+            found = [self.latencies.measured(e) for e in store.all()]
         self.display.say(f"pruned: {share(found[0].accuracy)} on validation before the final training")
         return evaluator, found
 
@@ -247,7 +253,7 @@ class _Job:
             self.task.space,
             self.search_reward,
             seed=self.settings.seed,
-            predict=self.task.predict,
+            predict=self.latencies.predict,
             policy=self.task.policy,
         )
         display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; search by {searcher.stage}")
@@ -266,12 +272,13 @@ class _Job:
         ):
             search(
                 searcher,
-                self._measuring(pool, follow),
+                self._following(pool, follow),
                 store,
                 key_of=lambda architecture: self.evaluator.failed(architecture, "").key,
+                measured=self.latencies.measured,
                 on_update=lambda update: self._updated(update, searcher, follow),
             )
-            return self.evaluator, store.all()
+        return self.evaluator, self.run.evaluations()
 
     def _pool(self, evaluate: Evaluate, stage: str, workers: int, **more: Any) -> Pool:
         """Return what evaluates in processes that may crash or hang, and remembers that they did."""
@@ -282,25 +289,19 @@ class _Job:
     def _after_search(self) -> Finals:
         return Finals.of(self.settings, len(self.task.data.train), taught=needs_teacher(self.settings.final.training))
 
-    def _measuring(self, pool: Pool, follow: SearchProgress) -> EvaluateAll:
-        """Return the pool's evaluation, with measured latency where the goal has a budget for it."""
+    def _following(self, pool: Pool, follow: SearchProgress) -> EvaluateAll:
+        """Return the pool's evaluation, which tells of every student."""
 
         def evaluate_all(architectures: Any, *, on_done: Any) -> list[Evaluation]:
             def done(evaluation: Evaluation) -> None:
                 if evaluation.status == "failed":
                     _log.warning("student %s failed: %s", evaluation.architecture.digest, evaluation.error)
                 follow.finished(evaluation)
-                on_done(self._with_latency(evaluation))
+                on_done(evaluation)
 
             return pool.evaluate_all(architectures, on_done=done)
 
         return evaluate_all
-
-    def _with_latency(self, evaluation: Evaluation) -> Evaluation:
-        if self.settings.goal.latency_ms is None or evaluation.status == "failed" or evaluation.cost is None:
-            return evaluation
-        model = self.task.build(evaluation.architecture)
-        return replace(evaluation, cost=self.task.with_latency(evaluation.cost, model))
 
     def _updated(self, update: Update, searcher: Searcher, follow: SearchProgress) -> None:
         follow.updated(update)
@@ -331,75 +332,13 @@ class _Job:
             pool,
             self.display.steps(f"training {len(chosen)} final students", len(chosen) * epochs, unit="epochs"),
         ):
-            finished = [self._with_latency(e) for e in pool.evaluate_all(chosen, on_done=self._tell_of_final)]
-        return winner(finished, self.reward), finished
+            trained = pool.evaluate_all(chosen, on_done=self._tell_of_final)
+        finished = [self.latencies.measured(evaluation) for evaluation in trained]
+        return winner(finished, self.reward, examples=len(self.task.data.val)), finished
 
-    def _summary(self, best: Evaluation, finished: list[Evaluation]) -> dict[str, Any]:
-        """Return all figures of the run; the one place where the test split is read."""
-        student = self._student(best.architecture)
-        assert best.cost is not None
-        measured = self.task.with_latency(best.cost, student)
-        searched, teacher = self.run.evaluations(), self.task.teacher.module
-        # Measured again: since the run began the load of the machine may have changed, and the two are compared.
-        beside = self.task.with_latency(Cost(**self.teacher["cost"]), teacher)
-        figures = {
-            "teacher": {
-                **_figures(beside, self.teacher["accuracy"], self._tested(teacher)),
-                **self.task.latency_on_all_cores(teacher),
-            },
-            "student": {
-                "name": best.architecture.digest,
-                **_figures(measured, best.accuracy, self._tested(student)),
-                **self.task.latency_on_all_cores(student),
-            },
-        }
-        return {
-            **figures,
-            "goal": self._goal(measured, best.accuracy),
-            "search": {
-                "students": len(searched),
-                "stopped": sum(e.status == "stopped" for e in searched),
-                "failed": sum(e.status == "failed" for e in searched),
-                "seconds": round(sum(e.seconds for e in searched), 1),
-            },
-            "finals": [
-                {"name": e.architecture.digest, "val": e.accuracy, "status": e.status, "seconds": round(e.seconds, 1)}
-                for e in finished
-            ],
-            "compute": self.evaluator.compute.name,
-            "versions": versions(),
-        }
-
-    def _goal(self, measured: Cost, reached: float) -> list[dict[str, Any]]:
-        """Return asked against obtained for each budget; cost is predicted or measured, accuracy that on validation."""
-        goal, budgets = self.settings.goal, self.reward.budgets
-        rows: list[tuple[str, Any, float, float]] = []
-        for figure, most in budgets.limits():
-            name = GOAL_NAMES[figure]
-            rows.append((name, getattr(goal, name), most, getattr(measured, figure)))
-        if goal.accuracy is not None:
-            rows.append(("accuracy", goal.accuracy, goal.accuracy, reached))
-        if goal.accuracy_drop is not None:
-            rows.append(("accuracy_drop", goal.accuracy_drop, self.teacher["accuracy"] - goal.accuracy_drop, reached))
-        return [
-            {
-                "name": name,
-                "asked": str(asked),
-                "limit": limit,
-                "obtained": obtained,
-                "kept": obtained >= limit if name.startswith("accuracy") else obtained <= limit,
-            }
-            for name, asked, limit, obtained in rows
-        ]
-
-    def _tested(self, model: nn.Module) -> float | None:
-        if self.task.data.test is None:
-            return None
-        compute = self.evaluator.compute
-        placed = compute.place(copy.deepcopy(model))
-        return accuracy(
-            placed, self.task.data.test.to(compute.device), normalise=self.task.data.normalise, compute=compute
-        )
+    def _summary(self, best: Evaluation, finished: list[Evaluation]) -> Summary:
+        student, compute = self._student(best.architecture), self.evaluator.compute
+        return summarise(self.task, self.run, self.reward, compute, student, best=best, finished=finished)
 
     def _student(self, architecture: Architecture) -> nn.Module:
         weights = self.run.students / f"{architecture.digest}.safetensors"
@@ -407,8 +346,8 @@ class _Job:
         load_into(student, read_weights(weights), source=str(weights))
         return student.eval()
 
-    def _loaded(self, summary: dict[str, Any]) -> Result:
-        place = self.run.students / f"{summary['student']['name']}.json"
+    def _loaded(self, summary: Summary) -> Result:
+        place = self.run.students / f"{summary.name}.json"
         evaluation = Evaluation.from_json(self.task.space, place.read_text(encoding="utf-8"))
         return Result(
             student=self._student(evaluation.architecture),
@@ -429,16 +368,3 @@ class _Job:
 def _seconds(evaluations: Sequence[Evaluation]) -> list[float]:
     """Return what trainings took that came to their end."""
     return [evaluation.seconds for evaluation in evaluations if evaluation.status == "ok"]
-
-
-def _figures(cost: Cost, val: float, test: float | None) -> dict[str, Any]:
-    return {
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "size_mb": cost.size_mb,
-        "memory_mb": cost.memory_mb,
-        "latency_ms": cost.latency_ms,
-        "latency_spread_ms": cost.latency_spread_ms,
-        "val": val,
-        "test": test,
-    }

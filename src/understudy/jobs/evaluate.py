@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 
 from understudy.core.errors import DataError
+from understudy.core.summary import Accuracy
+from understudy.core.timing import Timing
 from understudy.cost.measure import latency
 from understudy.data import Data
 from understudy.data.data import first_images
@@ -22,11 +24,9 @@ from understudy.training.loop import Compute, accuracy
 class Score:
     """A student's figures on a split."""
 
-    accuracy: float
-    examples: int
+    accuracy: Accuracy
     parameters: int
-    latency_ms: float  # median of one forward pass of one image, 1 thread
-    latency_spread_ms: float  # interquartile range
+    latency: Timing  # ms of one forward pass of one image, 1 thread
 
 
 def score(
@@ -52,11 +52,10 @@ def score(
     if examples is None:
         raise DataError(f"the data must have a test split to evaluate on, but {data.source} has none")
     check_outputs(student, fitted)
-    median, spread = latency(student, first_images(fitted, examples, 1))
     return Score(
-        accuracy=accuracy(student, examples, normalise=fitted.normalise, compute=Compute()),
-        examples=len(examples),
+        accuracy=Accuracy(
+            value=accuracy(student, examples, normalise=fitted.normalise, compute=Compute()), examples=len(examples)
+        ),
         parameters=sum(p.numel() for p in student.parameters()),
-        latency_ms=median,
-        latency_spread_ms=spread,
+        latency=latency(student, first_images(fitted, examples, 1)),
     )

@@ -1,7 +1,6 @@
 """DECORE's loop: agents and network learn together, then channels go. It is continued after any interruption.
 
 decore/loop.checkpoint.pt   the state of every epoch, while agents learn
-decore/latency.json         measured milliseconds of a few widths, where the goal has a budget for it
 decore/network.safetensors  the network that learned with the agents, all channels still there
 decore/architecture.json    which channels stay; written last
 policy.safetensors          the agents' weights, by group
@@ -10,7 +9,6 @@ policy.safetensors          the agents' weights, by group
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from understudy.core.files import write_whole
 from understudy.core.goal import Budgets
 from understudy.cost import predict as cost
 from understudy.graph.analysis import Analysis, analyse
+from understudy.jobs.latency import Latencies
 from understudy.jobs.task import Task
 from understudy.methods.decore import Agents, Steering, Usage, chosen, expected, saturated
 from understudy.models.weights import load_into, read_weights, save_weights
@@ -45,7 +44,6 @@ _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in
 _LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
 _DEAF = 0.1  # of what the teacher answers better than a guess, under which answers with masks tell agents nothing
 _EVERYWHERE = ("parameters", "macs", "size_mb", "latency_ms")  # each layer adds to these, few to the peak of memory
-_WIDTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1)  # whose latency is measured
 
 
 class Pruning:
@@ -55,11 +53,13 @@ class Pruning:
         ConfigError: no group of channels can have agents.
     """
 
-    def __init__(self, task: Task, run: Run, evaluator: Evaluator, budgets: Budgets, display: Display) -> None:
+    def __init__(
+        self, task: Task, run: Run, evaluator: Evaluator, budgets: Budgets, display: Display, *, latencies: Latencies
+    ) -> None:
         assert isinstance(task.settings.method, Decore)
         self.method: Decore = task.settings.method
         self.task, self.run, self.evaluator = task, run, evaluator
-        self.budgets, self.display = budgets, display
+        self.budgets, self.display, self.latencies = budgets, display, latencies
         self.folder = run.folder / "decore"
 
     def result(self) -> tuple[Evaluator, Architecture]:
@@ -193,16 +193,15 @@ class Pruning:
             raise RunError(f"the training of network and agents must succeed, but it failed: {outcome.error}")
 
     def _usage(self) -> Usage | None:
-        """Return how much of each budget an architecture uses; its latency is read from a measured curve."""
-        limits = self.budgets.limits()
-        if not limits:
+        """Return how much of each budget an architecture uses; its latency is estimated."""
+        if not self.budgets.limits():
             return None
-        curve = self._latencies() if self.budgets.latency_ms is not None else ([0.0], [0.0])
 
         def usage(architecture: Architecture) -> list[float]:
-            predicted = cost.predict(self.task.analysis, architecture)
-            known = replace(predicted, latency_ms=float(np.interp(predicted.macs, *curve)))
-            return [float(getattr(known, name)) / most for name, most in limits]
+            predicted = self.latencies.predict(architecture)
+            if predicted is None:
+                raise SurgeryError(f"fewer channels must leave a network, but {architecture.digest} cannot be built")
+            return [used for _, used in self.budgets.used(predicted)]
 
         return usage
 
@@ -210,33 +209,17 @@ class Pruning:
         limits = self.budgets.limits()
         return bool(limits) and all(name in _EVERYWHERE for name, _ in limits)
 
-    def _latencies(self) -> tuple[list[float], list[float]]:
-        """Return MACs and measured latencies (ms) of a few uniform widths, ascending; measured once in a run."""
-        place = self.folder / "latency.json"
-        if not place.is_file():
-            points = []
-            for factor in _WIDTHS:
-                widths = {g.name: g.nearest(factor * g.width) for g in self.task.space.groups}
-                architecture = self.task.space.architecture(widths=widths)
-                predicted = cost.predict(self.task.analysis, architecture)
-                measured = self.task.with_latency(predicted, self.task.build(architecture))
-                points.append((predicted.macs, measured.latency_ms))
-            write_whole(place, json.dumps(sorted(points)))
-        points = json.loads(place.read_text(encoding="utf-8"))
-        return [macs for macs, _ in points], np.maximum.accumulate([ms for _, ms in points]).tolist()
-
     def _chosen(
         self, groups: Sequence[Group], weights: Tensor, magnitudes: Tensor, usage: Usage | None
     ) -> Architecture:
-        """Return the channels that stay; a curve that promised too little latency is corrected by measuring."""
+        """Return the channels that stay; an estimate that promised too little latency is corrected by measuring."""
         factor, most = 1.0, self.budgets.latency_ms
         for _ in range(5):
             scaled = None if usage is None else lambda a, factor=factor: [factor * used for used in usage(a)]
             architecture = chosen(self.task.space, groups, weights, magnitudes, self.method, scaled)
             if most is None:
                 return architecture
-            predicted = cost.predict(self.task.analysis, architecture)
-            measured = self.task.with_latency(predicted, self.task.build(architecture)).latency_ms or 0.0
+            measured, _ = self.latencies.of(architecture)
             if measured <= 0.97 * most:
                 return architecture
             factor *= 1.03 * measured / most

@@ -28,6 +28,7 @@ def search(
     store: Store,
     *,
     key_of: Callable[[Architecture], str],
+    measured: Callable[[Evaluation], Evaluation] = lambda evaluation: evaluation,
     on_update: Callable[[Update], object] = lambda update: None,
 ) -> None:
     """Let a searcher propose and learn until it is done; every evaluation is in the store as soon as it is finished.
@@ -41,6 +42,8 @@ def search(
         evaluate_all: what evaluates.
         store: what is known; everything new goes there.
         key_of: the key (`Evaluation.key`) that an architecture's evaluation will have.
+        measured: adds what is measured when nothing trains any more, once all proposals of an update were evaluated;
+            called in their order, also for what the store knows.
         on_update: told about each update after the searcher has learned.
 
     Raises:
@@ -52,7 +55,7 @@ def search(
         stage = searcher.stage
         missing = {key_of(a): a for a in proposals if store.get(key_of(a)) is None}
         evaluate_all(list(missing.values()), on_done=store.add)
-        evaluations = [_known(store, key_of(a)) for a in proposals]
+        evaluations = [measured(_known(store, key_of(a))) for a in proposals]
         rewards = searcher.rewards(evaluations)
         searcher.learn(evaluations)
         on_update(

@@ -17,7 +17,6 @@ from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ConfigError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.cost import predict as cost
-from understudy.cost.measure import latency
 from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.graph.analysis import Analysis, analyse
@@ -33,7 +32,6 @@ from understudy.models.weights import load_into, read_weights
 from understudy.runs.folder import Identity, Run
 from understudy.runs.places import place_of
 from understudy.surgery import build as surgery
-from understudy.training.compute import cores
 from understudy.training.evaluator import Evaluator, tensors_digest, weights_digest
 from understudy.training.loop import Compute
 
@@ -194,16 +192,6 @@ class Task:
     def build(self, architecture: Architecture) -> nn.Module:
         """Return the untrained student of an architecture, for its structure."""
         return surgery.build(self.analysis, architecture, weights="fresh")
-
-    def with_latency(self, predicted: Cost, model: nn.Module) -> Cost:
-        """Return that cost with the measured latency (ms, batch 1, one thread) of a model."""
-        median, spread = latency(model, self.example)
-        return replace(predicted, latency_ms=median, latency_spread_ms=spread)
-
-    def latency_on_all_cores(self, model: nn.Module) -> dict[str, float]:
-        """Return the number of threads, and median and spread of a model's latency with them (ms, batch 1)."""
-        median, spread = latency(model, self.example, threads=cores())
-        return {"threads": cores(), "latency_all_ms": median, "latency_all_spread_ms": spread}
 
     def evaluator(self, compute: Compute, folder: Path) -> Evaluator:
         """Return what trains and scores students; `folder` caches the teacher's logits."""

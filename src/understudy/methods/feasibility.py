@@ -4,28 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from understudy.config.methods import N2N, Decore, Method, RandomSearch, UniformWidth
+from understudy.config.methods import N2N, ArchComp, Decore, Method, RandomSearch, UniformWidth
 from understudy.core.architecture import Architecture, Group, Layer, Space, Unit
 from understudy.core.errors import GoalError
 from understudy.core.evaluation import Cost
+from understudy.core.figures import FIGURE, FIGURES
 from understudy.core.goal import Budgets
 
 Predict = Callable[[Architecture], Cost | None]
-
-GOAL_NAMES = {
-    "parameters": "params",
-    "macs": "macs",
-    "size_mb": "size_mb",
-    "memory_mb": "memory_mb",
-    "latency_ms": "latency_ms",
-}
-_TEXT = {
-    "parameters": "{:,.0f} parameters",
-    "macs": "{:,.0f} MACs",
-    "size_mb": "{:.3g} MB",
-    "memory_mb": "{:.3g} MB of activations",
-    "latency_ms": "{:.3g} ms",
-}
+_NOTHING = Cost(parameters=0, macs=0, weight_bytes=0)
 
 
 def smallest(
@@ -59,26 +46,26 @@ def smallest(
 
 
 def narrowest_width(group: Group, method: Method) -> int:
-    """Return the least width (channels) that the method can propose; N2N and what draws like it go by factors."""
-    factors = method.factors if isinstance(method, N2N) else N2N().factors if isinstance(method, RandomSearch) else (0,)
+    """Return the least width (channels) that the method can propose; N2N and what chooses as it does go by factors."""
+    by_factors = isinstance(method, RandomSearch | ArchComp)
+    factors = method.factors if isinstance(method, N2N) else N2N().factors if by_factors else (0.0,)
     return group.nearest(min(factors) * group.width, round_to=method.round_to, minimum=method.min_width)
 
 
 def refuse_what_is_out_of_reach(budgets: Budgets, space: Space, method: Method, predict: Predict) -> None:
-    """Refuse budgets that not even the smallest architecture keeps; latency, which is measured, is not judged.
+    """Refuse budgets that not even the smallest architecture keeps; what is neither predicted nor estimated may pass.
 
     Raises:
         GoalError: with the nearest point for each budget that is out of reach.
     """
     points = []
-    for figure, most in budgets.limits():
-        if figure == "latency_ms":
-            continue
-        _, cost = smallest(space, method, predict, figure, enough=most)
-        least = getattr(cost, figure)
-        if least > most:
-            asked = _TEXT[figure].format(most)
-            points.append(f"{GOAL_NAMES[figure]}: asked for {asked}, the least is {said(cost)}")
+    for name, most in budgets.limits():
+        figure = FIGURE[name]
+        if (least := figure.of(predict(space.full) or _NOTHING)) is not None:
+            _, cost = smallest(space, method, predict, name, enough=most)
+            least = figure.of(cost)
+        if least is not None and least > most:
+            points.append(f"{figure.goal}: asked for {figure.text(most)}, the least is {said(cost)}")
     if points:
         raise GoalError(
             "a goal must be within reach of the smallest student, but it is not:\n  " + "\n  ".join(points) + "\n"
@@ -89,9 +76,8 @@ def refuse_what_is_out_of_reach(budgets: Budgets, space: Space, method: Method, 
 
 def said(cost: Cost) -> str:
     """Return the figures of a cost that budgets are about, in words."""
-    return ", ".join(
-        text.format(getattr(cost, name)) for name, text in _TEXT.items() if getattr(cost, name) is not None
-    )
+    known = ((figure, figure.of(cost)) for figure in FIGURES)
+    return ", ".join(figure.text(number) for figure, number in known if number is not None)
 
 
 def _removable(space: Space, method: Method) -> list[Unit]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from understudy.core.architecture import Architecture, Layer, Space, Unit
 from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.figures import FIGURE, FIGURES
 from understudy.core.goal import Budgets, Reward
 
 T = TypeVar("T")
@@ -23,9 +24,8 @@ _PEAK = 4.5  # how sharply factors gather where a budget leads them: half of 1 /
 _STEPS = 8  # of a bisection
 _RATE = 0.5  # of the multiplier of a Lagrangian, for each update
 _TRIES = 2  # draws that are mended for each student that is missing
-_BYTES = {"size_mb": "weight_bytes", "memory_mb": "peak_activation_bytes"}  # budget -> field of Cost that it is of
-BUDGETS = ("parameters", "macs", "size_mb", "memory_mb", "latency_ms")  # fields of Cost that can be limited
-_PREDICTED = ("parameters", "macs", *_BYTES.values())
+BUDGETS = tuple(figure.name for figure in FIGURES)  # fields of Budgets
+_FIELDS = tuple(figure.field for figure in FIGURES)  # of Cost
 _LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
 
 
@@ -59,12 +59,14 @@ def gathered(factors: Sequence[float]) -> list[float]:
 def usage(cost: Cost | None, budgets: Budgets) -> float:
     """Return the largest share of a budget that a predicted cost takes; above 1 breaks it.
 
-    0 where no budget is set, infinity for an architecture that cannot be built (None). A latency that
-    was not measured takes nothing.
+    0 where no budget is set, infinity for an architecture that cannot be built (None).
+
+    Raises:
+        GoalError: there is a budget on latency, but the cost has not even an estimate of it.
     """
     if cost is None:
         return math.inf
-    return max(((getattr(cost, name) or 0.0) / most for name, most in budgets.limits()), default=0.0)
+    return max((used for _, used in budgets.used(cost)), default=0.0)
 
 
 def asked(reward: Reward) -> tuple[float, ...]:
@@ -98,7 +100,8 @@ class Foresight:
                 changes[name] = expected if isinstance(own, float) else math.ceil(expected - 1e-9)
         least = None if architecture is None else self.narrowest(architecture)
         if least is not None:
-            changes |= {name: max(changes.get(name, 0), getattr(least, name)) for name in _PREDICTED}
+            known = {name: figure for name in _FIELDS if (figure := getattr(least, name)) is not None}
+            changes |= {name: max(changes.get(name, 0), figure) for name, figure in known.items()}
         return replace(cost, **changes)  # type: ignore[arg-type]
 
     def of(self, evaluation: Evaluation) -> Evaluation:
@@ -127,7 +130,7 @@ def foresight(
     teacher, least = reward.teacher_cost, _least(space, list(units), predict)
     shares = {"parameters": share}
     for limit, most in reward.budgets.limits():
-        name = _BYTES.get(limit, limit)
+        name = FIGURE[limit].field
         asked = (getattr(teacher, limit) or 0.0) / most
         if asked > 1.0:
             reached = (getattr(teacher, name) or 0.0) / (least.get(name) or math.inf) or math.inf
@@ -160,7 +163,8 @@ def _least(space: Space, units: list[Unit], predict: Predict) -> dict[str, float
     pools = {layer.name for layer in space.layers if layer.type == "pool"}
     choices = [units, [unit for unit in units if not pools.intersection(unit.layers)]]
     costs = [cost for removed in choices if (cost := predict(space.architecture(removed=[u.name for u in removed])))]
-    return {name: min(getattr(c, name) for c in costs) for name in _PREDICTED if costs}
+    known = [name for name in _FIELDS if costs and all(getattr(cost, name) is not None for cost in costs)]
+    return {name: min(getattr(cost, name) for cost in costs) for name in known}
 
 
 @dataclass(frozen=True)
@@ -194,8 +198,8 @@ class Scoring:
         return self(evaluation)
 
     def plain(self, evaluation: Evaluation) -> float:
-        """Return the reward as if there were no budgets."""
-        return replace(self.reward, budgets=Budgets())(evaluation)
+        """Return the reward as if every budget were kept."""
+        return self.reward.plain(evaluation)
 
     def violation(self, evaluation: Evaluation) -> float:
         """Return the logarithm of the largest share of a budget that an evaluation takes: above 0 breaks it."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from understudy.core.architecture import Architecture
 from understudy.core.errors import GoalError, RunError
 from understudy.core.evaluation import Evaluation
-from understudy.core.figures import share
+from understudy.core.figures import FIGURE, share, standard_error
 from understudy.core.goal import Budgets, Reward
 from understudy.methods.feasibility import said
 
@@ -17,7 +17,7 @@ def finalists(evaluations: Iterable[Evaluation], reward: Reward, count: int) -> 
     """Return the architectures to train to convergence, the most promising first.
 
     Only those that keep the budgets on cost. Those that reached the accuracy asked for after their short
-    training come first, by reward; the others follow by accuracy, as the likeliest to reach it.
+    training come first; the others follow, by accuracy, as the likeliest to reach it. See `merit_for`.
 
     Raises:
         GoalError: none keeps the budgets; the nearest points are listed.
@@ -31,10 +31,18 @@ def finalists(evaluations: Iterable[Evaluation], reward: Reward, count: int) -> 
     return list(dict.fromkeys(e.architecture for e in ordered))[:count]
 
 
-def winner(finished: Sequence[Evaluation], reward: Reward) -> Evaluation:
-    """Return the best of the final students on the validation split: by reward, then fewer parameters.
+def winner(finished: Sequence[Evaluation], reward: Reward, *, examples: int) -> Evaluation:
+    """Return the best of the final students on the validation split.
 
-    Those that keep every budget go before all others.
+    Of those that keep every budget the most accurate wins where there is a budget on cost; those within one standard
+    error of its accuracy are as accurate, and of these the cheapest wins, by the figures with a budget. Without a
+    budget on cost nothing says how small is small enough, so the reward weighs one against the other. If none keeps
+    every budget, the most accurate of those that keep the budgets on cost wins.
+
+    Args:
+        finished: the final students.
+        reward: whose budgets are to be kept.
+        examples: images of the validation split, which the standard error is from.
 
     Raises:
         RunError: no training succeeded.
@@ -43,37 +51,51 @@ def winner(finished: Sequence[Evaluation], reward: Reward) -> Evaluation:
     if not trained:
         reasons = "\n  ".join(f"{e.architecture.digest}: {e.error}" for e in finished)
         raise RunError(f"at least one final training must succeed, but all failed:\n  {reasons}")
-    return max(trained, key=merit_for(reward))
+    best = max(trained, key=merit_for(reward))
+    if not reward.budgets.limits() or not _keeps_all(best, reward):
+        return best
+    least = best.accuracy - standard_error(best.accuracy, examples)
+    equal = [e for e in trained if _keeps_all(e, reward) and e.accuracy >= least]
+    return min(equal, key=lambda e: (_left(e, reward), -e.accuracy, e.architecture.digest))
 
 
-def merit_for(reward: Reward) -> Callable[[Evaluation], tuple[int, float, int, str]]:
+def merit_for(reward: Reward) -> Callable[[Evaluation], tuple[int, float, float, str]]:
     """Return what evaluations that were not failures are ranked by, larger is better.
 
-    Whether it keeps every budget or at least those on cost, then the reward of those that keep every one
-    and the accuracy of the others, then fewer parameters; at last the digest, so that nothing hangs on
-    who was finished first.
+    Whether it keeps every budget or at least those on cost; then accuracy, but the reward of those that keep every
+    budget where none is on cost; then how little is left of the figures with a budget (of parameters without one); at
+    last the digest, so that nothing hangs on who was finished first.
     """
-    plain = replace(reward, budgets=Budgets())
+    by_reward = not reward.budgets.limits()
 
-    def merit(evaluation: Evaluation) -> tuple[int, float, int, str]:
+    def merit(evaluation: Evaluation) -> tuple[int, float, float, str]:
         assert evaluation.cost is not None, "what was trained has a cost"
         broken = reward.budgets.broken_by(evaluation.cost, evaluation.accuracy)
-        kept = 0 if broken and broken != ("accuracy",) else 1 if broken else 2
-        score = plain(evaluation) if kept == 2 else evaluation.accuracy
-        return kept, score, -evaluation.cost.parameters, evaluation.architecture.digest
+        kept = 2 if not broken else 1 if broken == ("accuracy",) else 0
+        score = reward.plain(evaluation) if by_reward and kept == 2 else evaluation.accuracy
+        return kept, score, -_left(evaluation, reward), evaluation.architecture.digest
 
     return merit
 
 
+def _keeps_all(evaluation: Evaluation, reward: Reward) -> bool:
+    return evaluation.cost is not None and not reward.budgets.broken_by(evaluation.cost, evaluation.accuracy)
+
+
+def _left(evaluation: Evaluation, reward: Reward) -> float:
+    assert evaluation.cost is not None, "what was trained has a cost"
+    return reward.left(evaluation.cost)
+
+
 def _nothing_fits(trained: Sequence[Evaluation], budgets: Budgets) -> str:
     def excess(evaluation: Evaluation) -> float:
-        return max((getattr(evaluation.cost, name) or 0.0) / most for name, most in budgets.limits())
+        return max((used for _, used in budgets.used(evaluation.cost)), default=0.0) if evaluation.cost else 0.0
 
     nearest = sorted(trained, key=excess)[:3]
     points = "\n  ".join(f"{said(e.cost)}, validation accuracy {share(e.accuracy)}" for e in nearest if e.cost)
     if not points:
         return "a search must find at least one student that can be trained, but every one failed; run.log says why"
-    asked = ", ".join(f"{name} {most:.6g}" for name, most in budgets.limits())
+    asked = ", ".join(FIGURE[name].text(most) for name, most in budgets.limits())
     return (
         f"at least one student must keep the budgets ({asked}), but none did. The nearest:\n  {points}\n"
         "Ask for less, or search longer in a new run folder."

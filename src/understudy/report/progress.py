@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import TracebackType
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from rich.text import Text
 from understudy.config.job import Compression
 from understudy.core.evaluation import Evaluation
 from understudy.core.figures import amount, duration, share
-from understudy.core.goal import Budgets, Reward
+from understudy.core.goal import Reward
 from understudy.methods.base import Update
 from understudy.methods.ranking import merit_for
 
@@ -214,7 +213,7 @@ class SearchProgress:
 
     def __init__(self, display: Display, *, students: int, reward: Reward, finals: Finals) -> None:
         self._display, self._students, self._budgets = display, students, reward.budgets
-        self._merit, self._plain = merit_for(reward), replace(reward, budgets=Budgets())
+        self._merit, self._plain = merit_for(reward), reward.plain
         self._finals = finals
         self._done = 0  # up to the last update
         self._since = 0  # trained after it

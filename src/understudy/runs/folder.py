@@ -29,7 +29,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -174,15 +174,16 @@ class Run:
         return "stopped"
 
     def evaluations(self) -> list[Evaluation]:
-        """Return what the search has found so far, in order.
+        """Return what the search has found so far, in order, with the latencies that were measured.
 
         Raises:
             RunError: the store cannot be read.
         """
         if self.space is None or not self.study.is_file():
             return []
+        latencies = (self.recall("latency") or {}).get("students", {})
         with Store(self.study, self.space) as store:
-            return store.all()
+            return [_with_latency(e, latencies.get(e.architecture.digest)) for e in store.all()]
 
     def remember(self, name: str, values: Mapping[str, Any]) -> None:
         """Write values to NAME.json."""
@@ -251,6 +252,13 @@ def runs_in(folder: str | Path) -> list[Run]:
     root = Path(folder)
     found = [root, *sorted(root.iterdir())] if root.is_dir() else []
     return [Run(path) for path in found if (path / "config.toml").is_file()]
+
+
+def _with_latency(evaluation: Evaluation, known: Mapping[str, float] | None) -> Evaluation:
+    if known is None or evaluation.cost is None:
+        return evaluation
+    cost = replace(evaluation.cost, latency_ms=known["latency_ms"], latency_spread_ms=known["spread_ms"])
+    return replace(evaluation, cost=cost)
 
 
 def _check_contents(folder: Path, marker: str) -> None:

@@ -81,7 +81,7 @@ def choose_compute(model: nn.Module, images: Float[Tensor, "b c h w"], device: D
     Raises:
         ConfigError: torch does not know the device, or the model runs in no combination.
     """
-    where = _device(device.device)
+    where = device_named(device.device)
     precisions = tuple(_DTYPES) if device.precision == "auto" else (device.precision,)
     formats = tuple(_FORMATS) if device.memory_format == "auto" else (device.memory_format,)
     choices = [
@@ -150,7 +150,12 @@ def _time_step(model: nn.Module, images: Tensor, compute: Compute) -> float:
         return clock() - start
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Return the device of that name; "auto" is cuda if there is one, else mps, else cpu.
+
+    Raises:
+        ConfigError: torch does not know it.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -22,6 +22,7 @@ from torch import Tensor
 from understudy.config.methods import ArchComp, RandomSearch
 from understudy.core.architecture import Architecture, Space
 from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.figures import FIGURE
 from understudy.core.goal import Reward
 from understudy.methods.archcomp.embedding import FIGURES, Embedding, Known, loaded, log_shares, made_for
 from understudy.methods.base import Searcher
@@ -52,15 +53,24 @@ class Objective:
         """Return the objective, which is to rise, of each point under its draw of the accuracy's posterior."""
         logs_SF = self.embedding.costs(code_SCL)
         accuracy_SM = self.forecast(self.embedding.features(code_SCL))
-        value_S = rewarded(logs_SF[:, 0], accuracy_SM.gather(1, draw_S[:, None])[:, 0])
+        value_S = rewarded(left(logs_SF, self.limits), accuracy_SM.gather(1, draw_S[:, None])[:, 0])
         for figure, most in self.limits:
             value_S = value_S - (logs_SF[:, figure] - most).clamp_min(0.0)
         return value_S
 
 
-def rewarded(log_parameters_B: Tensor, accuracy_B: Tensor) -> Tensor:
-    """Return `C (2 - C) A` for log shares of the teacher's parameters and shares of its accuracy."""
-    compression_B = 1.0 - log_parameters_B.exp()
+def left(logs_BF: Tensor, limits: Sequence[tuple[int, float]]) -> Tensor:
+    """Return the log of what is left of the teacher in the figures with a budget, no less than it asks for.
+
+    That of the parameters where there is none; see `Reward`.
+    """
+    asked = [logs_BF[:, figure].clamp_min(most) for figure, most in limits if most < 0.0]
+    return torch.stack(asked).mean(0) if asked else logs_BF[:, 0]
+
+
+def rewarded(log_left_B: Tensor, accuracy_B: Tensor) -> Tensor:
+    """Return `C (2 - C) A` for the log of what is left of the teacher's cost, and shares of its accuracy."""
+    compression_B = 1.0 - log_left_B.exp()
     return compression_B * (2.0 - compression_B) * accuracy_B
 
 
@@ -235,12 +245,12 @@ class ArchCompSearcher(Searcher):
         if self._before is None:
             self.embedding.fit(known, settings.fit_steps if first else settings.refit_steps, self._generator)
         forecast = self._forecast(known, settings.draws, self._generator)
-        limits = [
-            (FIGURES.index(name), math.log(most / own))
-            for limit, most in self._reward.budgets.limits()
-            if (name := "weight_bytes" if limit == "size_mb" else limit) in FIGURES
-            if (own := getattr(self._reward.teacher_cost, limit))
-        ]
+        limits = []
+        for limit, most in self._reward.budgets.limits():
+            figure, own = FIGURE[limit], FIGURE[limit].of(self._reward.teacher_cost)
+            name = figure.field if figure.field in FIGURES else figure.stand_in
+            if name in FIGURES and own:
+                limits.append((FIGURES.index(name), math.log(most / own)))
         return Objective(self.embedding, forecast, tuple(limits))
 
     @torch.no_grad()
@@ -279,7 +289,7 @@ class ArchCompSearcher(Searcher):
             )
         short_B = in_turn(guessed_BM[:, 1:], found_BD, apart=1, count=_SHORTLIST)
         logs_BF = self.exact(found_BD[short_B])
-        exact_BM = rewarded(logs_BF[:, :1], accuracy_BM[short_B]).nan_to_num(-1.0)
+        exact_BM = rewarded(left(logs_BF, objective.limits)[:, None], accuracy_BM[short_B]).nan_to_num(-1.0)
         for figure, most in objective.limits:
             exact_BM = torch.where(logs_BF[:, figure, None] <= most, exact_BM, -1.0)
         return found_BD[short_B][in_turn(exact_BM[:, 1:], found_BD[short_B], apart=settings.apart, count=_SHORTLIST)]

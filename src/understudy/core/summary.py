@@ -1,0 +1,176 @@
+"""What a run found, as values: teacher beside student, and what was asked for beside what was obtained. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from understudy.core.evaluation import Cost, Status
+from understudy.core.figures import FIGURE, FIGURES, share, standard_error
+from understudy.core.goal import Goal, Reward
+from understudy.core.timing import Comparison, Timing
+
+_CLEARLY = 3.0  # standard errors, from which on two accuracies differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A share of examples that were classified rightly."""
+
+    value: float  # 0..1
+    examples: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.value <= 1.0 or self.examples < 1:
+            raise ValueError(f"an accuracy must be in 0..1, of at least one example, but got {self}")
+
+    @property
+    def error(self) -> float:
+        """The standard error, 0..1."""
+        return standard_error(self.value, self.examples)
+
+    def above(self, other: Accuracy) -> bool:
+        """Return whether it is larger than another one by more than chance explains."""
+        return self.value - other.value > _CLEARLY * math.hypot(self.error, other.error)
+
+    def __str__(self) -> str:
+        """Return it in percents, give or take a standard error in points."""
+        return f"{share(self.value)} ± {100 * self.error:.2g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The figures of one network."""
+
+    cost: Cost  # with a latency only where the goal limits it
+    val: Accuracy
+    test: Accuracy | None  # None without a test split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One budget, and what became of it."""
+
+    name: str  # field of Goal
+    asked: str
+    limit: float  # the same in absolute numbers
+    obtained: float
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether at least that much was asked for, as of accuracy, and not at most."""
+        return self.name not in {figure.goal for figure in FIGURES}
+
+    @property
+    def kept(self) -> bool:
+        """Whether the student keeps it."""
+        return self.obtained >= self.limit if self.is_floor else self.obtained <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTotals:
+    """What the search took."""
+
+    students: int
+    stopped: int
+    failed: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalStudent:
+    """One of the students that were trained to convergence."""
+
+    name: str
+    val: float  # accuracy, 0..1
+    status: Status
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """All figures of a finished run."""
+
+    name: str  # of the winner: its architecture's digest
+    teacher: Network
+    student: Network
+    latency: tuple[Comparison, ...]  # of teacher (first) and student (second), one image at a time
+    goal: tuple[Asked, ...]
+    search: SearchTotals
+    finals: tuple[FinalStudent, ...]
+    compute: str
+    versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if self.name not in {final.name for final in self.finals}:
+            raise ValueError(f"the winner must be one of the final students, but {self.name!r} is not")
+
+    @property
+    def kept(self) -> bool:
+        """Whether the student keeps every budget."""
+        return all(budget.kept for budget in self.goal)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures should know."""
+        val, test = self.teacher.val, self.teacher.test
+        if test is None or not val.above(test):
+            return ()
+        asked = " An accuracy that is asked for is judged there, so it was judged too hard." if self._floors else ""
+        return (
+            f"The teacher gets {val} of the validation images right and {test} of the test images: it has probably "
+            f"been trained on the validation images.{asked} Give images that it has not seen: FOLDER/val, or val= in "
+            "Python.",
+        )
+
+    @property
+    def _floors(self) -> bool:
+        return any(budget.is_floor for budget in self.goal)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `from_json` reads them."""
+        return {**asdict(self), "goal": [{**asdict(budget), "kept": budget.kept} for budget in self.goal]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Summary:
+        """Return what `to_json` gave."""
+        plain = {name: values[name] for name in ("name", "compute", "versions")}
+        return cls(
+            **plain,
+            teacher=_network(values["teacher"]),
+            student=_network(values["student"]),
+            latency=tuple(
+                Comparison(where=pair["where"], **{name: Timing(**pair[name]) for name in ("first", "second", "ratio")})
+                for pair in values["latency"]
+            ),
+            goal=tuple(Asked(**{k: v for k, v in budget.items() if k != "kept"}) for budget in values["goal"]),
+            search=SearchTotals(**values["search"]),
+            finals=tuple(FinalStudent(**final) for final in values["finals"]),
+        )
+
+
+def _network(values: Mapping[str, Any]) -> Network:
+    test = values["test"]
+    return Network(
+        cost=Cost(**values["cost"]),
+        val=Accuracy(**values["val"]),
+        test=None if test is None else Accuracy(**test),
+    )
+
+
+def asked_and_obtained(goal: Goal, reward: Reward, student: Network) -> tuple[Asked, ...]:
+    """Return each budget of a goal beside what a student takes; its accuracy is that on the validation split."""
+    found = []
+    for name, most in reward.budgets.limits():
+        figure, obtained = FIGURE[name], FIGURE[name].of(student.cost)
+        assert obtained is not None, "what has a budget was measured"
+        asked = str(getattr(goal, figure.goal))
+        found.append(Asked(name=figure.goal, asked=asked, limit=most, obtained=obtained))
+    floors = {"accuracy": goal.accuracy, "accuracy_drop": goal.accuracy_drop}
+    for name, number in floors.items():
+        if number is not None:
+            limit = number if name == "accuracy" else reward.teacher_accuracy - number
+            found.append(Asked(name=name, asked=str(number), limit=limit, obtained=student.val.value))
+    return tuple(found)

@@ -1,0 +1,47 @@
+"""A forward pass in one mode, with the calls of modules in it: what source code is written from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from understudy.core.errors import TraceError
+from understudy.graph.trace import Example, _check, _explain, _positional, _recorded, _Tracer
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A forward pass in one mode, with what each module that was looked into was called with.
+
+    `calls` has, by the keys of `node.meta["nn_module_stack"]`, the arguments by name, nodes for what was computed.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    calls: Mapping[str, Mapping[str, Any]]
+
+
+def record(
+    module: nn.Module, example: Example, *, training: bool, leaf_modules: tuple[type[nn.Module], ...] = ()
+) -> Recording:
+    """Record the forward pass of a module in training or in evaluation mode; the module is not touched.
+
+    Raises:
+        TraceError: the forward pass fails on the example, or branches on a value, or the example is empty.
+    """
+    _check(module, example)
+    root = copy.deepcopy(module).train(training)
+    tracer = _Tracer(_positional(root, example), leaf_modules)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            graph, _ = _recorded(root, example, tracer)
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(_explain(root, example, error)) from error
+    return Recording(root=root, graph=graph, calls=tracer.calls)

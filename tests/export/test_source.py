@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.support.alone import run_alone
+from tests.support.models import images, random_architecture, zoo_analysis
+from tests.support.third_party import MODELS, Model
+from understudy.core.errors import ExportError
+from understudy.export.source import Source, source_of
+from understudy.graph.analysis import Analysis, analyse
+from understudy.models import zoo
+from understudy.surgery.build import build
+
+QUICK = ("resnet20", "vgg11", "mobilenet_v2")
+ZOO = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in zoo.names()]
+# One of each difficulty: attention, parameters of the module itself, lists as arguments, functions of torchvision,
+# shapes in the forward pass, heads in training only, batch norm that is a class of its own.
+NAMES = ("resnet18", "vit_b_16", "convnext_tiny", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "googlenet")
+NAMES += ("mobilenet_v3_small", "convnext_atto", "ghostnet_100", "seresnet50")
+OTHERS = [
+    pytest.param(m, id=m.name, marks=() if m.name == "resnet18" else pytest.mark.slow)
+    for m in MODELS
+    if m.name in NAMES
+]
+
+
+def students(analysis: Analysis, *, few: bool) -> list[nn.Module]:
+    drawn = [random_architecture(analysis.space, seed) for seed in (0, 1)]
+    return [build(analysis, architecture) for architecture in ([drawn[0]] if few else [analysis.space.full, *drawn])]
+
+
+def check(student: nn.Module, source: Source, size: int = 32) -> None:
+    """`source_of` has proved equal outputs; here it is that names, weights and training are those of the student."""
+    written = source.build()
+    assert sorted(written.state_dict()) == sorted(student.state_dict())
+    assert "understudy" not in source.text and "torchvision" not in source.text and "timm" not in source.text
+    assert max(map(len, source.text.splitlines())) <= 120
+    results = []
+    for module in (copy.deepcopy(student).train(), written.train()):
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+        torch.manual_seed(0)
+        out = module(images(2, size=size))
+        (out if isinstance(out, Tensor) else out[0]).square().sum().backward()
+        optimiser.step()
+        results.append(module.state_dict())
+    # Sums of gradients over paths may be in another order.
+    assert all(torch.allclose(results[0][name], results[1][name], rtol=1e-3, atol=1e-4) for name in results[0])
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_students_of_the_zoo(name: str) -> None:
+    for student in students(zoo_analysis(name), few=name in QUICK):
+        check(student, source_of(student, images(2)))
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_students_of_models_that_nobody_here_wrote(model: Model) -> None:
+    for student in students(analyse(model.create(), images(2, size=model.size)), few=model.name == "resnet18"):
+        source = source_of(student, images(2, size=model.size))
+        assert source.build().state_dict().keys() == student.state_dict().keys()
+        assert max(map(len, source.text.splitlines())) <= 120
+
+
+def test_only_torch_is_needed(tmp_path: Path) -> None:
+    analysis = zoo_analysis("mobilenet_v2")
+    student = build(analysis, random_architecture(analysis.space, 3)).eval()
+    source = source_of(student, images(2))
+    (tmp_path / "model.py").write_text(source.text)
+    torch.save(dict(source.tensors), tmp_path / "weights.pt")
+    expected = {batch: student(images(batch)).detach() for batch in (1, 2, 7)}
+    torch.save({"inputs": {b: images(b) for b in expected}, "outputs": expected}, tmp_path / "check.pt")
+    run_alone(
+        f"""
+import importlib.util, torch
+torch.set_num_threads({torch.get_num_threads()})
+spec = importlib.util.spec_from_file_location("model", "model.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+model = module.{source.name}()
+model.load_state_dict(torch.load("weights.pt"), strict=True)
+check = torch.load("check.pt")
+for batch, inputs in check["inputs"].items():
+    assert torch.equal(model.eval()(inputs), check["outputs"][batch]), batch
+model.train()(check["inputs"][7]).sum().backward()
+""",
+        tmp_path,
+    )
+
+
+def test_it_reads_as_a_person_would_write_it() -> None:
+    analysis = zoo_analysis("resnet20")
+    text = source_of(build(analysis, analysis.space.full.with_width("stages.0.1.conv1", 5)), images(2)).text
+    assert "\n".join(text.splitlines()[11:32]) == (
+        '''\
+class BasicBlock(nn.Module):
+    """9 of the student, from stages.0.0 on."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        conv1_channels: int,
+        stride: int,
+        conv2_channels: int,
+        shortcut: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, conv1_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(conv1_channels)
+        self.conv2 = nn.Conv2d(conv1_channels, conv2_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(conv2_channels)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))'''
+    )
+    assert text.count("class ") == 2
+
+
+def test_it_compiles() -> None:
+    analysis = zoo_analysis("resnet20")
+    student = build(analysis, random_architecture(analysis.space, 0)).eval()
+    written = source_of(student, images(2)).build()
+    compiled = torch.compile(written, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(images(3)), student(images(3)))
+
+
+class Awkward(nn.Module):
+    """What forward passes do: functions with a training flag, shared layers, tied weights, views, lists, loops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.convs = nn.ModuleList([nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)])
+        self.act = self.same = nn.ReLU()
+        self.shared = nn.Linear(8, 8)
+        self.other = self.shared
+        self.tied = nn.Linear(8, 8, bias=False)
+        self.tied.weight = self.shared.weight
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+        self.register_buffer("offset", torch.full((8,), 0.25), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.act(self.conv(images)) * self.scale
+        for conv in self.convs:
+            x = self.same(conv(x))
+        x += 1
+        b, c, h, w = x.shape
+        x = x.view(b, c // 2, 2, h, w).transpose(1, 2).reshape(b, c, h * w)
+        x = F.dropout(x, 0.5, training=self.training)
+        a, d = x.mean(2).chunk(2, 1)
+        x = torch.cat([d, a], dim=1) + self.offset
+        x = x / -((x.abs() + 2) ** 2)
+        return self.tied(self.other(self.shared(x)))
+
+
+def test_what_forward_passes_do() -> None:
+    student = Awkward()
+    source = source_of(student, images(2, size=8))
+    assert "        for conv in self.convs:\n            x = self.act(conv(x))\n        x += 1\n" in source.text
+    assert "b, c, h, w = x.shape" in source.text
+    assert "training=self.training" in source.text
+    written = source.build()
+    assert written.tied.weight is written.shared.weight and written.other is written.shared
+    assert written.state_dict().keys() == {*student.state_dict(), "offset"}  # what is in no state dict comes with it
+
+
+def test_a_graph_module_is_written_as_well() -> None:
+    analysis = zoo_analysis("resnet20")
+    student = build(analysis, random_architecture(analysis.space, 0)).eval()
+    graph = torch.fx.symbolic_trace(student)
+    source = source_of(graph, images(2))
+    assert source.name == "Student"
+    assert torch.equal(source.build()(images(3)), student(images(3)))
+
+
+class Cut(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_min(0) if bool(x.sum() > 0) else x
+
+
+def test_why_it_cannot_be_written() -> None:
+    with pytest.raises(ExportError, match=r"model.py must hold layers of torch.nn only, but '1' is a .*Cut, which"):
+        source_of(nn.Sequential(nn.Linear(4, 4), Cut()), torch.zeros(2, 4), leaf_modules=(Cut,))
+    with pytest.raises(ExportError, match=r"must not branch on the values of a tensor"):
+        source_of(nn.Sequential(nn.Linear(4, 4), Cut()), torch.zeros(2, 4))
+
+
+class Random(nn.Module):
+    """Numbers at random that a trace holds for constants."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * random.random() if self.training else x
+
+
+def test_what_was_written_is_run_beside_the_student() -> None:
+    with pytest.raises(ExportError, match="but it does not in training mode on a batch of 3"):
+        source_of(nn.Sequential(nn.Linear(4, 4), Random()), torch.zeros(2, 4))
