@@ -14,7 +14,7 @@ def test_a_run_in_a_line() -> None:
     assert in_a_line(summary(Goal())) == figures
 
 
-@pytest.mark.parametrize("width", [60, 200])
+@pytest.mark.parametrize("width", [100, 200])
 def test_a_table_fits_the_width_that_it_gets(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     lines = str(result_table(summary())).splitlines()
