@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -92,13 +92,28 @@ class Frozen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A decision that a check of real students found wrong: a group's width, a unit's removal or a layer's kernel."""
+
+    kind: Literal["group", "unit", "kernel"]
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Space:
-    """All that a teacher allows. Built by `understudy.groups.space_of`."""
+    """All that a teacher allows.
+
+    `refused` is what the structure allows and a check found wrong. Such a Space is a part of another one, whose
+    digest is `origin`; their architectures belong to both.
+    """
 
     layers: tuple[Layer, ...]
     groups: tuple[Group, ...]
     units: tuple[Unit, ...]
     frozen: tuple[Frozen, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    origin: str = ""
 
     def architecture(
         self,
@@ -131,6 +146,34 @@ class Space:
         """The keep-all architecture: the teacher itself."""
         return Architecture(space=self)
 
+    def without(self, refused: Iterable[Refused]) -> Space:
+        """Return the part of this Space in which these decisions are not offered: groups freeze, units stay."""
+        known = {"group": self._groups, "unit": self._units, "kernel": self._layers}
+        refused = tuple(found for found in refused if found.name in known[found.kind])
+        if not refused:
+            return self
+        reasons = {(found.kind, found.name): found.reason for found in refused}
+        frozen = (
+            Frozen(name=group.name, width=group.width, reason=reasons["group", group.name])
+            for group in self.groups
+            if ("group", group.name) in reasons
+        )
+        return Space(
+            layers=tuple(
+                replace(
+                    layer,
+                    group=None if ("group", str(layer.group)) in reasons else layer.group,
+                    kernels=() if ("kernel", layer.name) in reasons else layer.kernels,
+                )
+                for layer in self.layers
+            ),
+            groups=tuple(group for group in self.groups if ("group", group.name) not in reasons),
+            units=tuple(unit for unit in self.units if ("unit", unit.name) not in reasons),
+            frozen=(*self.frozen, *frozen),
+            refused=(*self.refused, *refused),
+            origin=self.family,
+        )
+
     def group(self, name: str) -> Group:
         """Return the group of that name, or raise ArchitectureError."""
         return _named("group", name, self._groups)
@@ -160,6 +203,11 @@ class Space:
         """16 hexadecimal digits that name this Space."""
         return _digest(asdict(self))
 
+    @property
+    def family(self) -> str:
+        """The digest of the whole Space that this one is or is a part of; architectures name it."""
+        return self.origin or self.digest
+
     def to_json(self) -> str:
         """Return this Space as JSON text; `from_json` reads it back."""
         return json.dumps(asdict(self))
@@ -173,6 +221,8 @@ class Space:
             groups=tuple(Group(**{**x, "layers": tuple(x["layers"])}) for x in fields["groups"]),
             units=tuple(Unit(**{**x, "layers": tuple(x["layers"])}) for x in fields["units"]),
             frozen=tuple(Frozen(**x) for x in fields["frozen"]),
+            refused=tuple(Refused(**x) for x in fields["refused"]),
+            origin=fields["origin"],
         )
 
 
@@ -204,9 +254,10 @@ class Architecture:
             _check_kernel(self.space.layer(name), kernel)
 
     def check_belongs(self, space: Space) -> None:
-        """Raise ArchitectureError if this was made for another teacher than the one of `space`."""
+        """Raise ArchitectureError if this was made for another teacher than the one of `space`, or is not in it."""
         if self.space is not space:
-            _check_space(space, self.space.digest)
+            _check_space(space, self.space.family)
+            replace(self, space=space)  # checks itself
 
     def width(self, group: str) -> int:
         """Return how many channels the group keeps."""
@@ -266,7 +317,7 @@ class Architecture:
 
     def _fields(self) -> dict[str, Any]:
         return {
-            "space": self.space.digest,
+            "space": self.space.family,
             "removed": sorted(self.removed),
             "widths": dict(self.widths),
             "kernels": dict(self.kernels),
@@ -305,10 +356,10 @@ def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def _check_space(space: Space, made_for: str) -> None:
-    if made_for != space.digest:
+    if made_for != space.family:
         raise ArchitectureError(
             f"an architecture belongs to the teacher that it was made for: it was made for Space {made_for}, "
-            f"but this teacher's is {space.digest}"
+            f"but this teacher's is {space.family}"
         )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from understudy.core.architecture import Architecture, Space
+from understudy.core.architecture import Architecture, Refused, Space
 from understudy.graph.groups import Groups, find_groups
 from understudy.graph.refit import Refit
 from understudy.graph.trace import Example, Trace, trace
@@ -23,6 +24,7 @@ class Analysis:
     trace: Trace
     groups: Groups
     leaf_modules: tuple[type[nn.Module], ...] = ()
+    refused: tuple[Refused, ...] = ()  # what is not offered, because a check of students found it wrong
 
     @property
     def teacher(self) -> nn.Module:
@@ -34,6 +36,20 @@ class Analysis:
         """What the teacher allows."""
         groups = self.groups
         return Space(layers=layers_of(groups), groups=groups.groups, units=units_of(groups), frozen=groups.frozen)
+
+    def without(self, refused: Iterable[Refused]) -> Analysis:
+        """Return the analysis in whose Space these decisions are not offered; names that it does not have are none."""
+        space = self.space.without(refused)
+        if space is self.space:
+            return self
+        groups = self.groups.without({found.name for found in space.refused if found.kind == "group"})
+        narrowed = replace(self, groups=groups, refused=space.refused)
+        narrowed.__dict__["space"] = space
+        return narrowed
+
+    def of(self, teacher: nn.Module) -> Analysis:
+        """Return the analysis of another module of the teacher's structure, with the same decisions offered."""
+        return analyse(teacher, self.trace.example, self.leaf_modules).without(self.refused)
 
     @cached_property
     def shrinkable(self) -> float:
@@ -72,7 +88,7 @@ class Analysis:
 
     def __reduce__(self) -> Any:
         # The graph holds functions and nodes that do not travel; the teacher does.
-        return analyse, (self.trace.teacher, self.trace.example, self.leaf_modules)
+        return _again, (self.trace.teacher, self.trace.example, self.leaf_modules, self.refused)
 
 
 def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Analysis:
@@ -88,3 +104,9 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
     """
     traced = trace(teacher, example, leaf_modules=leaf_modules)
     return Analysis(trace=traced, groups=find_groups(traced), leaf_modules=leaf_modules)
+
+
+def _again(
+    teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...], refused: tuple[Refused, ...]
+) -> Analysis:
+    return analyse(teacher, example, leaf_modules).without(refused)

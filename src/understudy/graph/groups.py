@@ -48,6 +48,12 @@ class Groups:
         free = np.concatenate([*self.slots_of, np.zeros(0, dtype=np.int64)])
         return np.setdiff1d(np.arange(self.slots), free)
 
+    def without(self, names: set[str]) -> Groups:
+        """Return the groups but those of these names, whose channels stay."""
+        kept = [index for index, group in enumerate(self.groups) if group.name not in names]
+        groups, slots_of = (tuple(values[i] for i in kept) for values in (self.groups, self.slots_of))
+        return replace(self, groups=groups, slots_of=slots_of)
+
 
 class _Joiner(Walk):
     """The pass that ties: every channel starts as a label of its own, and ties join them."""

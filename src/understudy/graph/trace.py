@@ -109,7 +109,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
     shared = {id(t): t for t in (*teacher.parameters(), *teacher.buffers())}
     root = copy.deepcopy(teacher, dict(shared)).eval()
     try:
-        graph, spoiled = _recorded(root, example, _Tracer(_positional(root, example), leaf_modules))
+        graph, spoiled = _recorded(root, example, _Tracer(named_inputs(root, example), leaf_modules))
     except TraceError:
         raise
     except Exception as error:
@@ -136,7 +136,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
 def _check(teacher: nn.Module, example: Example) -> None:
     if not isinstance(teacher, nn.Module):
         raise TraceError(f"a teacher must be a torch.nn.Module, but got {type(teacher).__name__}")
-    for name, value in _positional(teacher, example).items():
+    for name, value in named_inputs(teacher, example).items():
         if isinstance(value, Tensor) and value.numel() == 0:
             raise TraceError(f"an example must have elements, but {name!r} has the shape {tuple(value.shape)}")
 
@@ -161,7 +161,7 @@ def _in_training(
     copied = copy.deepcopy(teacher).train()
     try:
         with torch.random.fork_rng(devices=[]):
-            return _recorded(copied, example, _Tracer(_positional(copied, example), leaf_modules))
+            return _recorded(copied, example, _Tracer(named_inputs(copied, example), leaf_modules))
     except Exception:
         return None, set()
 
@@ -358,7 +358,7 @@ def _named(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _positional(root: nn.Module, example: Example) -> dict[str, Any]:
+def named_inputs(root: nn.Module, example: Example) -> dict[str, Any]:
     """Return the example's parts by the names of forward's parameters."""
     if isinstance(example, Mapping):
         return dict(example)
@@ -371,7 +371,7 @@ def _positional(root: nn.Module, example: Example) -> dict[str, Any]:
 
 def _defaults(root: nn.Module, example: Example) -> dict[str, Any]:
     """Return forward's parameters that the example leaves at their default."""
-    given = _positional(root, example)
+    given = named_inputs(root, example)
     parameters = inspect.signature(root.forward).parameters.values()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {
@@ -400,7 +400,7 @@ def _branch_message(node: fx.Node) -> str:
 
 def _explain(root: nn.Module, example: Example, error: Exception) -> str:
     """Tell a wrong example, which fails without tracing as well, from what cannot be traced."""
-    given = _positional(root, example)
+    given = named_inputs(root, example)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(root)(**given)

@@ -85,6 +85,19 @@ def rebuild(analysis: Analysis, architecture: Architecture, state: Mapping[str, 
     return student
 
 
+def inherits_all(analysis: Analysis, architecture: Architecture) -> bool:
+    """Return whether all weights of an architecture's student are slices of the teacher's.
+
+    Raises:
+        ArchitectureError, SurgeryError: as `build`.
+    """
+    before = analysis.groups.plan.parameters
+    return all(
+        all(_same_dim(a, b) for a, b in zip(before[name].dims, plan.dims, strict=True))
+        for name, plan in analysis.refit(architecture).plan.parameters.items()
+    )
+
+
 def kept_slots(analysis: Analysis, architecture: Architecture) -> Mask:
     """Return which slots stay, (slots + 1,); the last entry, for what is FIXED, is true.
 

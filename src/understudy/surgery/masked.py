@@ -8,70 +8,135 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ArchitectureError
 from understudy.graph.analysis import Analysis
 from understudy.graph.channels import Labelled
-from understudy.surgery.build import kept_slots
+from understudy.graph.units import removed_paths, silenced_path
+from understudy.graph.walk import inside
+from understudy.surgery.build import inherits_all, kept_slots
+
+_NARROWED = (nn.LayerNorm, nn.RMSNorm)
 
 
 class Masked(fx.Interpreter):
-    """Runs the teacher's graph in evaluation mode with dropped channels zeroed where a layer reads them.
+    """Runs the teacher's graph with dropped channels zeroed where a layer reads them.
 
     A channel that only passes through (an activation, a norm, an addition) need not be zero there; what a
     convolution or a linear layer reads of it is. A layer norm over channels leaves the dropped ones out of its
-    statistics, as a narrower one does. Call `run(*inputs)` for the teacher's output.
+    statistics, as a narrower one does. Removed units are passed by, and a smaller kernel is one with a rim of
+    zeros. Call `run(*inputs)` for the teacher's output.
+
+    Args:
+        analysis: of the teacher; layers follow the mode (evaluation, training) that `analysis.trace.root` is in.
+        architecture: what stays.
+        graph: of `analysis.trace`, the one of evaluation unless given.
+        record: keep what layers give, in `layers`: by module, call after call, the tensor and its channels.
 
     Raises:
-        ArchitectureError: the architecture removes units or shrinks kernels, which no mask can do.
+        ArchitectureError: the architecture removes units so that layers read other channels than the teacher's.
     """
 
-    def __init__(self, analysis: Analysis, architecture: Architecture) -> None:
-        if architecture.removed or architecture.kernels:
-            raise ArchitectureError("only widths can be masked, but this architecture removes units or shrinks kernels")
-        super().__init__(analysis.trace.root, graph=analysis.trace.graph)
-        self._analysis = analysis
+    def __init__(
+        self, analysis: Analysis, architecture: Architecture, *, graph: fx.Graph | None = None, record: bool = False
+    ) -> None:
+        self._refit = analysis.refit(architecture)
+        if not inherits_all(analysis, architecture):
+            raise ArchitectureError("only a student that inherits all of its weights can be masked, but this one draws")
+        super().__init__(
+            analysis.trace.root, garbage_collect_values=not architecture.removed, graph=graph or analysis.trace.graph
+        )
         self._kept = torch.from_numpy(kept_slots(analysis, architecture))
+        self._kernels = dict(architecture.kernels)
+        units = [analysis.space.unit(name) for name in architecture.removed]
+        self.removed = {path for unit in units for path in removed_paths(unit)}
+        self._silenced = {silenced_path(unit) for unit in units} - {None}
+        parts = self._refit.plan.parts  # what only training runs has no work there, but is of the same kinds
+        self._readers = {self._kind(n) for n in analysis.trace.graph.nodes if parts[n].work}
+        self._record = record
+        self.layers: dict[str, list[tuple[Tensor, Labelled]]] = {}
+
+    def kept(self, value: Tensor, known: Labelled) -> Tensor | None:
+        """Return the channels of a tensor that stay, None if they do not lie along one dimension."""
+        if len(known.varying) > 1 or value.dim() != len(known.labels.shape):
+            return None
+        for dim in known.varying:
+            value = value.index_select(
+                dim, self._kept[torch.from_numpy(known.labels.reshape(-1).copy())].nonzero()[:, 0]
+            )
+        return value
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; one that reads channels gets them masked, a layer norm only those that stay."""
+        entry = self._refit.bypass(n) if self.removed and n.op.startswith("call_") else None
+        if entry is not None:
+            passed = self.env[entry]
+            return torch.zeros_like(passed) if any(inside(n, str(path)) for path in self._silenced) else passed
+        value = self._computed(n)
+        known = self._refit.plan.values[n]
+        if self._record and n.op == "call_module" and isinstance(value, Tensor) and isinstance(known, Labelled):
+            self.layers.setdefault(str(n.target), []).append((value.detach().clone(), known))
+        return value
+
+    def _computed(self, n: fx.Node) -> Any:
         stays = self._normalised(n)
         if stays is not None:
             return self._narrow_norm(n, stays)
-        if not self._analysis.groups.plan.parts[n].work:
+        if not (n.op.startswith("call_") and self._kind(n) in self._readers):
             return super().run_node(n)
         kept = {m: self.env[m] for m in n.all_input_nodes}
         try:
             self.env.update({m: self._masked(m, value) for m, value in kept.items()})
-            return super().run_node(n)
+            return self._with_rim(n) if str(n.target) in self._kernels else super().run_node(n)
         finally:
             self.env.update(kept)
+
+    def _kind(self, node: fx.Node) -> Any:
+        """Return a node's operation: the class of a module, a function or the name of a method."""
+        return type(self.module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+
+    def _with_rim(self, node: fx.Node) -> Any:
+        """Run a convolution whose kernel has zeros around what stays of it."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        module = self.module.get_submodule(str(node.target))
+        weight: Any = module.weight
+        rim = torch.zeros_like(weight)
+        first = weight.shape[-1] - self._kernels[str(node.target)]
+        middle = slice(first // 2, weight.shape[-1] - first // 2)
+        where = (..., *(middle for _ in range(weight.dim() - 2)))
+        rim[where] = weight[where]
+        return functional_call(module, {"weight": rim}, args, kwargs)
 
     def _normalised(self, node: fx.Node) -> Tensor | None:
         """Return which channels stay, (C,), of a layer norm that loses some; None of any other node."""
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if node.target is not F.layer_norm and not isinstance(module, nn.LayerNorm):
+        if node.target not in (F.layer_norm, F.rms_norm) and not isinstance(module, _NARROWED):
             return None
-        labels = self._analysis.groups.plan.values[node].labels
-        if labels.shape[-1] == 1:  # it is over space
+        known = self._refit.plan.values[node]
+        if not isinstance(known, Labelled) or known.labels.shape[-1] == 1:  # it is over space
             return None
-        stays = self._kept[torch.from_numpy(labels.copy())]
+        stays = self._kept[torch.from_numpy(known.labels.copy())]
         return None if bool(stays.all()) else stays.reshape(-1)
 
     def _narrow_norm(self, node: fx.Node, stays: Tensor) -> Tensor:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
+        rms = node.target is F.rms_norm
         if node.op == "call_module":
             module: Any = self.module.get_submodule(str(node.target))
-            args = (*args, module.normalized_shape, module.weight, module.bias, module.eps)
-        x, _, weight, bias, eps = _norm_arguments(*args, **kwargs)
-        weight, bias = (None if value is None else value[stays] for value in (weight, bias))
+            rms = isinstance(module, nn.RMSNorm)
+            bias = () if rms else (module.bias,)
+            args = (*args, module.normalized_shape, module.weight, *bias, module.eps)
+        x, _, weight, *rest = (_rms_arguments if rms else _norm_arguments)(*args, **kwargs)
+        cut = [None if value is None else value[stays] for value in (weight, *rest[:-1])]
+        norm: Any = F.rms_norm if rms else F.layer_norm
         out = torch.zeros_like(x)
-        out[..., stays] = F.layer_norm(x[..., stays], (int(stays.sum()),), weight, bias, eps)
+        out[..., stays] = norm(x[..., stays], (int(stays.sum()),), *cut, rest[-1])
         return out
 
     def _masked(self, node: fx.Node, value: Any) -> Any:
-        known = self._analysis.groups.plan.values[node]
+        known = self._refit.plan.values[node]
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
         return value * self._kept[torch.from_numpy(known.labels.copy())].to(value.device)
@@ -79,9 +144,16 @@ class Masked(fx.Interpreter):
 
 def _norm_arguments(
     input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
-) -> tuple[Tensor, Any, Any, Any, float]:
+) -> tuple[Any, ...]:
     """Return the arguments of `F.layer_norm` in their order."""
     return input, normalized_shape, weight, bias, eps
+
+
+def _rms_arguments(
+    input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
+) -> tuple[Any, ...]:
+    """Return the arguments of `F.rms_norm` in their order."""
+    return input, normalized_shape, weight, eps
 
 
 def relative_error(analysis: Analysis, architecture: Architecture, student: nn.Module, x: Tensor) -> float:

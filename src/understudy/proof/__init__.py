@@ -1,0 +1,1 @@
+"""Whether students compute what slicing promises, checked on real ones before anything is trained."""

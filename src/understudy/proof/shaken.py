@@ -1,0 +1,199 @@
+"""A copy of a teacher in which nothing is hidden: double precision, drawn parameters, no dropout, small inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+
+from understudy.graph.analysis import Analysis
+from understudy.graph.trace import map_structure
+
+Inputs = Mapping[str, Any]
+_SMALL = 32  # pixels; smaller images are not tried
+_RANDOM = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
+
+
+def shaken(analysis: Analysis, seed: int, *, dtype: torch.dtype, drawn: bool) -> Analysis:
+    """Return the analysis of a copy of its teacher whose parameters hide nothing.
+
+    A fresh or trained network may multiply what goes wrong by zero: a layer scale of 1e-6, a last norm of scale 0, units that
+    never fire. So parameters are drawn anew, in a usual scale, and batch norms get the statistics of what
+    arrives there. Dropout is off. The Space and the passes over the graph are shared.
+
+    Args:
+        analysis: of the teacher, which is not touched.
+        seed: of what is drawn.
+        dtype: of parameters and buffers.
+        drawn: draw the parameters; otherwise keep the teacher's but for a factor near 1.
+    """
+    teacher = copy.deepcopy(analysis.teacher).cpu()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in teacher.named_parameters():
+        if parameter.is_floating_point():
+            # Set in place, so that modules that share it go on to.
+            parameter.data = _drawn(name, parameter, generator, drawn=drawn)
+    for name, plan in analysis.groups.plan.parameters.items():
+        channels = any(isinstance(dim, np.ndarray) for dim in plan.dims)
+        buffer = dict(teacher.named_buffers()).get(name) if channels else None
+        if buffer is not None and buffer.is_floating_point() and bool(buffer.isfinite().all()):
+            buffer.data = buffer * _near_one(buffer, generator) + (buffer == 0) * 0.1 * _near_one(buffer, generator)
+    teacher.to(dtype)
+    for module in teacher.modules():
+        _calm(module)
+    return _of_copy(analysis, teacher)
+
+
+def _of_copy(analysis: Analysis, teacher: nn.Module) -> Analysis:
+    """Return an analysis of a copy of the teacher; what was found out about the structure is shared."""
+    shared: dict[int, Any] = {}
+    for tensors in (nn.Module.named_parameters, nn.Module.named_buffers):
+        pairs = zip(
+            tensors(analysis.teacher, remove_duplicate=False), tensors(teacher, remove_duplicate=False), strict=True
+        )
+        shared |= {id(old): new for (_, old), (_, new) in pairs}
+    root = copy.deepcopy(analysis.trace.root, shared)
+    for module in root.modules():
+        _calm(module)
+    trace = replace(analysis.trace, teacher=teacher, root=root)
+    copied = replace(analysis, trace=trace, groups=replace(analysis.groups, trace=trace))
+    # The passes run on shapes alone, with the types that were recorded, and know the nodes of the same graph.
+    copied.__dict__.update(space=analysis.space, _refits=analysis.__dict__.setdefault("_refits", {}))
+    return copied
+
+
+def _drawn(name: str, parameter: Tensor, generator: torch.Generator, *, drawn: bool) -> Tensor:
+    plain = parameter.detach().clone()
+    if not drawn:
+        return plain * _near_one(plain, generator) + (plain.abs() < 1e-3) * 0.1 * _near_one(plain, generator)
+    wide = [size for size in plain.shape if size > 1]
+    if len(wide) > 1:
+        spread = (2.0 / max(plain.numel() // plain.shape[0], 1)) ** 0.5
+        return torch.randn(plain.shape, generator=generator).to(plain) * spread
+    if name.endswith("bias"):
+        return torch.randn(plain.shape, generator=generator).to(plain) * 0.3
+    return _near_one(plain, generator)
+
+
+def _near_one(like: Tensor, generator: torch.Generator) -> Tensor:
+    return (torch.rand(like.shape, generator=generator) + 0.5).to(like)
+
+
+def _calm(module: nn.Module) -> None:
+    """Switch off what training mode draws."""
+    if isinstance(module, _DropoutNd):
+        module.p = 0.0
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        module.dropout = 0.0
+
+
+def settle(teacher: nn.Module, inputs: Inputs) -> None:
+    """Give batch norms the statistics of what arrives at them for these inputs, in training mode."""
+    norms = [m for m in teacher.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    try:
+        call(teacher, inputs, training=True)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+class _NoDropout(TorchFunctionMode):
+    """Functions that drop at random pass everything."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _RANDOM:
+            bound = inspect.signature(F.dropout).bind_partial(*args, **kwargs).arguments
+            return bound["input"].clone()
+        if func is F.scaled_dot_product_attention and "dropout_p" in kwargs:
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
+def _calls(training: bool) -> contextlib.AbstractContextManager[object]:
+    return _NoDropout() if training else contextlib.nullcontext()  # listening to every function takes its time
+
+
+@contextlib.contextmanager
+def laboratory(dtype: torch.dtype, *, training: bool) -> Iterator[None]:
+    """Run what is inside without dropout, in this precision, from one seed; leave no trace of it."""
+    before, fused = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _calls(training):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        torch.backends.mha.set_fastpath_enabled(False)  # its operations cannot be counted
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+            torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def call(module: nn.Module, inputs: Inputs, *, training: bool) -> Any:
+    """Return a module's output in a mode; its gradients can be asked for where that is training."""
+    module.train(training)
+    with laboratory(_dtype(module), training=training), torch.set_grad_enabled(training):
+        return module(**map_structure(dict(inputs), _own))
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value  # the module may write into it
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    found = (t.dtype for t in itertools.chain(module.parameters(), module.buffers()) if t.is_floating_point())
+    return next(found, torch.float32)
+
+
+def inputs_like(given: Inputs, batch: int, now: int, dtype: torch.dtype, *, side: float = 1.0) -> Inputs:
+    """Return random inputs of another batch size, with images `side` times as high and wide.
+
+    Args:
+        given: the example by name; integers in it keep their values.
+        batch: its number of examples.
+        now: how many there shall be.
+        dtype: of what is no integer.
+        side: for 4-dimensional tensors, 0..1.
+    """
+    generator = torch.Generator().manual_seed(now)
+
+    def like(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        value, shape = value.detach().cpu(), list(value.shape)
+        if shape and shape[0] == batch and now != batch:
+            shape[0] = now
+            value = value.repeat(-(-now // batch), *(1 for _ in shape[1:]))[:now]
+        if not value.is_floating_point():
+            return value
+        if len(shape) == 4:
+            shape[2:] = [max(int(size * side), 1) for size in shape[2:]]
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return map_structure(dict(given), like)  # type: ignore[no-any-return]
+
+
+def sides(given: Inputs) -> list[float]:
+    """Return how much smaller images may be made for a quick check, the smallest first, 1 last."""
+    images = [v for v in given.values() if isinstance(v, Tensor) and v.dim() == 4 and v.is_floating_point()]
+    least = min((min(v.shape[2:]) for v in images), default=0)
+    return [*(share for share in (0.125, 0.25, 0.5) if least * share >= _SMALL), 1.0]

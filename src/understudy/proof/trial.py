@@ -1,0 +1,316 @@
+"""One student, built and held against the masked teacher: does it compute what slicing promises?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from understudy.core.architecture import Architecture
+from understudy.core.errors import SurgeryError
+from understudy.core.evaluation import Cost
+from understudy.cost.predict import predict
+from understudy.graph.analysis import Analysis
+from understudy.graph.trace import map_structure, named_inputs
+from understudy.proof.shaken import Inputs, call, inputs_like, laboratory, settle, shaken, sides
+from understudy.surgery.build import build, inherits_all, rebuild
+from understudy.surgery.masked import Masked, tensors_of
+
+_BATCHES = (3, 4)  # besides that of the example; the last one in training mode
+_LEAST = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest value: what rounding may do
+_ROUNDING = 50.0  # times what a change of the last digits of the parameters does
+
+
+class Unlike(Exception):
+    """A student is not what it should be; the message says how."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial found. "impossible": the architecture is known not to fit, which a search passes by."""
+
+    status: Literal["holds", "fails", "impossible"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Setting:
+    """A mode and inputs, with what the masked teacher is run by, and what rounding may do to its values."""
+
+    training: bool
+    inputs: Inputs
+    graph: fx.Graph
+    tolerance: float
+
+    @property
+    def name(self) -> str:
+        batch = next((len(v) for v in self.inputs.values() if isinstance(v, Tensor) and v.dim()), 1)
+        return f"in {'training' if self.training else 'evaluation'} mode on a batch of {batch}"
+
+
+class Trials:
+    """Builds students of one teacher and holds each against the masked teacher.
+
+    The teacher is a copy with drawn parameters in double precision. `reference` is "" or says why the recorded forward
+    pass does not compute what the module itself does, so that nothing can be proved by it.
+
+    Args:
+        analysis: of the teacher, which is not touched.
+        seed: of everything that is drawn.
+    """
+
+    def __init__(self, analysis: Analysis, seed: int = 0) -> None:
+        self.analysis = analysis
+        self.reference = ""
+        self.largest = 0.0  # difference that was taken for rounding, of the largest value
+        self.students = 0
+        self._given = named_inputs(analysis.teacher, analysis.trace.example)
+        self._settings: list[_Setting] = []
+        for dtype, drawn in ((torch.float64, True), (torch.float64, False), (torch.float32, False)):
+            self.dtype, problem = dtype, self._prepared(seed, drawn)
+            self.reference = self.reference or problem
+            if not problem:
+                self.reference = ""
+                break
+        self._trains = not self.reference and self._teacher_trains()
+        self._counts = not self.reference and self._counted(self._copy.teacher) == self._predicted(analysis.space.full)
+
+    def judge(self, architecture: Architecture, *, thorough: bool = False) -> Outcome:
+        """Build and check the student of an architecture; `thorough` also counts its MACs and reloads it.
+
+        Whatever a student raises is an outcome.
+        """
+        try:
+            cost = predict(self.analysis, architecture)
+        except SurgeryError as error:
+            return Outcome("impossible", str(error))
+        except Exception as error:
+            return Outcome("fails", f"its cost cannot be predicted: {_brief(error)}")
+        try:
+            self.students += 1
+            student = build(self._copy, architecture)
+            self._check_size(student, cost)
+            for setting in self._settings if thorough else self._settings[::2]:
+                self._check(student, architecture, setting)
+            if thorough:
+                self._check_reload(student, architecture)
+                if self._counts and (counted := self._counted(student)) != cost.macs:
+                    raise Unlike(f"a student has {counted} MACs where {cost.macs} were predicted")
+        except Unlike as error:
+            return Outcome("fails", str(error))
+        except Exception as error:
+            return Outcome("fails", f"a student fails: {_brief(error)}")
+        return Outcome("holds")
+
+    def _prepared(self, seed: int, drawn: bool) -> str:
+        """Make the copy, and find the settings that its graph reproduces; return why there are none."""
+        problem = ""
+        for side in sides(self._given):
+            try:
+                self._copy = shaken(self.analysis, seed, dtype=self.dtype, drawn=drawn)
+                self._settings = list(self._tried(side))
+                return ""
+            except Exception as error:
+                problem = str(error) if isinstance(error, Unlike) else _brief(error)
+        return problem
+
+    def _tried(self, side: float) -> Iterator[_Setting]:
+        """Yield each mode and batch size that the teacher takes.
+
+        Raises:
+            Unlike: the graph gives something else than the module.
+        """
+        batch, teacher = self.analysis.trace.batch, self._copy.teacher
+        train = inputs_like(self._given, batch, _BATCHES[-1], self.dtype, side=side)
+        plain = inputs_like(self._given, batch, batch, self.dtype, side=side)
+        modes = [(False, plain), (False, inputs_like(self._given, batch, _BATCHES[0], self.dtype, side=side))]
+        modes.append((True, train if _runs(teacher, train, training=True) else plain))
+        if _runs(teacher, modes[-1][1], training=True):
+            settle(teacher, modes[-1][1])
+        for index, (training, inputs) in enumerate(modes):
+            if index == 0 or _runs(teacher, inputs, training=training):
+                yield self._setting(training, inputs)
+
+    def _setting(self, training: bool, inputs: Inputs) -> _Setting:
+        full, worst = self.analysis.space.full, ""
+        real = call(self._copy.teacher, inputs, training=training)
+        if not all(bool(t.isfinite().any()) for t in tensors_of(real) if t.is_floating_point()):
+            raise Unlike("the teacher's outputs are not finite")
+        tolerance = max(_LEAST[self.dtype], _ROUNDING * self._rounding(real, training, inputs))
+        for graph in reversed(self.analysis.trace.graphs) if training else (self.analysis.trace.graph,):
+            try:
+                found, _ = self._masked(full, _Setting(training, inputs, graph, 0.0))
+                worst = _unlike(real, found, tolerance)
+            except Exception as error:
+                worst = _brief(error)
+            if not worst:
+                return _Setting(training, inputs, graph, tolerance)
+        mode = "training" if training else "evaluation"
+        raise Unlike(f"in {mode} mode the module computes something else than its recorded forward pass: {worst}")
+
+    def _rounding(self, real: Any, training: bool, inputs: Inputs) -> float:
+        """Return how far outputs move when the last digits of all parameters do, of the largest output."""
+        teacher, generator = self._copy.teacher, torch.Generator().manual_seed(1)
+        before = {name: p.detach().clone() for name, p in teacher.named_parameters()}
+        digit = 4 * torch.finfo(self.dtype).eps
+        with torch.no_grad():
+            for p in teacher.parameters():
+                if p.is_floating_point():
+                    p.mul_(1 + digit * torch.randn(p.shape, generator=generator).to(p))
+            try:
+                moved = call(teacher, inputs, training=training)
+            finally:
+                for name, p in teacher.named_parameters():
+                    p.copy_(before[name])
+        pairs = zip(tensors_of(real), tensors_of(moved), strict=True)
+        return max((d for d in (_difference(a, b) for a, b in pairs) if d < 1e-3), default=0.0)
+
+    def _masked(self, architecture: Architecture, setting: _Setting) -> tuple[Any, Masked]:
+        root = self._copy.trace.root.train(setting.training)
+        masked = Masked(self._copy, architecture, graph=setting.graph, record=True)
+        places = [
+            setting.inputs.get(str(n.target), n.args[0] if n.args else None)
+            for n in setting.graph.find_nodes(op="placeholder")
+        ]
+        kept = {name: value.clone() for name, value in root.named_buffers()}
+        with laboratory(self.dtype, training=setting.training), torch.no_grad():
+            found = masked.run(*map_structure(tuple(places), _own))
+            for name, value in root.named_buffers():
+                value.copy_(kept[name])
+        return found, masked
+
+    def _check_size(self, student: nn.Module, cost: Cost) -> None:
+        number = sum(p.numel() for p in student.parameters())
+        if number != cost.parameters:
+            raise Unlike(f"a student has {number} parameters where {cost.parameters} were predicted")
+
+    def _check(self, student: nn.Module, architecture: Architecture, setting: _Setting) -> None:
+        heard, hooks = _listen(student)
+        try:
+            found = call(student, setting.inputs, training=setting.training)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if inherits_all(self._copy, architecture):
+            self._compare(found, heard, architecture, setting)
+        else:
+            real = call(self._copy.teacher, setting.inputs, training=setting.training)
+            shapes = [[tuple(t.shape) for t in tensors_of(out)] for out in (real, found)]
+            if shapes[0] != shapes[1]:
+                raise Unlike(f"a student gives {shapes[1]} {setting.name} where the teacher gives {shapes[0]}")
+        if setting.training and self._trains and not _learns(student, found):
+            raise Unlike("a student's gradients are not finite")
+
+    def _compare(self, found: Any, heard: _Heard, architecture: Architecture, setting: _Setting) -> None:
+        """Hold outputs, and whatever layers give before them, against the masked teacher's."""
+        wanted, masked = self._masked(architecture, setting)
+        gone = tuple(f"{path}." for path in masked.removed)
+        for name, values in masked.layers.items():
+            if len(values) != len(heard.get(name, ())) or f"{name}.".startswith(gone):
+                continue  # a layer that others take the place of; the outputs decide
+            for (full, known), own in zip(values, heard[name], strict=True):
+                stays = masked.kept(full, known)
+                if stays is not None and (how := _unlike(stays, own, setting.tolerance)):
+                    raise Unlike(f"{setting.name} a student differs from the masked network at {name}: {how}")
+        if how := _unlike(wanted, found, setting.tolerance):
+            raise Unlike(f"{setting.name} a student differs from the masked network: {how}")
+        pairs = zip(tensors_of(wanted), tensors_of(found), strict=True)
+        self.largest = max(self.largest, *(_difference(a, b) for a, b in pairs))
+
+    def _check_reload(self, student: nn.Module, architecture: Architecture) -> None:
+        state = student.state_dict()
+        again = rebuild(self._copy, architecture, state).state_dict()
+        if list(again) != list(state) or not all(torch.equal(again[name], state[name]) for name in state):
+            raise Unlike("a student's weights do not load into a student that is built again")
+
+    def _teacher_trains(self) -> bool:
+        trained = [s for s in self._settings if s.training]
+        try:
+            outputs = [call(self._copy.teacher, s.inputs, training=True) for s in trained]
+            return bool(trained) and all(_learns(self._copy.teacher, out) for out in outputs)
+        except Exception:
+            return False
+
+    def _predicted(self, architecture: Architecture) -> int:
+        return predict(self.analysis, architecture).macs
+
+    def _counted(self, module: nn.Module) -> int:
+        batch = self.analysis.trace.batch
+        inputs = inputs_like(self._given, batch, batch, self.dtype)
+        with FlopCounterMode(display=False) as counter:
+            call(module, inputs, training=False)
+        return int(counter.get_total_flops()) // 2 // batch
+
+
+_Heard = dict[str, list[Tensor]]
+
+
+def _listen(student: nn.Module) -> tuple[_Heard, list[Any]]:
+    """Let what each layer gives be written down, call after call; return that and what ends it."""
+    heard: _Heard = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                heard.setdefault(name, []).append(output.detach().clone())
+
+        return listen
+
+    return heard, [module.register_forward_hook(hook(name)) for name, module in student.named_modules() if name]
+
+
+def _runs(module: nn.Module, inputs: Inputs, *, training: bool) -> bool:
+    try:
+        call(module, inputs, training=training)
+    except Exception:
+        return False
+    return True
+
+
+def _learns(module: nn.Module, outputs: Any) -> bool:
+    """Take a step back from outputs of training mode; return whether gradients are finite."""
+    ends = [t for t in tensors_of(outputs) if t.requires_grad]
+    if not ends:
+        return False
+    module.zero_grad()
+    torch.stack([t.square().mean() for t in ends]).sum().backward()  # type: ignore[no-untyped-call]
+    return all(p.grad is None or bool(p.grad.isfinite().all()) for p in module.parameters())
+
+
+def _unlike(wanted: Any, found: Any, tolerance: float) -> str:
+    """Return how two outputs differ, "" if they are equal up to rounding."""
+    a, b = list(tensors_of(wanted)), list(tensors_of(found))
+    shapes = [tuple(t.shape) for t in a], [tuple(t.shape) for t in b]
+    if shapes[0] != shapes[1]:
+        return f"shapes {shapes[1]} where {shapes[0]} were expected"
+    worst = max((_difference(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
+    return "" if worst <= tolerance else f"by {worst:.2g} of the largest value"
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Return the largest difference between two tensors of one shape, of the largest value of the first."""
+    if a.is_complex() or b.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    a, b = a.detach().double(), b.detach().double()
+    finite = a.isfinite()
+    if not torch.equal(a[~finite].nan_to_num(nan=0.5), b[~finite].nan_to_num(nan=0.5)) or not finite.equal(
+        b.isfinite()
+    ):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    if not a.numel():
+        return 0.0
+    scale, worst = float(a.abs().max()), float((a - b).abs().max())
+    return worst / scale if scale else worst
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}".strip()
