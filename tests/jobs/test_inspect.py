@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from tests.support.models import images, zoo_analysis
 from understudy.cli import main
+from understudy.core.architecture import Architecture
 from understudy.core.errors import TraceError
 from understudy.cost.predict import per_layer, predict
-from understudy.graph.analysis import analyse
+from understudy.graph.analysis import Analysis, analyse
 from understudy.jobs import inspect as inspecting
+from understudy.proof import trial
 
 ARGUMENTS = ["zoo:resnet20", "--arguments", "width=4"]
 
@@ -26,7 +29,7 @@ def test_prints_what_can_go_what_cannot_and_what_it_costs(capsys: pytest.Capture
         assert title in out
     assert "it is an output" in out
     assert re.search(r"within reach: [\d.]+ to [\d.]+K parameters", out)
-    assert re.search(r"slicing is multiplying by zero in (\d+) of \1 groups", out)
+    assert re.search(r"\d+ students checked against the masked network: all agree", out)
 
 
 def test_json_is_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,14 +38,28 @@ def test_json_is_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["input"] == [3, 32, 32]
     assert found["fewest_parameters"]["parameters"] < found["cost"]["parameters"]
     assert {layer["name"] for layer in found["layers"]} == set(found["costs"])
-    assert [check["group"] for check in found["checks"]] == [group["name"] for group in found["groups"]]
-    assert all(check["holds"] for check in found["checks"])
+    assert found["proof"]["refused"] == [] and found["proof"]["students"] > 10
+    assert 0 < found["proof"]["largest"] < 1e-12 and found["proof"]["dtype"] == "float64"
 
 
-def test_a_check_that_fails_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(inspecting, "relative_error", lambda *arguments: 1e-3)
+def test_what_fails_is_shown_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first build of a student with a narrower first layer goes wrong, so that group is left as it is."""
+    built = trial.build
+
+    def break_first(analysis: Analysis, architecture: Architecture, **options: Any) -> nn.Module:
+        student = built(analysis, architecture, **options)
+        if architecture.width("conv1") < 4:
+            with torch.no_grad():
+                student.get_parameter("conv1.weight").neg_()
+        return student
+
+    monkeypatch.setattr(trial, "build", break_first)
     assert main(["inspect", *ARGUMENTS, "--check"]) == 1
-    assert "multiplying by zero in 0 of" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "not offered, because students were wrong: 1 group" in out
+    assert "conv1" in out.partition("Left as it is, because students were wrong")[2]
 
 
 def test_costs_of_layers_add_up() -> None:

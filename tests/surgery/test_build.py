@@ -69,8 +69,17 @@ def test_a_mask_does_something() -> None:
     analysis = zoo_analysis("resnet20")
     architecture = analysis.space.full.with_width("stages.0.0.conv1", 1)
     assert not torch.allclose(Masked(analysis, architecture).run(images(2)), analysis.teacher(images(2)))
-    with pytest.raises(ArchitectureError, match="only widths can be masked"):
-        Masked(analysis, analysis.space.full.without("stages.0.1"))
+    fresh = next(unit.name for unit in zoo_analysis("vgg11").space.units if unit.kind == "conv")
+    with pytest.raises(ArchitectureError, match="only a student that inherits all of its weights can be masked"):
+        Masked(zoo_analysis("vgg11"), zoo_analysis("vgg11").space.full.without(fresh))
+
+
+def test_removed_blocks_and_smaller_kernels_are_masked_as_well() -> None:
+    analysis = zoo_analysis("resnet20")
+    architecture = analysis.space.full.without("stages.0.1").with_kernel("conv1", 1).with_width("stages.1.0.conv1", 3)
+    masked = Masked(analysis, architecture).run(images(2))
+    assert torch.allclose(masked, build(analysis, architecture)(images(2)), atol=1e-5)
+    assert not torch.allclose(masked, analysis.teacher(images(2)), atol=1e-2)
 
 
 def test_leaves_the_teacher_alone() -> None:

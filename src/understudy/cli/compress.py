@@ -93,7 +93,14 @@ class Compress(Settings, Subject, Command):
         how = self._opened()
         data = open_data(how)
         task = Task.of(
-            self._teacher(data), data, self.compression(), opened=how, start=self.start, trust_code=self.trust_code
+            self._teacher(data),
+            data,
+            self.compression(),
+            opened=how,
+            start=self.start,
+            trust_code=self.trust_code,
+            run=self.run_folder,
+            progress=True,
         )
         if self.dry_run:
             out.print(plan_table(plan(task)))
@@ -175,7 +182,9 @@ class Resume(Command):
         from understudy.jobs.task import Task
         from understudy.runs.folder import Run
 
-        task = Task.of_run(Run(self.folder), trust_code=self.trust_code, model=self.model, data=self.data)
+        task = Task.of_run(
+            Run(self.folder), trust_code=self.trust_code, model=self.model, data=self.data, progress=True
+        )
         assert task.opened is not None
         return finish(run_task(task, self.folder), task.data, reading_of(task.opened))
 

@@ -31,7 +31,7 @@ class Inspect(Command):
     channels: int = 3
     """Channels of its images."""
     check: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Verify, group by group, that slicing channels off equals multiplying them by zero."""
+    """Build students and check that they compute what the network with masked channels does, as compress does first."""
     architecture: Path | None = None
     """A student's folder, or an architecture as JSON: show what it costs."""
     forecast_by: Path | None = None

@@ -148,7 +148,7 @@ class Space:
 
     def without(self, refused: Iterable[Refused]) -> Space:
         """Return the part of this Space in which these decisions are not offered: groups freeze, units stay."""
-        known = {"group": self._groups, "unit": self._units, "kernel": self._layers}
+        known = {"group": {*self._groups}, "unit": {*self._units}, "kernel": {*self._layers}}
         refused = tuple(found for found in refused if found.name in known[found.kind])
         if not refused:
             return self

@@ -51,8 +51,7 @@ class Groups:
     def without(self, names: set[str]) -> Groups:
         """Return the groups but those of these names, whose channels stay."""
         kept = [index for index, group in enumerate(self.groups) if group.name not in names]
-        groups, slots_of = (tuple(values[i] for i in kept) for values in (self.groups, self.slots_of))
-        return replace(self, groups=groups, slots_of=slots_of)
+        return replace(self, groups=tuple(self.groups[i] for i in kept), slots_of=tuple(self.slots_of[i] for i in kept))
 
 
 class _Joiner(Walk):

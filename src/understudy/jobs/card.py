@@ -39,6 +39,8 @@ def write_sources(task: Task, run: Run, warn: Callable[[str], object]) -> None:
     teacher, folder = task.teacher, run.folder
     if task.policy is not None and not run.policy_from.is_file():
         write_whole(run.policy_from, to_safetensors(dict(task.policy)))
+    if run.recall("proof") is None:
+        run.remember("proof", task.proof.to_dict())
     if not (folder / "space.json").is_file():
         write_whole(folder / "space.json", task.space.to_json())
     if run.recall("source") is not None:

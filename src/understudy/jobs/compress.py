@@ -106,6 +106,10 @@ def compress(
     Called again with the same folder it continues: what is finished is loaded, never trained again, and
     the result is the one of an undisturbed run, bit for bit.
 
+    Before anything is trained, students of the network are built and held against the network with the same
+    channels masked, in double precision and in both modes. A group, unit or kernel with which students are wrong is
+    left as it is, and run.log and `understudy inspect --check` say why.
+
     Args:
         teacher: any traceable trained module, or what `load_teacher` returns; it is not touched.
         data: students learn from its training split and are compared on its validation split; its test
@@ -143,11 +147,8 @@ def compress(
     if settings is not None and named:
         raise ConfigError(f"settings are given one by one or as a Compression, but both were: {', '.join(named)}")
     chosen = settings or Compression(**named)  # type: ignore[arg-type]
-    return run_task(
-        Task.of(teacher, data, chosen, leaf_modules=leaf_modules, start=start, trust_code=trust_code),
-        run,
-        progress=progress,
-    )
+    where: dict[str, Any] = {"start": start, "trust_code": trust_code, "run": run, "progress": progress}
+    return run_task(Task.of(teacher, data, chosen, leaf_modules=leaf_modules, **where), run, progress=progress)
 
 
 def run_task(task: Task, folder: str | Path, *, progress: bool = True) -> Result:

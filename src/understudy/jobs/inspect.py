@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Group as Together
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from understudy.config.methods import N2N
@@ -20,30 +21,13 @@ from understudy.core.evaluation import Cost
 from understudy.core.figures import amount, share
 from understudy.cost.predict import LayerCost, per_layer, predict
 from understudy.graph.analysis import Analysis, analyse
+from understudy.jobs.task import proved
 from understudy.methods.archcomp.embedding import foretold
 from understudy.methods.feasibility import smallest
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import load_into, read_weights
-from understudy.report.progress import Display
+from understudy.proof.prove import Proof
 from understudy.runs.folder import Run
-from understudy.surgery.build import build
-from understudy.surgery.masked import relative_error
-
-TOLERANCE = 1e-5  # of the outputs' scale, in single precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checked:
-    """One group at half of its width: how far slicing is from multiplying by zero, relative to the outputs."""
-
-    group: str
-    width: int
-    error: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the two agree up to rounding."""
-        return self.error < TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +52,13 @@ class Inspection:
     fewest_parameters: Cost  # of the architecture with the fewest
     fewest_macs: Cost
     shrinkable: float  # share of the parameters in layers whose width can shrink
-    checks: tuple[Checked, ...] | None = None  # None: not asked for
+    proof: Proof | None = None  # None: not asked for
     foretold: Foretold | None = None
 
     @property
     def holds(self) -> bool:
-        """Whether every check that was made holds."""
-        return all(check.holds for check in self.checks or ())
+        """Whether every student that was checked agrees with the masked network."""
+        return self.proof is None or not self.proof.refused
 
     def to_json(self) -> str:
         """Return it as JSON text for machines."""
@@ -90,8 +74,8 @@ class Inspection:
         }
         if self.foretold is not None:
             fields["foretold"] = asdict(self.foretold)
-        if self.checks is not None:
-            fields["checks"] = [{**asdict(check), "holds": check.holds} for check in self.checks]
+        if self.proof is not None:
+            fields["proof"] = self.proof.to_dict()
         return json.dumps(fields, indent=1)
 
 
@@ -115,7 +99,7 @@ def inspect_model(
         arguments: of the model's factory.
         size: height and width of an input image, pixels; None for 32 for the zoo and 224 for others.
         channels: of an input image.
-        check: prove group by group that slicing is multiplying by zero.
+        check: build students and hold them against the masked network, as a compression does before it starts.
         architecture: folder of a student or JSON of an architecture, whose cost is shown as well.
         forecast_by: run of architecture compression that foretells its accuracy.
         progress: show how far the checks are.
@@ -166,6 +150,9 @@ def foretell(analysis: Analysis, path: Path, run: Path | None) -> Foretold:
 
 def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, progress: bool = False) -> Inspection:
     """Return what an analysis of a model that takes one image batch found."""
+    proof = None
+    if check:
+        analysis, proof = proved(analysis, progress=progress)
     space, example = analysis.space, analysis.trace.example
     assert isinstance(example, Tensor)
 
@@ -185,30 +172,15 @@ def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, prog
         fewest_parameters=smallest(space, method, predicted, "parameters")[1],
         fewest_macs=smallest(space, method, predicted, "macs")[1],
         shrinkable=analysis.shrinkable,
-        checks=tuple(_checks(analysis, Display(shown=progress))) if check else None,
+        proof=proof,
     )
-
-
-def _checks(analysis: Analysis, display: Display) -> list[Checked]:
-    example, groups = analysis.trace.example, analysis.space.groups
-    assert isinstance(example, Tensor)
-    found = []
-    with display, display.steps("checking groups", len(groups)):
-        for group in groups:
-            width = group.nearest(group.width / 2)
-            architecture = analysis.space.full.with_width(group.name, width)
-            student = build(analysis, architecture).eval()
-            error = relative_error(analysis, architecture, student, example)
-            found.append(Checked(group=group.name, width=width, error=error))
-            display.step()
-    return found
 
 
 def inspection_tables(found: Inspection) -> Together:
     """Return the tables of an inspection."""
     tables: list[Any] = [_layers(found), _units(found), _groups(found), _frozen(found)]
-    if found.checks is not None:
-        tables.append(_checked(found))
+    if found.proof is not None and found.proof.refused:
+        tables.append(_refused(found.proof))
     return Together(*tables, _summary(found))
 
 
@@ -255,10 +227,10 @@ def _frozen(found: Inspection) -> Table:
     return table
 
 
-def _checked(found: Inspection) -> Table:
-    table = _table("Slicing is multiplying by zero", "group", "width", "error", "")
-    for check in found.checks or ():
-        table.add_row(check.group, str(check.width), f"{check.error:.1e}", "✓" if check.holds else "✗")
+def _refused(proof: Proof) -> Table:
+    table = _table("Left as it is, because students were wrong", "kind", "name", "reason")
+    for found in proof.refused:
+        table.add_row(found.kind, found.name, Text(found.reason))
     return table
 
 
@@ -280,7 +252,6 @@ def _summary(found: Inspection) -> str:
         if known.accuracy is not None and known.deviation is not None:
             line += f", {share(known.accuracy)} expected on validation, give or take {share(known.deviation)}"
         lines = (*lines, line)
-    if found.checks is not None:
-        good = sum(check.holds for check in found.checks)
-        lines = (*lines, f"slicing is multiplying by zero in {good} of {len(found.checks)} groups")
+    if found.proof is not None:
+        lines = (*lines, found.proof.summary)
     return "\n".join(lines)

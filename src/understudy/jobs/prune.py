@@ -27,7 +27,7 @@ from understudy.core.figures import amount, share
 from understudy.core.files import write_whole
 from understudy.core.goal import Budgets
 from understudy.cost import predict as cost
-from understudy.graph.analysis import Analysis, analyse
+from understudy.graph.analysis import Analysis
 from understudy.jobs.latency import Latencies
 from understudy.jobs.task import Task
 from understudy.methods.decore import Agents, Steering, Usage, chosen, expected, saturated
@@ -130,8 +130,7 @@ class Pruning:
         return self.folder / "loop.checkpoint.pt"
 
     def _analysed(self, network: nn.Module) -> Analysis:
-        analysis = self.task.analysis
-        return analyse(network, analysis.trace.example, analysis.leaf_modules)
+        return self.task.analysis.of(network)
 
     def _warn_if_late(self, agents: Agents, steering: Steering) -> None:
         """Say so if channels have to go that their agents would keep."""

@@ -29,11 +29,15 @@ from understudy.models.code import allowed, is_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.student import load_student, student_folder
 from understudy.models.weights import load_into, read_weights
+from understudy.proof.prove import USUAL, Proof, prove
+from understudy.report.progress import Display
 from understudy.runs.folder import Identity, Run
 from understudy.runs.places import place_of
 from understudy.surgery import build as surgery
 from understudy.training.evaluator import Evaluator, tensors_digest, weights_digest
 from understudy.training.loop import Compute
+
+_REFUSED_SHOWN = 5  # all of them are in inspect and in proof.json
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +52,7 @@ class Task:
     policy: Mapping[str, Tensor] | None = None  # that the search starts from, if it does
     start: nn.Module | None = None  # what is cut, where that is not the teacher itself; kept as the teacher is
     start_folder: Path | None = None  # that it was read from
+    proof: Proof  # that students compute what slicing promises; what it refused is not in the Space
     _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -62,6 +67,8 @@ class Task:
         policy: Mapping[str, Tensor] | None = None,
         start: nn.Module | str | Path | None = None,
         trust_code: bool = False,
+        run: str | Path | None = None,
+        progress: bool = False,
     ) -> Task:
         """Check that everything fits, without training anything, and return the task.
 
@@ -75,6 +82,8 @@ class Task:
             start: a student of another run, or the folder of one or of its run, to cut in the teacher's place; it
                 is not touched.
             trust_code: run the Python file in the folder of `start`, if its teacher is made by one.
+            run: the folder of a run that this may continue; what was proved for it is not proved again.
+            progress: show how far the proof is.
 
         Raises:
             ConfigError: a setting is impossible, or the policy to start from does not fit.
@@ -95,7 +104,7 @@ class Task:
             cut = copy.deepcopy(start).cpu().float().eval()
         if start is not None:
             check_outputs(cut, data)
-        analysis = analyse(cut, first_images(data, data.val, 2), leaf_modules)
+        analysis, proof = proved(analyse(cut, first_images(data, data.val, 2), leaf_modules), run, progress=progress)
         task = cls(
             teacher=own,
             data=data,
@@ -105,6 +114,7 @@ class Task:
             policy=_policy(settings.method, analysis.space) if policy is None else policy,
             start=None if start is None else cut,
             start_folder=folder,
+            proof=proof,
         )
         # What is measured, latency and accuracy, cannot be judged yet.
         predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
@@ -113,7 +123,15 @@ class Task:
         return task
 
     @classmethod
-    def of_run(cls, run: Run, *, trust_code: bool = False, model: str | None = None, data: str | None = None) -> Task:
+    def of_run(
+        cls,
+        run: Run,
+        *,
+        trust_code: bool = False,
+        model: str | None = None,
+        data: str | None = None,
+        progress: bool = False,
+    ) -> Task:
         """Return the task of a run that the command line started, from what its folder says.
 
         Args:
@@ -121,6 +139,7 @@ class Task:
             trust_code: run the Python file in its folder that makes the teacher, if there is one.
             model: FILE.py:FACTORY, to run in its place.
             data: where the data are now; None for where they were, from the run's folder or from here.
+            progress: show how far the proof is, if the run has none.
 
         Raises:
             RunError: it was started in Python, so that teacher and data are not known by name; or it is damaged.
@@ -149,6 +168,8 @@ class Task:
             policy=policy,
             start=run.start if run.start.is_dir() else None,
             trust_code=trust_code,
+            run=run.folder,
+            progress=progress,
         )
 
     @property
@@ -221,6 +242,20 @@ def _started(
         if named is not None:
             allowed(folder, named, trust_code=False, model=None)
         raise
+
+
+def proved(analysis: Analysis, run: str | Path | None = None, *, progress: bool = False) -> tuple[Analysis, Proof]:
+    """Return the analysis with what holds in real students, as a run folder says or as it is found out now."""
+    known = None if run is None or not (Path(run) / "config.toml").is_file() else Run(run).recall("proof")
+    if known is not None:
+        proof = Proof.from_dict(known)
+        return analysis.without(proof.refused), proof
+    with Display(shown=progress) as display, display.steps("checking students of the network", USUAL):
+        analysis, proof = prove(analysis, on_student=lambda done: display.step(min(done, USUAL)))
+    display.say(proof.summary)
+    for found in proof.refused[:_REFUSED_SHOWN]:
+        display.warn(f"{found.kind} {found.name} stays as it is: {found.reason}")
+    return analysis, proof
 
 
 def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:

@@ -14,6 +14,7 @@ from understudy.proof.trial import Outcome, Trials
 _CHUNKS = 4  # in so many students all units of a kind go
 _REMOVALS = (0.15, 0.3, 0.5)  # chances of units in joint draws
 _MIXED = 2  # draws with half of the groups at random widths
+USUAL = 1 + 3 + _MIXED + 1 + 3 * _CHUNKS + len(_REMOVALS) + 1  # students, where all hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,16 @@ class Proof:
     students: int  # that were built and compared
     largest: float  # difference that was taken for rounding, of the largest output
     dtype: str  # "float64", or "float32" where the teacher does not compute in it
+
+    @property
+    def summary(self) -> str:
+        """What was found, in one line."""
+        line = f"{self.students} students checked against the masked network"
+        if not self.refused:
+            return f"{line}: all agree, outputs differ by {self.largest:.0e} at most"
+        counted = ((kind, sum(found.kind == kind for found in self.refused)) for kind in ("group", "unit", "kernel"))
+        parts = (f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in counted if number)
+        return f"{line}; not offered, because students were wrong: {', '.join(parts)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values; `from_dict` reads them."""
@@ -45,7 +56,7 @@ class _Decision:
 
 
 def prove(
-    analysis: Analysis, *, seed: int = 0, on_student: Callable[[int, int], object] = lambda done, of: None
+    analysis: Analysis, *, seed: int = 0, on_student: Callable[[int], object] = lambda done: None
 ) -> tuple[Analysis, Proof]:
     """Check students of a teacher against the masked teacher, and return the analysis with what holds.
 
@@ -59,7 +70,7 @@ def prove(
     Args:
         analysis: of the teacher, which is not touched.
         seed: of what is drawn.
-        on_student: hears how many students were checked, and of about how many.
+        on_student: hears how many students were checked.
 
     Returns:
         The analysis in whose Space only what holds is offered, and what was found.
@@ -73,12 +84,11 @@ def prove(
 
 
 class _Prover:
-    def __init__(self, analysis: Analysis, seed: int, on_student: Callable[[int, int], object]) -> None:
+    def __init__(self, analysis: Analysis, seed: int, on_student: Callable[[int], object]) -> None:
         self.space, self.trials = analysis.space, Trials(analysis, seed)
         self.refused: dict[tuple[Literal["group", "unit", "kernel"], str], str] = {}
         self._rng = random.Random(seed)
         self._on_student = on_student
-        self._expected = 3 + _MIXED + 1 + 3 * _CHUNKS + len(_REMOVALS) + 1
 
     def run(self) -> None:
         """Draw students until all that is left holds."""
@@ -86,8 +96,9 @@ class _Prover:
         if self.trials.reference:
             self._refuse_all(self.trials.reference)
             return
-        if not self._judge((), thorough=True).status == "holds":
-            self._refuse_all(self._judge((), thorough=True).reason)
+        whole = self._judge((), thorough=True)
+        if whole.status != "holds":
+            self._refuse_all(whole.reason)
             return
         rng = self._rng
         self._hold([self._narrowed(g, g.nearest(g.width / 2)) for g in space.groups])
@@ -157,8 +168,7 @@ class _Prover:
 
     def _judge(self, decisions: Iterable[_Decision], *, thorough: bool = False) -> Outcome:
         outcome = self.trials.judge(self._architecture(decisions), thorough=thorough)
-        self._expected = max(self._expected, self.trials.students + 1)
-        self._on_student(self.trials.students, self._expected)
+        self._on_student(self.trials.students)
         return outcome
 
     def _architecture(self, decisions: Iterable[_Decision]) -> Architecture:

@@ -30,9 +30,9 @@ _RANDOM = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.
 def shaken(analysis: Analysis, seed: int, *, dtype: torch.dtype, drawn: bool) -> Analysis:
     """Return the analysis of a copy of its teacher whose parameters hide nothing.
 
-    A fresh or trained network may multiply what goes wrong by zero: a layer scale of 1e-6, a last norm of scale 0, units that
-    never fire. So parameters are drawn anew, in a usual scale, and batch norms get the statistics of what
-    arrives there. Dropout is off. The Space and the passes over the graph are shared.
+    A network may multiply what goes wrong by almost zero: a layer scale of 1e-6, a last norm of scale 0, units that
+    never fire. So parameters are drawn anew, in a usual scale. Dropout is off. The Space and the passes over the graph
+    are shared.
 
     Args:
         analysis: of the teacher, which is not touched.
@@ -76,20 +76,21 @@ def _of_copy(analysis: Analysis, teacher: nn.Module) -> Analysis:
 
 
 def _drawn(name: str, parameter: Tensor, generator: torch.Generator, *, drawn: bool) -> Tensor:
-    plain = parameter.detach().clone()
+    plain: Tensor = parameter.detach().clone()
     if not drawn:
         return plain * _near_one(plain, generator) + (plain.abs() < 1e-3) * 0.1 * _near_one(plain, generator)
     wide = [size for size in plain.shape if size > 1]
     if len(wide) > 1:
         spread = (2.0 / max(plain.numel() // plain.shape[0], 1)) ** 0.5
-        return torch.randn(plain.shape, generator=generator).to(plain) * spread
+        return torch.randn(plain.shape, generator=generator).to(plain).mul_(spread)
     if name.endswith("bias"):
-        return torch.randn(plain.shape, generator=generator).to(plain) * 0.3
+        return torch.randn(plain.shape, generator=generator).to(plain).mul_(0.3)
     return _near_one(plain, generator)
 
 
 def _near_one(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (torch.rand(like.shape, generator=generator) + 0.5).to(like)
+    drawn: Tensor = torch.rand(like.shape, generator=generator) + 0.5
+    return drawn.to(like)
 
 
 def _calm(module: nn.Module) -> None:

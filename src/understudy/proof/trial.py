@@ -277,7 +277,7 @@ def _learns(module: nn.Module, outputs: Any) -> bool:
     if not ends:
         return False
     module.zero_grad()
-    torch.stack([t.square().mean() for t in ends]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([t.square().mean() for t in ends]).sum().backward()
     return all(p.grad is None or bool(p.grad.isfinite().all()) for p in module.parameters())
 
 

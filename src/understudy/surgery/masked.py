@@ -105,7 +105,7 @@ class Masked(fx.Interpreter):
         rim = torch.zeros_like(weight)
         first = weight.shape[-1] - self._kernels[str(node.target)]
         middle = slice(first // 2, weight.shape[-1] - first // 2)
-        where = (..., *(middle for _ in range(weight.dim() - 2)))
+        where: Any = (..., *(middle for _ in range(weight.dim() - 2)))
         rim[where] = weight[where]
         return functional_call(module, {"weight": rim}, args, kwargs)
 
