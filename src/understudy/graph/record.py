@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from understudy.core.errors import TraceError
-from understudy.graph.trace import Example, _check, _explain, _positional, _recorded, _Tracer
+from understudy.graph.trace import Example, _check, _explain, _recorded, _Tracer, named_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ def record(
     """
     _check(module, example)
     root = copy.deepcopy(module).train(training)
-    tracer = _Tracer(_positional(root, example), leaf_modules)
+    tracer = _Tracer(named_inputs(root, example), leaf_modules)
     try:
         with torch.random.fork_rng(devices=[]):
             graph, _ = _recorded(root, example, tracer)
