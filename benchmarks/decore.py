@@ -54,7 +54,7 @@ _FIGURE = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 def main() -> None:
     options = _options()
     data = _data(options)
-    device = Device(precision="bf16", memory_format="channels_last", threads=1)
+    device = Device(threads=1)
     settings = Compression(
         augmentation=Augmentation(crop=options.crop, flip=options.flip), device=device, final=_final(options)
     )

@@ -44,7 +44,7 @@ def main() -> None:
         name, _, width = spec.partition(":")
         torch.manual_seed(0)
         model = zoo.create(name, width=int(width) if width else None)
-        device = Device(device=options.device, precision="bf16", memory_format="channels_last", threads=1)
+        device = Device(device=options.device, threads=1)
         compute = choose_compute(model, torch.randn(2, 3, 32, 32), device)
         plain, gated = measured(model, compute, options.batch, options.steps, options.weight)
         ratio = statistics.median(b / a for a, b in zip(plain, gated, strict=True))

@@ -73,7 +73,7 @@ METHODS: dict[str, Method] = {
     "N2N, two stages": N2N(removal_updates=2, shrinkage_updates=6),
     TRANSFERRED: N2N(shrinkage_updates=8),
 }
-DEVICE = Device(precision="bf16", memory_format="channels_last", threads=1)
+DEVICE = Device(threads=1)
 PLANS = {
     "mnist": Compression(
         goal=Goal(params="100x"),

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     candidates = Candidates(examples=options.examples, stop_below=0.0)
-    device = Device(precision="bf16", memory_format="channels_last", threads=1)
+    device = Device(threads=1)
     settings = Compression(
         goal=Goal(params=options.params),
         augmentation=Augmentation(crop=4, flip=True),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from understudy.config.training import Augmentation
 from understudy.core.errors import DataError
-from understudy.data import Data, Split
+from understudy.data import Data, Split, Views
 
 
 def arrays(n: int = 40, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +90,41 @@ def test_normalisation_can_be_a_teachers_own() -> None:
 def test_a_normalisation_needs_a_mean_and_a_positive_deviation_per_channel(mean: list[float], std: list[float]) -> None:
     with pytest.raises(DataError, match="a mean and a positive deviation for each of 3 channels"):
         Data.from_arrays(*arrays()).with_normalisation(mean, std)
+
+
+class Crossings(TorchDispatchMode):
+    """Notes each operation that takes a tensor to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if isinstance(out, torch.Tensor) and any(x.device != out.device for x in tensors):
+            self.seen.append(str(func))
+        return out
+
+
+def test_a_batch_is_made_where_its_epoch_and_split_are() -> None:
+    # The meta device stands for any: a copy to or from it is one that a step would wait for.
+    meta = torch.device("meta")
+    data = Data.from_arrays(*arrays()).to(meta)
+    augmentation = Augmentation(crop=1, flip=True, cutout=2)
+    epoch = Views(len(data.train), augmentation, seed=0).epoch(0).to(meta)
+
+    def batch() -> torch.Tensor:
+        indices = epoch.order[:8]
+        images, _ = data.train.batch(indices)
+        return data.normalise(epoch.apply(images, indices))
+
+    batch()  # the constants of the normalisation are made once
+    with Crossings() as crossings:
+        assert batch().device == meta
+        assert crossings.seen == []
+        Views(8, augmentation, seed=0).epoch(0).to(meta)
+        assert crossings.seen == ["aten._to_copy.default"] * 2
 
 
 def test_float_images_are_taken_as_normalised() -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +13,7 @@ from torch import Tensor, nn
 
 from understudy.config.training import Device
 from understudy.core.errors import ConfigError
-from understudy.training import compute as module
-from understudy.training.compute import Compute, choose_compute, seeded
+from understudy.training.compute import Compute, choose_compute, seeded, told
 
 COMPUTES = [
     Compute(dtype=dtype, memory_format=memory_format)
@@ -40,7 +42,7 @@ def test_a_compute_can_be_sent_and_has_a_name(compute: Compute) -> None:
     assert compute.name == f"cpu-{precision}-{layout}"
 
 
-def test_what_is_pinned_is_not_timed(device: torch.device) -> None:
+def test_what_is_pinned_is_not_tried(device: torch.device) -> None:
     class Untouchable(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             raise AssertionError
@@ -48,60 +50,119 @@ def test_what_is_pinned_is_not_timed(device: torch.device) -> None:
     pinned = Device(device=str(device), precision="bf16", memory_format="channels_last", threads=3)
     chosen = choose_compute(Untouchable(), IMAGES, pinned)
     assert chosen == Compute(device=device, dtype=torch.bfloat16, memory_format=torch.channels_last, threads=3)
+    assert told(chosen, pinned) == f"computing on {device} in bf16, channels_last, 3 threads"
 
 
-def test_a_pinned_precision_is_kept_while_the_format_is_timed(device: torch.device) -> None:
+def processor(monkeypatch: pytest.MonkeyPatch, *, bf16: bool, amx: bool = False) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "amx", "dtype", "why"),
+    [
+        (False, False, torch.float32, "fp32, channels_last (this processor has no bf16 instructions)"),
+        (True, False, torch.bfloat16, "bf16, channels_last (this processor has bf16 instructions)"),
+        (False, True, torch.bfloat16, "bf16, channels_last (this processor has bf16 instructions)"),
+    ],
+)
+def test_the_kind_of_processor_decides_not_a_stopwatch(
+    bf16: bool, amx: bool, dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ticking() -> float:
+        raise AssertionError("nothing is timed")
+
+    for clock in ("perf_counter", "process_time", "monotonic"):
+        monkeypatch.setattr(time, clock, ticking)
+    processor(monkeypatch, bf16=bf16, amx=amx)
+    chosen = choose_compute(network(), IMAGES, Device(device="cpu"))
+    assert chosen == Compute(dtype=dtype, memory_format=torch.channels_last, threads=1)
+    assert told(chosen, Device(device="cpu")) == f"computing on cpu in {why}"
+
+
+def test_a_choice_leaves_the_model_and_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, bf16=True)
     model = network()
     before, modes, state = copy.deepcopy(model), [m.training for m in model.modules()], torch.get_rng_state()
-    chosen = choose_compute(model, IMAGES, Device(device=str(device), precision="bf16"))
-    assert chosen.dtype == torch.bfloat16
+    choose_compute(model, IMAGES, Device(device="cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(map(torch.equal, model.state_dict().values(), before.state_dict().values()))
     assert [m.training for m in model.modules()] == modes
 
 
-@pytest.mark.parametrize(
-    ("seconds", "chosen"),
-    [((4.0, 3.0, 2.0, 1.0), 3), ((1.0, 3.0, 2.0, 4.0), 0), ((1.2, 1.04, 1.0, 1.0), 1), ((1.2, 1.06, 1.0, 0.99), 2)],
-)
-def test_the_fastest_is_chosen_and_the_plainer_of_two_alike(
-    seconds: tuple[float, ...], chosen: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials: list[Compute] = []
-
-    def timed(model: nn.Module, images: Tensor, compute: Compute) -> float:
-        trials.append(compute)
-        first = trials.count(compute) == 1  # it also compiles kernels, so it takes any time
-        return 0.0 if first else seconds[COMPUTES.index(replace(compute, threads=1))]
-
-    monkeypatch.setattr(module, "_time_step", timed)
-    found = choose_compute(network(), IMAGES, Device(device="cpu", threads=2))
-    assert found == replace(COMPUTES[chosen], threads=2)
-    assert trials == [replace(compute, threads=2) for compute in COMPUTES] * 6
-
-
 class Choosy(nn.Module):
-    """Runs in bfloat16 only, and there in one memory format only."""
+    """Runs in one precision only."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2, 2, 1)
+        self.conv, self.dtype = nn.Conv2d(2, 2, 1), dtype
 
     def forward(self, images: Tensor) -> Tensor:
         out = self.conv(images)
-        if out.dtype != torch.bfloat16 or not images.is_contiguous():
+        if out.dtype != self.dtype:
             raise RuntimeError("no such kernel")
         return out.flatten(1)
 
 
-def test_combinations_that_do_not_run_are_passed_over(device: torch.device) -> None:
-    chosen = choose_compute(Choosy(), IMAGES, Device(device=str(device)))
-    assert chosen == Compute(device=device, dtype=torch.bfloat16, memory_format=torch.contiguous_format, threads=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_precision_that_does_not_run_is_passed_over(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, bf16=True)
+    chosen = choose_compute(Choosy(dtype), IMAGES, Device(device="cpu"))
+    assert chosen == Compute(dtype=dtype, memory_format=torch.channels_last)
+    assert ("does not run in bf16" in told(chosen, Device(device="cpu"))) is (dtype == torch.float32)
+
+
+def test_a_pinned_format_is_kept_while_the_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, bf16=False)
+    chosen = choose_compute(network(), IMAGES, Device(device="cpu", memory_format="contiguous"))
+    assert chosen == Compute(dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
 def test_a_model_that_runs_nowhere_is_an_error(device: torch.device) -> None:
-    with pytest.raises(ConfigError, match=r"must run in one of the combinations, but none worked:\n.*mat1 and mat2"):
+    with pytest.raises(ConfigError, match=r"must run in one of the precisions, but none worked:\n.*mat1 and mat2"):
         choose_compute(Misfit(), IMAGES, Device(device=str(device)))
+
+
+class Functional(nn.Module):
+    """A strided 1x1 convolution whose weight is a bare parameter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, channels, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.conv2d(images, self.weight, stride=2).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "hazard"),
+    [
+        (nn.Conv2d(4, 8, 1, stride=2), True),
+        (nn.Conv2d(7, 8, 1, stride=(2, 1)), True),
+        (nn.Conv2d(16, 8, 1, stride=2, groups=8), True),
+        (Functional(2), True),
+        (nn.Conv2d(8, 8, 1, stride=2), False),
+        (nn.Conv2d(2, 8, 1), False),
+        (nn.Conv2d(2, 8, 3, stride=2), False),
+        (Functional(8), False),
+        (nn.Linear(4, 8), False),
+    ],
+)
+def test_what_corrupts_memory_in_channels_last_is_never_computed_in_it(layer: nn.Module, hazard: bool) -> None:
+    model = nn.Sequential(nn.ReLU(), layer)
+    wanted = Compute(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if hazard else torch.channels_last
+    assert wanted.suited(model) == Compute(memory_format=layout)
+    assert Compute().suited(model) == Compute()
+    elsewhere = replace(wanted, device=torch.device("cuda"))
+    assert elsewhere.suited(model) == elsewhere
+
+
+@pytest.mark.parametrize("memory_format", ["auto", "channels_last"])
+def test_a_layout_that_corrupts_memory_is_not_chosen(memory_format: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 8, 1, stride=2), nn.Flatten())
+    device = Device(device="cpu", precision="fp32", memory_format=memory_format)
+    assert choose_compute(model, IMAGES, device) == Compute(memory_format=torch.contiguous_format)
 
 
 def test_an_unknown_device_is_an_error() -> None:
@@ -117,6 +178,32 @@ def test_a_scope_sets_the_threads_and_restores_them() -> None:
             assert torch.get_num_threads() >= 1
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_a_scope_computes_float32_in_float32_and_restores_the_callers_choice() -> None:
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("medium")
+        cudnn.allow_tf32 = True
+        with Compute().scope():
+            assert (torch.get_float32_matmul_precision(), cudnn.allow_tf32) == ("highest", False)
+        assert (torch.get_float32_matmul_precision(), cudnn.allow_tf32) == ("medium", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
+
+
+def test_a_scope_on_cuda_is_deterministic_and_restores_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The switches can be set without a GPU, so what the scope promises is tested everywhere.
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    with Compute(device=torch.device("cuda")).scope():
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert (cudnn.deterministic, cudnn.benchmark) == (True, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark) == before
 
 
 def test_placing_a_model_gives_its_filters_the_memory_format(device: torch.device) -> None:

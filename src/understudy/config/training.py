@@ -63,9 +63,10 @@ class Device(Checked):
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass; auto times the combinations at the start of a run and records the choice."""
+    """Arithmetic of the forward pass. auto: bf16 where the processor has instructions for it (AVX512-BF16, AMX, or
+    CUDA from 8.0), else fp32; recorded in the run."""
     memory_format: MemoryFormat = "auto"
-    """Layout of image tensors; auto as above."""
+    """Layout of image tensors. auto: channels_last on CPUs and for bf16 on CUDA, else contiguous."""
     threads: Natural = 1
     """CPU threads of one network in training (0: all cores); the same for any number of workers, so results are too."""
     workers: Natural = 1

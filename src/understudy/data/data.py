@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Data:
         """Return uint8 images (n, c, h, w) as `(x / 255 - mean) / std`, float images as they are."""
         if images.dtype != torch.uint8:
             return images
-        mean, std = (torch.tensor(x, device=images.device).view(-1, 1, 1) for x in (self.mean, self.std))
+        mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> Data:
@@ -285,6 +286,13 @@ class Data:
             digest=digest_of(train, val, splits.test, settings=(mean, std)),
             source=splits.source,
         )
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Float32[Tensor, "c 1 1"]:
+    """Return a constant for each channel; kept, so that no step waits until it is on the device."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def _check(splits: Splits, classes: tuple[str, ...]) -> None:

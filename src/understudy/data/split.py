@@ -50,9 +50,14 @@ class Split:
         """Where batches come out."""
         return self.labels.device
 
+    @property
+    def indexed_on(self) -> torch.device:
+        """Where `batch` takes indices from without a copy between devices."""
+        return self.labels.device
+
     def batch(self, indices: Int[Tensor, " b"]) -> tuple[Images, Int64[Tensor, " b"]]:
         """Return images (b, c, h, w) and labels (b,) of those examples, on the split's device."""
-        indices = indices.to(self.device)
+        indices = indices.to(self.device, non_blocking=True)
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
 
     def take(self, indices: Int[Tensor, " b"]) -> Split:
@@ -86,6 +91,11 @@ class StreamedSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def indexed_on(self) -> torch.device:
+        """Where `batch` takes indices from without a copy between devices: they say what to read."""
+        return torch.device("cpu")
+
     def batch(self, indices: Int[Tensor, " b"]) -> tuple[Images, Int64[Tensor, " b"]]:
         """Return images (b, c, h, w) and labels (b,) of those examples, on the split's device.
 
@@ -97,7 +107,7 @@ class StreamedSplit:
             empty = torch.empty((0, *self.shape), dtype=self.dtype, device=self.device)
             return empty, self.labels[indices].to(self.device)
         images = torch.stack(in_threads(self.read, self.items[indices].tolist(), self.workers))
-        return images.to(self.device), self.labels[indices].to(self.device)
+        return sent(images, self.device), sent(self.labels[indices], self.device)
 
     def take(self, indices: Int[Tensor, " b"]) -> StreamedSplit:
         """Return the split of those examples only, in that order."""
@@ -114,6 +124,14 @@ class StreamedSplit:
 
 
 AnySplit = Split | StreamedSplit
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on another device; for a GPU by way of pinned memory, so that nobody waits."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

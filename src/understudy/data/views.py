@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float32, Int, Int64
@@ -56,6 +56,10 @@ class Epoch:
     augmentation: Augmentation
     draws: Float32[Tensor, "n 5"]  # uniform in 0..1
 
+    def to(self, device: torch.device) -> Epoch:
+        """Return this epoch with its numbers on another device, where `apply` then copies none from elsewhere."""
+        return replace(self, order=self.order.to(device), draws=self.draws.to(device))
+
     def apply(self, images: Images, indices: Int[Tensor, " n"]) -> Images:
         """Return the images (b, c, h, w) varied: crop of the zero-padded image, then flip, then cutout.
 
@@ -64,7 +68,7 @@ class Epoch:
         how = self.augmentation
         if not (how.crop or how.flip or how.cutout):
             return images
-        draws = self.draws[indices.cpu()].to(images.device)
+        draws = self.draws[indices.to(self.draws.device)].to(images.device)
         if how.crop or how.flip:
             images = _cropped(images, draws[:, :3], how.crop, how.flip)
         if how.cutout:

@@ -45,7 +45,7 @@ from understudy.runs.folder import Run
 from understudy.runs.journal import Journal
 from understudy.runs.store import Store
 from understudy.runs.workers.local import Evaluate, Pool, refuse_reimport
-from understudy.training.compute import choice, pinned
+from understudy.training.compute import choice, pinned, told
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import choose_compute
 from understudy.training.objective import needs_teacher
@@ -187,11 +187,12 @@ class _Job:
     def evaluator(self) -> Evaluator:
         """What trains and scores, in the precision that was chosen for this run when it started."""
         teacher, data = self.task.teacher.module, self.task.data
-        device = pinned(self.settings.device, self.run.recall("compute"))
-        with self.display.steps("choosing precision and memory format", None):
-            images = first_images(data, data.train, self.settings.candidates.batch_size)
-            compute = choose_compute(teacher, images, device)
+        chosen = self.run.recall("compute")
+        device = pinned(self.settings.device, chosen)
+        compute = choose_compute(teacher, first_images(data, data.train, self.settings.candidates.batch_size), device)
         self.run.remember("compute", choice(compute))
+        if chosen is None:
+            self.display.say(told(compute, device))
         return self.task.evaluator(compute, self.run.logits)
 
     @cached_property

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,8 +18,9 @@ from understudy.core.errors import ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-_TRIAL_SECONDS = 20.0  # most time that choosing a compute may take, once each was tried
-_TIE = 1.05  # a combination that takes up to so many times the shortest time is as good
+_TRIAL = 8  # images of the step that shows whether a network runs in a precision
+_NARROW = 8  # channels, below which the backward pass of a strided 1x1 convolution may write past its memory
+_CUBLAS = ":4096:8"  # workspace with which cuBLAS is deterministic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +40,31 @@ class Compute:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Use these threads and deterministic convolutions inside, and what was set before afterwards."""
-        before = torch.get_num_threads()
-        cudnn = torch.backends.cudnn
-        flags = (cudnn.deterministic, cudnn.benchmark)
+        """Inside, use these threads, full float32 (no TF32) and deterministic algorithms; restore all afterwards.
+
+        On CUDA an operation without a deterministic algorithm warns.
+        """
+        threads = torch.get_num_threads()
         torch.set_num_threads(self.threads or cores())
-        cudnn.deterministic, cudnn.benchmark = True, False
         try:
-            yield
+            with _full_float32(), _deterministic(self.device):
+                yield
         finally:
-            torch.set_num_threads(before)
-            cudnn.deterministic, cudnn.benchmark = flags
+            torch.set_num_threads(threads)
 
     def autocast(self) -> torch.autocast:
         """Return the context of one forward pass. Leave it before weights change: it keeps their casts."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def suited(self, model: nn.Module) -> Compute:
+        """Return how to compute this model: as this says, but never in a layout that corrupts memory.
+
+        On a CPU the backward pass of a 1x1 convolution with a stride and fewer than 8 input channels writes past its
+        workspace in channels_last (oneDNN issue 6035: wrong gradients, hangs, crashes). Such a model is contiguous.
+        """
+        if self.device.type != "cpu" or self.memory_format != torch.channels_last or not _is_hazard(model):
+            return self
+        return replace(self, memory_format=torch.contiguous_format)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move the model to this device and memory format, in place, and return it."""
@@ -71,42 +78,55 @@ class Compute:
 
 
 def choose_compute(model: nn.Module, images: Float[Tensor, "b c h w"], device: Device) -> Compute:
-    """Return how to compute: what the settings pin, and for "auto" the fastest combination here.
+    """Return how to compute: what the settings pin, and for "auto" what suits this kind of processor.
 
-    Combinations are timed by forward and backward passes of a copy of the model on the normalised
-    images, in turns, and compared by median; where there is hardly a difference the plainer one is
-    chosen, so that another run chooses it too. A single combination is not timed. "auto" for the device
-    is cuda if there is one, else mps, else cpu.
+    Nothing is timed, so every run on machines of one kind chooses the same, however busy they are. "auto" means
+
+    - for the device: cuda if there is one, else mps, else cpu;
+    - for the precision: bf16 where the processor has instructions for it (AVX512-BF16, AMX; CUDA from compute
+      capability 8.0 on) and a step of the model on a few of the images works in it, else fp32;
+    - for the memory format: channels_last on a CPU and for bf16 on CUDA, else contiguous; see `Compute.suited`.
 
     Raises:
-        ConfigError: torch does not know the device, or the model runs in no combination.
+        ConfigError: torch does not know the device, or the model runs in no precision.
     """
     where = device_named(device.device)
-    precisions = tuple(_DTYPES) if device.precision == "auto" else (device.precision,)
-    formats = tuple(_FORMATS) if device.memory_format == "auto" else (device.memory_format,)
-    choices = [
-        Compute(device=where, dtype=_DTYPES[p], memory_format=_FORMATS[f], threads=device.threads)
-        for p, f in itertools.product(precisions, formats)
-    ]
-    if len(choices) == 1:
+    choices = []
+    for precision in ("bf16", "fp32") if device.precision == "auto" else (device.precision,):
+        layout = device.memory_format
+        if layout == "auto":
+            layout = (
+                "channels_last" if where.type == "cpu" or (where.type, precision) == ("cuda", "bf16") else "contiguous"
+            )
+        choice = Compute(device=where, dtype=_DTYPES[precision], memory_format=_FORMATS[layout], threads=device.threads)
+        choices.append(choice.suited(model))
+    if device.precision != "auto":
         return choices[0]
-    times: dict[Compute, list[float]] = {compute: [] for compute in choices}
     errors = []
-    start = time.perf_counter()
-    for trial in range(6):
-        for compute in list(times):
-            try:
-                times[compute].append(_time_step(model, images, compute))
-            except RuntimeError as e:  # an operation without a bf16 kernel, too little memory
-                errors.append(f"{compute.name}: {e}")
-                del times[compute]
-        if trial and time.perf_counter() - start > _TRIAL_SECONDS:
-            break
-    if not times:
-        raise ConfigError("the model must run in one of the combinations, but none worked:\n" + "\n".join(errors))
-    # The first trial of each also compiles its kernels.
-    medians = {compute: median(trials[1:]) for compute, trials in times.items()}
-    return next(compute for compute in choices if medians.get(compute, math.inf) <= _TIE * min(medians.values()))
+    for compute in choices if _multiplies_bf16(where) else choices[1:]:
+        try:
+            _step(model, images[:_TRIAL], compute)
+            return compute
+        except RuntimeError as e:  # an operation without a bf16 kernel, too little memory
+            errors.append(f"{compute.name}: {e}")
+    raise ConfigError("the model must run in one of the precisions, but none worked:\n" + "\n".join(errors))
+
+
+def told(compute: Compute, device: Device) -> str:
+    """Return in one line how is computed and, where the settings left it open, why."""
+    precision, layout = compute.name.split("-")[-2:]
+    threads = f", {compute.threads or cores()} threads" if compute.threads != 1 else ""
+    line = f"computing on {compute.device} in {precision}, {layout}{threads}"
+    if device.precision != "auto":
+        return line
+    if precision == "bf16":
+        return f"{line} (this processor has bf16 instructions)"
+    reason = (
+        "the network does not run in bf16"
+        if _multiplies_bf16(compute.device)
+        else "this processor has no bf16 instructions"
+    )
+    return f"{line} ({reason})"
 
 
 @contextmanager
@@ -131,23 +151,75 @@ def seeded(device: torch.device) -> Iterator[Callable[[int], None]]:
             there.set_rng_state(before_there)
 
 
-def _time_step(model: nn.Module, images: Tensor, compute: Compute) -> float:
-    """Return the seconds of one forward and backward pass of a copy of the model.
-
-    Of one thread, seconds on the CPU: other processes must not decide.
-    """
-    clock = time.process_time if compute.device.type == "cpu" and compute.threads == 1 else time.perf_counter
+def _step(model: nn.Module, images: Tensor, compute: Compute) -> None:
+    """Run a forward and a backward pass of a copy of the model, to see whether it works."""
     with compute.scope(), seeded(compute.device) as reseed:
         reseed(0)
         trial = compute.place(copy.deepcopy(model)).train()
-        batch = compute.images(images)
-        _wait(compute.device)
-        start = clock()
         with compute.autocast():
-            logits = trial(batch)
+            logits = trial(compute.images(images))
         logits.float().square().mean().backward()
-        _wait(compute.device)
-        return clock() - start
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Return whether the processor has instructions for products of bf16; where they are emulated, fp32 is faster."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Arm processors with bf16 are left in fp32: nobody has measured them here.
+    cpu = torch.cpu
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    )
+
+
+def _is_hazard(model: nn.Module) -> bool:
+    """Return whether the model has a layer whose backward pass corrupts memory in channels_last; see `suited`.
+
+    Weights of the shape that no convolution module owns count as well: their stride is not known.
+    """
+    for module in model.modules():
+        strided = not isinstance(module, nn.Conv2d) or max(module.stride) > 1
+        for weight in module.parameters(recurse=False):
+            if strided and weight.ndim == 4 and weight.shape[1] < _NARROW and tuple(weight.shape[2:]) == (1, 1):
+                return True
+    return False
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Compute float32 in float32 inside, so that "fp32" names a result: neither TF32 nor bf16 in disguise."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Use deterministic algorithms inside; elsewhere than on CUDA all that is used here is so anyway."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS)
+    cudnn = torch.backends.cudnn
+    filled: Any = torch.utils.deterministic  # its attribute is a debugging aid that costs time
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory
+    # What has no deterministic algorithm warns: a network is not refused for it.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory = True, False, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark, filled.fill_uninitialized_memory = flags
 
 
 def device_named(name: str) -> torch.device:
@@ -164,11 +236,6 @@ def device_named(name: str) -> torch.device:
         raise ConfigError(f"device must be auto, cpu, cuda, cuda:1 or mps, but got {name!r}") from e
 
 
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-
-
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -179,7 +246,7 @@ def _name_of(value: object, names: dict[str, Any]) -> str:
 
 
 def pinned(device: Device, chosen: Mapping[str, str] | None) -> Device:
-    """Return the device with what was chosen for it before, so that nothing is timed again."""
+    """Return the device with what was chosen for it before, which holds wherever a run goes on."""
     return device if chosen is None else replace(device, **chosen)  # type: ignore[arg-type]
 
 

@@ -25,6 +25,7 @@ from understudy.config.training import Training
 from understudy.core.errors import ConfigError, RunError
 from understudy.core.files import write_whole
 from understudy.data import AnySplit, Epoch, Views
+from understudy.data.split import sent
 from understudy.training import objective as distill
 from understudy.training.compute import Compute as Compute
 from understudy.training.compute import choose_compute as choose_compute
@@ -39,6 +40,7 @@ OnPart = Callable[[float], object]
 """How much is done, in epochs: 2.25 is a quarter of the third."""
 
 _LOOKS = 4  # times per epoch that the loss is read from the device
+_HELD = 2**28  # bytes of an epoch's teacher logits that are held on the device; more are sent batch by batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ def train(
     """
     if distill.needs_teacher(training) and logits is None:
         raise ConfigError(f"loss {training.loss!r} needs the teacher's logits, but none are given")
+    compute = compute.suited(model)
     with compute.scope(), _mode(model, training=True), seeded(compute.device) as reseed:
         loop = _Loop(compute.place(model), split, training, normalise=normalise, compute=compute)
         loop.on_step, loop.on_part = on_step, on_part
@@ -138,8 +141,10 @@ def predict(
     changed. `on_part` is called after each batch with the part that is done, 0..1.
     """
     parts, done = [], 0
+    compute = compute.suited(model)
+    epoch = None if epoch is None else epoch.to(compute.device)
     with compute.scope(), _mode(model, training=False), torch.no_grad(), compute.autocast():
-        for indices in torch.arange(len(split)).split(batch_size):
+        for indices in torch.arange(len(split), device=split.indexed_on).split(batch_size):
             images, _ = split.batch(indices)
             if epoch is not None:
                 images = epoch.apply(images, indices)
@@ -169,7 +174,8 @@ def recalibrate(
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    used = torch.linspace(0, len(split) - 1, min(examples, len(split))).long()
+    compute = compute.suited(model)
+    used = torch.linspace(0, len(split) - 1, min(examples, len(split))).long().to(split.indexed_on)
     count = max(1, round(len(used) / 250))
     with compute.scope(), _mode(model, training=False):
         try:
@@ -220,14 +226,15 @@ class _Loop:
         """Train for one epoch; None if it diverged."""
         start = time.perf_counter()
         training = self.training
-        steps = _batches(epoch.order, training.batch_size)
-        looks = {len(steps) * (i + 1) // _LOOKS for i in range(_LOOKS)}
+        feed = _Feed(self.split, epoch, teacher, training.batch_size, self.compute)
+        steps = len(feed.here)
+        looks = {steps * (i + 1) // _LOOKS for i in range(_LOOKS)}
         total = torch.zeros((), device=self.compute.device)
-        for i, indices in enumerate(steps):
-            share = (number + i / len(steps)) / training.epochs
-            total += self._step(indices, epoch, teacher, learning_rate(training, share))
+        for i in range(steps):
+            share = (number + i / steps) / training.epochs
+            total += self._step(feed.batch(i), learning_rate(training, share))
             if self.on_part is not None:
-                self.on_part(number + (i + 1) / len(steps))
+                self.on_part(number + (i + 1) / steps)
             if i + 1 in looks and not math.isfinite(total.item()):
                 self.fail(f"diverged: the loss was {total.item()} by step {i + 1} of epoch {number + 1}")
                 return None
@@ -244,15 +251,12 @@ class _Loop:
             images_per_second=len(epoch.order) / seconds,
         )
 
-    def _step(self, indices: Int[Tensor, " b"], epoch: Epoch, teacher: Tensor | None, rate: float) -> Tensor:
+    def _step(self, batch: _Batch, rate: float) -> Tensor:
         """Take one step and return the batch's summed loss, on the device."""
-        images, labels = self.split.batch(indices)
-        images = self.normalise(self.compute.images(epoch.apply(images, indices)))
-        labels = labels.to(self.compute.device, non_blocking=True)
-        target = None if teacher is None else teacher[indices].to(self.compute.device, torch.float32)
+        images = self.normalise(self.compute.images(batch.images))
         with self.compute.autocast():
             logits = self.model(images)
-        loss = self.loss(logits.float(), target, labels)
+        loss = self.loss(logits.float(), batch.target, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.training.gradient_clip:
@@ -261,8 +265,8 @@ class _Loop:
             group["lr"] = rate
         self.optimizer.step()
         if self.on_step is not None:
-            self.on_step(logits.detach().float(), labels, indices.to(labels.device))
-        return loss.detach() * len(indices)
+            self.on_step(logits.detach().float(), batch.labels, batch.places)
+        return loss.detach() * len(batch.labels)
 
     def fail(self, error: str) -> None:
         self.status, self.error = "failed", error
@@ -316,6 +320,46 @@ class _Loop:
         shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
         fields = [asdict(self.training), shapes, len(self.split), self.compute.name, seed]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What a step learns from, on the device."""
+
+    images: Tensor  # (b, c, h, w), varied, not normalised
+    labels: Tensor  # (b,)
+    target: Tensor | None  # the teacher's logits (b, k), float32
+    places: Tensor  # (b,), in the split
+
+
+class _Feed:
+    """The batches of one epoch. What the epoch needs is brought to the device at its start, so no step waits for it."""
+
+    def __init__(
+        self, split: AnySplit, epoch: Epoch, teacher: Tensor | None, batch_size: int, compute: Compute
+    ) -> None:
+        device = compute.device
+        self.here = _batches(epoch.order, batch_size)  # on the CPU, where images are read and large logits lie
+        self.epoch = epoch.to(device)
+        self.there = _batches(self.epoch.order, batch_size)
+        self.split, self.device = split, device
+        small = teacher is not None and teacher.nbytes <= _HELD
+        self.teacher = teacher.to(device) if teacher is not None and small else teacher
+
+    def batch(self, i: int) -> _Batch:
+        """Return the batch of step `i`."""
+        here, there = self.here[i], self.there[i]
+        images, labels = self.split.batch(here if self.split.indexed_on.type == "cpu" else there)
+        target = None
+        if self.teacher is not None:
+            lies_there = self.teacher.device == there.device
+            target = self.teacher[there] if lies_there else sent(self.teacher[here], self.device)
+        return _Batch(
+            images=self.epoch.apply(images.to(self.device, non_blocking=True), there),
+            labels=labels.to(self.device, non_blocking=True),
+            target=None if target is None else target.to(torch.float32),
+            places=there,
+        )
 
 
 def _optimizer(weights: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
