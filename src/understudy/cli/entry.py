@@ -15,6 +15,7 @@ from rich.text import Text
 from understudy.cli.common import Command, err, out
 from understudy.cli.compress import Compress, Resume
 from understudy.cli.evaluate import Evaluate
+from understudy.cli.export import Export, Verify
 from understudy.cli.help import help_text
 from understudy.cli.inspect import Inspect
 from understudy.cli.runs import Runs
@@ -30,6 +31,8 @@ COMMANDS: dict[str, type[Command]] = {
     "resume": Resume,
     "runs": Runs,
     "evaluate": Evaluate,
+    "export": Export,
+    "verify": Verify,
 }
 _ABOUT = """Understudy takes a trained PyTorch network and learns a much smaller one that does the same. It compresses
 image classifiers; other tasks do not work yet.

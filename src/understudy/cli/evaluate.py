@@ -43,7 +43,7 @@ class Evaluate(Command):
         from understudy.jobs.evaluate import score
         from understudy.models.card import read_card
 
-        folder = _student(self.student)
+        folder = student_folder(self.student)
         data = open_data(opened(self.data, self.size, self.grey, read_card(folder, "student")["input"]))
         figures = score(folder, data, self.split, trust_code=self.trust_code, model=self.model)
         out.print(
@@ -57,7 +57,7 @@ class Evaluate(Command):
         return 0
 
 
-def _student(place: Path) -> Path:
+def student_folder(place: Path) -> Path:
     """Return the student's folder that is meant: itself, or that of a run.
 
     Raises:

@@ -26,6 +26,7 @@ from understudy.core.goal import Goal, Reward
 from understudy.core.summary import Summary
 from understudy.data import Data
 from understudy.data.data import first_images
+from understudy.export.folder import Exported, export_student
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.finals import Finisher
 from understudy.jobs.latency import Latencies, reference_for
@@ -64,6 +65,7 @@ class Result:
     run: Path
     _card: dict[str, Any]
     _code: dict[str, str]
+    _data: Data
 
     def __repr__(self) -> str:
         return f"Result({in_a_line(self.summary)}; {self.run})"
@@ -81,6 +83,27 @@ class Result:
     def save(self, folder: str | Path) -> None:
         """Write the student's folder; `load_student` reads it."""
         save_student(folder, self.student, self.architecture, self._card, self._code)
+
+    def export(self, folder: str | Path, formats: Sequence[str] = ("source", "onnx", "pt2")) -> Exported:
+        """Write the student in formats that need no tool of ours, each checked beside it on the run's own images.
+
+        Args:
+            folder: where to; `understudy verify` checks it anywhere.
+            formats: of "source" (plain PyTorch), "onnx", "pt2" (torch.export) and "int8" (ONNX in 8 bits).
+
+        Raises:
+            ConfigError: a format is unknown.
+            ExtraError: onnx, onnxscript or onnxruntime is missing; nothing is written.
+            ExportError: none can be written, or one gives other outputs than the student.
+        """
+        return export_student(
+            folder,
+            self.student,
+            card=self._card,
+            architecture=self.architecture.to_json(),
+            formats=formats,
+            data=self._data,
+        )
 
 
 def compress(
@@ -359,6 +382,7 @@ class _Job:
             run=self.run.folder,
             _card=card_of(self.task, summary, self.run.start),
             _code=code(self.task, self.run.start),
+            _data=self.task.data,
         )
 
     def _tell_of_final(self, evaluation: Evaluation) -> None:

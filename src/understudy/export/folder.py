@@ -1,0 +1,262 @@
+"""The folder that a user takes home: a student in several formats, what goes in, and a certificate.
+
+model.py, model.safetensors   plain PyTorch and its weights      model.onnx        for any batch size
+model.pt2                     a program of torch.export          model.int8.onnx   8 bits, of model.onnx
+input.json                    what goes in, and the classes      architecture.json what was kept of the teacher
+README.md                     a model card                       certificate.json  see `certificate`
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from understudy.core.errors import ConfigError, ExportError, did_you_mean
+from understudy.core.extras import optional
+from understudy.core.files import write_whole
+from understudy.core.timing import Comparison
+from understudy.cost.measure import compare
+from understudy.data import AnySplit, Data
+from understudy.export.certificate import (
+    BATCHES,
+    FILES,
+    TOLERANCE,
+    Parity,
+    check_tolerance,
+    outputs_of,
+    parity,
+    to_json,
+    write_certificate,
+)
+from understudy.export.modelcard import readme
+from understudy.export.onnx import OnnxModel, quantise, write_onnx
+from understudy.export.pt2 import program_of, read_pt2, write_pt2
+from understudy.export.source import Source, source_of
+
+FORMATS = tuple(FILES)
+_MOST_EXAMPLES = 2000  # whose predictions are compared
+_CALIBRATION, _BATCH = 256, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    parity: dict[str, Parity]  # by format
+    skipped: dict[str, str]  # why a format is not there
+    int8: dict[str, Any] | None  # accuracy, megabytes and latency of int8 beside float
+
+
+def export_student(
+    folder: str | Path,
+    student: nn.Module,
+    *,
+    card: Mapping[str, Any],
+    architecture: str,
+    formats: Sequence[str] = ("source", "onnx", "pt2"),
+    data: Data | None = None,
+) -> Exported:
+    """Write a student in several formats, each checked beside it.
+
+    Args:
+        folder: where to; what an earlier export left there goes.
+        student: float32, on the CPU; it is not touched.
+        card: as model.json has it.
+        architecture: JSON.
+        formats: of source, onnx, pt2 and int8.
+        data: whose images are what the formats are compared on; without it, random ones. int8 needs it.
+
+    Raises:
+        ConfigError: a format is unknown, or int8 is asked for without data.
+        ExtraError: a package that a format needs is missing; nothing is written.
+        ExportError: no format can be written, or one gives other outputs than the student.
+    """
+    _check(formats, data)
+    folder = Path(folder)
+    fitted = None if data is None else _fitted(data, card)
+    job = _Job(folder, copy.deepcopy(student).eval(), card, fitted)
+    _clear(folder)
+    for name in [name for name in FORMATS if name in formats]:
+        job.write(name)
+    if not job.parity:
+        raise ExportError("; ".join(job.skipped.values()))
+    content = job.described()
+    write_whole(folder / "input.json", json.dumps(_input(card), indent=1) + "\n")
+    write_whole(folder / "architecture.json", architecture)
+    write_whole(folder / "README.md", readme(card, content, job.source))
+    write_certificate(folder, job.expected, content)
+    return Exported(folder=folder, parity=job.parity, skipped=job.skipped, int8=job.int8)
+
+
+def _check(formats: Sequence[str], data: Data | None) -> None:
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        first = unknown[0] if unknown else ""
+        raise ConfigError(
+            f"a format must be one of {', '.join(FORMATS)}, but got {first!r}{did_you_mean(first, FORMATS)}"
+        )
+    if "int8" in formats and data is None:
+        raise ConfigError("int8 must be calibrated on training images, but no data were given: --data")
+    if {"onnx", "int8"} & set(formats):
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            optional(package, extra="export")
+
+
+def _clear(folder: Path) -> None:
+    for name in (*(file for files in FILES.values() for file in files), "certificate.json", "check.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _fitted(data: Data, card: Mapping[str, Any]) -> Data:
+    if list(data.shape) != list(card["input"]):
+        raise ConfigError(f"data must be images of {tuple(card['input'])}, but these are {data.shape}: --size, --grey")
+    return data if data.train.dtype != torch.uint8 else data.with_normalisation(card["mean"], card["std"])
+
+
+def _input(card: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "shape": ["batch", *card["input"]],
+        "layout": "NCHW",
+        "dtype": "float32",
+        "range": [0.0, 1.0],
+        "mean": card["mean"],
+        "std": card["std"],
+        "normalise": "(image - mean) / std for each channel, of pixels divided by 255",
+        "classes": card["classes"],
+    }
+
+
+class _Job:
+    """One export, format by format."""
+
+    def __init__(self, folder: Path, student: nn.Module, card: Mapping[str, Any], data: Data | None) -> None:
+        self.folder, self.student, self.card, self.data = folder, student, card, data
+        self.parity: dict[str, Parity] = {}
+        self.skipped: dict[str, str] = {}
+        self.source: Source | None = None
+        self.int8: dict[str, Any] | None = None
+        images = self._images(sum(BATCHES))
+        batches = images.split(list(BATCHES))
+        self.expected = [(batch, outputs_of(student, batch)) for batch in batches]
+        self._program: torch.export.ExportedProgram | None = None
+
+    def write(self, name: str) -> None:
+        """Write one format and compare it with the student; one that cannot be written is skipped with the reason.
+
+        Raises:
+            ExportError: it gives something else than the student.
+        """
+        try:
+            model = {"source": self._source, "onnx": self._onnx, "pt2": self._pt2, "int8": self._int8}[name]()
+        except ExportError as error:
+            self.skipped[name] = str(error)
+            return
+        found = parity(model, self.expected, self._predicted())
+        check_tolerance(name, found, TOLERANCE[name])
+        self.parity[name] = found
+
+    def described(self) -> dict[str, Any]:
+        """Return what the certificate says besides hashes and versions."""
+        split = "random" if self.data is None else f"{self._split_name} images of {self.card['data']['source']}"
+        return {
+            "inputs": split,
+            "formats": {name: {**to_json(p), "tolerance": TOLERANCE[name]} for name, p in self.parity.items()},
+            "skipped": self.skipped,
+            "int8": self.int8,
+        }
+
+    def _source(self) -> nn.Module:
+        self.source = source_of(self.student, self.expected[1][0])
+        write_whole(self.folder / "model.py", self.source.text)
+        write_whole(self.folder / "model.safetensors", to_safetensors(dict(self.source.tensors)))
+        return self.source.build()
+
+    def _pt2(self) -> nn.Module:
+        write_pt2(self._exported(), self.folder / "model.pt2")
+        return read_pt2(self.folder / "model.pt2")
+
+    def _onnx(self) -> nn.Module:
+        path = self.folder / "model.onnx"
+        metadata = {name: self.card[name] for name in ("mean", "std", "classes")}
+        metadata |= {"range": [0.0, 1.0], "layout": "NCHW"}
+        write_onnx(self._exported(), path, outputs=len(self.expected[0][1]), metadata=metadata)
+        return OnnxModel(path)
+
+    def _int8(self) -> nn.Module:
+        source, target = self.folder / "model.onnx", self.folder / "model.int8.onnx"
+        alone = "onnx" not in self.parity
+        if alone:
+            self._onnx()
+        try:
+            quantise(source, target, self._calibration())
+            floats, model = OnnxModel(source), OnnxModel(target)
+            self.int8 = self._beside(floats, model, source, target)
+        finally:
+            if alone:
+                source.unlink(missing_ok=True)
+        return model
+
+    def _beside(self, floats: nn.Module, model: nn.Module, source: Path, target: Path) -> dict[str, Any]:
+        found: Comparison = compare(floats, model, self.expected[0][0])
+        return {
+            "accuracy": {"float": self._accuracy(floats), "int8": self._accuracy(model)},
+            "megabytes": {"float": source.stat().st_size / 1e6, "int8": target.stat().st_size / 1e6},
+            "latency_ms": {
+                "float": [found.first.low, found.first.median, found.first.high],
+                "int8": [found.second.low, found.second.median, found.second.high],
+            },
+            "latency": str(found),
+            "runtime": "onnxruntime, one image, 1 thread; quartiles and median",
+        }
+
+    def _exported(self) -> torch.export.ExportedProgram:
+        if self._program is None:
+            self._program = program_of(self.student, self.expected[1][0])
+        return self._program
+
+    @property
+    def _split_name(self) -> str:
+        return "test" if self.data is not None and self.data.test is not None else "validation"
+
+    @property
+    def _split(self) -> AnySplit | None:
+        return None if self.data is None else self.data.test or self.data.val
+
+    def _images(self, count: int) -> Tensor:
+        split = self._split
+        if split is None or self.data is None:
+            return torch.randn(count, *self.card["input"], generator=torch.Generator().manual_seed(0))
+        images, _ = split.batch(torch.arange(count) % len(split))
+        return self.data.normalise(images)
+
+    def _batches(self, split: AnySplit, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self.data is not None
+        for start in range(0, min(most, len(split)), _BATCH):
+            images, labels = split.batch(torch.arange(start, min(start + _BATCH, most, len(split))))
+            yield self.data.normalise(images), labels
+
+    def _predicted(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images of the split, with what the student gives for them."""
+        split = self._split
+        for images, _ in () if split is None else self._batches(split, _MOST_EXAMPLES):
+            yield images, outputs_of(self.student, images)[0]
+
+    def _calibration(self) -> Iterator[Tensor]:
+        assert self.data is not None
+        yield from (images for images, _ in self._batches(self.data.train, _CALIBRATION))
+
+    def _accuracy(self, model: nn.Module) -> float:
+        split, right = self._split, 0
+        assert split is not None
+        for images, labels in self._batches(split, len(split)):
+            right += int((outputs_of(model, images)[0].argmax(1) == labels).sum())
+        return right / len(split)

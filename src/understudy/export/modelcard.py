@@ -1,0 +1,143 @@
+"""README.md of a student's folder: what it is, how good, and how to load each format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from understudy.core.figures import amount, share
+from understudy.export.source import Source
+
+_PYTORCH = """\
+### PyTorch: `model.py`, `model.safetensors`
+
+```python
+from model import {name}
+from safetensors.torch import load_file
+model = {name}()
+model.load_state_dict(load_file("model.safetensors"))
+logits = model.eval()(images)
+```
+"""
+_PT2 = """\
+### torch.export: `model.pt2`
+
+```python
+import torch
+model = torch.export.load("model.pt2").module()
+logits = model(images)
+```
+"""
+_ONNX = """\
+### ONNX Runtime: `{file}`{note}
+
+```python
+import onnxruntime
+session = onnxruntime.InferenceSession("{file}")
+logits = session.run(None, {{"images": images}})[0]
+```
+"""
+
+
+def readme(card: Mapping[str, Any], certificate: Mapping[str, Any], source: Source | None) -> str:
+    """Return the model card as Markdown; `certificate` is what the certificate says of the formats."""
+    parts = [_head(card), _figures(card), _goal(card), _loading(certificate, source), _input(card)]
+    parts += [_parity(certificate), _int8(certificate["int8"])]
+    return "\n".join(part for part in parts if part).rstrip() + "\n"
+
+
+def _head(card: Mapping[str, Any]) -> str:
+    teacher = card["model"] or "a network made in Python"
+    return (
+        f"# Student of {str(teacher).rpartition('/')[2]}\n\n"
+        f"A classifier of {len(card['classes'])} classes, trained on {card['data']['source']} by distillation from the "
+        "teacher. Written by Understudy; nothing here needs it.\n"
+    )
+
+
+def _figures(card: Mapping[str, Any]) -> str:
+    rows = ["| | teacher | student |", "|-|-|-|"]
+    both = [card["teacher"], card["student"]]
+    for split, name in (("test", "accuracy on test"), ("val", "accuracy on validation")):
+        found = [_accuracy(network[split]) for network in both]
+        rows.append(f"| {name} | {found[0]} | {found[1]} |")
+    for key, name in (("parameters", "parameters"), ("macs", "MACs for one image")):
+        numbers = [network["cost"][key] for network in both]
+        rows.append(f"| {name} | {amount(numbers[0])} | {amount(numbers[1])} |")
+    return "\n".join(rows) + "\n"
+
+
+def _accuracy(found: Mapping[str, Any] | None) -> str:
+    return "-" if found is None else f"{share(found['value'])} of {found['examples']:,}"
+
+
+def _goal(card: Mapping[str, Any]) -> str:
+    budgets = card.get("goal") or []
+    if not budgets:
+        return ""
+    rows = ["| asked | obtained | kept |", "|-|-|-|"]
+    for budget in budgets:
+        obtained = budget["obtained"]
+        shown = f"{obtained:,.4g}" if isinstance(obtained, int | float) else str(obtained)
+        rows.append(f"| {budget['name']} {budget['asked']} | {shown} | {'yes' if budget['kept'] else 'no'} |")
+    return "## Budgets\n\n" + "\n".join(rows) + "\n"
+
+
+def _loading(certificate: Mapping[str, Any], source: Source | None) -> str:
+    formats = certificate["formats"]
+    parts = ["## Use\n"]
+    if "source" in formats and source is not None:
+        parts.append(_PYTORCH.format(name=source.name))
+    if "onnx" in formats:
+        parts.append(_ONNX.format(file="model.onnx", note=""))
+    if "pt2" in formats:
+        parts.append(_PT2)
+    if "int8" in formats:
+        parts.append(_ONNX.format(file="model.int8.onnx", note=", 8 bits"))
+    parts += [f"Not here, {name}: {reason}.\n" for name, reason in certificate["skipped"].items()]
+    return "\n".join(parts)
+
+
+def _input(card: Mapping[str, Any]) -> str:
+    shape = " x ".join(str(size) for size in card["input"])
+    mean, std = (", ".join(f"{value:.4g}" for value in card[name]) for name in ("mean", "std"))
+    return (
+        "## Input\n\n"
+        f"Images as float32, B x {shape}, any batch size B: pixels in 0..1, then minus the mean ({mean}), divided "
+        f"by the deviation ({std}) of each channel. `input.json` has this and the names of the classes for a program.\n"
+    )
+
+
+def _parity(certificate: Mapping[str, Any]) -> str:
+    rows = ["| format | largest difference | relative | same predictions |", "|-|-|-|-|"]
+    for name, found in certificate["formats"].items():
+        same = "-" if found["agreement"] is None else f"{share(found['agreement'])} of {found['examples']:,}"
+        rows.append(f"| {name} | {found['absolute']:.2g} | {found['relative']:.2g} | {same} |")
+    return (
+        f"## Checked\n\nEach format beside the trained student, on {certificate['inputs']}. "
+        "`understudy verify` on this folder checks it again.\n\n" + "\n".join(rows) + "\n"
+    )
+
+
+def int8_line(found: Mapping[str, Any]) -> str:
+    """Return what 8 bits cost and bring, as one line."""
+    accuracy, megabytes = found["accuracy"], found["megabytes"]
+    return (
+        f"int8: {share(accuracy['int8'])} right (float: {share(accuracy['float'])}), {megabytes['int8']:.3g} MB "
+        f"(float: {megabytes['float']:.3g} MB), {found['latency']} in ONNX Runtime with 1 thread"
+    )
+
+
+def _int8(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    rows = ["| | float | int8 |", "|-|-|-|"]
+    rows.append(f"| accuracy | {share(found['accuracy']['float'])} | {share(found['accuracy']['int8'])} |")
+    rows.append(f"| megabytes | {found['megabytes']['float']:.3g} | {found['megabytes']['int8']:.3g} |")
+    times = [f"{m:.3g} ({low:.3g}-{high:.3g})" for low, m, high in found["latency_ms"].values()]
+    rows.append(f"| ms for one image, 1 thread | {times[0]} | {times[1]} |")
+    return (
+        f"## 8 bits\n\nWeights and activations in 8 bits, in ONNX Runtime: {found['latency']}.\n\n"
+        + "\n".join(rows)
+        + "\n"
+    )

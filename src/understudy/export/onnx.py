@@ -1,0 +1,157 @@
+"""Student -> `model.onnx`, and how ONNX Runtime runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from understudy.core.errors import ExportError
+from understudy.core.extras import optional
+from understudy.core.files import write_whole
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path, *, outputs: int, metadata: Mapping[str, Any]) -> None:
+    """Write a program as ONNX, weights included, whole or not at all.
+
+    Args:
+        program: what `program_of` returns.
+        path: of the file.
+        outputs: how many tensors it gives; they are called logits, logits_1, ..
+        metadata: what goes into the file's own metadata, as JSON where it is not text.
+
+    Raises:
+        ExportError: the exporter refuses it; with its reason.
+        ExtraError: the packages of the extra `export` are missing.
+    """
+    for package in ("onnx", "onnxscript"):
+        optional(package, extra="export")
+    names = [OUTPUT if index == 0 else f"{OUTPUT}_{index}" for index in range(outputs)]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            made = torch.onnx.export(
+                program, (), dynamo=True, input_names=[INPUT], output_names=names, external_data=False, verbose=False
+            )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(f"a student must be one that the ONNX exporter takes, but it says: {reason}") from error
+    assert made is not None
+    model = made.model_proto
+    _clean(model)
+    for name, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
+    write_whole(path, model.SerializeToString())
+
+
+def _clean(model: Any) -> None:
+    """Take out what the exporter notes of the Python files that a network comes from."""
+    parts = [model, model.graph, *model.functions]
+    parts += [node for holder in (model.graph, *model.functions) for node in holder.node]
+    parts += [*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer]
+    for part in parts:
+        if hasattr(part, "metadata_props"):
+            del part.metadata_props[:]
+        if hasattr(part, "doc_string"):
+            part.doc_string = ""
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim.dim_param.replace(batch, "batch")
+
+
+class OnnxModel(nn.Module):
+    """An ONNX file as a module: images (B, c, h, w) in, the tensors that it gives out, on the CPU.
+
+    Raises:
+        ExportError: the file cannot be read.
+        ExtraError: onnxruntime is missing.
+    """
+
+    def __init__(self, path: Path, *, threads: int = 1) -> None:
+        super().__init__()
+        runtime = optional("onnxruntime", extra="export")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ExportError(f"{path} must be an ONNX file, but cannot be read: {error}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return what the network gives."""
+        found = self._session.run(None, {self._input: images.numpy()})
+        tensors = tuple(torch.from_numpy(np.asarray(value)) for value in found)
+        return tensors[0] if len(tensors) == 1 else tensors
+
+    def __deepcopy__(self, memo: Any) -> OnnxModel:
+        return self  # sessions cannot be copied, and running one does not change it
+
+
+def quantise(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
+    """Write an ONNX file with weights and activations in 8 bits (QDQ), scales from the batches that it is shown.
+
+    Weights have a scale for each channel. ONNX Runtime's static quantiser does it.
+
+    Raises:
+        ExportError: the quantiser refuses the network; with its reason.
+        ExtraError: the packages of the extra `export` are missing.
+    """
+    optional("onnx", extra="export")
+    quantization = optional("onnxruntime.quantization", extra="export")
+    shape_inference = optional("onnxruntime.quantization.shape_inference", extra="export")
+    prepared, partial = target.with_suffix(".prepared"), target.with_suffix(".partial")
+    reader = _reader(quantization, batches)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _quiet():
+            shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantization.quantize_static(
+                str(prepared), str(partial), reader, quant_format=quantization.QuantFormat.QDQ, per_channel=True
+            )
+        write_whole(target, partial.read_bytes())
+    except Exception as error:
+        raise ExportError(f"a student must be one that ONNX Runtime can quantise, but it says: {error}") from error
+    finally:
+        for path in (prepared, partial):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """The quantiser advises its users on the root logger; it has none here."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _reader(quantization: Any, batches: Iterable[Tensor]) -> Any:
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """Gives one batch after the other to the quantiser."""
+
+        def __init__(self) -> None:
+            self._batches = iter(batches)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    return Reader()

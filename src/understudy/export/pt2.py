@@ -1,0 +1,64 @@
+"""Student -> `model.pt2`: a program of torch.export for batches of any size, without pickled parts."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from understudy.core.errors import ExportError
+from understudy.core.files import write_whole
+
+# What torch notes of the Python files that a program comes from.
+_TRACES = ("stack_trace", "source_fn_stack", "from_node", "torch_fn")
+
+
+def program_of(student: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Return a student as a program that takes batches of any size.
+
+    Args:
+        student: it is not touched.
+        example: its input, (B, c, h, w), B at least 2.
+
+    Raises:
+        ExportError: torch.export refuses it; with its reason.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            program = torch.export.export(student, (example,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(f"a student must be one that torch.export takes, but it says: {reason}") from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for name in _TRACES:
+                node.meta.pop(name, None)
+    return program
+
+
+def write_pt2(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Write a program, whole or not at all."""
+    example, program.example_inputs = program.example_inputs, None  # torch would pickle it
+    try:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+    finally:
+        program.example_inputs = example
+    write_whole(path, buffer.getvalue())
+
+
+def read_pt2(path: Path) -> nn.Module:
+    """Return the network of a program.
+
+    Raises:
+        ExportError: the file is none.
+    """
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:
+        raise ExportError(f"{path} must be a program that torch.export wrote, but cannot be read: {error}") from error
