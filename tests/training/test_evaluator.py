@@ -331,6 +331,24 @@ def test_logits_are_the_teachers_on_the_views_of_each_epoch(
     assert not torch.equal(lesson.logits.epoch(0), lesson.logits.epoch(1))
 
 
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float16), (1e6, torch.float32)])
+def test_logits_beyond_the_range_of_float16_are_kept(
+    scale: float, dtype: torch.dtype, make: Callable[..., Evaluator]
+) -> None:
+    known = make().lesson.logits
+    assert known is not None
+    teacher = copy.deepcopy(known.teacher)
+    head = [module for module in teacher.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.mul_(scale)
+    logits = replace(known, teacher=teacher, key=f"scaled by {scale}")
+    expected = predict(teacher, logits.split, normalise=logits.normalise, compute=logits.compute,
+                       epoch=logits.views.epoch(0)).cpu()  # fmt: skip
+    assert (expected.abs().max() > 65504) == (scale > 1)
+    kept = logits.epoch(0)
+    assert kept.dtype == dtype and torch.equal(kept, expected.to(dtype))
+
+
 @pytest.mark.parametrize(("augmentation", "files"), [(AUGMENTATION, 2), (Augmentation(), 1)])
 def test_logits_are_computed_once(
     augmentation: Augmentation,

@@ -34,7 +34,7 @@ class TeacherLogits:
     def epoch(self, number: int) -> Float[Tensor, "n k"]:
         """Return the logits (n, k) of one epoch by example, memory-mapped.
 
-        They are float16, which holds what bf16 computes and rounds float32 by 1 part in 2000 at most.
+        They are float16, which rounds by 1 part in 2000 at most; where one of the epoch is beyond its range, float32.
         """
         path = self._file(number)
         if not path.exists():
@@ -60,6 +60,8 @@ class TeacherLogits:
         logits = predict(
             self.teacher, self.split, normalise=self.normalise, compute=self.compute, epoch=epoch, on_part=told
         )
-        content = io.BytesIO()
-        np.save(content, logits.half().cpu().numpy())
+        short, content = logits.half(), io.BytesIO()
+        # Beyond 65504 a float16 is infinite, and so would be the loss.
+        kept = short if bool(short.isfinite().all()) else logits
+        np.save(content, kept.cpu().numpy())
         write_whole(path, content.getbuffer())
