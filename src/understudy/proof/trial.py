@@ -70,8 +70,8 @@ class Trials:
         self.students = 0
         self._given = named_inputs(analysis.teacher, analysis.trace.example)
         self._settings: list[_Setting] = []
-        for dtype, drawn in ((torch.float64, True), (torch.float64, False), (torch.float32, False)):
-            self.dtype, problem = dtype, self._prepared(seed, drawn)
+        for self.dtype, drawn in ((torch.float64, True), (torch.float64, False), (torch.float32, False)):
+            problem = self._prepared(seed, drawn)
             self.reference = self.reference or problem
             if not problem:
                 self.reference = ""

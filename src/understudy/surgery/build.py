@@ -108,9 +108,9 @@ def kept_slots(analysis: Analysis, architecture: Architecture) -> Mask:
     """
     architecture.check_belongs(analysis.space)
     kept = np.ones(analysis.groups.slots + 1, dtype=bool)
-    chosen = dict(architecture.channels)
+    chosen, widths = dict(architecture.channels), dict(architecture.widths)
     for group, slots in zip(analysis.groups.groups, analysis.groups.slots_of, strict=True):
-        width = architecture.width(group.name)
+        width = widths.get(group.name, group.width)  # an architecture of a part of the Space does not have all groups
         if group.name in chosen:
             stay = slots[list(chosen[group.name])]
         elif width < group.width:
