@@ -74,7 +74,7 @@ def test_each_step_leads_to_the_next(place: Path, capsys: pytest.CaptureFixture[
     assert main(again) == 0
     evaluate = next_line(capsys)
     assert main(evaluate) == 0  # there is no test split: it must ask for the validation split
-    assert re.search(r"% of \d+ val images", capsys.readouterr().out)
+    assert re.search(r"of \d+ val images", capsys.readouterr().out)
     assert main(["runs"]) == 0
     assert next_line(capsys) == evaluate
 
@@ -94,7 +94,10 @@ def test_weights_and_arguments_are_not_lost(place: Path, capsys: pytest.CaptureF
     assert main(["inspect", "model.py:make", "--weights", "teacher/teacher.safetensors", *shape]) == 0
     pattern = capsys.readouterr().out
     assert "next:" not in pattern  # the folder of the images is not known
-    assert "compress model.py:make --arguments width=16 in_channels=3 --weights teacher/teacher.safetensors" in pattern
+    assert (
+        "compress model.py:make --arguments width=16 in_channels=3 --size 8 --weights teacher/teacher.safetensors"
+        in pattern
+    )
     assert main(["runs", "nowhere"]) == 0
     with pytest.raises(SystemExit, match="0"):
         main(next_line(capsys))
@@ -123,6 +126,8 @@ def test_a_run_stands_for_its_student(place: Path, capsys: pytest.CaptureFixture
     assert run("teach", "model.py:make", *photos, "--out", "teacher") == 0
     assert run("compress", "teacher", "--trust-code", *photos, "--params=2x", "--run=runs/a") == 0
     assert main(["evaluate", "runs/a", "--data", "my photos", "--split", "val", "--trust-code"]) == 0
+    assert main(["resume", "runs"]) == 2
+    assert "a run must be one folder, but runs holds runs/a" in capsys.readouterr().err
     (place / "runs/a/student/model.json").unlink()
     assert main(["evaluate", "runs/a", "--data", "my photos", "--split", "val"]) == 2
     assert "has none yet: understudy resume runs/a --trust-code" in " ".join(capsys.readouterr().err.split())

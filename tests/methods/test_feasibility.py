@@ -43,6 +43,8 @@ def test_only_budgets_out_of_reach_are_named() -> None:
     with pytest.raises(GoalError, match="params: asked for 1,000 parameters, the least is") as caught:
         refuse_what_is_out_of_reach(Goal(params="1000", macs="2x").budgets(cost, 0.9), space, method, toy_cost)
     assert "macs: " not in str(caught.value)
+    with pytest.raises(GoalError, match=r"macs: asked for 5 MACs \(for a factor, write '5x'\), the least is"):
+        refuse_what_is_out_of_reach(Goal(macs="5").budgets(cost, 0.9), space, method, toy_cost)
 
 
 def test_n2n_gets_no_narrower_than_its_smallest_factor() -> None:

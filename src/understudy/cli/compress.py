@@ -25,7 +25,7 @@ from understudy.cli.common import (
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, ArchComp
 from understudy.config.text import Settings
-from understudy.core.errors import ConfigError, ModelError
+from understudy.core.errors import ConfigError, ModelError, RunError
 from understudy.core.goal import Goal
 
 if TYPE_CHECKING:
@@ -180,8 +180,12 @@ class Resume(Command):
         """Continue with the teacher, data and settings that the run was started with."""
         from understudy.jobs.compress import run_task
         from understudy.jobs.task import Task
-        from understudy.runs.folder import Run
+        from understudy.runs.folder import Run, runs_in
 
+        if not (self.folder / "config.toml").is_file() and (
+            inside := [str(run.folder) for run in runs_in(self.folder)]
+        ):
+            raise RunError(f"a run must be one folder, but {self.folder} holds {', '.join(inside)}")
         task = Task.of_run(
             Run(self.folder), trust_code=self.trust_code, model=self.model, data=self.data, progress=True
         )

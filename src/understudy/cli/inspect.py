@@ -64,6 +64,7 @@ class Inspect(Command):
     def _advise(self) -> None:
         """Say how to go on; the images are the user's, so the line is a pattern."""
         given = [] if not self.arguments else ["--arguments", *self.arguments]
+        given += [] if self.size is None else ["--size", str(self.size)]
         if self.weights is not None or self.model.rpartition(":")[0].endswith(".py"):
             given += [] if self.weights is None else ["--weights", str(self.weights)]
             line = command_line("compress", self.model, *given, "--data", "FOLDER", "--run", new_run())

@@ -18,19 +18,19 @@ class Goal:
     """Budgets on cost and accuracy. An amount is a number ("1.7M", "500K", 74000) or a ratio ("10x")."""
 
     params: str | None = None
-    """Most parameters: "1.7M", "74000", or "10x" for a tenth of the teacher's."""
+    """Maximum number of parameters: "1.7M", "74000", or "10x" for a tenth of the teacher's."""
     macs: str | None = None
-    """Most multiply-accumulates of one example: "50M" or "4x"."""
+    """Maximum multiply-accumulates for one image: "50M" or "4x"."""
     size_mb: str | None = None
-    """Most megabytes of weights (10^6 bytes): "2.5" or "10x"."""
+    """Maximum size of the weights in megabytes (10^6 bytes): "2.5" or "10x"."""
     memory_mb: str | None = None
-    """Most megabytes of activations alive at the same time, one example, float32: "0.5" or "2x"."""
+    """Maximum megabytes of activations alive at the same time, one image, float32: "0.5" or "2x"."""
     latency_ms: str | None = None
-    """Most milliseconds of one forward pass on this machine and device, batch 1, one thread: "5" or "2x"."""
+    """Maximum milliseconds of one forward pass on this machine and device, batch 1, one thread: "5" or "2x"."""
     accuracy: float | None = None
-    """Least accuracy on the validation split, in 0..1."""
+    """Minimum accuracy on the validation split, 0..1."""
     accuracy_drop: float | None = None
-    """Largest drop below the teacher's validation accuracy, in 0..1 (0.01 is one point)."""
+    """Maximum drop below the teacher's validation accuracy, 0..1 (0.01 is one percentage point)."""
 
     def __post_init__(self) -> None:
         for figure in FIGURES:

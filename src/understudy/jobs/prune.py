@@ -42,7 +42,7 @@ from understudy.training.loop import Progress, train
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
 _LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
-_DEAF = 0.1  # of what the teacher answers better than a guess, under which answers with masks tell agents nothing
+_NO_SIGNAL = 0.1  # of the teacher's accuracy above chance, under which masked outputs tell agents nothing
 _EVERYWHERE = ("parameters", "macs", "size_mb", "latency_ms")  # each layer adds to these, few to the peak of memory
 
 
@@ -95,7 +95,7 @@ class Pruning:
         )
         self._train(learner, steering, lesson)
         self._warn_if_late(learner.agents, steering)
-        self._warn_if_deaf(learner.agents)
+        self._warn_of_chance(learner.agents)
         network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         learner.cpu()
         analysis = self._analysed(network)
@@ -133,24 +133,24 @@ class Pruning:
         return self.task.analysis.of(network)
 
     def _warn_if_late(self, agents: Agents, steering: Steering) -> None:
-        """Say so if channels have to go that their agents would keep."""
+        """Warn if channels are removed that their agents would keep."""
         if steering.usage is None:
             return
         used = max(steering.usage(expected(self.task.space, steering.groups, agents.chances)))
         if used > _LATE:
             self.display.warn(
-                f"the agents did not get to the budget: what they keep on average takes {used:.2f} times of it, so "
-                f"channels go that they would keep; give more decore.training.epochs or a larger decore.agent_lr "
+                f"the agents did not reach the budget (their expected cost is {used:.2f}x of it), so channels that "
+                f"they would keep are removed; increase decore.training.epochs or decore.agent_lr "
                 f"(it was {agents.rate:.3g})"
             )
 
-    def _warn_if_deaf(self, agents: Agents) -> None:
-        """Say so if the network fell to guessing while channels went."""
+    def _warn_of_chance(self, agents: Agents) -> None:
+        """Warn if the masked network fell to chance level."""
         guess, reached = 1.0 / len(self.task.data.classes), float(agents.accuracy)
-        if reached - guess < _DEAF * (self.evaluator.teacher_accuracy - guess):
+        if reached - guess < _NO_SIGNAL * (self.evaluator.teacher_accuracy - guess):
             self.display.warn(
-                f"in the end {share(reached)} of the answers with masks were right, where a guess has {share(guess)}: "
-                f"agents heard no more which channels are needed; give more decore.training.epochs"
+                f"the masked network's accuracy fell to {share(reached)} (chance level is {share(guess)}), so the "
+                f"agents' learning signal has vanished; increase decore.training.epochs"
             )
 
     def _train(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:

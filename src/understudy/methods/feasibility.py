@@ -65,7 +65,8 @@ def refuse_what_is_out_of_reach(budgets: Budgets, space: Space, method: Method, 
             _, cost = smallest(space, method, predict, name, enough=most)
             least = figure.of(cost)
         if least is not None and least > most:
-            points.append(f"{figure.goal}: asked for {figure.text(most)}, the least is {said(cost)}")
+            factor = f" (for a factor, write '{most:g}x')" if figure.form == ",.0f" and most < 1000 else ""
+            points.append(f"{figure.goal}: asked for {figure.text(most)}{factor}, the least is {said(cost)}")
     if points:
         raise GoalError(
             "a goal must be within reach of the smallest student, but it is not:\n  " + "\n  ".join(points) + "\n"
