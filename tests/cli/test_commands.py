@@ -113,8 +113,11 @@ def test_a_policy_goes_to_another_teacher_and_other_data(tmp_path: Path) -> None
     for model, data, width in (("vgg11", "digits", 4), ("vgg13", noise, 8)):
         args = ["teach", f"zoo:{model}", "--data", data, "--out", f"{tmp_path}/{model}", f"--arguments=width={width}"]
         assert main([*args, "--training.epochs=1", "--training.lr=0.01", *PINNED]) == 0
-    assert main(["compress", f"{tmp_path}/vgg11", "--data=digits", "--params=3x", "--run", small, *QUICK]) == 0
-    other = ["compress", f"{tmp_path}/vgg13", "--data", noise, "--params=5x", "--run", large, *QUICK]
+    assert (
+        main(["compress", f"{tmp_path}/vgg11", "--data=digits", "--params=3x", "--run", small, "--untrained", *QUICK])
+        == 0
+    )
+    other = ["compress", f"{tmp_path}/vgg13", "--data", noise, "--params=5x", "--run", large, "--untrained", *QUICK]
     assert main([*other, "--policy-from", small]) == 0
     assert (Path(large) / "policy_from.safetensors").read_bytes() == (Path(small) / "policy.safetensors").read_bytes()
     assert Run(large).settings.n2n.policy_from == small

@@ -56,9 +56,9 @@ def teach_tiny(folder: Path) -> Teacher:
 
 
 def squeeze(teacher: nn.Module | Teacher, folder: Path, **settings: Any) -> Result:
-    """Compress on the digits in a second or two."""
-    chosen = {"method": METHOD, "candidates": CANDIDATES, "final": FINAL, "device": DEVICE, **settings}
-    return compress(teacher, Data.digits(), run=folder, progress=False, **chosen)
+    """Compress on the digits in a second or two; teachers need not be trained."""
+    quick = {"method": METHOD, "candidates": CANDIDATES, "final": FINAL, "device": DEVICE, "untrained": True}
+    return compress(teacher, Data.digits(), run=folder, progress=False, **{**quick, **settings})
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:

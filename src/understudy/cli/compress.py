@@ -60,6 +60,8 @@ class Compress(Settings, Subject, Command):
     policy_from: str | None = None
     """Warm-start the search from that run's policy (n2n) or embedding (archcomp); short for n2n.policy_from and
     archcomp.policy_from."""
+    untrained: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Accept a teacher that is no better than a guess."""
     start: Path | None = None
     """Finished run, or student's folder, whose student is compressed further; the model given stays the teacher."""
     trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -103,11 +105,11 @@ class Compress(Settings, Subject, Command):
             progress=True,
         )
         if self.dry_run:
-            out.print(plan_table(plan(task)))
+            out.print(plan_table(plan(task, untrained=self.untrained)))
             if "--dry-run" in typed:
                 next_step(*(word for word in typed if word != "--dry-run"))
             return 0
-        return finish(run_task(task, self.run_folder), data, self.reading())
+        return finish(run_task(task, self.run_folder, untrained=self.untrained), data, self.reading())
 
     def compression(self) -> Compression:
         """Return these settings as the main job takes them.

@@ -36,6 +36,7 @@ class Data:
     shape: Shape  # channels, height and width of one image
     digest: str  # 16 hexadecimal digits of sizes, labels, pixels and normalisation, whatever they came from
     source: str
+    val_from_train: bool = False  # whether the validation split was cut from the training data
 
     def __repr__(self) -> str:
         test = "no" if self.test is None else f"{len(self.test):,}"
@@ -285,6 +286,7 @@ class Data:
             shape=train.shape,
             digest=digest_of(train, val, splits.test, settings=(mean, std)),
             source=splits.source,
+            val_from_train=splits.val is None,
         )
 
 

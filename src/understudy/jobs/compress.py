@@ -28,6 +28,7 @@ from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.export.folder import Exported, export_student
 from understudy.jobs.card import card_of, code, write_sources
+from understudy.jobs.door import look_at
 from understudy.jobs.finals import Finisher
 from understudy.jobs.latency import Latencies, reference_for
 from understudy.jobs.prune import Pruning
@@ -123,6 +124,7 @@ def compress(
     trust_code: bool = False,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     progress: bool = True,
+    untrained: bool = False,
 ) -> Result:
     """Learn a small student of a trained teacher, and leave all that was found out in a run folder.
 
@@ -153,10 +155,12 @@ def compress(
         trust_code: run the Python file in the folder of `start`, if its teacher is made by one.
         leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
         progress: show what is going on.
+        untrained: take a teacher that is no better than a guess, or clearly better with another normalisation.
 
     Raises:
         ConfigError: a setting is impossible.
-        DataError: the teacher's outputs are not the data's classes.
+        DataError: the teacher's outputs are not the data's classes, or the normalisation is not the teacher's.
+        ModelError: the teacher is no better than a guess.
         TraceError: the teacher cannot be traced.
         GoalError: the budgets are out of reach; with the nearest points.
         RunError: the folder is of another run (each difference is listed) or cannot be written.
@@ -171,18 +175,27 @@ def compress(
         raise ConfigError(f"settings are given one by one or as a Compression, but both were: {', '.join(named)}")
     chosen = settings or Compression(**named)  # type: ignore[arg-type]
     where: dict[str, Any] = {"start": start, "trust_code": trust_code, "run": run, "progress": progress}
-    return run_task(Task.of(teacher, data, chosen, leaf_modules=leaf_modules, **where), run, progress=progress)
+    task = Task.of(teacher, data, chosen, leaf_modules=leaf_modules, **where)
+    return run_task(task, run, progress=progress, untrained=untrained)
 
 
-def run_task(task: Task, folder: str | Path, *, progress: bool = True) -> Result:
+def run_task(task: Task, folder: str | Path, *, progress: bool = True, untrained: bool = False) -> Result:
     """Do a task in a run folder, from its start or from where it was left.
 
     Raises:
-        GoalError, RunError: as `compress`.
+        ModelError, DataError, GoalError, RunError: as `compress`.
     """
-    timed = reference_for(task, Path(folder))
-    with Run.open(folder, task.settings, task.identity) as run, Display(shown=progress) as display:
-        return _Job(task, run, display, Latencies(task, run, timed)).result()
+    with Display(shown=progress) as display:
+        new = not (Path(folder) / "config.toml").is_file()
+        with display.steps("looking at the teacher", None):
+            look = look_at(task) if new else None
+            if look is not None:
+                look.refuse(task.teacher, untrained=untrained)
+            timed = reference_for(task, Path(folder))
+        with Run.open(folder, task.settings, task.identity) as run:
+            for note in () if look is None else look.notes:
+                display.warn(note)
+            return _Job(task, run, display, Latencies(task, run, timed)).result()
 
 
 class _Job:
@@ -227,7 +240,6 @@ class _Job:
             with self.display.steps("measuring the teacher", None):
                 known = {"cost": asdict(self.latencies.teacher), "accuracy": evaluator.teacher_accuracy}
             self.run.remember("teacher", known)
-            self._warn_of_chance(known["accuracy"])
         return known
 
     @cached_property
@@ -247,14 +259,6 @@ class _Job:
         """
         budgets = self.reward.budgets
         return replace(self.reward, budgets=replace(budgets, accuracy=0.0)) if budgets.limits() else self.reward
-
-    def _warn_of_chance(self, reached: float) -> None:
-        chance = 1.0 / len(self.task.data.classes)
-        if reached < 1.5 * chance:
-            self.display.warn(
-                f"the teacher gets {share(reached)} of the validation images right, where chance gets {share(chance)}: "
-                "is the normalisation (mean, std) the one that it was trained with, are the classes in its order?"
-            )
 
     def _pruned(self) -> tuple[Evaluator, list[Evaluation]]:
         """Let agents prune, or go on; return the evaluator of what they left, and its evaluation."""

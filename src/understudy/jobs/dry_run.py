@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from understudy.config.methods import Decore
 from understudy.config.text import expected_students
@@ -17,6 +18,7 @@ from understudy.core.architecture import Architecture, Frozen
 from understudy.core.evaluation import Cost
 from understudy.core.figures import amount, duration
 from understudy.data.data import first_images
+from understudy.jobs.door import Look, look_at
 from understudy.jobs.task import Task
 from understudy.methods.feasibility import smallest
 from understudy.training.loop import choose_compute
@@ -34,6 +36,7 @@ class Plan:
     groups: int
     frozen: tuple[Frozen, ...]
     teacher: Cost
+    look: Look
     fewest_parameters: Cost
     fewest_macs: Cost
     students: int
@@ -42,12 +45,17 @@ class Plan:
     workers: int
 
 
-def plan(task: Task) -> Plan:
+def plan(task: Task, *, untrained: bool = False) -> Plan:
     """Return what a task would do; its time is judged from one student, trained for one epoch.
 
     The student has every group at half width, or at full width where agents prune it while it trains. Nothing is
     left on disk.
+
+    Raises:
+        ModelError, DataError: the teacher is no better than a guess, or with another normalisation, unless `untrained`.
     """
+    look = look_at(task)
+    look.refuse(task.teacher, untrained=untrained)
     space, method = task.space, task.settings.method
     seconds, compute = _estimate(task)
     return Plan(
@@ -56,6 +64,7 @@ def plan(task: Task) -> Plan:
         groups=len(space.groups),
         frozen=space.frozen,
         teacher=task.cost,
+        look=look,
         fewest_parameters=smallest(space, method, task.predict, "parameters")[1],
         fewest_macs=smallest(space, method, task.predict, "macs")[1],
         students=expected_students(method),
@@ -74,6 +83,7 @@ def plan_table(plan: Plan) -> Group:
             "the teacher",
             f"{plan.layers} layers, {plan.teacher.parameters:,} parameters, {amount(plan.teacher.macs)} MACs",
         ),
+        ("its accuracy", f"{plan.look.accuracy} of {plan.look.accuracy.examples} validation images (± s.e.)"),
         ("can be removed", f"{plan.units} units"),
         ("can be narrowed", f"{plan.groups} groups of channels"),
         ("keep their width", f"{len(plan.frozen)} groups" + (", see below" if plan.frozen else "")),
@@ -85,13 +95,15 @@ def plan_table(plan: Plan) -> Group:
     )
     for row in rows:
         facts.add_row(*row)
+    facts.caption = Text("\n".join(f"note: {note}" for note in plan.look.notes)) if plan.look.notes else None
+    facts.caption_justify = "left"
     if not plan.frozen:
         return Group(facts)
     held = Table(title="What keeps its width", title_justify="left")
     for name in ("channels", "width", "because", "at"):
         held.add_column(name)
     for frozen in plan.frozen[:_FROZEN_SHOWN]:
-        held.add_row(frozen.name, str(frozen.width), frozen.reason, frozen.source)
+        held.add_row(Text(frozen.name), str(frozen.width), Text(frozen.reason), Text(frozen.source))
     more = len(plan.frozen) - _FROZEN_SHOWN
     if more > 0:
         held.add_row(f"and {more} more", "", "", "")

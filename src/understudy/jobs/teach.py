@@ -108,7 +108,13 @@ def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | N
     module = spec.build()
     weights = folder / "teacher.safetensors"
     load_into(module, read_weights(weights), source=str(weights))
-    return Teacher(module=module.eval(), spec=spec, mean=tuple(card["mean"]), std=tuple(card["std"]))
+    return Teacher(
+        module=module.eval(),
+        spec=spec,
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+        taught_on=card["data"]["digest"],
+    )
 
 
 def _train(

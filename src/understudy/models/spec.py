@@ -74,6 +74,7 @@ class Teacher:
     spec: ModelSpec | None = None  # None: made in Python, so only Python can make it again
     mean: tuple[float, ...] | None = None  # normalisation that it was trained with; None: the data's own
     std: tuple[float, ...] | None = None
+    taught_on: str | None = None  # digest of the data that `teach` gave it: it has not seen their validation split
 
     def fit(self, data: Data) -> Data:
         """Return the data with the normalisation that this teacher was trained with."""

@@ -1,0 +1,194 @@
+"""A first look at a teacher, before hours are spent: is it trained, is the normalisation its own?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor, nn
+
+from understudy.core.errors import DataError, ModelError
+from understudy.core.figures import share, standard_error
+from understudy.core.summary import Accuracy
+from understudy.data import AnySplit, Data
+from understudy.jobs.task import Task
+from understudy.models.spec import Teacher
+from understudy.training.compute import Compute, device_named
+from understudy.training.loop import predict
+
+_IMAGES = 500  # of each split that is looked at
+_TRIED = 200  # images on which another normalisation is tried
+_BEYOND_DOUBT = 0.9  # accuracy from which on no other normalisation is tried
+_BETTER = 0.05  # accuracy that another normalisation must gain to be named
+_NORMALISATIONS = (
+    ("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ("CIFAR-10's", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    ("MNIST's", (0.1307,), (0.3081,)),
+    ("pixels in 0..1", (0.0,), (1.0,)),
+    ("pixels in -1..1", (0.5,), (0.5,)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The mean cross-entropy on some images, with its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, losses: list[float]) -> Losses:
+        """Return that of at least two losses."""
+        return cls(mean=fmean(losses), error=stdev(losses) / math.sqrt(len(losses)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """A normalisation, and what the teacher reaches with it."""
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    reached: Accuracy
+
+    def __str__(self) -> str:
+        """Return it as flags, with what is reached."""
+        mean, std = (" ".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std))
+        return f"with {self.name}, --mean {mean} --std {std}, it gets {self.reached} right"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a first look at a teacher finds."""
+
+    accuracy: Accuracy  # on validation images
+    known: Accuracy  # on validation and training images together, which tells a guess from a few images
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    better: Normalisation | None = None  # that makes it clearly better
+    val_loss: Losses | None = None  # where the teacher may have been trained on the validation split
+    train_loss: Losses | None = None
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it is no better than a guess, as far as that can be told."""
+        chance = 1.0 / len(self.classes)
+        return self.known.value <= chance + 2.0 * standard_error(chance, self.known.examples)
+
+    @property
+    def seen(self) -> bool:
+        """Whether its loss on validation images is as low as on those that it was trained on."""
+        val, train = self.val_loss, self.train_loss
+        if val is None or train is None or self.guesses:
+            return False
+        return val.mean <= train.mean + 2.0 * math.hypot(val.error, train.error)
+
+    def refuse(self, teacher: Teacher, *, untrained: bool) -> None:
+        """Refuse a teacher that guesses, or whose normalisation nobody gave and another one is clearly better.
+
+        Raises:
+            ModelError: it guesses; with the likely causes, the likeliest first.
+            DataError: another normalisation is better.
+        """
+        if untrained:
+            return
+        if self.guesses:
+            raise ModelError(self._why_it_guesses())
+        if self.better is not None and teacher.mean is None:
+            raise DataError(
+                "a teacher needs the normalisation that it was trained with: with the data's own "
+                f"{self._normalisation} it gets {self.accuracy} of {self.accuracy.examples} validation images right, "
+                f"but {self.better}. Give it (Data.with_normalisation in Python), or go on all the same with "
+                "--untrained (untrained=True)."
+            )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before hours are spent."""
+        found = []
+        if self.better is not None:
+            found.append(f"is the normalisation that of the teacher's training? {self.better}")
+        if self.seen and self.val_loss is not None and self.train_loss is not None:
+            found.append(
+                f"the teacher's loss is as low on the validation images ({self.val_loss.mean:.3f}) as on training "
+                f"images ({self.train_loss.mean:.3f}), from which they were cut: it has probably been trained on them, "
+                "and an accuracy relative to its own is asked for too hard. Give images that it has not seen: a "
+                "folder val/ beside train/, or val= in Python"
+            )
+        return tuple(found)
+
+    @property
+    def _normalisation(self) -> str:
+        mean, std = (" ".join(f"{number:.3g}" for number in numbers) for numbers in (self.mean, self.std))
+        return f"(mean {mean}, std {std})"
+
+    def _why_it_guesses(self) -> str:
+        weights = "its weights were not loaded: give --weights FILE, or call load_state_dict in Python"
+        normalisation = f"it was trained with another normalisation than {self._normalisation}"
+        causes = [weights, normalisation if self.better is None else f"{normalisation}: {self.better}"]
+        if self.better is not None:
+            causes.reverse()
+        names = ", ".join(self.classes[:4]) + (", ..." if len(self.classes) > 4 else "")
+        causes.append(f"its classes are in another order than the data's: {names}")
+        listed = "\n".join(f"  {number}. {cause}" for number, cause in enumerate(causes, 1))
+        return (
+            f"the teacher must be trained, but it gets {self.known} of {self.known.examples} images "
+            f"right, where a guess gets {share(1.0 / len(self.classes))}. Likely causes, the likeliest first:\n"
+            f"{listed}\nTo compress it all the same: --untrained (untrained=True in Python)."
+        )
+
+
+def look_at(task: Task) -> Look:
+    """Return what a first look at a task's teacher finds, on some hundred images; the test split is not read."""
+    teacher, data, settings = task.teacher, task.data, task.settings
+    compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
+    network = compute.place(copy.deepcopy(teacher.module))
+    val = data.val.subset(min(_IMAGES, len(data.val)), settings.seed)
+    right, losses = _judged(network, val, data, compute)
+    train = data.train.subset(min(_IMAGES, len(data.train)), settings.seed)
+    train_right, train_losses = _judged(network, train, data, compute)
+    found = Look(
+        accuracy=_accuracy(right),
+        known=_accuracy(right + train_right),
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+    )
+    if found.accuracy.value < _BEYOND_DOUBT and data.train.dtype == torch.uint8:
+        found = replace(found, better=_better(network, data, compute, settings.seed))
+    if data.val_from_train and teacher.taught_on != data.digest and min(len(losses), len(train_losses)) > 1:
+        found = replace(found, val_loss=Losses.of(losses), train_loss=Losses.of(train_losses))
+    return found
+
+
+def _judged(network: nn.Module, split: AnySplit, data: Data, compute: Compute) -> tuple[list[bool], list[float]]:
+    """Return for each image whether it was classified rightly, and its cross-entropy."""
+    logits = predict(network, split.to(compute.device), normalise=data.normalise, compute=compute).cpu()
+    labels: Tensor = split.labels.cpu()
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return (logits.argmax(1) == labels).tolist(), losses.tolist()
+
+
+def _accuracy(right: list[bool]) -> Accuracy:
+    return Accuracy(value=sum(right) / len(right), examples=len(right))
+
+
+def _better(network: nn.Module, data: Data, compute: Compute, seed: int) -> Normalisation | None:
+    """Return the best of the usual normalisations, if the teacher is clearly better with it than with the data's."""
+    some = data.val.subset(min(_TRIED, len(data.val)), seed)
+    now = _accuracy(_judged(network, some, data, compute)[0])
+    found = []
+    for name, mean, std in _NORMALISATIONS:
+        channels = data.shape[0]
+        if len(mean) not in (1, channels):
+            continue
+        means, stds = (numbers * channels if len(numbers) == 1 else numbers for numbers in (mean, std))
+        other = replace(data, mean=means, std=stds)  # not `with_normalisation`, whose digest reads every image
+        reached = _accuracy(_judged(network, some, other, compute)[0])
+        found.append(Normalisation(name=name, mean=means, std=stds, reached=reached))
+    best = max(found, key=lambda tried: tried.reached.value, default=None)
+    return best if best and best.reached.value > now.value + _BETTER and best.reached.above(now) else None

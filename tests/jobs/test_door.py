@@ -1,0 +1,108 @@
+"""The first look at a teacher, on one that knows the digits by heart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
+from understudy.config.job import Compression
+from understudy.core.errors import DataError, ModelError
+from understudy.core.summary import Accuracy
+from understudy.data import Data
+from understudy.jobs.door import Look, Losses, Normalisation, look_at
+from understudy.jobs.dry_run import plan
+from understudy.jobs.task import Task
+from understudy.models.spec import Teacher
+
+
+class Brightness(nn.Module):
+    """Tells dark from bright images by how they were normalised: above `at` in the mean is bright."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self.first, self.at = nn.Conv2d(1, 4, 1), at
+        self.classifier = nn.Linear(4, 2)
+        with torch.no_grad():
+            self.first.weight.fill_(1.0)
+            self.first.bias.fill_(-at)
+            self.classifier.weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 4))
+            self.classifier.bias.zero_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, 2) of images (B, 1, h, w)."""
+        return self.classifier(self.first(images).mean((2, 3)))
+
+
+def shades(*, val: bool = False) -> Data:
+    """Return flat images, of class 1 from 100 of 255 on: in the mean they are brighter than that."""
+    grey = np.random.default_rng(0).integers(0, 256, 2000).astype(np.uint8)
+    images, labels = np.broadcast_to(grey[:, None, None], (2000, 8, 8)).copy(), (grey >= 100).astype(np.int64)
+    half = slice(1000, 1200)
+    return Data.from_arrays(images[:1000] if val else images, labels[:1000] if val else labels,
+                            val=(images[half], labels[half]) if val else None)  # fmt: skip
+
+
+def task_of(module: nn.Module, data: Data, **known: object) -> Task:
+    settings = Compression(method=METHOD, candidates=CANDIDATES, final=FINAL, device=DEVICE)
+    return Task.of(Teacher(module=module, **known), data, settings)  # type: ignore[arg-type]
+
+
+def test_random_weights_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError,
+        match=r"(?s)gets \d+\.\d+% ± \S+ of \d+ images right, where a guess gets 10\.00%.*"
+        r"1\. its weights were not loaded.*2\. it was trained with another normalisation.*"
+        r"3\. its classes are in another order than the data's: 0, 1, 2, 3, \.\.\.\n.*--untrained",
+    ):
+        squeeze(Tiny(), tmp_path / "run", untrained=False)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ModelError, match="must be trained"):
+        plan(task_of(Tiny(), Data.digits()))
+
+
+def test_a_normalisation_that_is_clearly_better_is_named() -> None:
+    # Made for pixels in 0..1, given the data's own mean and deviation.
+    task = task_of(Brightness(at=99.5 / 255), shades())
+    look = look_at(task)
+    assert 0.6 < look.accuracy.value < 0.9 and not look.guesses
+    assert look.better is not None and look.better.name == "pixels in 0..1" and look.better.reached.value == 1.0
+    with pytest.raises(DataError, match=r"with pixels in 0\.\.1, --mean 0 --std 1, it gets 100\.00% ± 0 right"):
+        look.refuse(task.teacher, untrained=False)
+    look.refuse(task.teacher, untrained=True)
+    # Whoever says which normalisation it is, is told and believed.
+    given = task_of(Brightness(at=99.5 / 255), shades(), mean=(0.4,), std=(0.3,))
+    look_at(given).refuse(given.teacher, untrained=False)
+    assert "is the normalisation that of the teacher's training? with pixels in 0..1" in look_at(given).notes[0]
+    right = task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,))
+    assert look_at(right).better is None and look_at(right).accuracy.value == 1.0
+
+
+def test_a_validation_split_that_the_teacher_has_seen_is_noted() -> None:
+    data, module = shades(), Brightness(at=99.5 / 255)
+    seen = look_at(task_of(module, data, mean=(0.0,), std=(1.0,)))
+    assert seen.seen and "a folder val/ beside train/, or val= in Python" in seen.notes[0]
+    # Images of the user's own, or a teacher that `teach` kept from them.
+    assert look_at(task_of(module, shades(val=True), mean=(0.0,), std=(1.0,))).notes == ()
+    digest = data.with_normalisation((0.0,), (1.0,)).digest
+    assert look_at(task_of(module, data, mean=(0.0,), std=(1.0,), taught_on=digest)).notes == ()
+    unlike = replace(seen, train_loss=Losses(mean=0.01, error=0.001), val_loss=Losses(mean=0.5, error=0.02))
+    assert not unlike.seen and unlike.notes == ()
+
+
+def test_the_likeliest_cause_comes_first() -> None:
+    better = Normalisation(name="ImageNet's", mean=(0.5,), std=(0.25,), reached=Accuracy(value=0.9, examples=200))
+    guess = Accuracy(value=0.5, examples=200)
+    look = Look(accuracy=guess, known=guess, classes=("a", "b"), mean=(0.1,), std=(0.2,), better=better)
+    with pytest.raises(ModelError, match=r"(?s)1\. it was trained with another normalisation .*2\. its weights"):
+        look.refuse(Teacher(module=Tiny()), untrained=False)
+
+
+def test_the_dry_run_shows_the_teachers_accuracy(tmp_path: Path) -> None:
+    found = plan(task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,)))
+    assert found.look.accuracy == Accuracy(value=1.0, examples=200)
