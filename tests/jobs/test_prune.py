@@ -351,7 +351,7 @@ def test_there_must_be_something_to_decide(tmp_path: Path) -> None:
 
 def test_the_command_line_knows_it(teacher: Teacher, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teach_tiny(tmp_path / "tiny")
-    common = [str(tmp_path / "tiny"), "--data", "digits", "--method", "decore", "--params", "3x"]
+    common = [str(tmp_path / "tiny"), "--trust-code", "--data", "digits", "--method=decore", "--params=3x"]
     device = [f"--device.device={DEVICE.device}", "--device.precision=fp32", "--device.memory-format=contiguous"]
     quick = [
         *("--decore.training.epochs=2", "--decore.agent-lr=0.2", "--decore.initial=2", *device),
@@ -361,7 +361,7 @@ def test_the_command_line_knows_it(teacher: Teacher, tmp_path: Path, capsys: pyt
     assert "What would be done" in capsys.readouterr().out
     run = str(tmp_path / "runs" / "one")
     assert main(["compress", *common, *quick, "--run", run]) == 0
-    assert main(["resume", run]) == 0
+    assert main(["resume", run, "--trust-code"]) == 0
     assert main(["runs", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
     assert "decore" in out and "1/1" in out and "finished" in out
