@@ -16,7 +16,8 @@ from tests.support.evaluators import ARCHITECTURES, Locked, Reimport, Slow, Toy,
 from understudy.core.errors import CrashError, DataError, MachineError, RunError, SurgeryError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.journal import Journal
-from understudy.runs.workers.local import Patience, Pool, refuse_reimport
+from understudy.runs.workers.local import Pool, refuse_reimport
+from understudy.runs.workers.retries import Patience
 from understudy.testing.landscapes import toy_evaluation
 
 SOON = Patience(at_least=0.5, times=1.0, pause=0.0)

@@ -70,7 +70,11 @@ class Device(Checked):
     threads: Natural = 1
     """CPU threads of one network in training (0: all cores); the same for any number of workers, so results are too."""
     workers: Natural = 1
-    """Students trained at the same time, each in a process of its own, which may crash; 0: one, in this process."""
+    """Students trained at the same time, each in a process of its own, which may crash; 0: one, in this process. On a
+    cluster: students on one GPU; without GPUs, as many as its cores allow."""
+    cluster: str = ""
+    """Ray cluster that trains the students: auto for the one that this machine belongs to, HOST:PORT of its head, or
+    local for one on this machine alone; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.door import look_at
 from understudy.jobs.finals import Finisher
 from understudy.jobs.latency import Latencies, reference_for
+from understudy.jobs.pools import pool_for
 from understudy.jobs.prune import Pruning
 from understudy.jobs.search import EvaluateAll, search
 from understudy.jobs.summary import summarise
@@ -46,7 +47,8 @@ from understudy.report.tables import PlainTable, in_a_line, result_table
 from understudy.runs.folder import Run
 from understudy.runs.journal import Journal
 from understudy.runs.store import Store
-from understudy.runs.workers.local import Evaluate, Pool, refuse_reimport
+from understudy.runs.workers.base import Workers
+from understudy.runs.workers.local import Evaluate, refuse_reimport
 from understudy.training.compute import choice, pinned, told
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import choose_compute
@@ -309,16 +311,14 @@ class _Job:
             )
         return self.evaluator, self.run.evaluations()
 
-    def _pool(self, evaluate: Evaluate, stage: str, workers: int, **more: Any) -> Pool:
-        """Return what evaluates in processes that may crash or hang, and remembers that they did."""
-        journal = Journal(self.run.folder / "crashes.json", f"{stage} ")
-        tell = self.display.warn
-        return Pool(evaluate, failed=self.evaluator.failed, workers=workers, journal=journal, tell=tell, **more)
+    def _pool(self, evaluate: Evaluate, stage: str, workers: int, **more: Any) -> Workers:
+        more |= {"journal": Journal(self.run.folder / "crashes.json", f"{stage} "), "tell": self.display.warn}
+        return pool_for(self.settings.device, self.evaluator, evaluate, workers=workers, **more)
 
     def _after_search(self) -> Finals:
         return Finals.of(self.settings, len(self.task.data.train), taught=needs_teacher(self.settings.final.training))
 
-    def _following(self, pool: Pool, follow: SearchProgress) -> EvaluateAll:
+    def _following(self, pool: Workers, follow: SearchProgress) -> EvaluateAll:
         """Return the pool's evaluation, which tells of every student."""
 
         def evaluate_all(architectures: Any, *, on_done: Any) -> list[Evaluation]:

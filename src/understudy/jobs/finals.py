@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from understudy.config.training import Final
@@ -56,6 +56,15 @@ class Finisher:
         checkpoint.unlink(missing_ok=True)
         epoch.unlink(missing_ok=True)
         return evaluation
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """The folders that it reads and writes, by name."""
+        return {**self.evaluator.places, "students": self.folder}
+
+    def moved(self, places: Mapping[str, Path]) -> Finisher:
+        """Return the same with its folders elsewhere, as on another machine."""
+        return replace(self, evaluator=self.evaluator.moved(places), folder=places["students"], on_look=None)
 
     def epochs_done(self, architectures: Sequence[Architecture]) -> float:
         """Return how many epochs of these students are done, whoever trains them; all of a finished one's."""

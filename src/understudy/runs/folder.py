@@ -205,8 +205,9 @@ class Run:
             for name, value in now.items()
             if was is not None and was.get(name, "") != value
         ]
-        # How many students are trained at a time decides nothing.
-        unlike += [line for line in differences(self.settings, settings) if not line.startswith("device.workers ")]
+        # Where students are trained, and how many at a time, decides nothing.
+        apart = ("device.workers ", "device.cluster ")
+        unlike += [line for line in differences(self.settings, settings) if not line.startswith(apart)]
         if unlike:
             raise RunError(
                 f"a run is continued with the teacher, data and settings that it was started with, but for "

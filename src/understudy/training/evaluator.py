@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +173,15 @@ class Evaluator:
         return self._lesson(
             self.data.train, final.training, final.weights, repeat=repeat, recipe=recipe, cycle=final.views
         )
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """The folders that it reads and writes, by name."""
+        return {"logits": self.folder}
+
+    def moved(self, places: Mapping[str, Path]) -> Evaluator:
+        """Return the same evaluator with its folders elsewhere, as on another machine."""
+        return replace(self, folder=places["logits"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a worker makes for itself: copies of the teacher and of the data."""

@@ -9,33 +9,22 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import wait
-from statistics import median
 
 from understudy.core.architecture import Architecture
-from understudy.core.errors import CrashError, DataError, MachineError, RunError, UnderstudyError
+from understudy.core.errors import DataError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.journal import Journal
-from understudy.runs.workers.process import Attempt, Evaluate, Worker, needs_main, pickled, refuse_reimport
+from understudy.runs.workers.process import Evaluate, Worker, needs_main, pickled, refuse_reimport
+from understudy.runs.workers.retries import Attempt, Patience, Retries
 
-__all__ = ["Evaluate", "Patience", "Pool", "refuse_reimport"]
+__all__ = ["Evaluate", "Pool", "refuse_reimport"]
 
 _log = logging.getLogger("understudy")
 _LOOK_EVERY = 1.0  # seconds between two calls of `on_wait`
 _ENDED_HERE = 3  # times that this process may end over an architecture before that is evaluated apart
 _LARGE = 1_000_000_000  # bytes of teacher and data that are not held twice for the sake of one worker
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """How often and how long something is tried."""
-
-    attempts: int = 3  # at what the machine failed at; all but the first with no other worker beside it
-    crashes: int = 2  # in native code, after which the architecture is at fault
-    times: float = 20.0  # an evaluation may take, of the median of earlier ones
-    at_least: float = 600.0  # seconds that it may always take
-    pause: float = 10.0  # seconds before the last attempt, in which others may free memory
 
 
 class Pool:
@@ -75,11 +64,15 @@ class Pool:
         patience: Patience | None = None,
     ) -> None:
         self._evaluate, self._here = evaluate, here or evaluate
-        self._failed, self._on_wait, self._tell = failed, on_wait, tell
+        self._on_wait = on_wait
         self._count = workers
-        self._journal = journal or Journal()
-        self._seconds = list(seconds)
-        self._patience = patience or Patience()
+        self._retries = Retries(
+            failed=failed,
+            tell=tell,
+            journal=journal or Journal(),
+            seconds=list(seconds),
+            patience=patience or Patience(),
+        )
         self._content: bytes | None = None
         self._workers: list[Worker] = []
 
@@ -145,9 +138,9 @@ class Pool:
     def _in_this_process(self, architecture: Architecture) -> Evaluation:
         """Evaluate here, unless this process ended again and again while it did so."""
         name = architecture.digest
-        begun = self._journal.begin(name)
+        begun = self._retries.journal.begin(name)
         evaluation = self._here_safely(architecture) if begun < _ENDED_HERE else self._apart(architecture, begun)
-        self._journal.end(name)
+        self._retries.journal.end(name)
         return evaluation
 
     def _here_safely(self, architecture: Architecture) -> Evaluation:
@@ -156,7 +149,7 @@ class Pool:
             try:
                 return self._here(architecture)
             except (MachineError, DataError) as error:
-                if (gave_up := self._gave_up(attempt, error)) is not None:
+                if (gave_up := self._after(attempt, error)) is not None:
                     return gave_up
 
     def _apart(self, architecture: Architecture, begun: int) -> Evaluation:
@@ -167,9 +160,8 @@ class Pool:
         except RunError:
             self._content = None
         if self._content is None or needs_main(self._content):
-            self._tell(f"student {architecture.digest} failed: {reason}")
-            return self._failed(architecture, reason)
-        self._tell(f"student {architecture.digest} is evaluated in a process of its own: {reason}")
+            return self._retries.at_fault(architecture, reason)
+        self._retries.tell(f"student {architecture.digest} is evaluated in a process of its own: {reason}")
         try:
             return self._in_workers([architecture], lambda _: None)[0]
         finally:
@@ -197,13 +189,13 @@ class Pool:
                     self._workers.remove(worker)
                     worker.stop()
                     worker.end()
-                    gave_up = self._gave_up(attempt, error)
+                    gave_up = self._after(attempt, error)
                     if gave_up is None:
                         alone.append(attempt)
                     else:
                         finish(attempt, gave_up)
                 else:
-                    self._seconds += [seconds] * (evaluation.status == "ok")
+                    self._retries.took([seconds] * (evaluation.status == "ok"))
                     finish(attempt, evaluation)
         return [done[number] for number in range(len(architectures))]
 
@@ -216,9 +208,10 @@ class Pool:
         """Give every idle worker something to do; what is to run alone comes last, in a new process."""
         self._workers = [worker for worker in self._workers if worker.process.is_alive() or not worker.idle]
         for attempt in list(waiting):  # known from another day
-            if len(self._journal.crashes(attempt.architecture.digest)) >= self._patience.crashes:
+            known = self._retries.known_crashes(attempt.architecture)
+            if known is not None:
                 waiting.remove(attempt)
-                finish(attempt, self._at_fault(attempt.architecture))
+                finish(attempt, known)
         if not waiting and alone and all(worker.idle for worker in self._workers):
             self.close()  # idle processes hold memory, too
             self._start(1)[0].give(alone.popleft())
@@ -245,7 +238,7 @@ class Pool:
         busy = [worker for worker in self._workers if not worker.idle]
         while busy:
             ready = wait([worker.connection for worker in busy], timeout=_LOOK_EVERY)
-            limit = self._limit()
+            limit = self._retries.time_limit()
             found = [w for w in busy if w.connection in ready or (limit is not None and w.busy_for > limit)]
             if found:
                 return found
@@ -259,46 +252,15 @@ class Pool:
             MachineError: it is late, or gone.
         """
         if not worker.connection.poll():
-            raise MachineError(
-                f"it was not done after {worker.busy_for:.0f} s, where others took {median(self._seconds):.0f} s"
-            )
+            raise self._retries.late(worker.busy_for)
         return worker.answer()
 
-    def _limit(self) -> float | None:
-        """Return how many seconds an evaluation may take; None while none is known."""
-        if not self._seconds:
-            return None
-        return max(self._patience.at_least, self._patience.times * median(self._seconds))
-
-    def _gave_up(self, attempt: Attempt, error: UnderstudyError) -> Evaluation | None:
-        """Note a failure of the machine; return None if it is to be tried again, else the failed evaluation.
-
-        Raises:
-            MachineError, DataError: it was tried often enough.
-        """
-        name, patience = attempt.architecture.digest, self._patience
-        if isinstance(error, CrashError):
-            if self._journal.crashed(name, str(error)) >= patience.crashes:
-                return self._at_fault(attempt.architecture)
-        else:
-            attempt.failures += 1
-        if attempt.failures >= patience.attempts:
-            if isinstance(error, DataError):
-                raise error
-            raise MachineError(
-                f"student {name} could not be evaluated in {patience.attempts} attempts, the last one alone: {error}. "
-                "This is a failure of the machine, so it is not held against the student"
-            ) from error
-        self._tell(f"student {name} is tried again, alone, because the machine failed: {error}")
-        if attempt.failures == patience.attempts - 1:
-            time.sleep(patience.pause)
-        return None
-
-    def _at_fault(self, architecture: Architecture) -> Evaluation:
-        reasons = self._journal.crashes(architecture.digest)
-        reason = f"{reasons[-1]}, {len(reasons)} times"
-        self._tell(f"student {architecture.digest} failed: {reason}")
-        return self._failed(architecture, reason)
+    def _after(self, attempt: Attempt, error: MachineError | DataError) -> Evaluation | None:
+        """Return None if it is to be tried again, the last time after a pause; else the failed evaluation."""
+        gave_up = self._retries.after(attempt, error)
+        if gave_up is None and self._retries.is_last(attempt):
+            time.sleep(self._retries.patience.pause)
+        return gave_up
 
 
 def _told(evaluation: Evaluation, on_done: Callable[[Evaluation], object]) -> Evaluation:

@@ -13,16 +13,16 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import CrashError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
+from understudy.runs.workers.packing import portable
+from understudy.runs.workers.retries import Attempt
 
 Evaluate = Callable[[Architecture], Evaluation]
 
@@ -68,15 +68,6 @@ def pickled(evaluate: Evaluate, *, most: int | None = None) -> bytes:
 def needs_main(content: bytes) -> bool:
     """Return whether what was pickled may be of the user's script, which a process would have to import first."""
     return _MAIN in content
-
-
-@dataclass
-class Attempt:
-    """An architecture to evaluate, and how often the machine failed at it."""
-
-    number: int
-    architecture: Architecture
-    failures: int = 0
 
 
 class Worker:
@@ -216,7 +207,7 @@ def _serve(connection: Connection) -> None:
         try:
             evaluate = pickle.loads(connection.recv_bytes())
         except Exception as error:
-            connection.send(_portable(error))
+            connection.send(portable(error, "In a worker process"))
             return
         connection.send(None)
         while (architecture := connection.recv()) is not None:
@@ -227,7 +218,7 @@ def _answer(evaluate: Evaluate, architecture: Architecture) -> Evaluation | Exce
     try:
         return evaluate(architecture)
     except Exception as error:
-        return _portable(error)
+        return portable(error, "In a worker process")
 
 
 def _end_with_parent() -> None:
@@ -235,15 +226,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """Return the error with its traceback as a note, in a form that survives the way to the driver."""
-    error.add_note("In a worker process:\n" + traceback.format_exc())
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a foreign class does when it is pickled
-        substitute = RuntimeError(f"{type(error).__name__}: {error}")
-        substitute.add_note(error.__notes__[-1])
-        return substitute
-    return error
