@@ -152,7 +152,7 @@ def test_nodes_have_the_drivers_versions(cluster: RayCluster) -> None:
 
 def test_a_run_on_a_cluster_is_the_run_of_one_process(cluster: RayCluster, tmp_path: Path) -> None:
     teach_tiny(tmp_path / "teacher")
-    teacher = load_teacher(tmp_path / "teacher")
+    teacher = load_teacher(tmp_path / "teacher", trust_code=True)
     on_cluster = replace(DEVICE, cluster=cluster.address)
     squeeze(teacher, tmp_path / "here", goal=Goal(params="4x"))
     squeeze(teacher, tmp_path / "there", goal=Goal(params="4x"), device=on_cluster)
@@ -169,13 +169,13 @@ from understudy.core.goal import Goal
 from understudy.jobs.teach import load_teacher
 
 address, teacher, folder = sys.argv[1:]
-squeeze(load_teacher(teacher), Path(folder), goal=Goal(params="4x"), device=replace(DEVICE, cluster=address))
+squeeze(load_teacher(teacher, trust_code=True), Path(folder), goal=Goal(params="4x"), device=replace(DEVICE, cluster=address))
 """
 
 
 def test_a_killed_driver_goes_on_where_it_was(cluster: RayCluster, tmp_path: Path) -> None:
     teach_tiny(tmp_path / "teacher")
-    squeeze(load_teacher(tmp_path / "teacher"), tmp_path / "here", goal=Goal(params="4x"))
+    squeeze(load_teacher(tmp_path / "teacher", trust_code=True), tmp_path / "here", goal=Goal(params="4x"))
     (tmp_path / "driver.py").write_text(DRIVER)
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from understudy.core.files import write_whole
 from understudy.runs.folder import versions
 from understudy.runs.workers.packing import Packed, portable, unpacked
 
+_LEFT = 7 * 24 * 3600.0  # seconds after which a folder is no longer needed
 _SYNC_EVERY = 1.0  # seconds between two looks for files that an evaluation has written
 
 
@@ -46,42 +50,62 @@ class Courier:
         (self._places[place] / name).unlink(missing_ok=True)
 
 
-_kept: dict[str, tuple[Any, Space]] = {}  # of this process, by key: the evaluator, and the Space of its architectures
+_kept: dict[str, tuple[Any, Space, Sequence[str]]] = {}  # of this process, by key: evaluator, Space, its places
 
 
-def evaluated(
-    key: str,
-    content: Any,
-    files: list[list[tuple[str, str, Any]]],
-    own: list[tuple[str, str, bytes]],
-    courier: Any,
-    digest: str,
-    architecture: str,
-    number: int,
-    wanted: Mapping[str, str],
-) -> str | Exception:
-    """Evaluate one architecture, given as JSON; return its evaluation as JSON, or what was raised."""
-    _check_versions(wanted)
-    ray.get(courier.begins.remote(number, ray.get_runtime_context().get_node_id()))  # before anything can crash
-    root = _scratch(key)
-    for place, name, reference in files[0]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Order:
+    """What one task gets. Ray resolves no references inside it, so each node reads them once."""
+
+    key: str  # of all that the tasks of a pool share
+    content: Any  # reference to the pickle of (evaluator, Space)
+    buffers: Sequence[Any]  # references to the memory that it refers to
+    files: Sequence[tuple[str, str, Any]]  # place, name and reference of each file that all may read
+    own: Sequence[tuple[str, str, bytes]]  # place, name and content of what earlier attempts left
+    courier: Any
+    digest: str
+    architecture: str  # JSON
+    number: int  # of the attempt
+    versions: Mapping[str, str]  # of the driver
+
+
+def evaluated(order: Order) -> str | Exception:
+    """Evaluate one architecture; return its evaluation as JSON, or what was raised."""
+    _check_versions(order.versions)
+    node = ray.get_runtime_context().get_node_id()
+    ray.get(order.courier.begins.remote(order.number, node))  # before anything can crash
+    root = _scratch(order.key)
+    for place, name, reference in order.files:
         if not (root / place / name).is_file():
             write_whole(root / place / name, ray.get(reference))
-    if key not in _kept:
-        _kept.clear()  # one run at a time is enough for a process's memory
-        pickled, buffers = content  # inside a list, references are not read for every task
-        evaluate, space = unpacked(Packed(ray.get(pickled), ray.get(buffers)))
-        places = getattr(evaluate, "places", ())
-        _kept[key] = (evaluate.moved({name: root / name for name in places}) if places else evaluate), space
-    evaluate, space = _kept[key]
-    places = getattr(evaluate, "places", ())
-    sent_back = _brought(root, digest, own, courier) if "students" in places else nullcontext()
-    with _crashes_told(root, number), sent_back:
+    evaluate, space, places = _evaluator(order, root)
+    sent_back = _brought(root, order) if "students" in places else nullcontext()
+    with _crashes_told(root, order.number), sent_back:
         try:
-            found = evaluate(Architecture.from_json(space, architecture))
+            found = evaluate(Architecture.from_json(space, order.architecture))
             return str(found.to_json())
         except Exception as error:
             return portable(error, "On a node of the cluster")
+
+
+def _evaluator(order: Order, root: Path) -> tuple[Any, Space, Sequence[str]]:
+    """Return the evaluator with its folders on this node, read once in each process."""
+    if order.key not in _kept:
+        _kept.clear()  # one pool at a time is enough for a process's memory
+        _sweep(root.parent)
+        evaluate, space = unpacked(Packed(ray.get(order.content), ray.get(list(order.buffers))))
+        places = tuple(getattr(evaluate, "places", ()))
+        moved = evaluate.moved({name: root / name for name in places}) if places else evaluate
+        _kept[order.key] = moved, space, places
+    return _kept[order.key]
+
+
+def _sweep(scratch: Path) -> None:
+    """Remove what pools that ended long ago left on this node."""
+    for folder in scratch.iterdir() if scratch.is_dir() else ():
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _LEFT:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_versions(wanted: Mapping[str, str]) -> None:
@@ -125,9 +149,9 @@ def crash_report(key: str, number: int) -> str:
 
 
 @contextmanager
-def _brought(root: Path, digest: str, own: Sequence[tuple[str, str, bytes]], courier: Any) -> Iterator[None]:
+def _brought(root: Path, order: Order) -> Iterator[None]:
     """Lay out what earlier attempts left; send back what the evaluation writes, while it does and at the end."""
-    folder = root / "students"
+    folder, digest, own, courier = root / "students", order.digest, order.own, order.courier
     known: dict[str, tuple[int, int]] = {}
     for place, name, content in own:
         write_whole(root / place / name, content)

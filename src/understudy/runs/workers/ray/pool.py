@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from understudy.core.errors import CrashError, DataError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.folder import versions
 from understudy.runs.workers.packing import packed
-from understudy.runs.workers.ray.node import Courier, crash_report, evaluated
+from understudy.runs.workers.ray.node import Courier, Order, crash_report, evaluated
 from understudy.runs.workers.retries import Attempt, Retries
 
 LOCAL = "local"  # the address of a cluster that is this machine alone, started and ended with the pool
@@ -164,30 +164,26 @@ class RayPool:
 
     def _start(self, batch: _Batch, attempt: Attempt, shared: _Shared) -> None:
         shared.files |= {path: ray.put(path.read_bytes()) for path in self._inputs() if path not in shared.files}
-        files = [(name, path.name, ref) for name, path, ref in self._located(shared)]
-        own = self._own_files(attempt.architecture.digest)
         shared.tries += 1
-        reference = self._run.remote(
-            shared.key,
-            [shared.content, shared.buffers],
-            [files],
-            own,
-            shared.courier,
-            attempt.architecture.digest,
-            attempt.architecture.to_json(),
-            shared.tries,
-            shared.versions,
+        order = Order(
+            key=shared.key,
+            content=shared.content,
+            buffers=shared.buffers,
+            files=[("logits", path.name, reference) for path, reference in shared.files.items()],
+            own=self._own_files(attempt.architecture.digest),
+            courier=shared.courier,
+            digest=attempt.architecture.digest,
+            architecture=attempt.architecture.to_json(),
+            number=shared.tries,
+            versions=shared.versions,
         )
+        reference = self._run.remote(order)
         batch.running[reference] = _Task(reference, attempt, shared.tries, time.monotonic())
 
     def _inputs(self) -> list[Path]:
         """Return the files that every evaluation may read: the teacher's logits."""
         folder = self._places.get("logits")
         return sorted(folder.glob("*.npy")) if folder is not None else []
-
-    def _located(self, shared: _Shared) -> Iterator[tuple[str, Path, Any]]:
-        for path, reference in shared.files.items():
-            yield "logits", path, reference
 
     def _own_files(self, digest: str) -> list[tuple[str, str, bytes]]:
         """Return what an earlier attempt at a final student left: its checkpoint, above all."""
