@@ -169,7 +169,8 @@ from understudy.core.goal import Goal
 from understudy.jobs.teach import load_teacher
 
 address, teacher, folder = sys.argv[1:]
-squeeze(load_teacher(teacher, trust_code=True), Path(folder), goal=Goal(params="4x"), device=replace(DEVICE, cluster=address))
+device = replace(DEVICE, cluster=address)
+squeeze(load_teacher(teacher, trust_code=True), Path(folder), goal=Goal(params="4x"), device=device)
 """
 
 
