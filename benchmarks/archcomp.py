@@ -31,11 +31,13 @@ from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.goal import Goal, Reward
 from understudy.cost.predict import predict
 from understudy.graph.analysis import analyse
+from understudy.methods.archcomp.rules import RULES, TUNED, Rules
 from understudy.methods.archcomp.search import ArchCompSearcher, Objective, descend, rewarded
+from understudy.methods.base import Problem
 from understudy.methods.baselines.random import RandomSearcher
-from understudy.methods.registry import searcher_for
 from understudy.models.zoo import create
-from understudy.testing.landscapes import run_searcher, toy_accuracy, toy_cost, toy_evaluation, toy_reward, toy_space
+from understudy.testing.contracts import run_searcher
+from understudy.testing.landscapes import toy_accuracy, toy_cost, toy_evaluation, toy_problem, toy_reward, toy_space
 
 TOYS = ("chain", "residual")
 NETWORKS = ("vgg13", "resnet18", "densenet40")
@@ -44,15 +46,16 @@ YARDSTICKS: dict[str, Callable[[int], Method]] = {
     "random": lambda students: RandomSearch(students=students),
     "N2N": lambda students: N2N(removal_updates=students // 10, shrinkage_updates=students // 10),
 }
-ABLATIONS: dict[str, dict[str, float]] = {
-    "no descent": {"descent_steps": 0},
-    "half the radius": {"trust": 0.5},
-    "no noise": {"noise": 0.0},
-    "costs alone shape it": {"accuracy_weight": 0.0},
-    "the mean for all": {"draws": 1},
-    "no pool near the best": {"changes": 1e3},
-    "students may be alike": {"apart": 0},
-    "half the steps of refits": {"refit_steps": 30},
+ABLATIONS = {
+    "no ascent": Rules(steps=0),
+    "half the radius": Rules(trust=0.5),
+    "no noise": Rules(noise=0.0),
+    "costs alone shape it": Rules(accuracy_weight=0.0),
+    "the mean for all": Rules(draws=1),
+    "no pool near the best": Rules(changes=1e3),
+    "students may be alike": Rules(apart=0),
+    "half the steps of refits": Rules(refit_steps=30),
+    "from random weights": RULES["paper"],
 }
 
 
@@ -77,8 +80,9 @@ def embedded(name: str, students: int, fit_steps: int, seed: int) -> tuple[ArchC
     teacher = cost(space.full)
     assert teacher is not None, "the teacher can be built"
     reward = toy_reward(space) if name in TOYS else Reward(teacher_cost=teacher, teacher_accuracy=1.0)
-    settings = ArchComp(students=2 * students, start=students, fit_steps=fit_steps)
-    searcher = ArchCompSearcher(space, reward, settings, seed=seed, predict=cost)
+    settings = ArchComp(students=2 * students, start=students)
+    problem = Problem(space=space, reward=reward, predict=cost, seed=seed)
+    searcher = ArchCompSearcher(problem, settings, rules=Rules(fit_steps=fit_steps))
     while searcher.stage == "random":
         # Nothing is trained on real networks: their embedding knows of no accuracy but the teacher's.
         found = [toy_evaluation(a, landscape=seed) if name in TOYS else untrained(a) for a in searcher.propose()]
@@ -112,15 +116,10 @@ def knowledge(name: str, students: int, fit_steps: int, seed: int) -> dict[str, 
     figures["error of parameters"], figures["error of MACs"], _ = errors_BF.median(0).values.tolist()
     if name in TOYS:
         figures["rank, all sizes"] = rank(searcher, objective, held_BD, seed)
-        drawn = RandomSearcher(*_random(name), seed=2000 + seed, predict=toy_cost)
+        drawn = RandomSearcher(toy_problem(place(name)[0], seed=2000 + seed), RandomSearch())
         like_BD = torch.stack([searcher.columns.choices(drawn.drawn()) for _ in range(HELD_OUT)])
         figures["rank, as labelled"] = rank(searcher, objective, like_BD, seed)
     return figures | along(searcher, objective, name in TOYS, seed)
-
-
-def _random(name: str) -> tuple[Space, Reward, RandomSearch]:
-    space, _ = place(name)
-    return space, toy_reward(space), RandomSearch()
 
 
 def rank(searcher: ArchCompSearcher, objective: Objective, choices_BD: Tensor, seed: int) -> float:
@@ -134,8 +133,8 @@ def rank(searcher: ArchCompSearcher, objective: Objective, choices_BD: Tensor, s
 def along(searcher: ArchCompSearcher, objective: Objective, toy: bool, seed: int) -> dict[str, float]:
     """Return what becomes of the points on the way of a descent: can they be built, how good are they."""
     starts_SD = searcher.starts(objective)
-    draw_S = 1 + torch.arange(len(starts_SD)) % ArchComp().draws
-    way = descend(objective, starts_SD, draw_S, steps=ArchComp().descent_steps, radius=searcher.radius)
+    draw_S = 1 + torch.arange(len(starts_SD)) % TUNED.draws
+    way = descend(objective, starts_SD, draw_S, steps=TUNED.steps, radius=searcher.radius)
     figures, built = dict[str, float](), list[Tensor]()
     for number, choices_SD in enumerate([starts_SD, *way]):
         exact_SF = searcher.exact(choices_SD)
@@ -150,12 +149,15 @@ def along(searcher: ArchCompSearcher, objective: Objective, toy: bool, seed: int
     return figures | {"can be built on the way": torch.cat(built).double().mean().item()}
 
 
-def best(name: str, params: str | None, method: Method, seed: int) -> float:
-    """Return the best true reward of a search on a toy landscape."""
-    space = toy_space(name)  # type: ignore[arg-type]
-    reward = toy_reward(space, Goal(params=params))
-    searcher = searcher_for(method, space, reward, seed=seed, predict=toy_cost)
-    return max(reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed))
+def best(name: str, params: str | None, method: Method | Rules, seed: int, *, students: int = 100) -> float:
+    """Return the best true reward of a search on a toy landscape; `Rules` are those of ArchComp with `students`."""
+    problem = toy_problem(toy_space(name), params, seed=seed)  # type: ignore[arg-type]
+    searcher = (
+        ArchCompSearcher(problem, ArchComp(students=students), rules=method)
+        if isinstance(method, Rules)
+        else method.searcher(problem)
+    )
+    return max(problem.reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed))
 
 
 def other_data(architecture: Architecture, seed: int) -> Evaluation:
@@ -169,13 +171,13 @@ def warm(name: str, params: str | None, budget: int, seed: int) -> dict[str, lis
     """Return the best rewards so far, on other data, of a search from scratch and of one from another's embedding."""
     space = toy_space(name)  # type: ignore[arg-type]
     reward = toy_reward(space, Goal(params=params))
-    first = ArchCompSearcher(space, reward, ArchComp(students=60), seed=seed, predict=toy_cost)
+    first = ArchCompSearcher(toy_problem(space, params, seed=seed), ArchComp(students=60))
     run_searcher(first, landscape=seed)
     learned = {name: value for name, value in first.state_dict().items() if isinstance(value, Tensor)}
     found: dict[str, list[float]] = {}
     for called, policy in (("from scratch", None), ("from another's", learned)):
-        settings = ArchComp(students=budget)
-        searcher = ArchCompSearcher(space, reward, settings, seed=seed, predict=toy_cost, policy=policy)
+        problem = toy_problem(space, params, seed=seed, policy=policy)
+        searcher = ArchCompSearcher(problem, ArchComp(students=budget))
         rewards: list[float] = []
         while proposals := searcher.propose():
             told = [other_data(architecture, seed) for architecture in proposals]
@@ -193,7 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--students", type=int, default=200, help="with known accuracy, for the tables of what is known"
     )
-    parser.add_argument("--fit-steps", type=int, default=ArchComp().fit_steps, help="for the tables of what is known")
+    parser.add_argument("--fit-steps", type=int, default=TUNED.fit_steps, help="for the tables of what is known")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--params", nargs="+", default=["0", "20x"], help="budgets of the searches; 0: none")
     parser.add_argument("--budget", type=int, default=100, help="students of a search")
@@ -215,16 +217,18 @@ def main() -> None:
                 print(f"| {name} | {params} | {called} | {students} | {spread(values)} |", flush=True)
         return
     own = ArchComp(students=options.budget)
-    methods: dict[str, Method] = {called: method(options.budget) for called, method in YARDSTICKS.items()}
+    methods: dict[str, Method | Rules] = {called: method(options.budget) for called, method in YARDSTICKS.items()}
     methods["ArchComp"] = own
     if options.ablate:
-        methods = {"ArchComp": own, **{called: replace(own, **change) for called, change in ABLATIONS.items()}}
+        methods = {"ArchComp": own, **ABLATIONS}
     for name in options.spaces:
         for params in options.params:
             reached: dict[str, list[float]] = {}
             for called, method in methods.items():
                 goal = None if params == "0" else params
-                reached[called] = [best(name, goal, method, seed) for seed in range(options.seeds)]
+                reached[called] = [
+                    best(name, goal, method, seed, students=options.budget) for seed in range(options.seeds)
+                ]
                 wins = sum(a > b for a, b in zip(reached[called], next(iter(reached.values())), strict=True))
                 print(f"| {name} | {params} | {called} | {spread(reached[called])} | {wins} |", flush=True)
 

@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from understudy.config.methods import Decore
 from understudy.config.training import Device
 from understudy.graph.analysis import analyse
 from understudy.jobs.prune import Learner
-from understudy.methods.decore import Agents
+from understudy.methods.decore import Agents, Rules
 from understudy.models import zoo
 from understudy.surgery.gated import Gated
 from understudy.training.compute import choose_compute
@@ -58,7 +57,7 @@ def measured(
     """Return the seconds of each step, plain and with agents, after a few that warm up."""
     analysis = analyse(model, torch.randn(2, 3, 32, 32))
     network = copy.deepcopy(model)
-    agents = Agents(analysis.space.groups, Decore(initial=weight), examples=EXAMPLES, steps=1000)
+    agents = Agents(analysis.space.groups, Rules(initial=weight), examples=EXAMPLES, steps=1000)
     slots = torch.from_numpy(np.concatenate(analysis.groups.slots_of))
     learner = Learner(Gated(analysis, network), agents, slots)
     plain = compute.place(copy.deepcopy(model)).train()

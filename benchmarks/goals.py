@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from understudy.config.methods import N2N
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import GoalError, SurgeryError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.goal import Budgets, Goal, Reward
 from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis, analyse
-from understudy.methods.base import Searcher
-from understudy.methods.feasibility import narrowest_width, refuse_what_is_out_of_reach
+from understudy.methods.base import Problem
+from understudy.methods.feasibility import refuse_what_is_out_of_reach
 from understudy.methods.ranking import merit_for
-from understudy.methods.registry import searcher_for
 from understudy.models import zoo
 
 METHOD = N2N(shrinkage_updates=12)
@@ -81,7 +81,7 @@ def random_goal(numbers: np.random.Generator) -> Goal:
 def searched(teacher: Teacher, budgets: Budgets, seed: int) -> Evaluation:
     """Return what a search under these budgets ends with."""
     reward = Reward(teacher_cost=teacher.cost, teacher_accuracy=0.9, budgets=budgets)
-    searcher: Searcher = searcher_for(METHOD, teacher.space, reward, seed=seed, predict=teacher.predict)
+    searcher = METHOD.searcher(Problem(space=teacher.space, reward=reward, predict=teacher.predict, seed=seed))
     found: list[Evaluation] = []
     while proposals := searcher.propose():
         found += [teacher.evaluation(a) for a in proposals]
@@ -92,7 +92,7 @@ def searched(teacher: Teacher, budgets: Budgets, seed: int) -> Evaluation:
 def truly_out_of_reach(teacher: Teacher, budgets: Budgets, numbers: np.random.Generator) -> bool:
     """Return whether no narrowest architecture, whatever units it removes, keeps the budgets."""
     space = teacher.space
-    widths = {group.name: narrowest_width(group, METHOD) for group in space.groups}
+    widths = {group.name: METHOD.narrowest(group, Widths()) for group in space.groups}
     kernels = {layer.name: layer.kernels[0] for layer in space.layers if layer.kernels}
     units = [unit.name for unit in space.units if unit.kind != "layer"]
     for _ in range(NARROWEST):
@@ -118,7 +118,7 @@ def main() -> None:
             budgets = replace(goal.budgets(teacher.cost, 0.9), accuracy=0.0)
             used = ""
             try:
-                refuse_what_is_out_of_reach(budgets, teacher.space, METHOD, teacher.predict)
+                refuse_what_is_out_of_reach(budgets, teacher.space, METHOD, Widths(), teacher.predict)
             except GoalError:
                 truly = truly_out_of_reach(teacher, budgets, np.random.default_rng(seed))
                 outcome = "out of reach, truly" if truly else "REFUSED, BUT WITHIN REACH"

@@ -3,7 +3,6 @@
     python benchmarks/policies.py                  # the table of docs/n2n.md
     python benchmarks/policies.py --compare searchers --cases bt Bt             # other searchers beside N2N
     python benchmarks/policies.py --compare ablations                           # one device switched off at a time
-    python benchmarks/policies.py --compare constraints controllers --cases rt St
 
 A case is a teacher (chain: VGG-13, residual: 12 blocks), what may change, and a budget. Every seed is
 another landscape as well. Equal numbers of students: 60 where one stage works alone, 120 where both do.
@@ -20,9 +19,10 @@ from dataclasses import dataclass, replace
 
 from understudy.config.methods import N2N, ArchComp, OptunaSearch, RandomSearch
 from understudy.core.architecture import Space
-from understudy.core.goal import Goal
-from understudy.methods.registry import searcher_for
-from understudy.testing.landscapes import ToyKind, run_searcher, toy_cost, toy_reward, toy_space
+from understudy.methods.n2n.rules import TUNED, Rules
+from understudy.methods.n2n.search import N2NSearch
+from understudy.testing.contracts import run_searcher
+from understudy.testing.landscapes import ToyKind, toy_problem, toy_space
 
 
 @dataclass(frozen=True)
@@ -64,68 +64,51 @@ CASES = {
 }
 ALONE = 12  # updates of a stage that works alone
 PLAIN = N2N(draws_per_rollout=1)  # what the policy draws is trained, so that all that is learned is learned by it
-FROZEN = {
-    "frozen, draws ranked": N2N(removal_lr=0.0, shrinkage_lr=0.0),
-    "frozen, draws not ranked": replace(PLAIN, removal_lr=0.0, shrinkage_lr=0.0),
-}
-UNAIDED = replace(
-    PLAIN, calibrate=False, redraws=0, repair="never"
-)  # as in the paper: only the reward tells of budgets
-CONSTRAINTS = {
-    "hard": replace(PLAIN, phase_updates=0),
-    "Lagrangian": replace(PLAIN, penalty="lagrangian"),
-    "budgets as columns": replace(PLAIN, budget_columns=True),
-    "repair at once": replace(PLAIN, repair="always"),
-    "no repair": replace(PLAIN, repair="never"),
-    "no help, phased": UNAIDED,
-    "no help, Lagrangian": replace(UNAIDED, penalty="lagrangian"),
-    "no help, repair at once": replace(UNAIDED, repair="always"),
-}
-CONTROLLERS = {
-    "autoregressive": replace(PLAIN, removal_controller="autoregressive"),
-    "critic": replace(PLAIN, baseline="critic"),
-    "autoregressive, critic": replace(PLAIN, removal_controller="autoregressive", baseline="critic"),
-    "no reuse of rollouts": replace(PLAIN, memory=1, gradient_steps=1),
-    "ten steps, no memory": replace(PLAIN, memory=1),
-}
-ABLATIONS = {
-    "no calibration": replace(PLAIN, calibrate=False),
-    "no redraws": replace(PLAIN, redraws=0),
-    "no memory": replace(PLAIN, memory=1),
-    "one step": replace(PLAIN, gradient_steps=1),
-    "no clipping": replace(PLAIN, clip=1e9),
-    "no harmonics": replace(PLAIN, harmonics=0),
-    "raw rows": replace(PLAIN, scale_rows=False),
-    "one advantage": replace(PLAIN, advantage="update"),
-    "no entropy": replace(PLAIN, entropy_bonus=0.0),
-    "authors' lr": replace(PLAIN, removal_lr=0.003, shrinkage_lr=0.1),
-}
+METHODS: dict[str, N2N | OptunaSearch | ArchComp] = {"N2N": N2N(), "draws not ranked": PLAIN}
+FROZEN = {"frozen, draws ranked": N2N(lr=0.0), "frozen, draws not ranked": replace(PLAIN, lr=0.0)}
 STAGES = {
     "short stage 1": N2N(removal_updates=4, shrinkage_updates=20),
     "even stages": N2N(removal_updates=12, shrinkage_updates=12),
     "even stages, as in the paper": replace(PLAIN, removal_updates=12, shrinkage_updates=12, revisit=0.0),
     "units and kernels revisited more often": N2N(revisit=0.25),
+    "the paper's rules": replace(PLAIN, rules="paper"),
+    "hard penalty": replace(PLAIN, phase_updates=0),
 }
 SEARCHERS = {"TPE": OptunaSearch(), "ArchComp": ArchComp()}
-COMPARISONS: dict[str, Mapping[str, N2N | OptunaSearch | ArchComp]] = {
+ABLATIONS: dict[str, Rules] = {
+    "no calibration": replace(TUNED, calibrate=False),
+    "no redraws": replace(TUNED, redraws=0),
+    "no help with budgets": replace(TUNED, calibrate=False, redraws=0, mend=False),
+    "not filled": replace(TUNED, fill=False),
+    "no replay": replace(TUNED, replay=1),
+    "one step": replace(TUNED, gradient_steps=1),
+    "neither": replace(TUNED, replay=1, gradient_steps=1),
+    "no clipping": replace(TUNED, clip=1e9),
+    "no harmonics": replace(TUNED, harmonics=0),
+    "raw rows": replace(TUNED, scaled=False),
+    "one advantage": replace(TUNED, per_rollout=False),
+    "no entropy": replace(TUNED, entropy_bonus=0.0),
+}
+COMPARISONS: dict[str, Mapping[str, N2N | OptunaSearch | ArchComp | Rules]] = {
     "frozen": FROZEN,
     "searchers": SEARCHERS,
     "stages": STAGES,
-    "constraints": CONSTRAINTS,
-    "controllers": CONTROLLERS,
     "ablations": ABLATIONS,
 }
 
 
-def figures(case: Case, method: N2N | RandomSearch | OptunaSearch | ArchComp, seed: int) -> tuple[float, float]:
+def figures(case: Case, method: N2N | RandomSearch | OptunaSearch | ArchComp | Rules, seed: int) -> tuple[float, float]:
     """Return the best reward of a search and the mean reward of its last third of students."""
-    reward = toy_reward(case.space, Goal(params=case.params))
-    if not isinstance(method, N2N):
-        method = replace(method, students=case.students)
+    problem = toy_problem(case.space, case.params, seed=seed)
+    rules = method if isinstance(method, Rules) else None
+    settings = PLAIN if isinstance(method, Rules) else method
+    if not isinstance(settings, N2N):
+        settings = replace(settings, students=case.students)
     elif case.part != "both":
-        method = replace(method, removal_updates=ALONE, shrinkage_updates=ALONE)
-    searcher = searcher_for(method, case.space, reward, seed=seed, predict=toy_cost)
-    rewards = [reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed)]
+        settings = replace(settings, removal_updates=ALONE, shrinkage_updates=ALONE)
+    own = isinstance(settings, N2N) and rules is not None
+    searcher = N2NSearch(problem, settings, rules=rules) if own else settings.searcher(problem)
+    rewards = [problem.reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed)]
     return max(rewards), statistics.fmean(rewards[-len(rewards) // 3 :])
 
 
@@ -146,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--compare", nargs="+", choices=COMPARISONS, default=["frozen"])
     options = parser.parse_args()
-    methods: dict[str, N2N | OptunaSearch | ArchComp] = {"N2N": N2N(), "draws not ranked": PLAIN}
+    methods: dict[str, N2N | OptunaSearch | ArchComp | Rules] = dict(METHODS)
     for comparison in options.compare:
         methods |= COMPARISONS[comparison]
     print("| case | best reward | beats random | mean of the last third | beats random |")
@@ -158,9 +141,6 @@ def main() -> None:
         words = f"{name}: {case.kind}, {case.part}, {case.params or 'no budget'}"
         print(row(f"{words}, random", yardstick, yardstick))
         for called, method in methods.items():
-            other = isinstance(method, N2N) and method.removal_controller != N2N().removal_controller
-            if case.part == "shrinkage" and other:
-                continue  # there is nothing to remove
             print(row(f"{words}, {called}", [figures(case, method, seed) for seed in seeds], yardstick), flush=True)
 
 

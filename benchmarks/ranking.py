@@ -16,6 +16,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from torch import Tensor
 from benchmarks.searchers import PLANS, with_seed
 from understudy.config.methods import N2N
 from understudy.core.evaluation import Evaluation
+from understudy.core.goal import Reward
 from understudy.data import Data
 from understudy.jobs.task import Task
 from understudy.jobs.teach import load_teacher
@@ -73,7 +75,9 @@ class Runs:
         """Return a shortlist that has learned nothing but what is in the policy."""
         result = next(self._folder.glob(f"seed-{seed}/*.json"))
         accuracy = json.loads(result.read_text("utf-8"))["teacher"]
-        return kind(self.task.space, accuracy, SETTINGS, torch.Generator().manual_seed(seed), policy or {})
+        reward = Reward(teacher_cost=self.task.cost, teacher_accuracy=accuracy)
+        problem = replace(self.task.problem(reward), policy=policy)
+        return kind(problem, SETTINGS, torch.Generator().manual_seed(seed))
 
 
 def correlation(ranked: Shortlist, known: Sequence[Evaluation], others: Sequence[Evaluation]) -> float:

@@ -22,7 +22,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ from understudy.jobs.task import Task
 from understudy.jobs.teach import load_teacher
 from understudy.methods.base import Update
 from understudy.methods.ranking import finalists
-from understudy.methods.registry import searcher_for
 from understudy.models.weights import load_into, read_weights
 from understudy.runs.store import Store
 from understudy.training.evaluator import Evaluator
@@ -63,13 +62,11 @@ METHODS: dict[str, Method] = {
     "TPE": OptunaSearch(students=STUDENTS),
     "ArchComp": ArchComp(students=STUDENTS),
     "N2N": N2N(shrinkage_updates=8),
-    "N2N, not filled": N2N(shrinkage_updates=8, fill=False),
     "TPE, filled": OptunaSearch(students=STUDENTS, fill=True),
     # As random search starts, filled.
-    "N2N, not learned": N2N(shrinkage_updates=8, draws_per_rollout=1, shrinkage_lr=0.0, revisit=0.1),
-    "N2N, depths alike": N2N(shrinkage_updates=8, revisit=0.1, depths=1.0),
+    "N2N, not learned": N2N(shrinkage_updates=8, draws_per_rollout=1, lr=0.0, revisit=0.1),
     "N2N, policy alone": N2N(shrinkage_updates=8, draws_per_rollout=1),
-    "N2N, ranking alone": N2N(shrinkage_updates=8, shrinkage_lr=0.0),
+    "N2N, ranking alone": N2N(shrinkage_updates=8, lr=0.0),
     "N2N, two stages": N2N(removal_updates=2, shrinkage_updates=6),
     TRANSFERRED: N2N(shrinkage_updates=8),
 }
@@ -77,14 +74,14 @@ DEVICE = Device(threads=1)
 PLANS = {
     "mnist": Compression(
         goal=Goal(params="100x"),
-        candidates=Candidates(examples=1500, epochs=4, batch_size=32, lr=0.002),
+        candidates=Candidates(training=Training(epochs=4, batch_size=32, lr=0.002), examples=1500),
         final=Final(students=1, views=1, training=Training(epochs=3)),
         device=DEVICE,
     ),
     "cifar10": Compression(
         goal=Goal(params="20x"),
         augmentation=Augmentation(crop=4, flip=True),
-        candidates=Candidates(examples=1500, epochs=4, batch_size=32, lr=0.002),
+        candidates=Candidates(training=Training(epochs=4, batch_size=32, lr=0.002), examples=1500),
         final=Final(students=1, views=2, training=Training(epochs=4)),
         device=DEVICE,
     ),
@@ -103,7 +100,7 @@ class Arena:
     @classmethod
     def of(cls, task: Task, folder: Path) -> Arena:
         """Return the arena of a task, with its folder."""
-        images = first_images(task.data, task.data.train, task.settings.candidates.batch_size)
+        images = first_images(task.data, task.data.train, task.settings.candidates.training.batch_size)
         compute = choose_compute(task.teacher.module, images, task.settings.device)
         (folder / "logits").mkdir(parents=True, exist_ok=True)
         evaluator = task.evaluator(compute, folder / "logits")
@@ -129,9 +126,7 @@ class Arena:
                 on_done(evaluations[-1])
             return evaluations
 
-        searcher = searcher_for(
-            method, self.task.space, self.reward, seed=seed, predict=self.task.predict, policy=policy
-        )
+        searcher = method.searcher(replace(self.task.problem(self.reward), policy=policy))
         with Store(self.folder / "study.db", self.task.space) as store:
             search(
                 searcher,

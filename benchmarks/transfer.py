@@ -26,10 +26,13 @@ from understudy.config.methods import N2N
 from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
 from understudy.core.goal import Goal, Reward
+from understudy.methods.base import Problem
+from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.search import N2NSearch
 from understudy.testing.landscapes import toy_accuracy
 
-_POLICY = N2N(draws_per_rollout=1, fill=False)  # its own draws alone, as the paper transfers no more
+_POLICY = N2N(draws_per_rollout=1)
+_ALONE = replace(TUNED, fill=False)  # a policy's own draws alone, as the paper transfers no more
 STAGES = {
     "removal": (replace(_POLICY, removal_updates=12, shrinkage_updates=0), Goal(params="2x")),
     "shrinkage": (replace(_POLICY, removal_updates=0, shrinkage_updates=12, revisit=0.0), Goal(params="10x")),
@@ -75,9 +78,10 @@ class Search:
         reward = Reward(
             teacher_cost=self.teacher.cost, teacher_accuracy=0.95, budgets=goal.budgets(self.teacher.cost, 0.95)
         )
-        searcher = N2NSearch(
-            self.teacher.space, reward, settings, seed=self.landscape, predict=self.teacher.predict, policy=policy
+        problem = Problem(
+            space=self.teacher.space, reward=reward, predict=self.teacher.predict, seed=self.landscape, policy=policy
         )
+        searcher = N2NSearch(problem, settings, rules=TUNED if self.stage == "ranked" else _ALONE)
         rewards: list[list[float]] = []
         while not until(rewards) and (proposals := searcher.propose()):
             found = [evaluation(self.teacher, architecture, self.landscape) for architecture in proposals]

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 
 from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch
-from understudy.config.training import Augmentation, Candidates, Device
+from understudy.config.training import Augmentation, Candidates, Device, Training
 from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import write_whole
@@ -40,7 +40,7 @@ def architectures(task: Task, students: int, seed: int) -> list[Architecture]:
     reward = Reward(
         teacher_cost=task.cost, teacher_accuracy=1.0, budgets=task.settings.goal.budgets(task.cost, accuracy=1.0)
     )
-    searcher = RandomSearcher(task.space, reward, RandomSearch(students=students), seed=seed, predict=task.predict)
+    searcher = RandomSearcher(replace(task.problem(reward), seed=seed), RandomSearch(students=students))
     drawn: list[Architecture] = []
     while proposals := searcher.propose():
         drawn += proposals
@@ -100,7 +100,7 @@ def main() -> None:
     drawn, table = architectures(task, options.students, options.seed), Table()
     for epochs in (*options.short, options.long):
         for start in STARTS:
-            taught = replace(evaluator, candidates=replace(candidates, weights=start, epochs=epochs))
+            taught = replace(evaluator, candidates=replace(candidates, weights=start, training=Training(epochs=epochs)))
             taught.prepare()  # what all share is nobody's time
             table[start, epochs] = []
             for number, architecture in enumerate(drawn, 1):

@@ -20,7 +20,7 @@ from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
 from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis, analyse
-from understudy.methods.registry import searcher_for
+from understudy.methods.archcomp.rules import Rules
 
 FOLDER = Path(build.__file__).parent
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -64,7 +64,7 @@ def test_every_proposal_of_every_searcher_is_in_the_table(table: Table, called: 
         method = replace(method, students=30, samples=100, fit_steps=5, refit_steps=2)
     if isinstance(method, OptunaSearch):
         method = replace(method, students=30)
-    searcher = searcher_for(method, table.space, table.reward("5x"), seed=0, predict=table.cost)
+    searcher = method.searcher(Problem(space=table.space, reward=table.reward("5x"), predict=table.cost))
     found = search(searcher, table, STUDENTS)
     # Of two uniform widths one breaks the budget.
     assert len(found) == {"uniform": 1, "ArchComp": 30, "TPE": 30, "NSGA-II": 30}.get(called, STUDENTS)
@@ -103,8 +103,8 @@ def test_a_part_of_a_table_knows_what_it_lacks(table: Table, tmp_path: Path, mon
 def test_an_embedding_of_a_part_is_fitted_to_what_is_in_it(table: Table) -> None:
     full = next(e for e in table.evaluations if e.architecture == table.space.full)
     part = replace(table, evaluations=tuple({full, *table.evaluations[::2]}), repeats=())
-    settings = ArchComp(students=50, start=25, samples=100, fit_steps=5)
-    searcher, objective, known = fitted(part, settings, seed=0)
+    settings, rules = ArchComp(students=50, start=25), Rules(samples=100, fit_steps=5)
+    searcher, objective, known = fitted(part, settings, seed=0, rules=rules)
     assert 15 < len(known) <= 26 and known <= {e.architecture.digest for e in part.evaluations}
     figures = ranks(part, searcher, objective, known)
     assert len(figures) == 2 and all(-1.0 <= value <= 1.0 for value in figures.values())
@@ -113,7 +113,7 @@ def test_an_embedding_of_a_part_is_fitted_to_what_is_in_it(table: Table) -> None
 def test_a_curve_never_falls_and_ends_at_the_best(table: Table) -> None:
     reached = curve(table, "5x", METHODS["random"], 0)
     reward = table.reward("5x")
-    searcher = searcher_for(METHODS["random"], table.space, reward, seed=0, predict=table.cost)
+    searcher = METHODS["random"].searcher(Problem(space=table.space, reward=reward, predict=table.cost))
     assert reached == sorted(reached)
     assert reached[-1] == max(reward(evaluation) for evaluation in search(searcher, table, STUDENTS))
 

@@ -63,14 +63,14 @@ PLANS = {
         size=12,
         teacher_epochs=2,
         memory_format="contiguous",
-        candidates=Candidates(examples=1000, epochs=2, batch_size=64, lr=0.01, stop_below=0.0),
+        candidates=Candidates(training=Training(epochs=2, batch_size=64, lr=0.01), examples=1000, stop_below=0.0),
     ),
     "chain-cifar10": Plan(
         network="chain",
         size=12,
         teacher_epochs=12,
         memory_format="channels_last",
-        candidates=Candidates(examples=1000, epochs=2, batch_size=100, lr=0.0125, stop_below=0.0),
+        candidates=Candidates(training=Training(epochs=2, batch_size=100, lr=0.0125), examples=1000, stop_below=0.0),
     ),
 }
 

@@ -25,7 +25,7 @@ import torch
 from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.tabular.table import Table, search
 from understudy.config.methods import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
-from understudy.methods.registry import searcher_for
+from understudy.methods.base import Problem
 
 HERE = Path(__file__).parent
 STUDENTS = 100
@@ -40,7 +40,6 @@ METHODS: dict[str, Method] = {
     "N2N, draws not ranked": N2N(shrinkage_updates=20, draws_per_rollout=1),
     "N2N, no stage 1": replace(_PLAIN, removal_updates=0, shrinkage_updates=20),
     "N2N, short stage 1": replace(_PLAIN, removal_updates=3, shrinkage_updates=17),
-    "N2N, refined": replace(_PLAIN, removal_updates=3, shrinkage_updates=10, refinement_updates=7),
     "N2N, even stages": replace(_PLAIN, removal_updates=10, shrinkage_updates=10),
     "N2N, units once": replace(_PLAIN, removal_updates=10, shrinkage_updates=10, revisit=0.0),
     "ArchComp": ArchComp(students=STUDENTS),
@@ -51,7 +50,7 @@ Key = tuple[str, str, str]  # table, budget, method
 def curve(table: Table, params: str | None, method: Method, seed: int) -> list[float]:
     """Return the best true reward among the first 10, 20, ... students of a search."""
     reward = table.reward(params)
-    searcher = searcher_for(method, table.space, reward, seed=seed, predict=table.cost)
+    searcher = method.searcher(Problem(space=table.space, reward=reward, predict=table.cost, seed=seed))
     rewards = [reward(evaluation) for evaluation in search(searcher, table, STUDENTS)]
     return [max(rewards[:count]) for count in AT]
 

@@ -22,16 +22,21 @@ from torch import Tensor
 from benchmarks.tabular.table import Table
 from understudy.config.methods import ArchComp
 from understudy.core.architecture import Architecture
+from understudy.methods.archcomp.rules import TUNED, Rules
 from understudy.methods.archcomp.search import ArchCompSearcher, Objective, descend, rewarded
+from understudy.methods.base import Problem
 
 HERE = Path(__file__).parent
 RANK = "rank correlation of accuracy, rest of the table"
 TOP = "the same, upper half of the true rewards"
 
 
-def fitted(table: Table, settings: ArchComp, seed: int) -> tuple[ArchCompSearcher, Objective, set[str]]:
+def fitted(
+    table: Table, settings: ArchComp, seed: int, rules: Rules = TUNED
+) -> tuple[ArchCompSearcher, Objective, set[str]]:
     """Return a search whose embedding was fitted once, to its random start and the teacher, and their digests."""
-    searcher = ArchCompSearcher(table.space, table.reward(), settings, seed=seed, predict=table.cost)
+    problem = Problem(space=table.space, reward=table.reward(), predict=table.cost, seed=seed)
+    searcher = ArchCompSearcher(problem, settings, rules=rules)
     known = {table.space.full.digest}
     while searcher.stage == "random":
         proposals = searcher.propose()
@@ -65,9 +70,9 @@ def ranks(table: Table, searcher: ArchCompSearcher, objective: Objective, known:
 
 def along(table: Table, searcher: ArchCompSearcher, objective: Objective) -> dict[str, float]:
     """Return the mean predicted and true objective on the way of a descent, and the share that can be built."""
-    settings, starts_SD = ArchComp(), searcher.starts(objective)
+    starts_SD = searcher.starts(objective)
     draw_S = torch.zeros(len(starts_SD), dtype=torch.int64)  # the mean of the accuracy's posterior
-    way = descend(objective, starts_SD, draw_S, steps=settings.descent_steps, radius=searcher.radius)
+    way = descend(objective, starts_SD, draw_S, steps=TUNED.steps, radius=searcher.radius)
     figures, built = dict[str, float](), list[bool]()
     for number, choices_SD in enumerate([starts_SD, *way]):
         answers = [table[searcher.columns.architecture(choices_D)] for choices_D in choices_SD]
@@ -79,7 +84,7 @@ def along(table: Table, searcher: ArchCompSearcher, objective: Objective) -> dic
         figures[f"objective after {5 * number} steps, predicted"] = guessed_S.mean().item()
         figures[f"objective after {5 * number} steps, true"] = true_S.nanmean().item()
     for kind in ("predicted", "true"):
-        last = settings.descent_steps
+        last = TUNED.steps
         gain = figures[f"objective after {last} steps, {kind}"] - figures[f"objective after 0 steps, {kind}"]
         figures[f"gain of the objective, {kind}"] = gain
     return figures | {"can be built": statistics.fmean(built)}

@@ -13,21 +13,26 @@ from understudy.config.job import Compression as Compression
 from understudy.config.methods import N2N as N2N
 from understudy.config.methods import ArchComp as ArchComp
 from understudy.config.methods import Decore as Decore
+from understudy.config.methods import Method as Method
 from understudy.config.methods import OptunaSearch as OptunaSearch
 from understudy.config.methods import RandomSearch as RandomSearch
 from understudy.config.methods import UniformWidth as UniformWidth
+from understudy.config.presets import paper as paper
 from understudy.config.training import Augmentation as Augmentation
 from understudy.config.training import Candidates as Candidates
 from understudy.config.training import Device as Device
 from understudy.config.training import Final as Final
 from understudy.config.training import Teaching as Teaching
 from understudy.config.training import Training as Training
+from understudy.config.widths import Widths as Widths
 from understudy.core.architecture import Architecture as Architecture
 from understudy.core.architecture import Space as Space
 from understudy.core.errors import UnderstudyError as UnderstudyError
 from understudy.core.evaluation import Cost as Cost
 from understudy.core.evaluation import Evaluation as Evaluation
 from understudy.core.goal import Goal as Goal
+from understudy.methods.base import Problem as Problem
+from understudy.methods.base import Searcher as Searcher
 
 if TYPE_CHECKING:
     from understudy.cost.predict import predict as predict
@@ -73,19 +78,24 @@ __all__ = [
     "Evaluation",
     "Final",
     "Goal",
+    "Method",
     "OptunaSearch",
+    "Problem",
     "RandomSearch",
     "Result",
+    "Searcher",
     "Space",
     "Teaching",
     "Training",
     "UnderstudyError",
     "UniformWidth",
+    "Widths",
     "analyse",
     "build",
     "compress",
     "load_student",
     "load_teacher",
+    "paper",
     "predict",
     "rebuild",
     "teach",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -25,8 +26,9 @@ from understudy.core.errors import ConfigError
         (us.Candidates, {"stop_below": 1.5}, "stop_below must be in 0..1, but got 1.5"),
         (us.Candidates, {"weights": "frsh"}, "(did you mean 'fresh'?)"),
         (us.Augmentation, {"flip": 1}, "flip must be true or false, but got 1"),
-        (us.N2N, {"factors": ()}, "factors must be at least one number, each in 0..1, above 0, but got ()"),
-        (us.N2N, {"factors": [0.5]}, "factors must be a tuple of a number, but got [0.5]"),
+        (us.Widths, {"factors": ()}, "factors must be at least one number, each in 0..1, above 0, but got ()"),
+        (us.Widths, {"factors": [0.5]}, "factors must be a tuple of a number, but got [0.5]"),
+        (us.Widths, {"factors": (1.0, 0.5)}, "factors must rise, but got (1.0, 0.5)"),
         (us.N2N, {"shrinkage_updates": 0}, "must be at least 1"),
         (us.Compression, {"method": "n2n"}, "method must be"),
         (us.Compression, {"seed": "3"}, "seed must be an integer, but got '3'"),
@@ -60,13 +62,14 @@ def test_tables_can_be_checked_together() -> None:
 
 def test_an_integer_is_a_number_and_none_where_it_may_be() -> None:
     assert us.Training(lr=1).lr == 1
-    assert us.N2N(policy_from=None).policy_from is None
+    assert us.Compression(policy_from=None).policy_from is None
 
 
 def test_every_field_is_checked() -> None:
-    kinds = (us.Training, us.Augmentation, us.Device, us.Candidates, us.Final, us.Teaching, us.Compression, us.N2N)
-    for kind in (*kinds, us.Decore, us.ArchComp, us.RandomSearch, us.OptunaSearch, us.UniformWidth):
+    kinds = (us.Training, us.Augmentation, us.Device, us.Candidates, us.Final, us.Teaching, us.Compression, us.Widths)
+    assert us.Compression.__dataclass_fields__.keys() >= {"widths", "policy_from"}
+    for kind in (*kinds, us.N2N, us.Decore, us.ArchComp, us.RandomSearch, us.OptunaSearch, us.UniformWidth):
         assert issubclass(kind, Checked)
-        for name in kind.__dataclass_fields__:
+        for name in (f.name for f in fields(kind)):
             with pytest.raises(ConfigError, match=name):
                 kind(**{name: object()})

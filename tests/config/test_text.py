@@ -1,38 +1,62 @@
 from __future__ import annotations
 
-import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from understudy.config.job import Compression
-from understudy.config.methods import N2N, Decore, RandomSearch, UniformWidth
-from understudy.config.text import Settings, build, differences, expected_students, read_toml
+from understudy.config.methods import N2N, Decore, Method, OwnMethod, RandomSearch, UniformWidth
+from understudy.config.text import Settings, build, differences, merged, of_toml, read_toml, settings_of, to_toml
 from understudy.config.training import Augmentation, Candidates, Final, Training
+from understudy.config.widths import Widths
 from understudy.core.errors import ConfigError
 from understudy.core.goal import Goal
 
 CHANGED = Compression(
-    method=N2N(rollouts=3, factors=(0.5, 1.0), shrink_kernels=False),
+    method=N2N(rollouts=3),
+    widths=Widths(factors=(0.5, 1.0), round_to=4),
+    policy_from="runs/other",
     goal=Goal(params="10x", accuracy_drop=0.01),
     augmentation=Augmentation(crop=1),
-    candidates=Candidates(lr=1),
-    final=Final(training=Training(loss="kl")),
+    candidates=Candidates(training=Training(lr=1)),
+    final=Final(training=Training(loss="kl+ce")),
     seed=7,
 )
-PRUNED = Compression(method=Decore(penalty=50, training=Training(epochs=2, loss="kl")))
+PRUNED = Compression(method=Decore(penalty=50, training=Training(epochs=2, loss="kl+ce")))
 
 
 @pytest.mark.parametrize("compression", [Compression(), CHANGED, Compression(method=UniformWidth(students=3)), PRUNED])
 def test_toml_and_back(compression: Compression) -> None:
-    text = Settings.of(compression).to_toml()
-    assert build(Settings, tomllib.loads(text), source="x").compression() == compression
+    assert of_toml(to_toml(compression), source="x") == compression
 
 
 def test_toml_has_the_table_of_the_chosen_method_only() -> None:
-    tables = tomllib.loads(Settings.of(Compression(method=RandomSearch(students=5))).to_toml())
+    tables = settings_of(Compression(method=RandomSearch(students=5)))
     assert tables["method"] == "random" and tables["random"]["students"] == 5
     assert "n2n" not in tables and "uniform" not in tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Method):
+    students: int = 30
+    heat: float = 0.5
+
+
+def test_a_method_of_the_callers_own_is_recorded_by_what_it_prints_as() -> None:
+    text = to_toml(Compression(method=Mine(heat=0.25), seed=3))
+    was = of_toml(text, source="x")
+    assert was.method == OwnMethod(kind="Mine", settings="Mine(students=30, heat=0.25)", students=30) and was.seed == 3
+    assert (was.method.called, was.method.expected_students) == ("Mine", 30)
+    assert differences(was, Compression(method=Mine(heat=0.25), seed=3)) == []
+    assert differences(was, Compression(method=Mine(heat=1.0), seed=3)) == [
+        "own.settings was 'Mine(students=30, heat=0.25)', is 'Mine(students=30, heat=1.0)'"
+    ]
+    assert differences(was, Compression(seed=3)) == ["method was 'own', is 'n2n'"]
+
+
+def test_tables_are_merged_value_by_value() -> None:
+    assert merged({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}, "e": 5}) == {"a": 1, "b": {"c": 4, "d": 3}, "e": 5}
 
 
 def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
@@ -41,8 +65,8 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
         "method": "n3n",
         "epochs": 3,
         "goal": {"parms": "10x", "accuracy": 3},
-        "candidates": {"epochs": "many", "lr": True},
-        "n2n": {"factors": [0.5, "x"]},
+        "candidates": {"examples": "many", "training": {"lr": True}},
+        "widths": {"factors": [0.5, "x"]},
         "final": 3,
     }
     with pytest.raises(ConfigError) as caught:
@@ -50,14 +74,14 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
     assert [line.strip() for line in str(caught.value).splitlines()] == [
         "invalid settings in job.toml:",
         "there is no setting 'sed' (did you mean 'seed'?)",
-        "there is no setting 'epochs' (did you mean 'candidates.epochs'?)",
+        "there is no setting 'epochs'",
         "there is no setting 'goal.parms' (did you mean 'params'?)",
         "goal 'accuracy' must be in 0..1, but got 3.0",
         "final must be a table, but got 3",
+        "widths.factors must be a tuple of a number, but got (0.5, 'x')",
+        "candidates.training.lr must be a number, but got True",
+        "candidates.examples must be an integer, but got 'many'",
         "method must be one of n2n, decore, archcomp, random, optuna, uniform, but got 'n3n' (did you mean 'n2n'?)",
-        "n2n.factors must be a tuple of a number, but got (0.5, 'x')",
-        "candidates.epochs must be an integer, but got 'many'",
-        "candidates.lr must be a number, but got True",
     ]
 
 
@@ -71,7 +95,7 @@ def test_settings_of_a_method_that_is_not_chosen_are_refused() -> None:
 
 
 def test_differences_name_what_was_and_what_is() -> None:
-    was, now = Settings.of(Compression(seed=1)), Settings.of(Compression(goal=Goal(macs="2x"), final=Final(students=1)))
+    was, now = Compression(seed=1), Compression(goal=Goal(macs="2x"), final=Final(students=1))
     assert differences(was, now) == [
         "seed was 1, is 0",
         "goal.macs was not set, is '2x'",
@@ -85,13 +109,3 @@ def test_files_that_are_no_toml(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("seed 3")
     with pytest.raises(ConfigError, match="must be TOML"):
         read_toml(tmp_path / "job.toml")
-
-
-def test_expected_students() -> None:
-    methods = (
-        N2N(removal_updates=3, shrinkage_updates=4, rollouts=5),
-        N2N(removal_updates=0, shrinkage_updates=0, refinement_updates=2, rollouts=3),
-        RandomSearch(students=9),
-        UniformWidth(students=2),
-    )
-    assert [expected_students(method) for method in methods] == [35, 6, 9, 2]

@@ -4,7 +4,6 @@ import copy
 import errno
 import fcntl
 import json
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import torch
 from torch import nn
 
 import understudy as us
-from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, outcome, squeeze, teach_tiny
+from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, WIDTHS, Tiny, outcome, squeeze, teach_tiny
 from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch, UniformWidth
-from understudy.config.training import Candidates, Device, Final, Training
+from understudy.config.training import Device, Final, Training
 from understudy.core.errors import ConfigError, DataError, GoalError, ModelError, RunError
 from understudy.data import Data
 from understudy.models.spec import Teacher
@@ -138,12 +137,12 @@ def test_workers_change_nothing(teacher: Teacher, done: us.Result, tmp_path: Pat
 def test_the_teacher_is_not_touched(teacher: Teacher, tmp_path: Path) -> None:
     module = copy.deepcopy(teacher.module).train()
     before, state = copy.deepcopy(module), torch.get_rng_state()
-    squeeze(module, tmp_path / "run", method=RandomSearch(students=1, round_to=1, min_width=2))
+    squeeze(module, tmp_path / "run", method=RandomSearch(students=1))
     assert _same(module, before) and module.training
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("method", [RandomSearch(students=3, round_to=1, min_width=2), UniformWidth(students=3)])
+@pytest.mark.parametrize("method", [RandomSearch(students=3), UniformWidth(students=3)])
 def test_other_methods(teacher: Teacher, tmp_path: Path, method: us.RandomSearch | us.UniformWidth) -> None:
     result = squeeze(teacher, tmp_path / "run", method=method)
     assert result.summary.student.cost.parameters < result.summary.teacher.cost.parameters
@@ -151,7 +150,7 @@ def test_other_methods(teacher: Teacher, tmp_path: Path, method: us.RandomSearch
 
 
 def test_latency_budget_is_measured_in_the_search(teacher: Teacher, tmp_path: Path) -> None:
-    method = RandomSearch(students=2, round_to=1, min_width=2)
+    method = RandomSearch(students=2)
     result = squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(latency_ms="50"))
     (budget,) = result.summary.goal
     assert all(e.cost.latency_ms > 0 and e.cost.latency_spread_ms >= 0 for e in Run(result.run).evaluations())
@@ -160,7 +159,12 @@ def test_latency_budget_is_measured_in_the_search(teacher: Teacher, tmp_path: Pa
 
 def test_settings_come_one_by_one_or_as_one(teacher: Teacher, done: us.Result) -> None:
     whole = Compression(
-        method=METHOD, goal=us.Goal(params="4x", accuracy_drop=0.9), candidates=CANDIDATES, final=FINAL, device=DEVICE
+        method=METHOD,
+        widths=WIDTHS,
+        goal=us.Goal(params="4x", accuracy_drop=0.9),
+        candidates=CANDIDATES,
+        final=FINAL,
+        device=DEVICE,
     )
     assert us.compress(teacher, Data.digits(), run=done.run, settings=whole, progress=False).summary == done.summary
     with pytest.raises(ConfigError, match="one by one or as a Compression, but both were: seed"):
@@ -170,20 +174,19 @@ def test_settings_come_one_by_one_or_as_one(teacher: Teacher, done: us.Result) -
 def test_a_search_starts_from_the_policy_of_another_run(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:
     start = tmp_path / "start.safetensors"
     start.write_bytes((done.run / "policy.safetensors").read_bytes())
-    method = replace(METHOD, policy_from=str(start))
-    first = squeeze(teacher, tmp_path / "run", method=method)
-    again = squeeze(teacher, tmp_path / "again", method=replace(METHOD, policy_from=str(done.run)))
+    first = squeeze(teacher, tmp_path / "run", policy_from=str(start))
+    again = squeeze(teacher, tmp_path / "again", policy_from=str(done.run))
     assert keys(first.run) == keys(again.run) != keys(done.run)
     for _ in range(4):  # a file's tensors come in another order each time
-        assert squeeze(teacher, tmp_path / "run", method=method).summary == first.summary
+        assert squeeze(teacher, tmp_path / "run", policy_from=str(start)).summary == first.summary
     start.write_bytes((first.run / "policy.safetensors").read_bytes())
     with pytest.raises(RunError, match=r"policy was [0-9a-f]{16}, is"):
-        squeeze(teacher, tmp_path / "run", method=method)
+        squeeze(teacher, tmp_path / "run", policy_from=str(start))
 
 
 def test_a_policy_that_is_not_there_is_refused_before_anything_is_made(teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy_from must name a run with a policy, but there is no .*nowhere"):
-        squeeze(teacher, tmp_path / "run", method=replace(METHOD, policy_from=str(tmp_path / "nowhere")))
+        squeeze(teacher, tmp_path / "run", policy_from=str(tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()
 
 
@@ -209,7 +212,7 @@ def test_a_teacher_made_in_python_is_needed_again(teacher: Teacher, tmp_path: Pa
 
 
 def test_a_start_may_be_a_module_or_its_folder(teacher: Teacher, tmp_path: Path) -> None:
-    method, narrower = UniformWidth(students=3), UniformWidth(students=4, round_to=1, min_width=1)
+    method, narrower = UniformWidth(students=3), UniformWidth(students=4)
     first = squeeze(teacher.module, tmp_path / "first", method=method, goal=us.Goal(params="2x"))
     with pytest.raises(ModelError, match=r"a start must be the folder of a student, or a finished run .* is neither"):
         squeeze(teacher.module, tmp_path / "second", start=tmp_path / "first")
@@ -263,9 +266,7 @@ def test_a_goal_out_of_reach_is_refused_before_anything_is_made(teacher: Teacher
 
 def test_a_goal_that_no_student_reached_lists_the_nearest(teacher: Teacher, tmp_path: Path) -> None:
     # Nothing but the reward tells this search of the budget, and it has one student.
-    blind = us.N2N(
-        removal_updates=1, shrinkage_updates=0, rollouts=1, min_width=1, calibrate=False, redraws=0, repair="never"
-    )
+    blind = us.N2N(removal_updates=1, shrinkage_updates=0, rollouts=1, draws_per_rollout=1, rules="paper")
     with pytest.raises(
         GoalError, match=r"(?s)must keep the budgets \(500 parameters\), but none did.*parameters, .* MACs"
     ):
@@ -294,14 +295,21 @@ def test_a_run_of_another_teacher_or_data_is_refused(teacher: Teacher, done: us.
     with pytest.raises(RunError, match=r"teacher was [0-9a-f]{16}, is [0-9a-f]{16}") as caught:
         squeeze(Tiny(), done.run, goal=goal)
     assert "data was" not in str(caught.value)
-    other = {"method": METHOD, "goal": goal, "candidates": CANDIDATES, "final": FINAL, "device": DEVICE}
+    other = {
+        "method": METHOD,
+        "widths": WIDTHS,
+        "goal": goal,
+        "candidates": CANDIDATES,
+        "final": FINAL,
+        "device": DEVICE,
+    }
     with pytest.raises(RunError, match=r"data was [0-9a-f]{16}, is [0-9a-f]{16}"):
         us.compress(teacher, Data.digits(seed=1), run=done.run, progress=False, **other)
 
 
 def test_impossible_settings_are_all_listed(teacher: Teacher, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)epochs must be at least 1, but got 0.*stop_below must be in 0\.\.1"):
-        squeeze(teacher, tmp_path / "run", candidates=Candidates(epochs=0, stop_below=2.0))
+    with pytest.raises(ConfigError, match=r"(?s)students must be at least 1, but got 0.*views must be at least 0"):
+        squeeze(teacher, tmp_path / "run", final=Final(students=0, views=-1))
     assert not (tmp_path / "run").exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from torch import Tensor, nn
+from understudy.methods.registry import searcher_for
 
 import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze, teach_tiny
@@ -18,7 +19,6 @@ from understudy.cost.estimate import Point, weighted_layers
 from understudy.data import Data
 from understudy.jobs.latency import Latencies, reference_for
 from understudy.jobs.task import Task
-from understudy.methods.registry import searcher_for
 from understudy.models.spec import Teacher
 from understudy.runs.folder import Run
 

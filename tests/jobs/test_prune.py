@@ -25,15 +25,28 @@ from understudy.core.errors import ConfigError, GoalError, RunError, SurgeryErro
 from understudy.data import Data
 from understudy.jobs import prune
 from understudy.jobs.teach import load_teacher
+from understudy.methods import decore
 from understudy.models import zoo
 from understudy.models.spec import Teacher
 from understudy.models.student import load_student
 
 JOB = import_module("understudy.jobs.compress")
-METHOD = Decore(
-    training=Training(epochs=6, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1, initial=3.0
-)
+METHOD = Decore(training=Training(epochs=6, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1)
 GOAL = us.Goal(params="3x")
+
+
+def quick(**rules: float) -> pytest.MonkeyPatch:
+    """Let agents start less sure than they do, for loops of a second."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(decore, "TUNED", replace(decore.TUNED, **rules))  # type: ignore[arg-type]
+    return patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    patch = quick(initial=3.0)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +233,7 @@ def test_an_estimate_that_promised_too_little_is_corrected(
 
 def test_without_a_budget_the_penalty_decides(teacher: Teacher, tmp_path: Path) -> None:
     def kept(penalty: float) -> tuple[int, str]:
-        method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0, penalty=penalty)
+        method = Decore(training=METHOD.training, agent_lr=0.1, penalty=penalty)
         result = squeeze(teacher, tmp_path / str(penalty), method=method)
         assert result.summary.goal == ()
         return result.summary.student.cost.parameters, (tmp_path / str(penalty) / "run.log").read_text()
@@ -231,8 +244,10 @@ def test_without_a_budget_the_penalty_decides(teacher: Teacher, tmp_path: Path) 
 
 
 def test_saturated_agents_are_warned_of(teacher: Teacher, tmp_path: Path) -> None:
-    method = Decore(training=METHOD.training, initial=9.6, importance=0.0, limit=0.0, agent_lr=0.001)
+    patch = quick(initial=9.6, importance=0.0, limit=0.0)
+    method = Decore(training=METHOD.training, agent_lr=0.001)
     squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(params="1.1x"))
+    patch.undo()
     log = (tmp_path / "run" / "run.log").read_text()
     assert "every agent still keeps its channel" in log and "100.00% saturated" in log
     assert "the agents did not reach the budget" not in log  # 1.1 times of it is near
@@ -240,10 +255,11 @@ def test_saturated_agents_are_warned_of(teacher: Teacher, tmp_path: Path) -> Non
 
 
 def test_the_default_rate_gets_to_the_budget_on_small_data(teacher: Teacher, tmp_path: Path) -> None:
-    logs = []
+    logs, patch = [], quick(initial=6.9)
     for name, rate in (("default", 0.0), ("slow", 0.01)):
         squeeze(teacher, tmp_path / name, method=Decore(training=METHOD.training, agent_lr=rate), goal=GOAL)
         logs.append((tmp_path / name / "run.log").read_text())
+    patch.undo()
     assert "the agents did not reach the budget" not in logs[0]
     assert re.search(r"did not reach the budget \(their expected cost is [1-3]\.\d\dx of it\)", logs[1])
     assert "give more decore.training.epochs or a larger decore.agent_lr (it was 0.01)" in logs[1]
@@ -269,8 +285,10 @@ def test_what_does_not_agree_is_not_saved(teacher: Teacher, tmp_path: Path, monk
 
 
 def test_widths_are_multiples(teacher: Teacher, tmp_path: Path) -> None:
-    method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0, round_to=4, min_width=4)
-    result = squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(params="2x"))
+    method = Decore(training=METHOD.training, agent_lr=0.1)
+    result = squeeze(
+        teacher, tmp_path / "run", method=method, goal=us.Goal(params="2x"), widths=us.Widths(round_to=4, min_width=4)
+    )
     assert {width % 4 for _, width in result.architecture.widths} == {0}
 
 
@@ -289,13 +307,14 @@ def test_a_training_that_fails_says_why(teacher: Teacher, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_methods_chain(teacher: Teacher, tmp_path: Path) -> None:
     first = squeeze(teacher, tmp_path / "n2n", goal=us.Goal(params="1.5x"))
-    method = Decore(training=METHOD.training, agent_lr=0.1, initial=3.0)
+    method = Decore(training=METHOD.training, agent_lr=0.1)
     second = squeeze(teacher, tmp_path / "decore", method=method, goal=us.Goal(params="4x"), start=first.student)
     assert second.kept and second.summary.teacher.cost.parameters == 3818 > first.summary.student.cost.parameters
     assert second.summary.teacher.val == first.summary.teacher.val
     assert second.summary.student.cost.parameters <= 3818 / 4
-    narrow = us.UniformWidth(students=8, round_to=1, min_width=1)
-    third = squeeze(teacher, tmp_path / "third", method=narrow, goal=us.Goal(params="6x"), start=second.student)
+    narrow, any_width = us.UniformWidth(students=8), us.Widths(round_to=1, min_width=1)
+    goal = us.Goal(params="6x")
+    third = squeeze(teacher, tmp_path / "third", method=narrow, widths=any_width, goal=goal, start=second.student)
     assert third.summary.student.cost.parameters < second.summary.student.cost.parameters
     images = torch.randn(3, 1, 8, 8)
     second.save(tmp_path / "student")
@@ -333,9 +352,7 @@ def test_layer_norms_over_channels_keep_them(tmp_path: Path) -> None:
 def test_additions_and_concatenations_end_to_end(tmp_path: Path, name: str, width: int) -> None:
     torch.manual_seed(0)
     deep = zoo.create(name, width=width, input_channels=1)
-    method = Decore(
-        training=Training(epochs=2, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1, initial=2.0
-    )
+    method = Decore(training=Training(epochs=2, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1)
     result = squeeze(deep, tmp_path / "run", method=method, goal=us.Goal(params="2x"))
     assert result.kept and result.summary.student.cost.parameters > result.summary.teacher.cost.parameters / 2.4
     assert "masked equals sliced" in (tmp_path / "run" / "run.log").read_text()
@@ -354,7 +371,7 @@ def test_the_command_line_knows_it(teacher: Teacher, tmp_path: Path, capsys: pyt
     common = [str(tmp_path / "tiny"), "--trust-code", "--data", "digits", "--method=decore", "--params=3x"]
     device = [f"--device.device={DEVICE.device}", "--device.precision=fp32", "--device.memory-format=contiguous"]
     quick = [
-        *("--decore.training.epochs=2", "--decore.agent-lr=0.2", "--decore.initial=2", *device),
+        *("--decore.training.epochs=2", "--decore.agent-lr=0.2", *device),
         *(f"--final.training.epochs={FINAL.training.epochs}", "--final.training.batch-size=64"),
     ]
     assert main(["compress", *common, *quick, "--dry-run"]) == 0

@@ -10,43 +10,43 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.archcomp import best
 from tests.support.tiny import FACTORY, squeeze, teach_tiny
 from understudy.cli import main
 from understudy.config.methods import ArchComp, RandomSearch
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Group
 from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Cost
 from understudy.core.goal import Goal
+from understudy.methods.archcomp import rules
 from understudy.methods.archcomp.embedding import foretold
+from understudy.methods.archcomp.rules import Rules
 from understudy.methods.archcomp.search import ArchCompSearcher, descend, left, rewarded
 from understudy.methods.base import Searcher
 from understudy.methods.baselines.random import RandomSearcher
+from understudy.testing.contracts import SearcherContract, run_searcher
 from understudy.testing.landscapes import (
-    SearcherContract,
     ToyKind,
-    run_searcher,
     toy_accuracy,
     toy_cost,
     toy_evaluation,
+    toy_problem,
     toy_reward,
     toy_space,
 )
 
-QUICK = ArchComp(
-    students=18, start=8, samples=60, fit_steps=12, refit_steps=4, batch_size=16, starts=12, descent_steps=10, hidden=8
-)
+QUICK = ArchComp(students=18, start=8)
+RULES = Rules(samples=60, fit_steps=12, refit_steps=4, batch_size=16, starts=12, steps=10, hidden=8)
 
 
 def archcomp(
-    settings: ArchComp, *, kind: ToyKind = "chain", params: str | None = None, seed: int = 0
+    settings: ArchComp, rules: Rules = RULES, *, kind: ToyKind = "chain", params: str | None = None, seed: int = 0
 ) -> ArchCompSearcher:
-    space = toy_space(kind)
-    return ArchCompSearcher(space, toy_reward(space, Goal(params=params)), settings, seed=seed, predict=toy_cost)
+    return ArchCompSearcher(toy_problem(kind, params, seed=seed), settings, rules=rules)
 
 
-def fitted(settings: ArchComp, **fields: str) -> ArchCompSearcher:
-    searcher = archcomp(settings, **fields)  # type: ignore[arg-type]
+def fitted(settings: ArchComp, rules: Rules = RULES, **fields: str) -> ArchCompSearcher:
+    searcher = archcomp(settings, rules, **fields)  # type: ignore[arg-type]
     while searcher.stage == "random":
         searcher.learn([toy_evaluation(a) for a in searcher.propose()])
     return searcher
@@ -63,9 +63,7 @@ class TestArchCompOfResidual(SearcherContract):
 
 
 def test_it_starts_as_random_search_does() -> None:
-    space = toy_space()
-    reward = toy_reward(space, Goal(params="20x"))
-    start = run_searcher(RandomSearcher(space, reward, RandomSearch(students=8), seed=5, predict=toy_cost))
+    start = run_searcher(RandomSearcher(toy_problem(params="20x", seed=5), RandomSearch(students=8)))
     students = run_searcher(archcomp(QUICK, params="20x", seed=5))
     assert [e.architecture for e in students[:8]] == [e.architecture for e in start]
 
@@ -108,7 +106,7 @@ def test_budgets_are_shares_of_the_teachers_figures() -> None:
         cost = toy_cost(architecture)
         return replace(cost, latency_ms=3.0 * cost.macs / teacher.macs)
 
-    searcher = ArchCompSearcher(space, reward, QUICK, seed=0, predict=predict)
+    searcher = ArchCompSearcher(toy_problem(space, reward=reward, predict=predict), QUICK, rules=RULES)
     while searcher.stage == "random":
         searcher.learn([replace(toy_evaluation(a), cost=predict(a)) for a in searcher.propose()])
     # MACs stand in for latency, which the heads do not predict.
@@ -126,10 +124,10 @@ def test_what_is_left_is_that_of_the_figures_with_a_budget() -> None:
 
 
 def test_descent_raises_the_objective_of_what_is_decoded_and_never_lowers_it() -> None:
-    searcher = fitted(replace(QUICK, fit_steps=120, samples=300, start=15, students=30))
+    searcher = fitted(replace(QUICK, start=15, students=30), replace(RULES, fit_steps=120, samples=300))
     objective = searcher.fit()
     starts_SD = searcher.starts(objective)
-    draw_S = torch.arange(len(starts_SD)) % QUICK.draws
+    draw_S = torch.arange(len(starts_SD)) % RULES.draws
     way = list(descend(objective, starts_SD, draw_S, steps=20, radius=searcher.radius))
     assert len(way) == 4
     with torch.no_grad():
@@ -171,17 +169,22 @@ def test_it_learns_on_a_known_landscape() -> None:
 @pytest.mark.slow
 def test_it_beats_random_search() -> None:
     # benchmarks/archcomp.py at its full settings has the figures.
-    settings = ArchComp(students=60, start=20, samples=500, fit_steps=200, refit_steps=30)
+    def best(searcher: Searcher, seed: int) -> float:
+        reward = searcher.problem.reward
+        return max(reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed))
+
+    quick = Rules(samples=500, fit_steps=200, refit_steps=30)
     for seed in range(2):
-        assert best("chain", "20x", settings, seed) > best("chain", "20x", RandomSearch(students=60), seed)
+        learned = archcomp(ArchComp(students=60), quick, params="20x", seed=seed)
+        chance = RandomSearch(students=60).searcher(toy_problem(params="20x", seed=seed))
+        assert best(learned, seed) > best(chance, seed)
 
 
 def test_it_proposes_although_nothing_can_be_built() -> None:
     def never(architecture: Architecture) -> Cost | None:
         return None
 
-    space = toy_space()
-    searcher = ArchCompSearcher(space, toy_reward(space, Goal(params="9x")), QUICK, seed=0, predict=never)
+    searcher = ArchCompSearcher(toy_problem(params="9x", predict=never), QUICK, rules=RULES)
     for expected in (5, 3, 5):
         proposals = searcher.propose()
         assert len(proposals) == expected
@@ -191,7 +194,7 @@ def test_it_proposes_although_nothing_can_be_built() -> None:
 def test_a_space_without_decisions_is_searched_as_random_search_does() -> None:
     space = replace(toy_space(), units=(), groups=tuple[Group, ...]())
     space = replace(space, layers=tuple(replace(layer, group=None, kernels=()) for layer in space.layers))
-    searcher = ArchCompSearcher(space, toy_reward(space), QUICK, seed=0, predict=toy_cost)
+    searcher = ArchCompSearcher(toy_problem(space), QUICK, rules=RULES)
     assert {e.architecture for e in run_searcher(searcher)} == {space.full}
 
 
@@ -224,23 +227,23 @@ def test_what_was_learned_can_be_saved() -> None:
 
 
 def toy_students(count: int, seed: int = 9) -> list[Architecture]:
-    space = toy_space()
-    random = RandomSearcher(space, toy_reward(space), RandomSearch(), seed=seed, predict=toy_cost)
+    random = RandomSearcher(toy_problem(seed=seed), RandomSearch())
     return [random.drawn() for _ in range(count)]
 
 
-LEARNED = replace(QUICK, students=50, start=45, samples=200, fit_steps=60, hidden=12)
+LEARNED = replace(QUICK, students=50, start=45)
+FITTED = replace(RULES, samples=200, fit_steps=60, hidden=12)
 
 
 def learned(landscape: int) -> dict[str, torch.Tensor]:
-    searcher = archcomp(LEARNED)
+    searcher = archcomp(LEARNED, FITTED)
     run_searcher(searcher, landscape=landscape)
     return searcher.state_dict()  # type: ignore[return-value]
 
 
 def test_what_was_learned_foretells_accuracies_and_how_sure_it_is() -> None:
     space, students = toy_space(), toy_students(60)
-    told = foretold(learned(0), space, LEARNED, [space.full, *students])
+    told = foretold(learned(0), space, Widths(), [space.full, *students])
     teacher, *shares = [share for share, _ in told]
     true = [toy_accuracy(a) / 0.95 for a in students]
     assert teacher == pytest.approx(1.0, abs=0.1)
@@ -248,29 +251,32 @@ def test_what_was_learned_foretells_accuracies_and_how_sure_it_is() -> None:
     assert all(deviation > 0.0 for _, deviation in told)
     assert told[0][1] < statistics.fmean(deviation for _, deviation in told[1:])  # the teacher's own is known
     with pytest.raises(ConfigError, match="a teacher of the same structure"):
-        foretold(learned(0), toy_space("residual"), LEARNED, [toy_space("residual").full])
+        foretold(learned(0), toy_space("residual"), Widths(), [toy_space("residual").full])
     with pytest.raises(ConfigError, match="a teacher of the same structure"):
-        foretold(learned(0), space, replace(LEARNED, min_width=16), [space.full])
+        foretold(learned(0), space, Widths(min_width=16), [space.full])
 
 
 def test_a_search_that_starts_from_another_is_good_at_once() -> None:
     space, reward = toy_space(), toy_reward(toy_space(), Goal(params="20x"))
     policy, settings = learned(0), replace(LEARNED, students=10, start=5)
-    warm = ArchCompSearcher(space, reward, settings, seed=1, predict=toy_cost, policy=policy)
+    warm = ArchCompSearcher(toy_problem(space, "20x", seed=1, policy=policy), settings, rules=FITTED)
     assert warm.stage == "embedding"
     before = {name: tensor.clone() for name, tensor in warm.embedding.state_dict().items()}
     students = run_searcher(warm)
     assert len(students) == 10
     assert all(torch.equal(before[name], tensor) for name, tensor in warm.embedding.state_dict().items())
-    random = run_searcher(RandomSearcher(space, reward, RandomSearch(students=20), seed=1, predict=toy_cost))
+    random = run_searcher(RandomSearcher(toy_problem(space, "20x", seed=1), RandomSearch(students=20)))
     # Random search starts from a good student as well, so the mean of all that follows is compared too.
     assert max(reward(e) for e in students[:5]) > max(reward(e) for e in random)
     assert statistics.fmean(reward(e) for e in students[:5]) > statistics.fmean(reward(e) for e in random[1:]) + 0.05
 
 
-def test_a_run_serves_inspect_and_the_next_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_serves_inspect_and_the_next_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rules.RULES, "tuned", RULES)
     teacher = teach_tiny(tmp_path / "teacher")
-    method = replace(QUICK, students=8, start=5, round_to=1, min_width=2)
+    method = replace(QUICK, students=8, start=5)
     first = squeeze(teacher, tmp_path / "first", method=method)
     first.save(tmp_path / "student")
     model = [FACTORY, "--size", "8", "--channels", "1", "--architecture", str(tmp_path / "student")]
@@ -280,8 +286,7 @@ def test_a_run_serves_inspect_and_the_next_run(tmp_path: Path, capsys: pytest.Ca
     assert told["cost"]["parameters"] == sum(p.numel() for p in first.student.parameters())
     assert 0.0 < told["accuracy"] < 1.5 and told["deviation"] > 0.0
     assert main(["inspect", *model, "--forecast-by", str(tmp_path)]) == 2
-    warm = replace(method, policy_from=str(first.run))
-    second = squeeze(teacher, tmp_path / "second", method=warm)
-    assert squeeze(teacher, tmp_path / "second", method=warm).summary == second.summary
+    second = squeeze(teacher, tmp_path / "second", method=method, policy_from=str(first.run))
+    assert squeeze(teacher, tmp_path / "second", method=method, policy_from=str(first.run)).summary == second.summary
     with pytest.raises(ConfigError, match="a teacher of the same structure"):
-        squeeze(teacher, tmp_path / "third", method=replace(warm, channels=5))
+        squeeze(teacher, tmp_path / "third", method=method, widths=Widths(min_width=4), policy_from=str(first.run))

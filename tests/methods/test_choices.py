@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from understudy.config.methods import N2N
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Space
-from understudy.core.goal import Goal
-from understudy.methods.n2n.choices import Refinement, Removal, Shrinkage
+from understudy.methods.n2n.choices import Removal, Shrinkage
 from understudy.methods.n2n.policies import Policy, RemovalPolicy, ShrinkagePolicy
+from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.state import TYPES, encode, rows_of, teacher_rows
-from understudy.methods.proposals import asked, offered_units
-from understudy.testing.landscapes import ToyKind, toy_cost, toy_reward, toy_space
+from understudy.methods.proposals import offered_units
+from understudy.testing.landscapes import ToyKind, toy_cost, toy_space
+
+PLACELESS = replace(TUNED, harmonics=0)
 
 # --- The state ---
 
@@ -53,15 +56,15 @@ def test_rows_describe_what_is_left() -> None:
 
 def test_scaled_rows_lie_in_range_and_do_not_depend_on_other_rows() -> None:
     rows, _ = teacher_rows(toy_space("residual"), "units")
-    state_LI = encode(rows, N2N(harmonics=0))
+    state_LI = encode(rows, PLACELESS)
     assert state_LI.shape == (len(rows), len(TYPES) + 6)
     assert state_LI.min() >= 0.0 and state_LI.max() <= 1.0
-    assert torch.equal(encode(rows[:5], N2N(harmonics=0)), state_LI[:5])
+    assert torch.equal(encode(rows[:5], PLACELESS), state_LI[:5])
 
 
 def test_places_differ_within_a_network_and_agree_between_depths() -> None:
     rows, _ = teacher_rows(toy_space(), "units")
-    short_LI, long_LI = encode(rows[:9], N2N())[:, -12:], encode(rows[:27], N2N())[:, -12:]
+    short_LI, long_LI = encode(rows[:9], TUNED)[:, -12:], encode(rows[:27], TUNED)[:, -12:]
     assert len({tuple(row) for row in long_LI.tolist()}) == 27
     torch.testing.assert_close(short_LI, long_LI[1::3])  # the middle third of each row's stretch of depth
 
@@ -69,23 +72,22 @@ def test_places_differ_within_a_network_and_agree_between_depths() -> None:
 # --- The policies ---
 
 
-def small(settings: N2N, kind: ToyKind) -> Space:
+def small(kind: ToyKind, kernels: bool = True) -> Space:
     """A Space with few decisions."""
     space = toy_space(kind)
-    layers = space.layers[:15]
+    layers = tuple(x if kernels else replace(x, kernels=()) for x in space.layers[:15])
     names = {layer.name for layer in layers}
-    units = (u for u in offered_units(space, settings.granularity) if names.issuperset(u.layers))
+    units = (u for u in offered_units(space, "units") if names.issuperset(u.layers))
     return replace(space, layers=layers, units=tuple(units), groups=tuple(g for g in space.groups if g.name in names))
 
 
 def policies() -> list[tuple[Policy, int, int]]:
     """Each policy with random weights, its D and its number of choices."""
     made: list[tuple[Policy, int, int]] = []
-    for settings in (N2N(), N2N(removal_controller="autoregressive")):
-        removal = Removal(small(settings, "residual"), settings)
-        made.append((removal.policy, removal.decisions, 2))
-    settings = N2N(factors=(0.25, 0.5, 1.0), shrink_kernels=False, revisit=0.0)  # so that no two factors mean the same
-    shrinkage = Shrinkage(small(settings, "chain").full, settings)
+    removal = Removal(small("residual"), N2N())
+    made.append((removal.policy, removal.decisions, 2))
+    widths = Widths(factors=(0.25, 0.5, 1.0))  # so that no two factors mean the same
+    shrinkage = Shrinkage(small("chain", kernels=False).full, N2N(revisit=0.0), widths)
     made.append((shrinkage.policy, shrinkage.decisions, 3))
     for policy, _, _ in made:
         generator = torch.Generator().manual_seed(1)
@@ -94,17 +96,17 @@ def policies() -> list[tuple[Policy, int, int]]:
     return made
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_probabilities_of_all_choices_sum_to_one_and_give_the_entropy(number: int) -> None:
     policy, decisions, choices = policies()[number]
     all_BD = torch.tensor(list(itertools.product(range(choices), repeat=decisions)))
-    logs_BD, entropy_BD, _ = policy.judge(all_BD)
+    logs_BD, entropy_BD = policy.judge(all_BD)
     p_B = logs_BD.sum(1).exp()
     assert p_B.sum().item() == pytest.approx(1.0)
     assert (p_B @ entropy_BD.sum(1)).item() == pytest.approx(-(p_B @ logs_BD.sum(1)).item())
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(2))
 def test_draws_follow_the_probabilities(number: int) -> None:
     policy, decisions, choices = policies()[number]
     uniform_BD = torch.rand(40, decisions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -123,26 +125,24 @@ def test_draws_follow_the_probabilities(number: int) -> None:
         assert torch.equal(torch.tensor(order)[expected_B], drawn_BD[:, decision])
 
 
-def test_the_bidirectional_policy_reads_ahead_and_the_other_does_not() -> None:
+def test_the_removal_policy_reads_ahead() -> None:
     rows_LI = torch.rand(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     changed_LI = rows_LI.clone()
     changed_LI[5] += 1.0
-    for controller, same in (("bidirectional", False), ("autoregressive", True)):
-        logs = []
-        for state_LI in (rows_LI, changed_LI):
-            policy = RemovalPolicy(state_LI, [0, 3], N2N(removal_controller=controller))  # type: ignore[arg-type]
-            for parameter in policy.parameters():
-                torch.nn.init.uniform_(parameter, -0.7, 0.7, generator=torch.Generator().manual_seed(1))
-            logs.append(policy.judge(torch.ones(1, 2, dtype=torch.int64))[0])
-        assert torch.equal(*logs) is same
+    logs = []
+    for state_LI in (rows_LI, changed_LI):
+        policy = RemovalPolicy(state_LI, [0, 3])
+        for parameter in policy.parameters():
+            torch.nn.init.uniform_(parameter, -0.7, 0.7, generator=torch.Generator().manual_seed(1))
+        logs.append(policy.judge(torch.ones(1, 2, dtype=torch.int64))[0])
+    assert not torch.equal(*logs)
 
 
 def test_factors_of_the_same_value_share_their_probability() -> None:
-    settings = N2N(factors=(0.1, 0.2, 0.9, 1.0))
     shares_DF = torch.tensor([[0.5, 0.5, 1.0, 1.0], [0.1, 0.2, 0.9, 1.0]], dtype=torch.float64)
-    policy = ShrinkagePolicy(torch.zeros(2, 3, dtype=torch.float64), shares_DF, settings)
+    policy = ShrinkagePolicy(torch.zeros(2, 3, dtype=torch.float64), shares_DF, (0.1, 0.2, 0.9, 1.0))
     policy.draw_weights(torch.Generator().manual_seed(0))
-    logs_BD, entropy_BD, _ = policy.judge(torch.tensor([[0, 0], [3, 3]]))
+    logs_BD, entropy_BD = policy.judge(torch.tensor([[0, 0], [3, 3]]))
     torch.testing.assert_close(logs_BD[0].exp(), torch.tensor([0.5, 0.25], dtype=torch.float64))
     torch.testing.assert_close(entropy_BD[0].exp(), torch.tensor([2.0, 4.0], dtype=torch.float64))
 
@@ -184,7 +184,7 @@ def test_a_mended_removal_puts_back_what_costs_more_when_it_is_gone() -> None:
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
 def test_mended_widths_give_way_in_turn_until_the_budget_is_kept(share: float) -> None:
     space = toy_space("residual")
-    shrinkage, most = Shrinkage(space.full, N2N()), share * toy_cost(space.full).parameters
+    shrinkage, most = Shrinkage(space.full, N2N(), Widths()), share * toy_cost(space.full).parameters
 
     def used(architecture: Architecture) -> float:
         return toy_cost(architecture).parameters / most
@@ -192,7 +192,7 @@ def test_mended_widths_give_way_in_turn_until_the_budget_is_kept(share: float) -
     full_D = torch.full((shrinkage.decisions,), 9)
     mended_D = shrinkage.mended(full_D, used)
     assert 0.7 < used(shrinkage.architecture(mended_D)) <= 1.0
-    kinds = [kind for kind, _ in shrinkage._values]
+    kinds = [kind for kind, _ in shrinkage.names]
     widths = [choice for choice, kind in zip(mended_D.tolist(), kinds, strict=True) if kind == "width"]
     others = [choice for choice, kind in zip(mended_D.tolist(), kinds, strict=True) if kind != "width"]
     assert max(widths) - min(widths) <= 1
@@ -203,7 +203,7 @@ def test_mended_widths_give_way_in_turn_until_the_budget_is_kept(share: float) -
 @pytest.mark.parametrize("kind", ["chain", "residual"])
 def test_filled_widths_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKind) -> None:
     space = toy_space(kind)
-    shrinkage, most = Shrinkage(space.full, N2N()), toy_cost(space.full).parameters / 20
+    shrinkage, most = Shrinkage(space.full, N2N(), Widths()), toy_cost(space.full).parameters / 20
     shrinkage.policy.start(torch.Generator().manual_seed(0), None)
     shrinkage.policy.lean(-12.0)
     uniform_BD = torch.rand(8, shrinkage.decisions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -223,16 +223,8 @@ def test_filled_widths_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKi
     assert torch.equal(shrinkage.filled(choices_D, lambda a: 0.0), choices_D)  # without one there is nothing to fill
 
 
-def test_budgets_are_columns_of_the_state() -> None:
-    rows, settings = rows_of(toy_space().full), N2N(budget_columns=True)
-    plain_LI, told_LI = encode(rows, N2N()), encode(rows, settings, asked(toy_reward(toy_space(), Goal(params="100x"))))
-    assert torch.equal(told_LI[:, :-5], plain_LI)
-    assert told_LI[0, -5:].tolist() == [0.5, 0.0, 0.0, 0.0, 0.0]
-    assert torch.equal(encode(rows, settings)[:, -5:], torch.zeros(len(rows), 5, dtype=torch.float64))
-
-
 def test_calibration_to_a_budget_makes_stage_two_narrower_and_removes_no_more_units() -> None:
-    shrinkage = Shrinkage(toy_space().full, N2N(revisit=0.1))
+    shrinkage = Shrinkage(toy_space().full, N2N(revisit=0.1), Widths())
     shrinkage.policy.start(torch.Generator().manual_seed(0), None)
     uniform_BD = torch.rand(200, shrinkage.decisions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     removed, parameters = [], []
@@ -247,12 +239,12 @@ def test_calibration_to_a_budget_makes_stage_two_narrower_and_removes_no_more_un
 
 
 def test_draws_remove_units_at_chances_of_their_own() -> None:
-    shrinkage = Shrinkage(toy_space("residual").full, N2N(revisit=0.2))
+    shrinkage = Shrinkage(toy_space("residual").full, N2N(revisit=0.2), Widths())
     shrinkage.policy.start(torch.Generator().manual_seed(0), None)
     generator = torch.Generator().manual_seed(1)
     uniform_BD = torch.rand(1000, shrinkage.decisions, generator=generator, dtype=torch.float64)
     spread_BD = shrinkage.spread(uniform_BD, generator)
-    units = [kind == "unit" for kind, _ in shrinkage._values]
+    units = [kind == "unit" for kind, _ in shrinkage.names]
     scale_BD = spread_BD / uniform_BD
     assert torch.all(scale_BD[:, ~torch.tensor(units)] == 1.0)
     scale_BU = scale_BD[:, units]
@@ -260,24 +252,41 @@ def test_draws_remove_units_at_chances_of_their_own() -> None:
     assert 1 / 3 <= scale_BU.min() < 0.34 and 2.9 < scale_BU.max() <= 3.0
     assert abs(scale_BU.log().mean()) < 0.05  # as often more as less
     at_one, at_own = (
-        (shrinkage._values_DF.gather(1, shrinkage.policy.sample(numbers_BD).T)[units] == 0).double().mean(0)
+        torch.tensor(
+            [len(shrinkage.architecture(choices_D).removed) for choices_D in shrinkage.policy.sample(numbers_BD)]
+        )
+        / sum(units)
         for numbers_BD in (uniform_BD, spread_BD)
     )
     assert abs(at_one.mean() - 0.2) < 0.01
     assert at_own.std() > 1.5 * at_one.std()
-    alike = Shrinkage(toy_space("residual").full, N2N(depths=1.0))
-    assert torch.equal(alike.spread(uniform_BD, generator), uniform_BD)
 
 
-def test_choices_inside_of_what_goes_get_no_gradient_in_a_refinement() -> None:
+def test_choices_that_change_nothing_do_not_count() -> None:
     space = toy_space("residual")
-    refinement = Refinement(space.full, N2N())
-    names = [name for _, name in refinement._values]
-    choices_BD = torch.full((2, refinement.decisions), 9)
-    choices_BD[0, names.index("stage1.1")] = 0
-    counts_BD = refinement.counts(choices_BD)
-    assert {n for n, counts in zip(names, counts_BD[0], strict=True) if not counts} == {
-        *("stage1.1.conv1", "stage1.1.conv2")
+    shrinkage = Shrinkage(space.full, N2N(), Widths())
+    choices_BD = torch.full((2, shrinkage.decisions), 9)
+    choices_BD[0, shrinkage.names.index(("unit", "stage1.1"))] = 0
+    counts_BD = shrinkage.counts(choices_BD)
+    assert {name for name, counts in zip(shrinkage.names, counts_BD[0], strict=True) if not counts} == {
+        *(("unit", "stage1.1.conv1"), ("width", "stage1.1.conv1")),
+        *(("kernel", "stage1.1.conv1"), ("kernel", "stage1.1.conv2")),
     }
     assert counts_BD[1].all()
-    assert refinement.architecture(choices_BD[1]) == space.full
+    assert shrinkage.architecture(choices_BD[1]) == space.full
+
+
+@pytest.mark.parametrize("kind", ["chain", "residual"])
+def test_a_choice_counts_exactly_if_another_gives_another_student(kind: ToyKind) -> None:
+    shrinkage = Shrinkage(toy_space(kind).full, N2N(), Widths())
+    for unit in range(shrinkage.decisions):
+        if shrinkage.names[unit][0] != "unit":
+            continue
+        choices_D = torch.full((shrinkage.decisions,), 9)
+        choices_D[unit] = 0
+        here, counts_BD = shrinkage.architecture(choices_D), shrinkage.counts(choices_D[None])
+        for decision in range(shrinkage.decisions):
+            other_D = choices_D.clone()
+            other_D[decision] = 9 - int(choices_D[decision])
+            changes = shrinkage.architecture(other_D) != here
+            assert bool(counts_BD[0, decision]) is changes, (shrinkage.names[unit], shrinkage.names[decision])

@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from understudy.config.methods import Decore
+from understudy.config.widths import Widths
 from understudy.core.architecture import Group, Space
-from understudy.methods.decore import Agents, Steering, chosen, expected, saturated
+from understudy.methods.decore import Agents, Rules, Steering, chosen, expected, saturated
 
 GROUPS = (Group(name="a", width=3), Group(name="b", width=2))
 SPACE = Space(layers=(), groups=GROUPS, units=())
 WEIGHTS = torch.tensor([0.3, -0.8, 1.2, 0.1, 2.0])
 WORTH = torch.tensor([2.0, 0.5])
 LABELS = torch.tensor([0, 1])
+ANY = Widths(round_to=1, min_width=1)
 
 
 def agents(together: bool = False, **settings: Any) -> Agents:
-    chosen = Decore(**{"pooled": 0.0, "pooled_layers": 0.0, "score": "right", **settings})
+    chosen = Rules(**{"pooled": 0.0, "pooled_layers": 0.0, "score": "right", **settings})
     made = Agents(GROUPS, chosen, examples=2, steps=1000, together=together)
     made.weights.copy_(WEIGHTS)
     if together:
@@ -165,13 +166,13 @@ def test_actions_are_drawn_for_each_example() -> None:
 
 
 def test_agents_start_at_keep() -> None:
-    assert torch.allclose(Agents(GROUPS, Decore(), examples=2, steps=1000).chances, torch.full((5,), 0.999), atol=1e-4)
-    assert torch.allclose(Agents(GROUPS, Decore(initial=0.0), examples=2, steps=1000).chances, torch.full((5,), 0.5))
+    assert torch.allclose(Agents(GROUPS, Rules(), examples=2, steps=1000).chances, torch.full((5,), 0.999), atol=1e-4)
+    assert torch.allclose(Agents(GROUPS, Rules(initial=0.0), examples=2, steps=1000).chances, torch.full((5,), 0.5))
 
 
 def test_the_least_important_start_lowest() -> None:
     made = Agents(
-        GROUPS, Decore(initial=4.0, importance=0.5), examples=2, steps=9, magnitudes=torch.tensor([3.0, 1, 2, 5, 9])
+        GROUPS, Rules(initial=4.0, importance=0.5), examples=2, steps=9, magnitudes=torch.tensor([3.0, 1, 2, 5, 9])
     )
     assert made.weights.tolist() == [4.0, 2.0, 3.0, 2.0, 4.0]
 
@@ -190,11 +191,11 @@ def test_adam_is_torchs() -> None:
 def test_the_rate_is_enough_for_the_way() -> None:
     # Whatever the number of steps: an eighth of them, at the rate, leads from the start to p = 1/2.
     for steps in (40, 120, 1000):
-        made = Agents(GROUPS, Decore(), examples=2, steps=steps)
+        made = Agents(GROUPS, Rules(), examples=2, steps=steps)
         for _ in range(steps // 8):
             made._ascend(-torch.ones(5))
         assert made.weights.abs().max() < 0.01
-    assert Agents(GROUPS, Decore(), examples=2, steps=10**6).rate == 0.01
+    assert Agents(GROUPS, Rules(), examples=2, steps=10**6).rate == 0.01
     assert agents(agent_lr=0.3).rate == 0.3
 
 
@@ -244,26 +245,26 @@ def used(most: float) -> Any:
 
 
 def test_what_is_likelier_kept_stays() -> None:
-    kept = chosen(SPACE, GROUPS, WEIGHTS, torch.zeros(5), Decore())
+    kept = chosen(SPACE, GROUPS, WEIGHTS, torch.zeros(5), ANY)
     assert dict(kept.channels) == {"a": (0, 2)} and kept.width("b") == 2
 
 
 def test_the_most_that_keeps_the_budget_stays() -> None:
     for most, channels in ((2, {"a": (2,), "b": (1,)}), (3, {"a": (0, 2), "b": (1,)}), (4, {"a": (0, 2)}), (9, {})):
-        kept = chosen(SPACE, GROUPS, WEIGHTS, torch.zeros(5), Decore(), used(most))
+        kept = chosen(SPACE, GROUPS, WEIGHTS, torch.zeros(5), ANY, used(most))
         assert dict(kept.channels) == channels
     # Equal weights go by magnitude; out of reach, what must stay anyway.
     equal, magnitudes = torch.zeros(5), torch.tensor([1.0, 2.0, 3.0, 5.0, 4.0])
-    kept = chosen(SPACE, GROUPS, equal, magnitudes, Decore(), used(3))
+    kept = chosen(SPACE, GROUPS, equal, magnitudes, ANY, used(3))
     assert dict(kept.channels) == {"a": (2,)}
-    assert used(1)(chosen(SPACE, GROUPS, WEIGHTS, magnitudes, Decore(), lambda a: [2.0, 0.0])) == [2]
+    assert used(1)(chosen(SPACE, GROUPS, WEIGHTS, magnitudes, ANY, lambda a: [2.0, 0.0])) == [2]
 
 
 def test_widths_are_rounded_and_never_too_small() -> None:
     groups = (Group(name="a", width=12), Group(name="g", width=8, step=4))
     space = Space(layers=(), groups=groups, units=())
     weights = torch.tensor([-1.0] * 9 + [1.0] * 3 + [2.0, -2.0])
-    kept = chosen(space, groups, weights, torch.zeros(14), Decore(round_to=4, min_width=4))
+    kept = chosen(space, groups, weights, torch.zeros(14), Widths(round_to=4, min_width=4))
     assert (kept.width("a"), kept.width("g")) == (4, 4)
     assert dict(kept.channels)["a"] == (0, 9, 10, 11) and dict(kept.channels)["g"] == (0,)
 
@@ -273,14 +274,9 @@ def test_expected_widths_are_sums_of_chances() -> None:
     assert (widths.width("a"), widths.width("b")) == (2, 1)
 
 
-def test_a_planned_penalty_moves_evenly() -> None:
-    made = agents(penalty=200.0, last_penalty=100.0)
-    steer = Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=10)
-    for done, penalty in ((0, 200.0), (5, 150.0), (10, 100.0)):
-        made.steps.fill_(done)
-        steer(made)
-        assert float(made.penalty) == penalty
-    steady = Steering(settings=Decore(penalty=70.0), space=SPACE, groups=GROUPS, steps=10)
+def test_without_a_budget_the_penalty_is_the_one_given() -> None:
+    made = agents()
+    steady = Steering(settings=Rules(penalty=70.0), space=SPACE, groups=GROUPS, steps=10)
     steady(made)
     assert float(made.penalty) == 70.0
 
@@ -291,7 +287,7 @@ def test_channels_are_worth_what_they_cost() -> None:
             a, b = architecture.width("a"), architecture.width("b")
             return [(4 * a + b) / most[0], (a + 4 * b) / most[1]]
 
-        Steering(settings=Decore(), space=SPACE, groups=GROUPS, steps=500, usage=usage, by_cost=by_cost)(made)
+        Steering(settings=Rules(), space=SPACE, groups=GROUPS, steps=500, usage=usage, by_cost=by_cost)(made)
         return made.worth.tolist()
 
     made = agents()
@@ -307,7 +303,7 @@ def test_channels_are_worth_what_they_cost() -> None:
     made.weights.fill_(-9.0)
     assert steer(made, (one, 100 * both)) == pytest.approx([4 / 2.8, 1 / 2.8])
     # Where no channel costs anything, none is worth more than another.
-    Steering(settings=Decore(), space=SPACE, groups=GROUPS, steps=9, usage=lambda a: [2.0], by_cost=True)(made)
+    Steering(settings=Rules(), space=SPACE, groups=GROUPS, steps=9, usage=lambda a: [2.0], by_cost=True)(made)
     assert made.worth.tolist() == [1.0, 1.0]
 
 
@@ -315,7 +311,7 @@ def kept_where_a_narrow_layer_matters(seed: int, *, together: bool) -> list[int]
     """Return the widths that agents come to: 8 channels of which 60% must stay, and 64 that cost four times as much."""
     groups = (Group(name="few", width=8), Group(name="many", width=64))
     space = Space(layers=(), groups=groups, units=())
-    settings, steps = Decore(), 200
+    settings, steps = Rules(), 200
 
     def usage(architecture: Any) -> list[float]:
         return [(architecture.width("few") + 4 * architecture.width("many")) / 88]  # of 264
@@ -331,7 +327,7 @@ def kept_where_a_narrow_layer_matters(seed: int, *, together: bool) -> list[int]
         right = 0.9 * torch.sigmoid(10 * (few - 0.6)) * many.clamp(min=0.01) ** 0.3
         logits = torch.stack([right, 1 - right], dim=1).log()
         made.learn(actions, logits, torch.zeros(64, dtype=torch.int64), torch.arange(64))
-    kept = chosen(space, groups, made.weights, torch.zeros(72), settings, usage)
+    kept = chosen(space, groups, made.weights, torch.zeros(72), ANY, usage)
     return [kept.width(group.name) for group in groups]
 
 

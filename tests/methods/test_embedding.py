@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from understudy.config.methods import ArchComp
+from understudy.config.widths import Widths
 from understudy.methods.archcomp.embedding import FIGURES, Embedding, Known, log_shares
+from understudy.methods.archcomp.rules import Rules
 from understudy.methods.surrogate.columns import Columns
 from understudy.methods.surrogate.regression import Forecast
 from understudy.testing.landscapes import toy_accuracy, toy_cost, toy_space
 
-SETTINGS = ArchComp(channels=8, hidden=16)
+RULES = Rules(hidden=16)
 TEACHER = [float(getattr(toy_cost(toy_space().full), name)) for name in FIGURES]
 
 
@@ -27,7 +28,7 @@ def small() -> Columns:
     units = tuple(unit for unit in space.units if names.issuperset(unit.layers))
     layers = tuple(x if x.name in names else replace(x, kernels=(), group=None) for x in space.layers)
     groups = tuple(group for group in space.groups if group.name in names)
-    return Columns(replace(space, layers=layers, groups=groups, units=units), SETTINGS)
+    return Columns(replace(space, layers=layers, groups=groups, units=units), Widths())
 
 
 def known(columns: Columns, count: int, trained: int, seed: int) -> Known:
@@ -41,7 +42,7 @@ def known(columns: Columns, count: int, trained: int, seed: int) -> Known:
 
 
 def embedding(columns: Columns, seed: int = 0) -> Embedding:
-    made = Embedding(columns, SETTINGS)
+    made = Embedding(columns, RULES)
     made.draw_weights(generator(seed))
     return made
 
@@ -58,7 +59,7 @@ def test_an_unfitted_embedding_knows_decisions_and_what_the_teacher_costs() -> N
 def test_what_is_not_legal_is_never_decoded() -> None:
     columns = small()
     made = embedding(columns)
-    code_BCL = 10.0 * torch.randn(64, SETTINGS.channels, len(columns.rows), generator=generator(), dtype=torch.float64)
+    code_BCL = 10.0 * torch.randn(64, RULES.channels, len(columns.rows), generator=generator(), dtype=torch.float64)
     decoded_BD = made.decode(code_BCL)
     assert columns.legal_DK.gather(1, decoded_BD.T).all()
     assert torch.equal(columns.canonical(decoded_BD), decoded_BD)

@@ -6,34 +6,34 @@ from dataclasses import replace
 import pytest
 
 from understudy.config.methods import RandomSearch, UniformWidth
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Cost
 from understudy.core.goal import Goal
 from understudy.methods.base import Searcher
-from understudy.methods.baselines.random import RandomSearcher, UniformSearcher
-from understudy.testing.landscapes import SearcherContract, ToyKind, run_searcher, toy_cost, toy_reward, toy_space
+from understudy.methods.baselines.random import RandomSearcher
+from understudy.methods.baselines.uniform import UniformSearcher
+from understudy.testing.contracts import SearcherContract, run_searcher
+from understudy.testing.landscapes import ToyKind, toy_cost, toy_problem, toy_reward, toy_space
 
 
 class TestRandomSearcher(SearcherContract):
     def make(self, seed: int) -> Searcher:
-        space = toy_space()
-        reward = toy_reward(space, Goal(params="20x"))
-        return RandomSearcher(space, reward, RandomSearch(students=23), seed=seed, predict=toy_cost)
+        return RandomSearcher(toy_problem(params="20x", seed=seed), RandomSearch(students=23))
 
 
 class TestUniformSearcher(SearcherContract):
     deterministic = True
 
     def make(self, seed: int) -> Searcher:
-        space = toy_space()
-        return UniformSearcher(space, toy_reward(space), UniformWidth(students=16), predict=toy_cost)
+        return UniformSearcher(toy_problem(), UniformWidth(students=16))
 
 
 @pytest.mark.parametrize(("kind", "params"), [("chain", "127x"), ("chain", "3x"), ("residual", "60x")])
 def test_random_students_keep_the_budget_and_use_it(kind: ToyKind, params: str) -> None:
     space = toy_space(kind)
     reward = toy_reward(space, Goal(params=params))
-    students = run_searcher(RandomSearcher(space, reward, RandomSearch(students=40), seed=0, predict=toy_cost))
+    students = run_searcher(RandomSearcher(toy_problem(space, params), RandomSearch(students=40)))
     used = sorted(e.cost.parameters / (reward.budgets.parameters or 0) for e in students if e.cost)
     assert len({e.architecture.digest for e in students}) == len(used) == 40
     assert used[-1] <= 1.0
@@ -42,8 +42,8 @@ def test_random_students_keep_the_budget_and_use_it(kind: ToyKind, params: str) 
 
 def test_random_draws_only_what_the_settings_allow() -> None:
     space = toy_space()
-    settings = RandomSearch(students=30, round_to=16, min_width=32)
-    students = run_searcher(RandomSearcher(space, toy_reward(space), settings, seed=0, predict=toy_cost))
+    problem = toy_problem(space, widths=Widths(round_to=16, min_width=32))
+    students = run_searcher(RandomSearcher(problem, RandomSearch(students=30)))
     widths = [width for e in students for _, width in e.architecture.widths]
     assert min(widths) == 32
     assert {width % 16 for width in widths} == {0}
@@ -54,23 +54,20 @@ def test_random_proposes_although_nothing_can_be_built() -> None:
     def never(architecture: Architecture) -> Cost | None:
         return None
 
-    space = toy_space()
-    searcher = RandomSearcher(space, toy_reward(space, Goal(params="9x")), RandomSearch(), seed=0, predict=never)
+    searcher = RandomSearcher(toy_problem(params="9x", predict=never), RandomSearch())
     assert len(searcher.propose()) == 5
 
 
 def test_uniform_goes_down_in_even_steps() -> None:
     space = replace(toy_space(), units=())
-    reward = toy_reward(space)
-    students = run_searcher(UniformSearcher(space, reward, UniformWidth(students=5), predict=toy_cost))
+    students = run_searcher(UniformSearcher(toy_problem(space), UniformWidth(students=5)))
     widths = [[e.architecture.width(name) for e in students] for name in ("features.0", "features.13")]
     assert widths == [[64, 48, 32, 16, 8], [512, 384, 256, 128, 8]]
     assert students[0].architecture == space.full
 
 
 def test_uniform_widths_that_round_to_the_same_are_one_student() -> None:
-    space = toy_space()
-    searcher = UniformSearcher(space, toy_reward(space), UniformWidth(students=20, min_width=256), predict=toy_cost)
+    searcher = UniformSearcher(toy_problem(widths=Widths(min_width=256)), UniformWidth(students=20))
     students = run_searcher(searcher)
     assert len({e.architecture.digest for e in students}) == len(students) < 20
     assert searcher.updates == -(-len(students) // 5)
@@ -80,8 +77,7 @@ def test_uniform_starts_at_the_widest_that_keeps_the_budget() -> None:
     space = toy_space()
     reward = toy_reward(space, Goal(params="20x"))
     most = reward.budgets.parameters or 0
-    settings = UniformWidth(students=8)
-    students = run_searcher(UniformSearcher(space, reward, settings, predict=toy_cost))
+    students = run_searcher(UniformSearcher(toy_problem(space, "20x"), UniformWidth(students=8)))
     used = [e.cost.parameters / most for e in students if e.cost]
     assert 0.9 < used[0] <= 1.0
     assert used == sorted(used, reverse=True)
@@ -95,14 +91,14 @@ def test_filled_draws_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKin
     most = reward.budgets.parameters or 0
 
     def students(fill: bool) -> list[Architecture]:
-        searcher = RandomSearcher(space, reward, RandomSearch(students=30, fill=fill), seed=0, predict=toy_cost)
+        searcher = RandomSearcher(toy_problem(space, "20x"), RandomSearch(students=30, fill=fill))
         return [evaluation.architecture for evaluation in run_searcher(searcher)]
 
     used = {fill: [toy_cost(a).parameters / most for a in students(fill)] for fill in (False, True)}
     assert max(used[True]) <= 1.0
     assert statistics.median(used[True]) > statistics.median(used[False])
     assert sum(share > 0.75 for share in used[True]) >= 15
-    searcher = RandomSearcher(space, reward, RandomSearch(fill=True), seed=0, predict=toy_cost)
+    searcher = RandomSearcher(toy_problem(space, "20x"), RandomSearch(fill=True))
     for before in students(False):
         after = searcher.filled(before)
         assert (after.removed, after.kernels) == (before.removed, before.kernels)

@@ -7,45 +7,39 @@ from dataclasses import replace
 import pytest
 import torch
 
-from understudy.config.methods import N2N, ArchComp, RandomSearch
+from understudy.config.methods import N2N, RandomSearch
 from understudy.core.architecture import Architecture, Group, Layer, Space
-from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Evaluation
-from understudy.methods.archcomp.embedding import refuse_other_embedding, settings_of
-from understudy.methods.archcomp.search import ArchCompSearcher
 from understudy.methods.base import Searcher
 from understudy.methods.baselines.random import RandomSearcher
+from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.search import N2NSearch
 from understudy.methods.proposals import Proposals, Scoring
-from understudy.methods.surrogate.shortlist import PREFIX, Shortlist
+from understudy.methods.surrogate.shortlist import Shortlist
+from understudy.testing.contracts import SearcherContract, run_searcher
 from understudy.testing.landscapes import (
-    SearcherContract,
     ToyKind,
-    run_searcher,
     toy_accuracy,
     toy_cost,
     toy_evaluation,
+    toy_problem,
     toy_reward,
     toy_space,
 )
 
 Draws = list[tuple[int, Architecture]]
 SETTINGS = N2N()
-FITTED = ArchComp(students=50, start=45, samples=200, fit_steps=60, channels=6, hidden=12)
 
 
 def drawn(count: int, seed: int, kind: ToyKind = "chain") -> list[Architecture]:
-    space = toy_space(kind)
-    random = RandomSearcher(space, toy_reward(space), RandomSearch(), seed=seed, predict=toy_cost)
+    random = RandomSearcher(toy_problem(kind, seed=seed), RandomSearch())
     return list(dict.fromkeys(random.drawn() for _ in range(count)))
 
 
 def shortlist(
     kind: ToyKind = "chain", policy: Mapping[str, torch.Tensor] | None = None, settings: N2N = SETTINGS, seed: int = 0
 ) -> Shortlist:
-    space = toy_space(kind)
-    accuracy = toy_reward(space).teacher_accuracy
-    return Shortlist(space, accuracy, settings, torch.Generator().manual_seed(seed), policy or {})
+    return Shortlist(toy_problem(kind, policy=policy), settings, torch.Generator().manual_seed(seed))
 
 
 def ordered(ranked: Shortlist, architectures: list[Architecture]) -> list[Architecture]:
@@ -59,15 +53,6 @@ def ordered(ranked: Shortlist, architectures: list[Architecture]) -> list[Archit
 def rewards(architectures: list[Architecture], landscape: int = 0) -> list[float]:
     reward = toy_reward(architectures[0].space)
     return [reward(toy_evaluation(a, landscape=landscape, noise=0.0)) for a in architectures]
-
-
-def fitted(landscape: int) -> dict[str, torch.Tensor]:
-    """Return what architecture compression saves on a toy landscape, under the names that N2N knows it by."""
-    space = toy_space()
-    searcher = ArchCompSearcher(space, toy_reward(space), FITTED, seed=0, predict=toy_cost)
-    run_searcher(searcher, landscape=landscape)
-    state = searcher.state_dict().items()
-    return {f"{PREFIX}{name}": value for name, value in state if isinstance(value, torch.Tensor)}
 
 
 @pytest.mark.parametrize("kind", ["chain", "residual"])
@@ -94,8 +79,8 @@ def test_students_of_an_update_differ_in_more_than_one_decision() -> None:
 def test_where_too_little_is_known_or_nothing_is_to_choose_draws_stay_as_they_are(known: int, offered: int) -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    space, others = toy_space(), drawn(60, seed=1)[:offered]
-    ranked = Shortlist(space, 0.9, SETTINGS, generator, {})
+    others = drawn(60, seed=1)[:offered]
+    ranked = Shortlist(toy_problem(), SETTINGS, generator)
     failed = [replace(toy_evaluation(a), status="failed", accuracy=0.0, error="no memory") for a in others[:5]]
     ranked.learn([*failed, *(toy_evaluation(a) for a in drawn(60, seed=2)[:known])])
     assert ordered(ranked, others) == others
@@ -107,7 +92,7 @@ def test_a_teacher_of_one_layer_has_one_end() -> None:
         name="conv", type="conv", kernel=3, padding=1, outputs=64, parameters=1728, group="conv", kernels=(1, 3)
     )
     space = Space(layers=(layer,), groups=(Group(name="conv", width=64, layers=("conv",)),), units=())
-    ranked = Shortlist(space, 0.9, SETTINGS, torch.Generator().manual_seed(0), known_of("chain", 0))
+    ranked = Shortlist(toy_problem(space, policy=known_of("chain", 0)), SETTINGS, torch.Generator().manual_seed(0))
     students = [space.architecture(widths={"conv": width}) for width in (8, 16, 32, 48)]
     ranked.learn([toy_evaluation(a) for a in students])
     assert ranked.foretold([*students, space.full]).isfinite().all()
@@ -145,19 +130,16 @@ def test_what_was_offered_but_not_picked_may_be_picked_later() -> None:
 
 class TestShortlistedN2N(SearcherContract):
     def make(self, seed: int) -> Searcher:
-        space = toy_space("residual")
-        settings = N2N(removal_updates=2, shrinkage_updates=2, gradient_steps=2, draws_per_rollout=6)
-        return N2NSearch(space, toy_reward(space), settings, seed=seed, predict=toy_cost)
+        settings = N2N(removal_updates=2, shrinkage_updates=2, draws_per_rollout=6)
+        return N2NSearch(toy_problem("residual", seed=seed), settings, rules=replace(TUNED, gradient_steps=2))
 
 
 def searched(settings: N2N, policy: Mapping[str, torch.Tensor] | None = None, seed: int = 0) -> list[Evaluation]:
-    space = toy_space()
-    search = N2NSearch(space, toy_reward(space), settings, seed=seed, predict=toy_cost, policy=policy)
-    return run_searcher(search)
+    return run_searcher(N2NSearch(toy_problem(seed=seed, policy=policy), settings))
 
 
 def test_a_policy_that_never_learns_finds_more_when_its_draws_are_ranked() -> None:
-    frozen, reward = N2N(shrinkage_updates=5, shrinkage_lr=0.0, gradient_steps=1), toy_reward(toy_space())
+    frozen, reward = N2N(shrinkage_updates=5, lr=0.0), toy_reward(toy_space())
     plain, ranked = (
         [reward(evaluation) for evaluation in searched(replace(frozen, draws_per_rollout=draws))] for draws in (1, 10)
     )
@@ -211,27 +193,3 @@ def test_the_teachers_own_students_outvote_those_of_another() -> None:
         found.append(statistics.fmean(rewards(ordered(ranked, others)[:5])))
     assert found[1] > found[0]
     assert found[1] > sorted(rewards(others))[65]
-
-
-# --- By what another search fitted ---
-
-
-def test_an_embedding_fitted_elsewhere_ranks_before_anything_is_trained() -> None:
-    others = drawn(100, seed=1)
-    first = rewards(ordered(shortlist(policy=fitted(0)), others)[:5])
-    assert statistics.fmean(first) > sorted(rewards(others))[80]
-    settings = N2N(shrinkage_updates=1)
-    assert {e.architecture for e in searched(settings, fitted(0))} != {e.architecture for e in searched(settings)}
-
-
-def test_an_embedding_that_does_not_fit_is_refused() -> None:
-    embedding = {name.removeprefix(PREFIX): tensor for name, tensor in fitted(0).items()}
-    sizes = settings_of(embedding, round_to=8, min_width=8)
-    assert (sizes.channels, sizes.hidden) == (6, 12)
-    refuse_other_embedding(embedding, toy_space(), sizes)
-    with pytest.raises(ConfigError, match="same structure"):
-        refuse_other_embedding(embedding, toy_space("residual"), sizes)
-    with pytest.raises(ConfigError, match="min_width"):
-        refuse_other_embedding(embedding, toy_space(), settings_of(embedding, round_to=8, min_width=16))
-    with pytest.raises(ConfigError, match="there is none"):
-        settings_of({"removal.out.bias": torch.zeros(1)}, round_to=8, min_width=8)

@@ -16,17 +16,14 @@ from tests.support.tiny import METHOD, outcome, squeeze, teach_tiny
 from understudy.config.methods import ArchComp
 from understudy.core.goal import Goal
 from understudy.jobs.teach import load_teacher
+from understudy.methods.archcomp import rules
 
-METHODS = {
-    "n2n": METHOD,
-    "archcomp": ArchComp(
-        students=8, start=3, samples=40, fit_steps=10, refit_steps=4, starts=8, round_to=1, min_width=2
-    ),
-}
+METHODS = {"n2n": METHOD, "archcomp": ArchComp(students=8, start=3)}
 
 
 def drive(method: str, teacher: str, folder: str) -> None:
     """Compress, in a process that may be killed."""
+    rules.RULES["tuned"] = rules.Rules(samples=40, fit_steps=10, refit_steps=4, starts=8)
     squeeze(load_teacher(teacher, trust_code=True), Path(folder), goal=Goal(params="4x"), method=METHODS[method])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from understudy.config.methods import N2N
 from understudy.config.training import Candidates, Device, Final, Teaching, Training
+from understudy.config.widths import Widths
 from understudy.data import Data
 from understudy.jobs.compress import Result, compress
 from understudy.jobs.teach import teach
@@ -20,8 +21,9 @@ DEVICE = Device(
     device="cpu", precision="fp32", memory_format="contiguous", workers=0
 )  # nothing is timed, no process started
 TEACHING = Teaching(training=Training(epochs=3, batch_size=64, lr=0.01, loss="ce"), device=DEVICE)
-METHOD = N2N(removal_updates=2, shrinkage_updates=2, rollouts=2, round_to=1, min_width=2)
-CANDIDATES = Candidates(epochs=1, examples=128, batch_size=32)
+METHOD = N2N(removal_updates=2, shrinkage_updates=2, rollouts=2)
+WIDTHS = Widths(round_to=1, min_width=2)
+CANDIDATES = Candidates(training=Training(epochs=1, batch_size=32), examples=128)
 FINAL = Final(students=2, training=Training(epochs=2, batch_size=64, loss="mse+ce"))
 
 
@@ -57,7 +59,14 @@ def teach_tiny(folder: Path) -> Teacher:
 
 def squeeze(teacher: nn.Module | Teacher, folder: Path, **settings: Any) -> Result:
     """Compress on the digits in a second or two; teachers need not be trained."""
-    quick = {"method": METHOD, "candidates": CANDIDATES, "final": FINAL, "device": DEVICE, "untrained": True}
+    quick = {
+        "method": METHOD,
+        "widths": WIDTHS,
+        "candidates": CANDIDATES,
+        "final": FINAL,
+        "device": DEVICE,
+        "untrained": True,
+    }
     return compress(teacher, Data.digits(), run=folder, progress=False, **{**quick, **settings})
 
 

@@ -25,7 +25,7 @@ from understudy.training import teacher_logits
 from understudy.training.evaluator import Evaluator, weights_digest
 from understudy.training.loop import Compute, Progress, accuracy, predict, train
 
-CANDIDATES = Candidates(epochs=2, examples=90, batch_size=32, stop_below=0.0)
+CANDIDATES = Candidates(training=Training(epochs=2, batch_size=32), examples=90, stop_below=0.0)
 FINAL = Final(training=Training(epochs=3, batch_size=32, loss="mse+ce"))
 AUGMENTATION = Augmentation(crop=1, flip=True)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -22,8 +22,6 @@ from understudy.cli.common import (
     reading_of,
     trust,
 )
-from understudy.config.job import Compression
-from understudy.config.methods import N2N, ArchComp
 from understudy.config.text import Settings
 from understudy.core.errors import ConfigError, ModelError, RunError
 from understudy.core.goal import Goal
@@ -57,9 +55,8 @@ class Compress(Settings, Subject, Command):
     """Mean per channel (0..1) that the model was trained with. Default: the data's, or the teacher folder's."""
     std: tuple[float, ...] | None = None
     """Standard deviation per channel, likewise."""
-    policy_from: str | None = None
-    """Warm-start the search from that run's policy (n2n) or embedding (archcomp); short for n2n.policy_from and
-    archcomp.policy_from."""
+    preset: Literal["paper"] | None = None
+    """Defaults of the method's own paper: paper (n2n, decore, archcomp). Files and flags override them."""
     untrained: tyro.conf.FlagCreatePairsOff[bool] = False
     """Accept a teacher that is no better than a guess."""
     start: Path | None = None
@@ -78,7 +75,10 @@ class Compress(Settings, Subject, Command):
             ),
         ),
         ("Run", ("run_folder", "dry_run", "config", "seed", "trust_code")),
-        ("Search", ("method", "start", "policy_from", "candidates.epochs", "candidates.examples")),
+        (
+            "Search",
+            ("method", "preset", "start", "policy_from", "candidates.training.epochs", "candidates.examples"),
+        ),
         (
             "Training of the final students",
             ("final.students", "final.training.epochs", "final.training.lr", "augmentation.crop", "augmentation.flip"),
@@ -110,19 +110,6 @@ class Compress(Settings, Subject, Command):
                 next_step(*(word for word in typed if word != "--dry-run"))
             return 0
         return finish(run_task(task, self.run_folder, untrained=self.untrained), data, self.reading())
-
-    def compression(self) -> Compression:
-        """Return these settings as the main job takes them.
-
-        Raises:
-            ConfigError: only the chosen method can have settings, and only some can start from another run.
-        """
-        if self.policy_from is None:
-            return super().compression()
-        if self.method not in ("n2n", "archcomp"):
-            raise ConfigError(f"policy_from is a setting of n2n and archcomp, but the method is {self.method!r}")
-        method: N2N | ArchComp = self.n2n if self.method == "n2n" else self.archcomp
-        return replace(super().compression(), method=replace(method, policy_from=self.policy_from))
 
     def again(self, typed: Sequence[str]) -> str:
         """Return the command that goes on after an interruption."""

@@ -21,7 +21,8 @@ from understudy.cli.inspect import Inspect
 from understudy.cli.runs import Runs
 from understudy.cli.teach import Teach
 from understudy.config.checked import together
-from understudy.config.text import build, read_toml
+from understudy.config.presets import paper
+from understudy.config.text import build, merged, read_toml, settings_of
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
 
 COMMANDS: dict[str, type[Command]] = {
@@ -98,14 +99,19 @@ def parse(args: list[str]) -> Command:
     kind = COMMANDS[name]
     if asked := [arg for arg in args[1:] if arg in _HELP]:
         _say_and_end(help_text(name, kind, everything="--help-all" in asked, width=out.width))
-    job = _job_file(args[1:]) if kind is Compress else None
-    if job is None:
+    job = _value("--config", args[1:]) if kind is Compress else None
+    values = {} if job is None else _from_file(Path(job))
+    preset = _value("--preset", args[1:]) or values.get("preset") if kind is Compress else None
+    if preset == "paper":
+        method = _value("--method", args[1:]) or values.get("method", "n2n")
+        values = merged(settings_of(paper(method)), values)
+    if not values:
         return _parsed(kind, name, args[1:])
-    default = build(Compress, _from_file(job), source=str(job), missing="")
+    default = build(Compress, values, source=job or f"the preset {preset}", missing="")
     command = _parsed(kind, name, args[1:], default=default)
     for needed in ("model", "data"):
         if not getattr(command, needed):
-            raise ConfigError(f"{needed} must be given, on the command line or in the file, but {job} has none")
+            raise ConfigError(f"{needed} must be given, on the command line or in a file, but there is none")
     return command
 
 
@@ -130,12 +136,13 @@ def _parsed(kind: type[Command], name: str, args: list[str], **more: Any) -> Com
     return command
 
 
-def _job_file(args: Sequence[str]) -> Path | None:
-    for flag, value in zip(args, [*args[1:], ""], strict=True):
-        if flag == "--config":
-            return Path(value)
-        if flag.startswith("--config="):
-            return Path(flag.removeprefix("--config="))
+def _value(flag: str, args: Sequence[str]) -> str | None:
+    """Return what follows a flag, None if it is not there."""
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        if arg == flag:
+            return after
+        if arg.startswith(f"{flag}="):
+            return arg.removeprefix(f"{flag}=")
     return None
 
 

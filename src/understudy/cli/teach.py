@@ -68,6 +68,7 @@ class Teach(Teaching, Subject, Command):
 def _goal(teacher: Teacher, data: Data) -> list[str]:
     """Return a budget that students of the teacher can keep, as flags: 10x, or less if that is out of reach."""
     from understudy.config.methods import N2N
+    from understudy.config.widths import Widths
     from understudy.cost.predict import predict
     from understudy.data.data import first_images
     from understudy.graph.analysis import analyse
@@ -75,7 +76,7 @@ def _goal(teacher: Teacher, data: Data) -> list[str]:
 
     try:
         analysis = analyse(teacher.module, first_images(data, data.val, 2))
-        _, least = smallest(analysis.space, N2N(), lambda plan: predict(analysis, plan), "parameters")
+        _, least = smallest(analysis.space, N2N(), Widths(), lambda plan: predict(analysis, plan), "parameters")
     except UnderstudyError:  # compress will say it, with what to do
         return []
     most = predict(analysis, analysis.space.full).parameters / least.parameters

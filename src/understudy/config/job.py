@@ -7,17 +7,24 @@ from dataclasses import dataclass, field
 from understudy.config.checked import Checked
 from understudy.config.methods import N2N, Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
+from understudy.config.widths import Widths
 from understudy.core.goal import Goal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compression(Checked):
-    """The main job: everything that decides its result, and where it runs."""
+class Job(Checked):
+    """What a compression is set by besides its method, in Python as in files and flags."""
 
-    method: Method = field(default_factory=N2N)
-    """How students are searched for."""
+    seed: int = 0
+    """Of the search and of every student in it."""
+    policy_from: str | None = None
+    """Warm-start the search: a run folder of the same method (n2n, archcomp), or its policy.safetensors. What its
+    policy or embedding has learned and what its students scored carries over to another teacher, data or goal (an
+    embedding: to the same teacher's structure)."""
     goal: Goal = field(default_factory=Goal)
     """What is wanted of the student."""
+    widths: Widths = field(default_factory=Widths)
+    """The widths that students may have."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How training images are varied, for candidates and final students."""
     candidates: Candidates = field(default_factory=Candidates)
@@ -26,5 +33,16 @@ class Compression(Checked):
     """How the best are trained in the end."""
     device: Device = field(default_factory=Device)
     """Where things run."""
-    seed: int = 0
-    """Of the search and of every student in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression(Job):
+    """The main job: everything that decides its result, and where it runs."""
+
+    method: Method = field(default_factory=N2N)
+    """How students are searched for."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.method, Method):  # else it is found by the check of the whole
+            object.__setattr__(self, "widths", self.widths.with_default(self.method.multiple))

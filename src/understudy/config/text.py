@@ -9,41 +9,29 @@ import dataclasses
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tomli_w
 
-from understudy.config.checked import Checked, checked_together, invalid, mistakes_in, plain
-from understudy.config.job import Compression
-from understudy.config.methods import N2N, ArchComp, Decore, Method, OptunaSearch, RandomSearch, UniformWidth
-from understudy.config.training import Augmentation, Candidates, Device, Final
+from understudy.config.checked import checked_together, invalid, mistakes_in, plain
+from understudy.config.job import Compression, Job
+from understudy.config.methods import N2N, ArchComp, Decore, Method, OptunaSearch, OwnMethod, RandomSearch, UniformWidth
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
-from understudy.core.goal import Goal
 
 T = TypeVar("T")
 MethodName = Literal["n2n", "decore", "archcomp", "random", "optuna", "uniform"]
-METHODS: dict[MethodName, type[Method]] = {
-    "n2n": N2N,
-    "decore": Decore,
-    "archcomp": ArchComp,
-    "random": RandomSearch,
-    "optuna": OptunaSearch,
-    "uniform": UniformWidth,
-}
+_KINDS: tuple[type[Method], ...] = (N2N, Decore, ArchComp, RandomSearch, OptunaSearch, UniformWidth)
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in _KINDS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Checked):
+class Settings(Job):
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
-    """How students are found: n2n and archcomp search, decore prunes in training; the others are yardsticks."""
-    seed: int = 0
-    """Of the search and of every student in it."""
-    goal: Goal = field(default_factory=Goal)
-    """What is wanted of the student."""
+    """n2n and archcomp search for students, decore prunes while it trains; random, optuna and uniform are baselines."""
     n2n: N2N = field(default_factory=N2N)
     """Settings of the method n2n."""
     decore: Decore = field(default_factory=Decore)
@@ -56,14 +44,6 @@ class Settings(Checked):
     """Settings of the method optuna."""
     uniform: UniformWidth = field(default_factory=UniformWidth)
     """Settings of the method uniform."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    """How training images are varied, for candidates and final students."""
-    candidates: Candidates = field(default_factory=Candidates)
-    """How proposals are evaluated."""
-    final: Final = field(default_factory=Final)
-    """How the best are trained in the end."""
-    device: Device = field(default_factory=Device)
-    """Where things run."""
 
     def compression(self) -> Compression:
         """Return these settings as the main job takes them.
@@ -77,35 +57,45 @@ class Settings(Checked):
                 f"only the chosen method can have settings: the method is {self.method!r}, "
                 f"but there are settings for {', '.join(map(repr, unused))}"
             )
-        shared = {f.name: getattr(self, f.name) for f in fields(Compression) if f.name != "method"}
-        return Compression(method=getattr(self, self.method), **shared)
-
-    @classmethod
-    def of(cls, compression: Compression) -> Settings:
-        """Return the settings of a compression."""
-        name = next(name for name, kind in METHODS.items() if isinstance(compression.method, kind))
-        shared: dict[str, Any] = {
-            f.name: getattr(compression, f.name) for f in fields(Compression) if f.name != "method"
-        }
-        shared[name] = compression.method
-        return cls(method=name, **shared)
-
-    def to_toml(self) -> str:
-        """Return these settings as TOML, with the table of the chosen method alone."""
-        values = asdict(self)
-        for name in METHODS:
-            if name != self.method:
-                del values[name]
-        return tomli_w.dumps(_without_none(values))
+        return Compression(method=getattr(self, self.method), **{f.name: getattr(self, f.name) for f in fields(Job)})
 
 
-def expected_students(method: Method) -> int:
-    """Return how many students a method proposes, those that it proposes twice included."""
-    if isinstance(method, N2N):
-        return (method.removal_updates + method.shrinkage_updates + method.refinement_updates) * method.rollouts
-    if isinstance(method, Decore):
-        return 1
-    return method.students
+def settings_of(job: Compression) -> dict[str, Any]:
+    """Return a compression as nested tables, as a file of settings has it."""
+    return tomllib.loads(to_toml(job))
+
+
+def merged(tables: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables with the values of others in their place."""
+    inside = {
+        name: merged(tables[name], value)
+        for name, value in over.items()
+        if isinstance(value, Mapping) and isinstance(tables.get(name), Mapping)
+    }
+    return {**tables, **over, **inside}
+
+
+def to_toml(job: Compression) -> str:
+    """Return a compression as TOML, with the table of its method; of a caller's own method, what it prints as."""
+    known = METHODS.get(job.method.name) is type(job.method) or isinstance(job.method, OwnMethod)
+    method = job.method if known else OwnMethod.of(job.method)
+    shared = {f.name: getattr(job, f.name) for f in fields(Job)}
+    tables = {name: asdict(value) if is_dataclass(value) else value for name, value in shared.items()}  # type: ignore[arg-type]
+    return tomli_w.dumps(_without_none({"method": method.name, **tables, method.name: asdict(method)}))
+
+
+def of_toml(text: str, *, source: str) -> Compression:
+    """Read what `to_toml` wrote; a method of the caller's own is an `OwnMethod`.
+
+    Raises:
+        ConfigError: it is no TOML, or its settings are impossible.
+    """
+    values = _toml(text, source)
+    if values.get("method") != OwnMethod.name:
+        return build(Settings, values, source=source).compression()
+    own = build(OwnMethod, values.pop(OwnMethod.name, {}), source=source, missing="")
+    del values["method"]
+    return replace(build(Settings, values, source=source).compression(), method=own)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -115,11 +105,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: there is no such file, or it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"a settings file must be readable, but {path} is not: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"a settings file must be TOML, but {path} is not: {error}") from error
+    return _toml(text, str(path))
+
+
+def _toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"a settings file must be TOML, but {source} is not: {error}") from error
 
 
 def build(kind: type[T], values: Mapping[str, Any], *, source: str, missing: Any = dataclasses.MISSING) -> T:
@@ -139,10 +137,23 @@ def build(kind: type[T], values: Mapping[str, Any], *, source: str, missing: Any
     return made
 
 
-def differences(was: T, now: T) -> list[str]:
+def differences(was: Compression, now: Compression) -> list[str]:
     """Return a line for each setting that differs: its name, what it was, what it is."""
-    after = dict(flat(now))
-    return [f"{name} was {_said(value)}, is {_said(after[name])}" for name, value in flat(was) if value != after[name]]
+    before, after = (dict(_leaves(tomllib.loads(to_toml(job)))) for job in (was, now))
+    tables = () if was.method.name == now.method.name else (f"{was.method.name}.", f"{now.method.name}.")
+    return [
+        f"{name} was {_said(before.get(name))}, is {_said(after.get(name))}"
+        for name in dict.fromkeys([*after, *before])
+        if before.get(name) != after.get(name) and not name.startswith(tables or "?")
+    ]
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
 
-LossName = Literal["mse", "ce", "mse+ce", "kl"]
+LossName = Literal["mse", "ce", "mse+ce", "kl+ce"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,7 @@ class Training(Checked):
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
     """How the learning rate moves over the steps."""
     loss: LossName = "mse"
-    """mse: on the teacher's logits (N2N); ce: on labels; mse+ce: their weighted sum; kl: Hinton's softened."""
-    distill_weight: Amount = 1.0
-    """Weight of the distillation term where cross-entropy is in the loss as well."""
-    temperature: Amount = 4.0
-    """Softening of both logits in the kl loss."""
+    """mse: on the teacher's logits (N2N); ce: on labels; kl: Hinton's, on softened logits; mse+ce, kl+ce: their sum."""
     label_smoothing: Share = 0.0
     """Share of the label's mass spread over all classes in cross-entropy, 0..1."""
     gradient_clip: Amount = 1.0
@@ -81,20 +77,14 @@ class Device(Checked):
 class Candidates(Checked):
     """How a proposed student is evaluated during the search."""
 
-    epochs: Count = 5
-    """Passes over the examples (N2N: 5)."""
+    training: Training = field(default_factory=Training)
+    """Its training, by distillation."""
     examples: Natural = 5000
     """Training examples that a candidate sees, drawn once by seed and stratified; 0: all."""
     weights: Literal["fresh", "inherited"] = "inherited"
     """Start from fresh weights (N2N) or from the teacher's, sliced."""
-    lr: Amount = 0.003
-    """Peak learning rate (N2N: 0.0005, constant)."""
-    batch_size: Count = 128
-    """Examples in one step."""
-    loss: LossName = "mse"
-    """Loss of the search (N2N: mse on logits)."""
     stop_below: Share = 0.2
-    """Give a student up after its first epoch if its accuracy is under this share of the teacher's; 0: never."""
+    """Early-stop a student whose accuracy after one epoch is below this fraction of the teacher's (0: never)."""
 
 
 @dataclass(frozen=True, kw_only=True)

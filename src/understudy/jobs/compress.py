@@ -14,9 +14,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from understudy.config.job import Compression
-from understudy.config.methods import Decore, Method
-from understudy.config.text import expected_students
+from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Cost, Evaluation
@@ -38,7 +38,6 @@ from understudy.jobs.summary import summarise
 from understudy.jobs.task import Task
 from understudy.methods.base import Searcher, Update
 from understudy.methods.ranking import finalists, winner
-from understudy.methods.registry import searcher_for
 from understudy.models.spec import Teacher
 from understudy.models.student import save_student
 from understudy.models.weights import load_into, read_weights
@@ -116,11 +115,13 @@ def compress(
     run: str | Path = "runs/first",
     method: Method | None = None,
     goal: Goal | None = None,
+    widths: Widths | None = None,
     augmentation: Augmentation | None = None,
     candidates: Candidates | None = None,
     final: Final | None = None,
     device: Device | None = None,
     seed: int | None = None,
+    policy_from: str | None = None,
     settings: Compression | None = None,
     start: nn.Module | str | Path | None = None,
     trust_code: bool = False,
@@ -142,14 +143,16 @@ def compress(
         data: students learn from its training split and are compared on its validation split; its test
             split is read once, for the final figures.
         run: folder, new or one to continue.
-        method: how students are searched for; `N2N()` unless given. What is not given here and below
-            has the default of `Compression`.
+        method: how students are searched for, `N2N()` unless given; a `Method` of your own as well. What is not given
+            here and below has the default of `Compression`.
         goal: budgets on cost and accuracy.
+        widths: the widths that students may have.
         augmentation: how training images are varied.
         candidates: how proposals are evaluated.
         final: how the best are trained in the end.
         device: where things run.
         seed: of the search and of every student in it.
+        policy_from: run of the same method that the search is warm-started from.
         settings: all of these at once, instead.
         start: a student of another run, or the folder of one or of its run, to be made smaller still: it is cut in
             the teacher's place, and the teacher teaches, counts for the goal and is compared with. `load_student`
@@ -169,8 +172,8 @@ def compress(
     """
     refuse_reimport()
     given = {
-        "method": method, "goal": goal, "augmentation": augmentation, "candidates": candidates, "final": final,
-        "device": device, "seed": seed,
+        "method": method, "goal": goal, "widths": widths, "augmentation": augmentation, "candidates": candidates,
+        "final": final, "device": device, "seed": seed, "policy_from": policy_from,
     }  # fmt: skip
     named = {name: value for name, value in given.items() if value is not None}
     if settings is not None and named:
@@ -212,8 +215,8 @@ class _Job:
         if known is not None:
             return self._loaded(Summary.from_json(known))
         write_sources(self.task, self.run, self.display.warn)
-        pruned = isinstance(self.settings.method, Decore)
-        found = self._finished(*(self._pruned() if pruned else self._searched()))
+        jobs = {"search": self._searched, "prune": self._pruned}
+        found = self._finished(*jobs[self.settings.method.job]())
         with self.display.steps("measuring teacher and student", None):
             summary = self._summary(*found)
         for note in summary.notes:
@@ -227,7 +230,8 @@ class _Job:
         teacher, data = self.task.teacher.module, self.task.data
         chosen = self.run.recall("compute")
         device = pinned(self.settings.device, chosen)
-        compute = choose_compute(teacher, first_images(data, data.train, self.settings.candidates.batch_size), device)
+        images = first_images(data, data.train, self.settings.candidates.training.batch_size)
+        compute = choose_compute(teacher, images, device)
         self.run.remember("compute", choice(compute))
         if chosen is None:
             self.display.say(told(compute, device))
@@ -279,22 +283,15 @@ class _Job:
     def _searched(self) -> tuple[Evaluator, list[Evaluation]]:
         """Run the search, or what is left of it; return the evaluator and all evaluations."""
         method, display = self.settings.method, self.display
-        searcher = searcher_for(
-            method,
-            self.task.space,
-            self.search_reward,
-            seed=self.settings.seed,
-            predict=self.latencies.predict,
-            policy=self.task.policy,
-        )
+        problem = replace(self.task.problem(self.search_reward), predict=self.latencies.predict)
+        searcher = method.searcher(problem)
         display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; search by {searcher.stage}")
         finals, start = self._after_search(), time.monotonic()
-        with display.steps(
-            "teacher logits for the search", self.settings.candidates.epochs, unit="epochs", after=finals
-        ):
+        epochs = self.settings.candidates.training.epochs
+        with display.steps("teacher logits for the search", epochs, unit="epochs", after=finals):
             self.evaluator.prepare(on_part=display.step)
         finals.teacher_seconds = time.monotonic() - start
-        students = expected_students(method)
+        students = method.expected_students
         follow = SearchProgress(display, students=students, reward=self.reward, finals=finals)
         with (
             Store(self.run.study, self.task.space) as store,
@@ -309,6 +306,7 @@ class _Job:
                 measured=self.latencies.measured,
                 on_update=lambda update: self._updated(update, searcher, follow),
             )
+            self._keep_policy(searcher)
         return self.evaluator, self.run.evaluations()
 
     def _pool(self, evaluate: Evaluate, stage: str, workers: int, **more: Any) -> Workers:
@@ -334,8 +332,12 @@ class _Job:
 
     def _updated(self, update: Update, searcher: Searcher, follow: SearchProgress) -> None:
         follow.updated(update)
+        if update.trained:  # else it is on its way through what is known, to where it was before
+            self._keep_policy(searcher)
+
+    def _keep_policy(self, searcher: Searcher) -> None:
         policy = {name: value for name, value in searcher.state_dict().items() if isinstance(value, Tensor)}
-        if policy and update.trained:
+        if policy:
             write_whole(self.run.policy, to_safetensors(policy))
 
     def _finished(self, evaluator: Evaluator, evaluations: list[Evaluation]) -> tuple[Evaluation, list[Evaluation]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from understudy.config.methods import Decore
-from understudy.config.text import expected_students
 from understudy.core.architecture import Architecture, Frozen
 from understudy.core.evaluation import Cost
 from understudy.core.figures import amount, duration
@@ -56,7 +56,7 @@ def plan(task: Task, *, untrained: bool = False) -> Plan:
     """
     look = look_at(task)
     look.refuse(task.teacher, untrained=untrained)
-    space, method = task.space, task.settings.method
+    space, method, widths = task.space, task.settings.method, task.settings.widths
     seconds, compute = _estimate(task)
     return Plan(
         layers=len(space.layers),
@@ -65,9 +65,9 @@ def plan(task: Task, *, untrained: bool = False) -> Plan:
         frozen=space.frozen,
         teacher=task.cost,
         look=look,
-        fewest_parameters=smallest(space, method, task.predict, "parameters")[1],
-        fewest_macs=smallest(space, method, task.predict, "macs")[1],
-        students=expected_students(method),
+        fewest_parameters=smallest(space, method, widths, task.predict, "parameters")[1],
+        fewest_macs=smallest(space, method, widths, task.predict, "macs")[1],
+        students=method.expected_students,
         seconds=seconds,
         compute=compute,
         workers=max(1, task.settings.device.workers),
@@ -112,12 +112,13 @@ def plan_table(plan: Plan) -> Group:
 
 def _estimate(task: Task) -> tuple[float | None, str]:
     settings = task.settings
-    images = first_images(task.data, task.data.train, settings.candidates.batch_size)
+    images = first_images(task.data, task.data.train, settings.candidates.training.batch_size)
     compute = choose_compute(task.teacher.module, images, settings.device)
-    short = replace(settings, candidates=replace(settings.candidates, epochs=1, stop_below=0.0))
+    once = replace(settings.candidates.training, epochs=1)
+    short = replace(settings, candidates=replace(settings.candidates, training=once, stop_below=0.0))
     with tempfile.TemporaryDirectory() as folder:
         evaluator = replace(task, settings=short).evaluator(compute, Path(folder))
-        sample = task.space.full if isinstance(settings.method, Decore) else _half(task)
+        sample = _SAMPLE[settings.method.job](task)
         evaluator(sample)  # kernels are compiled, the teacher's answers computed
         measured = evaluator(sample)
     if measured.status == "failed":
@@ -126,25 +127,39 @@ def _estimate(task: Task) -> tuple[float | None, str]:
 
 
 def _half(task: Task) -> Architecture:
-    """Return the sample student: every group at half width."""
-    method = task.settings.method
-    halves: dict[str, Any] = {
-        group.name: group.nearest(group.width / 2, round_to=method.round_to, minimum=method.min_width)
-        for group in task.space.groups
-    }
+    """Return the sample student of a search: every group at half width."""
+    halves = {group.name: task.settings.widths.of(group, 0.5) for group in task.space.groups}
     return task.space.architecture(widths=halves)
+
+
+def _search_seconds(task: Task, epoch: float) -> float:
+    """Return the seconds of a search, from those of one epoch of a candidate."""
+    settings = task.settings
+    epochs = settings.candidates.training.epochs
+    return settings.method.expected_students * epochs * epoch / max(1, settings.device.workers)
+
+
+def _prune_seconds(task: Task, epoch: float) -> float:
+    """Return the seconds of a loop with agents, from those of one epoch of a candidate."""
+    method = cast(Decore, task.settings.method)
+    return method.training.epochs * _AGENTS * epoch / _seen(task)
+
+
+# By the job of a method: the sample student, and the seconds.
+_SAMPLE: dict[str, Callable[[Task], Architecture]] = {"search": _half, "prune": lambda task: task.space.full}
+_JOB_SECONDS = {"search": _search_seconds, "prune": _prune_seconds}
+
+
+def _seen(task: Task) -> float:
+    """Return the share of the training examples that a candidate sees."""
+    available = len(task.data.train)
+    return min(task.settings.candidates.examples or available, available) / available
 
 
 def _seconds(task: Task, epoch: float) -> float:
     """Return the seconds of the whole task, from those of one epoch of a candidate."""
-    settings, available = task.settings, len(task.data.train)
-    seen = min(settings.candidates.examples or available, available)
-    workers, finals = max(1, settings.device.workers), settings.final.students
-    method = settings.method
-    if isinstance(method, Decore):
-        search = method.training.epochs * _AGENTS * epoch * available / seen
-    else:
-        search = expected_students(method) * settings.candidates.epochs * epoch / workers
-    final = settings.final.training.epochs * epoch * available / seen
+    settings = task.settings
+    search = _JOB_SECONDS[settings.method.job](task, epoch)
+    final = settings.final.training.epochs * epoch / _seen(task)
     # The teacher's forward passes cost about a third of a training step of its size, once for all finals.
-    return search + final * (math.ceil(finals / workers) + 1)
+    return search + final * (math.ceil(settings.final.students / max(1, settings.device.workers)) + 1)

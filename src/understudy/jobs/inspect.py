@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from understudy.config.methods import N2N
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ConfigError, ModelError, SurgeryError
 from understudy.core.evaluation import Cost
@@ -138,12 +139,12 @@ def foretell(analysis: Analysis, path: Path, run: Path | None) -> Foretold:
     if run is None:
         return known
     source = Run(run)
-    if not (source.policy.is_file() and source.settings.method == "archcomp"):
+    if not (source.policy.is_file() and source.settings.method.name == "archcomp"):
         raise ConfigError(f"a forecast must be by a run of the method 'archcomp' that has fitted, but {run} is none")
     teacher = source.recall("teacher")
     assert teacher is not None, "a run has measured its teacher before it searches"
-    method, policy = source.settings.archcomp, read_weights(source.policy)
-    ((expected, deviation),) = foretold(policy, analysis.space, method, [architecture])
+    widths, policy = source.settings.widths, read_weights(source.policy)
+    ((expected, deviation),) = foretold(policy, analysis.space, widths, [architecture])
     scale = teacher["accuracy"]
     return replace(known, accuracy=expected * scale, deviation=deviation * scale)
 
@@ -162,15 +163,15 @@ def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, prog
         except SurgeryError:
             return None
 
-    method = N2N(round_to=1, min_width=1)
+    method, widths = N2N(), Widths(round_to=1, min_width=1)
     return Inspection(
         model=name,
         input=tuple(example.shape[1:]),
         space=space,
         costs=per_layer(analysis, space.full),
         full=predict(analysis, space.full),
-        fewest_parameters=smallest(space, method, predicted, "parameters")[1],
-        fewest_macs=smallest(space, method, predicted, "macs")[1],
+        fewest_parameters=smallest(space, method, widths, predicted, "parameters")[1],
+        fewest_macs=smallest(space, method, widths, predicted, "macs")[1],
         shrinkable=analysis.shrinkable,
         proof=proof,
     )

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from understudy.cost import predict as cost
 from understudy.graph.analysis import Analysis
 from understudy.jobs.latency import Latencies
 from understudy.jobs.task import Task
-from understudy.methods.decore import Agents, Steering, Usage, chosen, expected, saturated
+from understudy.methods.decore import Agents, Rules, Steering, Usage, chosen, expected, saturated
 from understudy.models.weights import load_into, read_weights, save_weights
 from understudy.report.progress import Display
 from understudy.runs.folder import Run
@@ -56,8 +57,8 @@ class Pruning:
     def __init__(
         self, task: Task, run: Run, evaluator: Evaluator, budgets: Budgets, display: Display, *, latencies: Latencies
     ) -> None:
-        assert isinstance(task.settings.method, Decore)
-        self.method: Decore = task.settings.method
+        self.method = cast(Decore, task.settings.method)
+        self.rules = Rules.of(self.method)
         self.task, self.run, self.evaluator = task, run, evaluator
         self.budgets, self.display, self.latencies = budgets, display, latencies
         self.folder = run.folder / "decore"
@@ -87,11 +88,11 @@ class Pruning:
         steps = method.training.epochs * -(-len(lesson.split) // method.training.batch_size)
         known = torch.from_numpy(surgery.slot_magnitudes(self.task.analysis))[slots]
         usage = self._usage()
-        by_cost = method.worth == "cost" and self._each_layer_costs()
-        agents = Agents(groups, method, examples=len(lesson.split), steps=steps, magnitudes=known, together=by_cost)
+        by_cost = self.rules.worth == "cost" and self._each_layer_costs()
+        agents = Agents(groups, self.rules, examples=len(lesson.split), steps=steps, magnitudes=known, together=by_cost)
         learner = Learner(gated, agents, slots)
         steering = Steering(
-            settings=method, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
+            settings=self.rules, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
         )
         self._train(learner, steering, lesson)
         self._warn_if_late(learner.agents, steering)
@@ -215,7 +216,7 @@ class Pruning:
         factor, most = 1.0, self.budgets.latency_ms
         for _ in range(5):
             scaled = None if usage is None else lambda a, factor=factor: [factor * used for used in usage(a)]
-            architecture = chosen(self.task.space, groups, weights, magnitudes, self.method, scaled)
+            architecture = chosen(self.task.space, groups, weights, magnitudes, self.task.settings.widths, scaled)
             if most is None:
                 return architecture
             measured, _ = self.latencies.of(architecture)

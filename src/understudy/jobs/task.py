@@ -12,18 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from understudy.config.job import Compression
-from understudy.config.methods import N2N, ArchComp, Method
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ConfigError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
+from understudy.core.goal import Reward
 from understudy.cost import predict as cost
 from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.graph.analysis import Analysis, analyse
-from understudy.methods.archcomp.embedding import refuse_other_embedding, settings_of
+from understudy.methods.base import Problem
 from understudy.methods.feasibility import refuse_what_is_out_of_reach
-from understudy.methods.n2n.search import refuse_other_policy
-from understudy.methods.surrogate.shortlist import PREFIX
 from understudy.models.card import read_card
 from understudy.models.code import allowed, is_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
@@ -111,15 +109,17 @@ class Task:
             settings=settings,
             analysis=analysis,
             opened=opened,
-            policy=_policy(settings.method, analysis.space) if policy is None else policy,
+            policy=policy,
             start=None if start is None else cut,
             start_folder=folder,
             proof=proof,
         )
+        if policy is None and settings.policy_from is not None:
+            task = replace(task, policy=_learned(settings.policy_from, task))
         # What is measured, latency and accuracy, cannot be judged yet.
         predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
         budgets = predicted.budgets(task.cost, accuracy=0.0)
-        refuse_what_is_out_of_reach(budgets, task.space, settings.method, task.predict)
+        refuse_what_is_out_of_reach(budgets, task.space, settings.method, settings.widths, task.predict)
         return task
 
     @classmethod
@@ -163,7 +163,7 @@ class Task:
         return cls.of(
             teacher,
             Data.open(**opened),
-            run.settings.compression(),
+            run.settings,
             opened=opened,
             policy=policy,
             start=run.start if run.start.is_dir() else None,
@@ -209,6 +209,17 @@ class Task:
             except SurgeryError:
                 self._costs[architecture.digest] = None
         return self._costs[architecture.digest]
+
+    def problem(self, reward: Reward) -> Problem:
+        """Return what a searcher works on, by that reward."""
+        return Problem(
+            space=self.space,
+            reward=reward,
+            predict=self.predict,
+            widths=self.settings.widths,
+            seed=self.settings.seed,
+            policy=self.policy,
+        )
 
     def build(self, architecture: Architecture) -> nn.Module:
         """Return the untrained student of an architecture, for its structure."""
@@ -258,34 +269,25 @@ def proved(analysis: Analysis, run: str | Path | None = None, *, progress: bool 
     return analysis, proof
 
 
-def _policy(method: Method, space: Space) -> Mapping[str, Tensor] | None:
-    """Return what learned elsewhere and the search starts from: policies or an embedding; None if it does not.
+def _learned(where: str, task: Task) -> Mapping[str, Tensor]:
+    """Return what another run's searcher has learned: policies or an embedding.
 
     Raises:
         ConfigError: there is none under that name, or it does not fit the settings.
         ModelError: the file cannot be read.
     """
-    known: dict[str, Tensor] = {}
-    if isinstance(method, N2N) and method.policy_from is not None:
-        known |= _learned(method.policy_from, "policy_from", "n2n")
-        refuse_other_policy(known, space, method)
-    if isinstance(method, N2N) and method.rank_by is not None:
-        embedding = _learned(method.rank_by, "rank_by", "archcomp")
-        sizes = settings_of(embedding, round_to=method.round_to, min_width=method.min_width)
-        refuse_other_embedding(embedding, space, sizes)
-        known |= {f"{PREFIX}{name}": tensor for name, tensor in embedding.items()}
-    if isinstance(method, ArchComp) and method.policy_from is not None:
-        known |= _learned(method.policy_from, "policy_from", "archcomp")
-        refuse_other_embedding(known, space, method)
-    return known or None
-
-
-def _learned(where: str, setting: str, method: str) -> Mapping[str, Tensor]:
-    """Return the tensors of a run of that method, or of its file, that a setting names."""
-    path = Path(where)
-    if (path / "config.toml").is_file() and (name := Run(path).settings.method) != method:
-        raise ConfigError(f"{setting} must name a run of the method {method!r}, but {path} is one of {name!r}")
+    path, method = Path(where), task.settings.method
+    if not method.starts_from_policy:
+        raise ConfigError(
+            f"policy_from needs a method that can start from a policy, such as n2n and archcomp, but the method is "
+            f"{method.called!r}"
+        )
+    if (path / "config.toml").is_file() and (of := Run(path).settings.method.called) != method.called:
+        raise ConfigError(f"policy_from must name a run of the method {method.called!r}, but {path} is one of {of!r}")
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"{setting} must name a run with a policy, but there is no {path}")
-    return read_weights(path)
+        raise ConfigError(f"policy_from must name a run with a policy, but there is no {path}")
+    tensors = read_weights(path)
+    budgets = replace(task.settings.goal, latency_ms=None, accuracy_drop=None).budgets(task.cost, accuracy=0.0)
+    method.check_start(tensors, task.problem(Reward(teacher_cost=task.cost, teacher_accuracy=1.0, budgets=budgets)))
+    return tensors

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from understudy.config.methods import Decore
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Group, Space
 
 _BETAS = (0.9, 0.999)  # Adam's
@@ -23,6 +25,42 @@ _MOST_PENALTY = 1e4
 _LEAST_RATE = 0.01  # the paper's
 _NEAREST = 8  # power of what a budget is used, by which it counts beside the one that is nearest to its limit
 _WALK = 1 / 8  # of the steps, to come from the start to where dropping is as likely as keeping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How agents learn: `TUNED`, which are ours, and `PAPER`; shares are in 0..1."""
+
+    penalty: float = 200.0  # of a wrong answer (lambda)
+    agent_lr: float = 0.0  # Adam's; 0: to walk from `initial` to p = 1/2 in an eighth of the steps, 0.01 at least
+    initial: float = 6.9  # weight that agents start with: sigmoid(6.9) = 0.999 (paper)
+    importance: float = 0.6  # share of `initial` by which the channel of the smallest weights starts lower
+    pooled: float = 0.9  # share of an agent's gradient that is its part of its group's mean
+    pooled_layers: float = 0.75  # with `worth` "cost", share of a group's gradient that is its part of all groups'
+    worth: Literal["cost", "channel"] = "cost"  # what dropped channels earn where there are budgets on cost
+    limit: float = 6.9  # clamp on the size of weights, which keeps agents from saturating; 0: none
+    score: Literal["right", "likelihood"] = "likelihood"  # the first guess, or the probability of the label
+    baseline: Literal["example", "none"] = "example"  # what each example earned before is taken off its reward
+    budget_by: float = 0.8  # share of the loop by which a budget should be reached
+    gain: float = 10.0  # how fast the penalty follows when the cost is not where it should be
+
+    @classmethod
+    def of(cls, method: Decore) -> Rules:
+        """Return the rules of a method's settings."""
+        return replace(PAPER if method.rules == "paper" else TUNED, penalty=method.penalty, agent_lr=method.agent_lr)
+
+
+TUNED = Rules()
+PAPER = Rules(
+    agent_lr=0.01,
+    importance=0.0,
+    pooled=0.0,
+    pooled_layers=0.0,
+    worth="channel",
+    limit=0.0,
+    score="right",
+    baseline="none",
+)
 
 
 class Agents(nn.Module):
@@ -55,7 +93,7 @@ class Agents(nn.Module):
     def __init__(
         self,
         groups: Sequence[Group],
-        settings: Decore,
+        settings: Rules,
         *,
         examples: int,
         steps: int,
@@ -181,7 +219,7 @@ Usage = Callable[[Architecture], Sequence[float]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Steering:
-    """Sets the penalty while the agents learn: on its schedule, or so that a budget is met.
+    """Sets the penalty while the agents learn: to the one given, or so that a budget is met.
 
     With a budget the expected cost is to fall evenly, in its logarithm, from the teacher's to the limit at
     `budget_by`. Agents drop more while the reward of an answer is positive on average, that is while the penalty is
@@ -190,7 +228,7 @@ class Steering:
     that counts is what is dropped, so every budget can be reached. Before the first answers the penalty is 0.
     """
 
-    settings: Decore
+    settings: Rules
     space: Space
     groups: Sequence[Group]
     steps: int  # of the whole loop
@@ -202,11 +240,7 @@ class Steering:
         if self.usage is not None and self.by_cost:
             agents.worth.copy_(self._worths(agents, self.usage))
         share = int(agents.steps) / self.steps
-        agents.penalty.fill_(self._planned(share) if self.usage is None else self._steered(share, agents))
-
-    def _planned(self, share: float) -> float:
-        first = self.settings.penalty
-        return first + ((self.settings.last_penalty or first) - first) * share
+        agents.penalty.fill_(self.settings.penalty if self.usage is None else self._steered(share, agents))
 
     def _worths(self, agents: Agents, usage: Usage) -> Float[Tensor, " l"]:
         """Return what a channel of each layer adds to the budgets' usage, relative to the mean over channels.
@@ -254,7 +288,7 @@ def chosen(
     groups: Sequence[Group],
     weights: Float[Tensor, " a"],
     magnitudes: Float[Tensor, " a"],
-    settings: Decore,
+    widths: Widths,
     usage: Usage | None = None,
 ) -> Architecture:
     """Return the architecture of the channels that stay: those with p >= 1/2, or as many as the budget allows.
@@ -272,7 +306,7 @@ def chosen(
         channels = {}
         for group, own in zip(groups, ranks.split(parts), strict=True):
             wanted = int((own < count).sum()) * group.step
-            width = group.nearest(wanted, round_to=settings.round_to, minimum=settings.min_width)
+            width = widths.nearest(group, wanted)
             channels[group.name] = own.argsort()[: width // group.step].tolist()
         return space.architecture(channels=channels)
 

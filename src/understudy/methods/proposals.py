@@ -8,23 +8,23 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Layer, Space, Unit
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE, FIGURES
 from understudy.core.goal import Budgets, Reward
+from understudy.methods.base import Predict
 
 T = TypeVar("T")
 K = TypeVar("K")
-Predict = Callable[[Architecture], Cost | None]
 
 CALIBRATION = 16  # draws whose median is led to the budgets
 REMOVAL_LEAN = 12.0  # how far below its usual bias keeping is led
 SHRINKAGE_LEAN = (-20.0, 20.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
 _PEAK = 4.5  # how sharply factors gather where a budget leads them: half of 1 / variance, in `positions`
 _STEPS = 8  # of a bisection
-_RATE = 0.5  # of the multiplier of a Lagrangian, for each update
+_REDRAWS = 20  # draws more for each student while what is drawn breaks a budget or was proposed before
 _TRIES = 2  # draws that are mended for each student that is missing
-BUDGETS = tuple(figure.name for figure in FIGURES)  # fields of Budgets
 _FIELDS = tuple(figure.field for figure in FIGURES)  # of Cost
 _LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
 
@@ -67,13 +67,6 @@ def usage(cost: Cost | None, budgets: Budgets) -> float:
     if cost is None:
         return math.inf
     return max((used for _, used in budgets.used(cost)), default=0.0)
-
-
-def asked(reward: Reward) -> tuple[float, ...]:
-    """Return the reduction that each budget asks of the teacher, as a logarithm: 0 for none, 1 for 10,000 times."""
-    limits = dict(reward.budgets.limits())
-    known = {name: (getattr(reward.teacher_cost, name) or 0.0) / limits[name] for name in limits}
-    return tuple(math.log10(max(known.get(name, 1.0), 1.0)) / 4.0 for name in BUDGETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,20 +132,16 @@ def foresight(
     return Foresight(teacher=teacher, shares=tuple(shares.items()), narrowest=narrowest)
 
 
-def narrowest_of(
-    space: Space, predict: Predict, *, factor: float, round_to: int, minimum: int, kernels: bool
-) -> Predict:
-    """Return a function that predicts an architecture at that factor of all widths, if asked with least kernels."""
-    widths = {
-        group.name: group.nearest(factor * group.width, round_to=round_to, minimum=minimum) for group in space.groups
-    }
-    smallest = {layer.name: layer.kernels[0] for layer in space.layers if kernels and layer.kernels}
+def narrowest_of(space: Space, predict: Predict, widths: Widths) -> Predict:
+    """Return a function that predicts an architecture at the smallest factor of all widths, with the least kernels."""
+    narrow = {group.name: widths.of(group, min(widths.factors)) for group in space.groups}
+    smallest = {layer.name: layer.kernels[0] for layer in space.layers if layer.kernels}
     known: dict[frozenset[str], Cost | None] = {}
 
     def narrowest(architecture: Architecture) -> Cost | None:
         removed = architecture.removed
         if removed not in known:
-            known[removed] = predict(space.architecture(removed=removed, widths=widths, kernels=smallest))
+            known[removed] = predict(space.architecture(removed=removed, widths=narrow, kernels=smallest))
         return known[removed]
 
     return narrowest
@@ -197,41 +186,10 @@ class Scoring:
         )
         return self(evaluation)
 
-    def plain(self, evaluation: Evaluation) -> float:
-        """Return the reward as if every budget were kept."""
-        return self.reward.plain(evaluation)
-
-    def violation(self, evaluation: Evaluation) -> float:
-        """Return the logarithm of the largest share of a budget that an evaluation takes: above 0 breaks it."""
-        if evaluation.status == "failed":
-            return math.inf
-        floor = self.reward.budgets.accuracy
-        short = floor / max(evaluation.accuracy, 1e-9)
-        return math.log(max(self.usage(evaluation.cost, evaluation.architecture), short, 1e-9))
-
     def merit(self, evaluation: Evaluation) -> tuple[float, bool, float]:
         """Return what a start of the next stage is chosen by: reward, then whether it fits, then accuracy."""
         fits = evaluation.status != "failed" and self.usage(evaluation.cost, evaluation.architecture) <= 1.0
         return self(evaluation), fits, evaluation.accuracy
-
-
-class Multiplier:
-    """The multiplier of a Lagrangian: what it costs to break the budgets by a factor of e.
-
-    After each update it rises with the mean violation, and falls where budgets are kept with room to spare.
-    """
-
-    def __init__(self) -> None:
-        self.value = 1.0
-
-    def reward(self, plain: float, violation: float) -> float:
-        """Return the reward less what the violation costs, at least -1."""
-        return max(plain - self.value * max(violation, 0.0), -1.0)
-
-    def learn(self, violations: Sequence[float]) -> None:
-        """Follow the violations of an update; each counts for a factor of e at most."""
-        mean = sum(min(max(violation, -1.0), 1.0) for violation in violations) / len(violations)
-        self.value = max(self.value + _RATE * mean, 0.0)
 
 
 def calibrated(usages_at: Callable[[float], Iterable[float]], low: float, high: float) -> float:
@@ -285,14 +243,13 @@ def grown(
 class Proposals:
     """Picks, from draws of a searcher, architectures that fit the budgets and were not proposed before.
 
-    Predicted costs are exact and free, students are not: what takes more than `overshoot` of a budget
-    or was proposed before is drawn again, up to `redraws` times for each student.
+    Predicted costs are exact and free, students are not: what breaks a budget or was proposed before is drawn again,
+    up to `redraws` times for each student.
     """
 
-    def __init__(self, predict: Predict, *, redraws: int, overshoot: float = 1.0) -> None:
+    def __init__(self, predict: Predict, *, redraws: int = _REDRAWS) -> None:
         self._predict = predict
         self._redraws = redraws
-        self._overshoot = overshoot
         self._costs: dict[str, Cost | None] = {}
         self._seen: set[str] = set()
 
@@ -326,8 +283,8 @@ class Proposals:
         refused: list[tuple[float, bool, int, tuple[T, Architecture]]] = []
         offered = set(self._seen)
         for number, draw in enumerate(islice(draws, count * (among + self._redraws))):
-            share, seen = max(used(draw[1]), self._overshoot), draw[1].digest in offered
-            if seen or share > self._overshoot:
+            share, seen = max(used(draw[1]), 1.0), draw[1].digest in offered
+            if seen or share > 1.0:
                 refused.append((share, seen, number, draw))
                 continue
             offered.add(draw[1].digest)
@@ -339,9 +296,9 @@ class Proposals:
         if len(picked) == count:
             return picked
         refused.sort(key=lambda refusal: refusal[:3])
-        over = [draw for share, *_, draw in refused if share > self._overshoot]
+        over = [draw for share, *_, draw in refused if share > 1.0]
         for draw in map(mend, over[: _TRIES * (count - len(picked))]) if mend else ():
-            if len(picked) < count and draw[1].digest not in self._seen and used(draw[1]) <= self._overshoot:
+            if len(picked) < count and draw[1].digest not in self._seen and used(draw[1]) <= 1.0:
                 self._seen.add(draw[1].digest)
                 picked.append(draw)
         for *_, draw in refused[: count - len(picked)]:

@@ -237,10 +237,11 @@ class SearchProgress:
                 self._finals.trained(evaluation)
         known = [e for e in (self._best, *update.evaluations) if e is not None and e.status != "failed"]
         self._best = max(known, key=self._merit, default=None)
-        self._display.step(self._done, title=f"{update.stage} {update.number}/{update.of}", left=self._left())
+        self._display.step(self._done, title=f"{update.stage} {_out_of(update.number, update.of)}", left=self._left())
         rest = self._display.rest(self._left())
         self._display.say(
-            f"update {update.number}/{update.of}  {update.stage}  {self._done}/{self._students} students  "
+            f"update {_out_of(update.number, update.of)}  {update.stage}  "
+            f"{_out_of(self._done, self._students)} students  "
             f"mean reward {sum(update.rewards) / len(update.rewards):+.3f}  {self._best_so_far()}"
             + (f"  {rest}" if rest else "")
         )
@@ -255,7 +256,7 @@ class SearchProgress:
         return f"best {self._plain(self._best):+.3f}: {figures}{over}"
 
     def _left(self) -> float | None:
-        if not self._trained:
+        if not self._trained or not self._students:
             return None
         return (time.monotonic() - self._start) / self._trained * (self._students - self._done - self._since)
 
@@ -266,3 +267,7 @@ def _nothing() -> float:
 
 def _whole(number: float) -> str:
     return f"{number:.0f}" if number == round(number) else f"{number:.1f}"
+
+
+def _out_of(number: int, of: int) -> str:
+    return f"{number}/{of}" if of else str(number)

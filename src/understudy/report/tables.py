@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from understudy.config.text import expected_students
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURES, Figure, amount, share
 from understudy.core.goal import Reward
@@ -76,12 +75,13 @@ def runs_table(runs: Iterable[Run]) -> Table:
         table.add_column(name)
     for run in runs:
         settings = run.settings
-        evaluations, of = run.evaluations(), expected_students(settings.compression().method)
+        evaluations, of = run.evaluations(), settings.method.expected_students
         names = [*(figure.goal for figure in FIGURES), "accuracy", "accuracy_drop"]
         asked = ((name, getattr(settings.goal, name)) for name in names)
         goal = ", ".join(f"{name} {value}" for name, value in asked if value is not None)
-        students = f"{len(evaluations)}/{of}"
-        table.add_row(Text(str(run.folder)), run.state, settings.method, students, _best(run, evaluations), goal or "-")
+        students = f"{len(evaluations)}/{of}" if of else str(len(evaluations))
+        called, best = settings.method.called, _best(run, evaluations)
+        table.add_row(Text(str(run.folder)), run.state, called, students, best, goal or "-")
     return table
 
 

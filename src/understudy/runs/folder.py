@@ -26,7 +26,6 @@ import errno
 import json
 import logging
 import shutil
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from understudy.config.job import Compression
-from understudy.config.text import Settings, build, differences
+from understudy.config.text import differences, of_toml, to_toml
 from understudy.core.architecture import Space
 from understudy.core.errors import MachineError, RunError
 from understudy.core.evaluation import Evaluation
@@ -106,12 +105,12 @@ class Run:
             RunError: the folder is not a run's, cannot be written, is in use, or belongs to something
                 else; then every difference is listed.
         """
-        folder, spelled = Path(folder), Settings.of(settings)
+        folder = Path(folder)
         with claimed(folder, marker="config.toml", again=f"the same call, or: understudy resume {folder}"):
             if not (folder / "config.toml").exists():
-                write_whole(folder / "config.toml", spelled.to_toml())
+                write_whole(folder / "config.toml", to_toml(settings))
             run = cls(folder)
-            run._check_same(spelled, identity)
+            run._check_same(settings, identity)
             with _logging_to(folder / "run.log"):
                 run._note_versions(identity)
                 yield run
@@ -147,14 +146,14 @@ class Run:
         return self.folder / "students"
 
     @property
-    def settings(self) -> Settings:
-        """The settings that the run was started with.
+    def settings(self) -> Compression:
+        """The settings that the run was started with; a method of the caller's own as an `OwnMethod`.
 
         Raises:
             ConfigError: config.toml was edited into something impossible.
         """
         path = self.folder / "config.toml"
-        return build(Settings, tomllib.loads(path.read_text(encoding="utf-8")), source=str(path))
+        return of_toml(path.read_text(encoding="utf-8"), source=str(path))
 
     @property
     def space(self) -> Space | None:
@@ -197,7 +196,7 @@ class Run:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return values
 
-    def _check_same(self, settings: Settings, identity: Identity) -> None:
+    def _check_same(self, settings: Compression, identity: Identity) -> None:
         now = {name: value for name, value in asdict(identity).items() if name != "versions"}
         was = self.recall("identity")
         unlike = [

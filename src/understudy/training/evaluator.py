@@ -163,8 +163,7 @@ class Evaluator:
         c = self.candidates
         count = c.examples or len(self.data.train)
         subset = self.data.train.subset(min(count, len(self.data.train)), self.seed)
-        training = Training(epochs=c.epochs, batch_size=c.batch_size, lr=c.lr, loss=c.loss)
-        return self._lesson(subset, training, c.weights, repeat=0, recipe=self.recipe_digest)
+        return self._lesson(subset, c.training, c.weights, repeat=0, recipe=self.recipe_digest)
 
     def final_lesson(self, final: Final, repeat: int = 0) -> Lesson:
         """Return what final students are taught; each repeat sees other views in another order."""

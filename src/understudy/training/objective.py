@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from understudy.config.training import Training
 
+TEMPERATURE = 4.0  # softens both logits in Hinton's loss
+
 Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(student logits (b, k), teacher logits (b, k) or None, labels (b,)) -> loss, a scalar."""
 
@@ -53,10 +55,10 @@ def loss_for(training: Training) -> Loss:
             raise ValueError(f"only the loss 'ce' works without teacher logits, but the loss is {training.loss!r}")
         if training.loss == "mse":
             return mse(logits, teacher)
-        if training.loss == "kl":
-            return softened_kl(logits, teacher, temperature=training.temperature)
-        # N2N, section 3.5: L = L_hard + lambda L_KD.
+        # N2N, section 3.5, and Hinton: L = L_hard + L_KD.
         hard = cross_entropy(logits, labels, smoothing=training.label_smoothing)
-        return hard + training.distill_weight * mse(logits, teacher)
+        if training.loss == "kl+ce":
+            return hard + softened_kl(logits, teacher, temperature=TEMPERATURE)
+        return hard + mse(logits, teacher)
 
     return loss

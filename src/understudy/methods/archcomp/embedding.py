@@ -14,15 +14,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from understudy.config.methods import ArchComp
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ConfigError
+from understudy.methods.archcomp.rules import TUNED, Rules
 from understudy.methods.surrogate.columns import CHANGING, Columns
 from understudy.methods.surrogate.regression import Forecast
 
@@ -49,10 +50,10 @@ class Known:
 class Embedding(nn.Module):
     """Encoder, decoder and heads. Draws nothing itself: a generator is passed in."""
 
-    def __init__(self, columns: Columns, settings: ArchComp) -> None:
+    def __init__(self, columns: Columns, rules: Rules = TUNED) -> None:
         super().__init__()
-        self._columns, self._settings = columns, settings
-        entries, channels, hidden = columns.entries, settings.channels, settings.hidden
+        self._columns, self._rules = columns, rules
+        entries, channels, hidden = columns.entries, rules.channels, rules.hidden
         # On the meta device nothing is drawn: initial weights come from the searcher's own generator.
         with torch.device("meta"):
             self.encoder = _Residual(entries, hidden, channels)
@@ -67,8 +68,8 @@ class Embedding(nn.Module):
     def draw_weights(self, generator: torch.Generator) -> None:
         """Draw every layer as torch does, uniform in +-1 / sqrt(inputs); what adds to a skip starts at 0.
 
-        But what is known from the start is where the first channels of the embedding start: the entries of a column
-        that change, how decisions are read from them, and that a layer costs the product of its widths.
+        But what is known from the start is where the first channels of an informed embedding start: the entries of a
+        column that change, how decisions are read from them, and that a layer costs the product of its widths.
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("last.weight", "bias")) or name.startswith(("accuracy", "cost.exponents", "cost.levels")):
@@ -76,8 +77,9 @@ class Embedding(nn.Module):
             else:
                 bound = 1.0 / math.sqrt(parameter[0].numel())
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        with torch.no_grad():
-            self._start_from_what_is_known()
+        if self._rules.informed:
+            with torch.no_grad():
+                self._start_from_what_is_known()
 
     def _start_from_what_is_known(self) -> None:
         skip, decide = self.encoder.skip.weight[..., 0], self.decoder.skip
@@ -125,26 +127,26 @@ class Embedding(nn.Module):
 
     def fit(self, known: Known, steps: int, generator: torch.Generator) -> None:
         """Fit everything together, from where it is, by that many steps of Adam."""
-        settings = self._settings
-        adam = torch.optim.Adam(self.parameters(), lr=settings.lr)
+        rules = self._rules
+        adam = torch.optim.Adam(self.parameters(), lr=rules.lr)
         buildable = known.logs_BF.isfinite().all(1)
         scale_F = known.logs_BF[buildable].std(0).clamp_min(1e-3) if buildable.sum() > 1 else 1.0
         mean, spread = known.accuracies_N.mean(), known.accuracies_N.std(correction=0).clamp_min(1e-3)
         for step in range(steps):
             for group in adam.param_groups:
-                group["lr"] = settings.lr * (1.0 - 0.95 * step / steps)
-            picked_B = torch.randint(len(known.choices_BD), (settings.batch_size,), generator=generator)
-            trained_B = torch.randint(len(known.trained_ND), (settings.batch_size // 2,), generator=generator)
+                group["lr"] = rules.lr * (1.0 - 0.95 * step / steps)
+            picked_B = torch.randint(len(known.choices_BD), (rules.batch_size,), generator=generator)
+            trained_B = torch.randint(len(known.trained_ND), (rules.batch_size // 2,), generator=generator)
             choices_BD = torch.cat([known.choices_BD[picked_B], known.trained_ND[trained_B]])
             code_BCL = self.encode(choices_BD)
             noise_BCL = torch.randn(code_BCL.shape, generator=generator, dtype=torch.float64)
-            noisy_BCL = code_BCL + settings.noise * noise_BCL
+            noisy_BCL = code_BCL + rules.noise * noise_BCL
             loss = self._reconstruction(noisy_BCL, choices_BD) + 0.01 * code_BCL.square().mean()
             errors_BF = (self.costs(code_BCL[: len(picked_B)]) - known.logs_BF[picked_B]) / scale_F
-            loss = loss + settings.cost_weight * errors_BF[buildable[picked_B]].square().sum() / errors_BF.numel()
+            loss = loss + rules.cost_weight * errors_BF[buildable[picked_B]].square().sum() / errors_BF.numel()
             wanted_B = (known.accuracies_N[trained_B] - mean) / spread
             guessed_B = self.accuracy(self.features(code_BCL[len(picked_B) :]))[:, 0]
-            loss = loss + settings.accuracy_weight * (guessed_B - wanted_B).square().mean()
+            loss = loss + rules.accuracy_weight * (guessed_B - wanted_B).square().mean()
             adam.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -220,50 +222,44 @@ def loaded(embedding: Embedding, policy: Mapping[str, Tensor]) -> Forecast:
 
 @torch.no_grad()
 def foretold(
-    policy: Mapping[str, Tensor], space: Space, settings: ArchComp, architectures: Sequence[Architecture]
+    policy: Mapping[str, Tensor], space: Space, widths: Widths, architectures: Sequence[Architecture]
 ) -> list[tuple[float, float]]:
     """Return what a search's `state_dict` foretells of each accuracy: share of the teacher's, standard deviation.
 
     Raises:
-        ConfigError: it was made for another teacher or other settings.
+        ConfigError: it was made for another teacher or other widths.
     """
-    refuse_other_embedding(policy, space, settings)
-    columns = Columns(space, settings)
-    embedding = Embedding(columns, settings)
+    refuse_other_embedding(policy, space, widths)
+    columns = Columns(space, widths)
+    embedding = Embedding(columns, sizes_of(policy, TUNED))
     forecast = loaded(embedding, policy)
     choices_BD = torch.stack([columns.choices(architecture) for architecture in architectures])
     shares_BM = forecast(embedding.features(embedding.encode(choices_BD)))
     return list(zip(shares_BM[:, 0].tolist(), shares_BM[:, 1:].std(1).tolist(), strict=True))
 
 
-def refuse_other_embedding(policy: Mapping[str, Tensor], space: Space, settings: ArchComp) -> None:
-    """Check that an embedding which was fitted elsewhere is of this teacher's structure and these settings.
+def refuse_other_embedding(policy: Mapping[str, Tensor], space: Space, widths: Widths) -> None:
+    """Check that an embedding which was fitted elsewhere is of this teacher's structure and these widths.
 
     Raises:
         ConfigError: it is not, or there is none.
     """
-    own = Embedding(Columns(space, settings), settings).state_dict()
-    fits = all(name in policy and policy[name].shape == tensor.shape for name, tensor in own.items())
-    if not fits or "made_for" not in policy or policy["made_for"].item() != made_for(space, settings):
+    if "made_for" not in policy or "traits.weight" not in policy:
+        raise ConfigError("an embedding is what a run of archcomp saves once it has fitted, but there is none")
+    if policy["made_for"].item() != made_for(space, widths):
         raise ConfigError(
-            "an embedding can be used for a teacher of the same structure, with the same channels, hidden, round_to "
-            "and min_width, but this one was not fitted like that"
+            "an embedding can be used for a teacher of the same structure and the same widths, but this one was "
+            "fitted for others"
         )
 
 
-def settings_of(policy: Mapping[str, Tensor], *, round_to: int, min_width: int) -> ArchComp:
-    """Return settings with the sizes of a search's embedding, as its `state_dict` shows them.
-
-    Raises:
-        ConfigError: there is no embedding.
-    """
-    if "traits.weight" not in policy:
-        raise ConfigError("an embedding is what a run of archcomp saves once it has fitted, but there is none")
+def sizes_of(policy: Mapping[str, Tensor], rules: Rules) -> Rules:
+    """Return rules with the sizes of the embedding in a search's `state_dict`."""
     hidden, channels = policy["traits.weight"].shape[:2]
-    return ArchComp(channels=channels, hidden=hidden, round_to=round_to, min_width=min_width)
+    return replace(rules, channels=channels, hidden=hidden)
 
 
-def made_for(space: Space, settings: ArchComp) -> int:
+def made_for(space: Space, widths: Widths) -> int:
     """Return a number that names what choices mean: the Space and its legal widths."""
-    text = f"{space.digest} {settings.round_to} {settings.min_width}"
-    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+    options = [widths.options(group) for group in space.groups]
+    return int(hashlib.sha256(f"{space.digest} {options}".encode()).hexdigest()[:15], 16)

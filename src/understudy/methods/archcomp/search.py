@@ -20,18 +20,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from understudy.config.methods import ArchComp, RandomSearch
-from understudy.core.architecture import Architecture, Space
+from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE
-from understudy.core.goal import Reward
-from understudy.methods.archcomp.embedding import FIGURES, Embedding, Known, loaded, log_shares, made_for
-from understudy.methods.base import Searcher
+from understudy.methods.archcomp.embedding import (
+    FIGURES,
+    Embedding,
+    Known,
+    loaded,
+    log_shares,
+    made_for,
+    refuse_other_embedding,
+    sizes_of,
+)
+from understudy.methods.archcomp.rules import RULES, Rules
+from understudy.methods.base import Problem, Searcher
 from understudy.methods.baselines.random import RandomSearcher
-from understudy.methods.proposals import Predict, Scoring
+from understudy.methods.baselines.uniform import AT_A_TIME
+from understudy.methods.proposals import Scoring
 from understudy.methods.surrogate.columns import Columns
 from understudy.methods.surrogate.regression import Forecast, in_turn, one_thread
 
-_AT_A_TIME = 5
 _SNAP = 5  # steps of descent after which it goes on from the best that was decoded
 _BEST = 8  # known students that descent starts from
 _SAVED_DRAWS = 50  # of accuracy's posterior, of which a forecast's deviation is computed
@@ -122,42 +131,25 @@ class ArchCompSearcher(Searcher):
     """Fits the embedding and descends in it for every update, after a start by random search.
 
     Args:
-        space: what the teacher allows.
-        reward: N2N's reward with the budgets of the search.
+        problem: its policy may be what another search's `state_dict` gave, on a teacher of the same structure: its
+            embedding serves as it is, what it says of accuracy is corrected, and no student is random.
         settings: of architecture compression.
-        seed: of the searcher's own generators.
-        predict: the exact cost of an architecture, None if it cannot be built.
-        policy: what another search's `state_dict` gave, on a teacher of the same structure: its embedding serves as
-            it is, what it says of accuracy is corrected, and no student is random.
+        rules: instead of those that the settings name.
     """
 
-    def __init__(
-        self,
-        space: Space,
-        reward: Reward,
-        settings: ArchComp,
-        *,
-        seed: int,
-        predict: Predict,
-        policy: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self._space, self._reward, self._settings = space, reward, settings
-        start = RandomSearch(
-            students=0 if policy else min(settings.start, settings.students),
-            round_to=settings.round_to,
-            min_width=settings.min_width,
-            redraws=settings.redraws,
-        )
-        self._random = RandomSearcher(space, reward, start, seed=seed, predict=predict)
-        self._proposals, self._scoring = self._random.proposals, Scoring(reward)
+    def __init__(self, problem: Problem, settings: ArchComp, *, rules: Rules | None = None) -> None:
+        super().__init__(problem)
+        self._space, self._reward, self._settings = problem.space, problem.reward, settings
+        self._rules, policy = rules or RULES[settings.rules], problem.policy
+        random = 0 if policy else min(settings.start, settings.students)
+        self._random = RandomSearcher(problem, RandomSearch(), students=random)
+        self._proposals, self._scoring = self._random.proposals, Scoring(problem.reward)
         self._left = settings.students
         self._told: list[Evaluation] = []
-        self._generator = torch.Generator().manual_seed(seed)
-        self.columns = Columns(space, settings)
-        self.embedding = Embedding(self.columns, settings)
-        self._before: Forecast | None = None
-        if policy:
-            self._before = loaded(self.embedding, policy)
+        self._generator = torch.Generator().manual_seed(problem.seed)
+        self.columns = Columns(problem.space, problem.widths)
+        self.embedding = Embedding(self.columns, sizes_of(policy, self._rules) if policy else self._rules)
+        self._before = loaded(self.embedding, policy) if policy else None
         self._pool_BD = torch.zeros(0, len(self.columns.at), dtype=torch.int64)
         self._logs_BF = torch.zeros(0, len(FIGURES), dtype=torch.float64)
 
@@ -178,7 +170,7 @@ class ArchCompSearcher(Searcher):
             while True:  # descent has found too little that is new
                 yield None, self._random.drawn()
 
-        picked = self._proposals.pick(draws(), min(_AT_A_TIME, self._left), self._usage)
+        picked = self._proposals.pick(draws(), min(AT_A_TIME, self._left), self._usage)
         return [architecture for _, architecture in picked]
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
@@ -191,11 +183,11 @@ class ArchCompSearcher(Searcher):
 
     def _grow_pool(self) -> None:
         """Add architectures to the pool: of all sizes at first, then near to the best known students."""
-        count, generator = self._settings.samples, self._generator
+        count, generator = self._rules.samples, self._generator
         if len(self._pool_BD):
             best_BD = self._best()
             picked_B = torch.arange(-(-count // 10)) % len(best_BD)
-            more_BD = self.columns.near(best_BD[picked_B], self._settings.changes, generator)
+            more_BD = self.columns.near(best_BD[picked_B], self._rules.changes, generator)
         else:
             more_BD = torch.cat([self.columns.sample(count, generator), self._choices(self._space.full)])
         self._pool_BD = torch.cat([self._pool_BD, more_BD])
@@ -237,14 +229,14 @@ class ArchCompSearcher(Searcher):
 
     def fit(self) -> Objective:
         """Fit the embedding, from where the last fit left it, and what it says about accuracy."""
-        settings, first = self._settings, not len(self._pool_BD)
+        rules, first = self._rules, not len(self._pool_BD)
         if first and self._before is None:
             self.embedding.draw_weights(self._generator)
         self._grow_pool()
         known = self._known()
         if self._before is None:
-            self.embedding.fit(known, settings.fit_steps if first else settings.refit_steps, self._generator)
-        forecast = self._forecast(known, settings.draws, self._generator)
+            self.embedding.fit(known, rules.fit_steps if first else rules.refit_steps, self._generator)
+        forecast = self._forecast(known, rules.draws, self._generator)
         limits = []
         for limit, most in self._reward.budgets.limits():
             figure, own = FIGURE[limit], FIGURE[limit].of(self._reward.teacher_cost)
@@ -260,22 +252,22 @@ class ArchCompSearcher(Searcher):
 
     def starts(self, objective: Objective) -> Tensor:
         """Return where to descend from: teacher, best students, some near to them, the most promising of the pool."""
-        count, best_BD = self._settings.starts, self._best()
+        count, best_BD = self._rules.starts, self._best()
         mean_B = torch.zeros(len(self._pool_BD), dtype=torch.int64)
         with torch.no_grad():
             promise_B = objective(self.embedding.encode(self._pool_BD), mean_B)
         promise_B[~self._logs_BF.isfinite().all(1)] = -math.inf  # these cannot be built
         near_BD = best_BD[torch.arange(count // 3) % len(best_BD)]
-        near_BD = self.columns.near(near_BD, self._settings.changes, self._generator)
+        near_BD = self.columns.near(near_BD, self._rules.changes, self._generator)
         pool_BD = self._pool_BD[promise_B.argsort(descending=True, stable=True)[:count]]
         known_BD = torch.cat([self._choices(self._space.full), best_BD, near_BD])[:count]
         return torch.cat([known_BD, pool_BD[: count - len(known_BD)]])
 
     def _candidates(self, objective: Objective) -> Tensor:
         """Return the choices to propose, in order: each draw of the posterior in turn its favourite, then its next."""
-        settings, starts_SD = self._settings, self.starts(objective)
-        draw_S = 1 + torch.arange(len(starts_SD)) % settings.draws
-        way = descend(objective, starts_SD, draw_S, steps=settings.descent_steps, radius=self.radius)
+        rules, starts_SD = self._rules, self.starts(objective)
+        draw_S = 1 + torch.arange(len(starts_SD)) % rules.draws
+        way = descend(objective, starts_SD, draw_S, steps=rules.steps, radius=self.radius)
         found_BD: Tensor = torch.cat([starts_SD, *way]).unique(dim=0)
         trained = {tuple(self.columns.choices(e.architecture).tolist()) for e in self._told}
         found_BD = found_BD[[tuple(row) not in trained for row in found_BD.tolist()]]
@@ -285,32 +277,38 @@ class ArchCompSearcher(Searcher):
             code_BCL = self.embedding.encode(found_BD)
             accuracy_BM = objective.forecast(self.embedding.features(code_BCL))
             guessed_BM = torch.stack(
-                [objective(code_BCL, torch.full((len(found_BD),), m)) for m in range(settings.draws + 1)], 1
+                [objective(code_BCL, torch.full((len(found_BD),), m)) for m in range(rules.draws + 1)], 1
             )
         short_B = in_turn(guessed_BM[:, 1:], found_BD, apart=1, count=_SHORTLIST)
         logs_BF = self.exact(found_BD[short_B])
         exact_BM = rewarded(left(logs_BF, objective.limits)[:, None], accuracy_BM[short_B]).nan_to_num(-1.0)
         for figure, most in objective.limits:
             exact_BM = torch.where(logs_BF[:, figure, None] <= most, exact_BM, -1.0)
-        return found_BD[short_B][in_turn(exact_BM[:, 1:], found_BD[short_B], apart=settings.apart, count=_SHORTLIST)]
+        return found_BD[short_B][in_turn(exact_BM[:, 1:], found_BD[short_B], apart=rules.apart, count=_SHORTLIST)]
 
     @property
     def radius(self) -> float:
         """How far descent goes from an architecture at first: a share of the median distance between two."""
         with torch.no_grad():
             code_BCL = self.embedding.encode(self._pool_BD[:256])
-        return self._settings.trust * torch.pdist(code_BCL.flatten(1)).median().item()
+        return self._rules.trust * torch.pdist(code_BCL.flatten(1)).median().item()
 
     @property
     def updates(self) -> int:
-        return self._random.updates + -(-(self._settings.students - self._random.students) // _AT_A_TIME)
+        return self._random.updates + -(-(self._settings.students - self._random.students) // AT_A_TIME)
 
     @property
     def stage(self) -> str:
         return "random" if self._random.left else "embedding"
 
-    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        return [self._reward(evaluation) for evaluation in evaluations]
+    @classmethod
+    def check_start(cls, tensors: Mapping[str, Tensor], problem: Problem, settings: ArchComp) -> None:
+        """Check that an embedding which was fitted elsewhere is of this teacher's structure and these widths.
+
+        Raises:
+            ConfigError: it is not, or there is none.
+        """
+        refuse_other_embedding(tensors, problem.space, problem.widths)
 
     def state_dict(self) -> dict[str, object]:
         """Return the embedding and what it says of accuracy given all that is known; nothing before the first fit."""
@@ -319,5 +317,5 @@ class ArchCompSearcher(Searcher):
         with one_thread():
             draws = torch.Generator().manual_seed(0)  # the searcher's own is not touched by saving
             forecast = self._forecast(self._known(), _SAVED_DRAWS, draws)
-        made = torch.tensor(made_for(self._space, self._settings))
+        made = torch.tensor(made_for(self._space, self.problem.widths))
         return {**self.embedding.state_dict(), **forecast.tensors(), "made_for": made}

@@ -1,22 +1,22 @@
-"""The yardsticks, random search and uniform widths. No torch."""
+"""Random search, the baseline of all others. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.config.methods import N2N, RandomSearch, UniformWidth
-from understudy.core.architecture import Architecture, Group, Space
+from understudy.config.methods import RandomSearch
+from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
-from understudy.core.goal import Reward
-from understudy.methods.base import Searcher
+from understudy.methods.base import Problem, Searcher
+from understudy.methods.baselines.uniform import AT_A_TIME, widest_uniform
 from understudy.methods.proposals import (
     CALIBRATION,
     SHRINKAGE_LEAN,
-    Predict,
     Proposals,
     Scoring,
     calibrated,
@@ -26,8 +26,7 @@ from understudy.methods.proposals import (
     positions,
 )
 
-_AT_A_TIME = 5
-_START = N2N(revisit=0.1)  # whose untrained policies random search draws like; fewer removals, as none are ranked
+_KEEP = 0.9  # chance to keep a unit or a kernel; N2N, whose draws are ranked, changes twice as many
 
 
 class RandomSearcher(Searcher):
@@ -39,24 +38,25 @@ class RandomSearcher(Searcher):
     enough, the first student is the widest uniform one, and what breaks a budget or was proposed before is drawn again.
     """
 
-    def __init__(self, space: Space, reward: Reward, settings: RandomSearch, *, seed: int, predict: Predict) -> None:
-        self._space, self._reward, self._settings = space, reward, settings
-        self._numbers = np.random.default_rng(seed)
-        self.proposals = Proposals(predict, redraws=settings.redraws)  # shared with a searcher that starts with this
+    def __init__(self, problem: Problem, settings: RandomSearch, *, students: int | None = None) -> None:
+        super().__init__(problem)
+        space = self._space = problem.space
+        self._settings, self._widths = settings, problem.widths
+        self._numbers = np.random.default_rng(problem.seed)
+        self.proposals = Proposals(problem.predict)  # shared with a searcher that starts with this
         self._units = offered_units(space, "units")
         self._kernels = [layer for layer in space.layers if len(layer.kernels) > 1]
-        self.left = self.students = settings.students  # to propose, now and in all
-        self._keep, self._logits = 1.0 - _START.revisit, np.zeros(len(_START.factors))
+        self.left = self.students = settings.students if students is None else students  # to propose, now and in all
+        self._keep, self._logits = _KEEP, np.zeros(len(self._widths.factors))
         self._first: list[Architecture] = []
-        self._ladders = {
-            group.name: sorted({_width(group, factor, settings) for factor in _START.factors}) for group in space.groups
-        }
-        if reward.budgets.limits():
+        self._options = {group.name: self._widths.options(group) for group in space.groups}
+        self._ladders = {name: sorted(set(options)) for name, options in self._options.items()}
+        if problem.reward.budgets.limits():
             self._calibrate()
 
     def _calibrate(self) -> None:
-        draws, scoring = [self._draw() for _ in range(CALIBRATION)], Scoring(self._reward)
-        peak, slope = np.array(gathered(_START.factors)), np.array(positions(_START.factors))
+        draws, scoring = [self._draw() for _ in range(CALIBRATION)], Scoring(self.problem.reward)
+        peak, slope = np.array(gathered(self._widths.factors)), np.array(positions(self._widths.factors))
 
         def usages(keep: float, lean: float) -> list[float]:
             self._keep, self._logits = keep, peak + lean * slope
@@ -66,7 +66,7 @@ class RandomSearcher(Searcher):
         lean = calibrated(lambda lean: usages(keep, lean), *SHRINKAGE_LEAN)
         self._keep = calibrated(lambda keep: usages(keep, lean), 0.0, keep)
         self._logits = peak + lean * slope
-        uniform = widest_uniform(self._space, self._reward, self._settings, self.proposals.cost)
+        uniform = widest_uniform(replace(self.problem, predict=self.proposals.cost))
         first = self.filled(uniform) if self._settings.fill else uniform
         self._first = [first] if scoring.usage(self.proposals.cost(first)) <= 1.0 else []
 
@@ -76,15 +76,13 @@ class RandomSearcher(Searcher):
 
     def _decode(self, draw: NDArray[np.float64]) -> Architecture:
         """Return what a draw means at the present chance to keep and logits of the factors."""
-        keep, numbers, settings = self._keep, iter(draw.tolist()), self._settings
+        keep, numbers = self._keep, iter(draw.tolist())
         removed = [unit.name for unit in self._units if next(numbers) >= keep]
         chances = np.exp(self._logits - self._logits.max())
         below = np.cumsum(chances[:-1] / chances.sum())
         widths = {
-            group.name: _width(
-                group, _START.factors[int(np.searchsorted(below, next(numbers), side="right"))], settings
-            )
-            for group in self._space.groups
+            name: options[int(np.searchsorted(below, next(numbers), side="right"))]
+            for name, options in self._options.items()
         }
         kernels = dict[str, int]()
         for layer in self._kernels:
@@ -108,7 +106,7 @@ class RandomSearcher(Searcher):
         return grown(architecture, self._ladders, wider, lambda itself: itself, self._usage)
 
     def _usage(self, architecture: Architecture) -> float:
-        return Scoring(self._reward).usage(self.proposals.cost(architecture))
+        return Scoring(self.problem.reward).usage(self.proposals.cost(architecture))
 
     def _draws(self) -> Iterator[tuple[None, Architecture]]:
         while self._first:
@@ -118,7 +116,7 @@ class RandomSearcher(Searcher):
             yield None, self.filled(drawn) if self._settings.fill and number % 2 else drawn
 
     def propose(self) -> list[Architecture]:
-        students = min(_AT_A_TIME, self.left)
+        students = min(AT_A_TIME, self.left)
         if not students:
             return []
         picked = self.proposals.pick(self._draws(), students, self._usage)
@@ -129,59 +127,8 @@ class RandomSearcher(Searcher):
 
     @property
     def updates(self) -> int:
-        return -(-self._settings.students // _AT_A_TIME)
+        return -(-self.students // AT_A_TIME)
 
     @property
     def stage(self) -> str:
         return "random"
-
-    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        return [self._reward(evaluation) for evaluation in evaluations]
-
-
-def widest_uniform(
-    space: Space, reward: Reward, settings: RandomSearch | UniformWidth, predict: Predict
-) -> Architecture:
-    """Return the architecture with the largest factor for all widths that keeps the budgets, else the narrowest."""
-    return _uniform(space, _widest_factor(space, reward, settings, predict), settings)
-
-
-def _widest_factor(space: Space, reward: Reward, settings: RandomSearch | UniformWidth, predict: Predict) -> float:
-    scoring = Scoring(reward)
-    return calibrated(lambda factor: [scoring.usage(predict(_uniform(space, factor, settings)))], 0.0, 1.0)
-
-
-def _uniform(space: Space, factor: float, settings: RandomSearch | UniformWidth) -> Architecture:
-    return space.architecture(widths={group.name: _width(group, factor, settings) for group in space.groups})
-
-
-def _width(group: Group, factor: float, settings: RandomSearch | UniformWidth) -> int:
-    return group.nearest(factor * group.width, round_to=settings.round_to, minimum=settings.min_width)
-
-
-class UniformSearcher(Searcher):
-    """One factor for all widths, from the widest that keeps the budgets down in even steps; draws nothing."""
-
-    def __init__(self, space: Space, reward: Reward, settings: UniformWidth, *, predict: Predict) -> None:
-        self._reward = reward
-        widest = _widest_factor(space, reward, settings, predict)
-        factors = np.linspace(widest, 0.0, settings.students).tolist()
-        self._left = list(dict.fromkeys(_uniform(space, factor, settings) for factor in factors))
-        self._updates = -(-len(self._left) // _AT_A_TIME)
-
-    def propose(self) -> list[Architecture]:
-        return self._left[:_AT_A_TIME]
-
-    def learn(self, evaluations: Sequence[Evaluation]) -> None:
-        self._left = self._left[len(evaluations) :]
-
-    @property
-    def updates(self) -> int:
-        return self._updates
-
-    @property
-    def stage(self) -> str:
-        return "uniform"
-
-    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        return [self._reward(evaluation) for evaluation in evaluations]

@@ -5,6 +5,7 @@ Shapes: B = proposals, D = decisions, F = factors, I = columns of a row, in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from understudy.config.methods import N2N
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Layer, Space
 from understudy.methods import proposals as budget
 from understudy.methods.n2n.policies import KERNEL, UNIT, WIDTH, RemovalPolicy, ShrinkagePolicy
+from understudy.methods.n2n.rules import DEPTHS, TUNED, Rules
 from understudy.methods.n2n.state import encode, rows_of, teacher_rows
 
 _KINDS = {"width": WIDTH, "kernel": KERNEL, "unit": UNIT}  # how a row says what is decided there
-_NEAR = 0.5  # how far, in the logarithm of factors, a refinement looks
 _MOST = 0.5  # chance of a change at which the start says nothing any more
 Used = Callable[[Architecture], float]
 
@@ -28,14 +30,14 @@ class Removal:
 
     name = "removal"
 
-    def __init__(self, space: Space, settings: N2N, asked: Sequence[float] = ()) -> None:
-        self.updates, self.lr, self.prior = settings.removal_updates, settings.removal_lr, settings.keep_bias
+    def __init__(self, space: Space, settings: N2N, rules: Rules = TUNED) -> None:
+        self.updates, self.prior = settings.removal_updates, rules.keep_bias
         self.leans = (self.prior - budget.REMOVAL_LEAN, self.prior)
         self._space = space
         rows, decided = teacher_rows(space, settings.granularity)
         self._units = [name for _, name in decided]
         self.decisions = len(decided)
-        self.policy = RemovalPolicy(encode(rows, settings, asked), [row for row, _ in decided], settings)
+        self.policy = RemovalPolicy(encode(rows, rules), [row for row, _ in decided])
         layers = [set(space.unit(name).layers) for name in self._units]
         self._inside_DD = torch.tensor([[inner < outer for outer in layers] for inner in layers])
         sizes = [sum(space.layer(name).parameters for name in names) for names in layers]
@@ -80,65 +82,53 @@ class Shrinkage:
     """
 
     name = "shrinkage"
-    leans: tuple[float, float] | None = budget.SHRINKAGE_LEAN
+    leans: tuple[float, float] = budget.SHRINKAGE_LEAN
 
-    def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
-        self.updates, self.lr, self.prior = settings.shrinkage_updates, settings.shrinkage_lr, 0.0
-        self._start, self._asked, self._change = start, asked, min(settings.revisit, _MOST)
-        self._gathers, self._depths = settings.calibrate and any(asked), settings.depths
+    def __init__(
+        self, start: Architecture, settings: N2N, widths: Widths, rules: Rules = TUNED, *, budgets: bool = False
+    ) -> None:
+        self.updates, self.prior = settings.shrinkage_updates, 0.0
+        self._start, self._change = start, min(settings.revisit, _MOST)
+        self._gathers, self._factors = rules.calibrate and budgets, widths.factors
         rows, units = teacher_rows(start.space, settings.granularity) if self._change else (rows_of(start), [])
-        self._decide(rows, units, settings)
+        self._decide(rows, units, widths, rules)
 
-    def _decide(self, rows: Sequence[Layer], units: Sequence[tuple[int, str]], settings: N2N) -> None:
+    def _decide(self, rows: Sequence[Layer], units: Sequence[tuple[int, str]], widths: Widths, rules: Rules) -> None:
         """Find what is decided at each row, the values that each factor stands for, and the policy for it."""
-        self._factors = settings.factors
-        values, seen, at = dict[tuple[str, str], list[int]](), set[str | None](), list[int]()
-        middle = (min(settings.factors) + max(settings.factors)) / 2.0
+        factors, values, seen, at = self._factors, dict[tuple[str, str], list[int]](), set[str | None](), list[int]()
+        middle = (factors[0] + factors[-1]) / 2.0
         for index, layer in enumerate(rows):
             here = dict[tuple[str, str], list[int]]()
             for unit in (name for row, name in units if row == index):
-                here["unit", unit] = [int(f >= middle) for f in settings.factors]
+                here["unit", unit] = [int(f >= middle) for f in factors]
             if layer.group and layer.outputs and layer.group not in seen:
                 seen.add(layer.group)
-                group = replace(self._start.space.group(layer.group), width=self._whole(layer.group))
-                here["width", group.name] = [
-                    group.nearest(f * group.width, round_to=settings.round_to, minimum=settings.min_width)
-                    for f in settings.factors
-                ]
-            if settings.shrink_kernels and len(layer.kernels) > 1:
-                here["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in settings.factors]
+                group = self._start.space.group(layer.group)
+                here["width", group.name] = widths.options(replace(group, width=self._start.width(group.name)))
+            if len(layer.kernels) > 1:
+                here["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in factors]
             values |= here
             at += [index] * len(here)
-        self._values, self.decisions = values, len(at)
-        self._values_DF = torch.tensor(list(values.values()), dtype=torch.float64).reshape(-1, len(settings.factors))
+        self._values, self.decisions, self.names = values, len(at), list(values)
+        self._values_DF = torch.tensor(list(values.values()), dtype=torch.float64).reshape(-1, len(factors))
         kinds_D1 = torch.tensor([[_KINDS[kind]] for kind, _ in values], dtype=torch.float64).reshape(-1, 1)
-        rows_DI = torch.cat([encode(rows, settings, self._asked)[at], kinds_D1], 1)
+        rows_DI = torch.cat([encode(rows, rules)[at], kinds_D1], 1)
         shares_DF = self._values_DF / self._values_DF.amax(1, keepdim=True)
-        self.policy = ShrinkagePolicy(rows_DI, shares_DF, settings, self._habit(settings))
+        self.policy = ShrinkagePolicy(rows_DI, shares_DF, factors, self._habit())
 
-    def _whole(self, group: str) -> int:
-        """Return the width (channels) that factors are shares of."""
-        return self._start.width(group)
-
-    def _near(self, kind: str, far_F: Tensor) -> Tensor | None:
-        """Return how likely changes are, each against the others, by how far they go in factors; None: no habit."""
-        return torch.ones_like(far_F) if kind != "width" and self._change else None
-
-    def _habit(self, settings: N2N) -> Tensor:
+    def _habit(self) -> Tensor:
         """Return what leans single decisions before anything is learned, (D, F): towards the start, if to anything.
 
         With a budget widths gather where its calibration leads them.
         """
-        factors_F = torch.tensor(settings.factors, dtype=torch.float64).log()
         habit_DF = torch.zeros_like(self._values_DF)
         for habit_F, values_F, (kind, name) in zip(habit_DF, self._values_DF, self._values, strict=True):
             if kind == "width" and self._gathers:
-                habit_F += torch.tensor(budget.gathered(settings.factors), dtype=torch.float64)
+                habit_F += torch.tensor(budget.gathered(self._factors), dtype=torch.float64)
             stays_F = values_F == self._now(kind, name)
-            near_F = self._near(kind, (factors_F - factors_F[stays_F].mean()).abs())
-            if near_F is not None and not stays_F.all():
+            if kind != "width" and self._change and not stays_F.all():
                 odds = self._change / (1.0 - self._change)
-                habit_F[~stays_F] = (near_F[~stays_F] * odds * stays_F.sum() / near_F[~stays_F].sum()).log()
+                habit_F[~stays_F] = math.log(odds * stays_F.sum() / (~stays_F).sum())
         return habit_DF
 
     def _now(self, kind: str, name: str) -> int:
@@ -157,15 +147,13 @@ class Shrinkage:
         )
 
     def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
-        """Return numbers by which each draw removes units at a chance of its own, `depths` times the policy's or less.
+        """Return numbers by which each draw removes units at a chance of its own, `DEPTHS` times the policy's or less.
 
         As much more as less, in logarithms. The first factors, which the lowest numbers choose, stand for removed.
         """
-        if self._depths == 1.0:
-            return uniform_BD
         often_B1 = torch.rand(len(uniform_BD), 1, generator=generator, dtype=torch.float64)
         units_D = torch.tensor([kind == "unit" for kind, _ in self._values])
-        return torch.where(units_D, uniform_BD * self._depths ** (2.0 * often_B1 - 1.0), uniform_BD)
+        return torch.where(units_D, uniform_BD * DEPTHS ** (2.0 * often_B1 - 1.0), uniform_BD)
 
     def counts(self, choices_BD: Tensor) -> Tensor:
         """Return 1 for each choice that changes the student, (B, D); 0 for what is inside of a unit that goes."""
@@ -191,7 +179,7 @@ class Shrinkage:
         """
         rounds = self._values_DF.shape[1]
         steps = [
-            (decision, self._lower)
+            (decision, lambda choice: max(choice - 1, 0))
             for kind in _KINDS
             for _ in range(rounds)
             for decision, (its, _) in enumerate(self._values)
@@ -206,62 +194,20 @@ class Shrinkage:
 
     def _wider(self, choices_D: Tensor, decision: int) -> Tensor | None:
         """Return the choices with one at the next larger factor, None if it has the largest."""
-        now = int(choices_D[decision])
-        higher = self._higher(now)
-        if higher == now:
+        if int(choices_D[decision]) == len(self._factors) - 1:
             return None
         wider_D = choices_D.clone()
-        wider_D[decision] = higher
+        wider_D[decision] += 1
         return wider_D
 
     def first(self, used: Used) -> Tensor | None:
         """Return the choices that the search should try before any that are drawn: all widths alike, if budgets ask."""
         if not self._gathers:
             return None
-        widest = max(range(len(self._factors)), key=self._factors.__getitem__)
         stays = [(values.index(self._now(*key)), key[0]) for key, values in self._values.items()]
-        return self.mended(torch.tensor([widest if kind == "width" else stay for stay, kind in stays]), used)
-
-    def _higher(self, choice: int) -> int:
-        """Return the next larger factor, or the same if there is none."""
-        larger = [i for i, factor in enumerate(self._factors) if factor > self._factors[choice]]
-        return min(larger, key=self._factors.__getitem__, default=choice)
-
-    def _lower(self, choice: int) -> int:
-        """Return the next smaller factor, or the same if there is none."""
-        smaller = [i for i, factor in enumerate(self._factors) if factor < self._factors[choice]]
-        return max(smaller, key=self._factors.__getitem__, default=choice)
-
-
-class Refinement(Shrinkage):
-    """Choices after both stages (ours) <-> architectures near the best student: depth, widths, kernels together.
-
-    Every unit, width and kernel of the teacher is decided again by a policy of its own, which before it has
-    learned changes `refinement_changes` of the best student's decisions, to values near by rather than far.
-    """
-
-    name = "refinement"
-    leans = None
-
-    def __init__(self, start: Architecture, settings: N2N, asked: Sequence[float] = ()) -> None:
-        self.updates, self.lr, self.prior = settings.refinement_updates, settings.shrinkage_lr, 0.0
-        self._start, self._asked, self._gathers, self._depths = start, asked, False, 1.0
-        rows, units = teacher_rows(start.space, settings.granularity)
-        self._decide(rows, units, settings)
-
-    def filled(self, choices_D: Tensor, used: Used) -> Tensor:
-        """Return the same: few decisions change here, and the best student uses the budgets as it found best."""
-        return choices_D
-
-    def _whole(self, group: str) -> int:
-        return self._start.space.group(group).width
-
-    def _near(self, kind: str, far_F: Tensor) -> Tensor:
-        return (-far_F / _NEAR).exp()
-
-    def _habit(self, settings: N2N) -> Tensor:
-        self._change = min(settings.refinement_changes / max(self.decisions, 1), _MOST)
-        return super()._habit(settings)
+        return self.mended(
+            torch.tensor([len(self._factors) - 1 if kind == "width" else stay for stay, kind in stays]), used
+        )
 
 
 def _mended(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from understudy.config.methods import N2N
+from understudy.methods.n2n.rules import HIDDEN
 from understudy.methods.proposals import positions
 
 
@@ -25,51 +25,41 @@ class Judgement(NamedTuple):
 
     logs_BD: Float[Tensor, "b d"]  # log-probability of each choice
     entropy_BD: Float[Tensor, "b d"]  # of its distribution, nats
-    values_BD: Float[Tensor, "b d"]  # what the critic expects before it, in the units of advantages; 0 without one
 
 
 class Policy(nn.Module, ABC):
     """A distribution over D choices, learned by gradient. Draws nothing itself: uniform numbers are passed in."""
 
-    def __init__(self, inputs: int, outputs: int, settings: N2N, *, bidirectional: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, bidirectional: bool) -> None:
         super().__init__()
         # On the meta device nothing is drawn: initial weights come from the searcher's own generator.
         self.lstm = nn.LSTM(
             inputs,
-            settings.hidden,
+            HIDDEN,
             2,
             bidirectional=bidirectional,
             batch_first=True,
             device="meta",
             dtype=torch.float64,
         ).to_empty(device="cpu")
-        features = settings.hidden * (2 if bidirectional else 1) + inputs
+        features = HIDDEN * (2 if bidirectional else 1) + inputs
         self.out = nn.Linear(features, outputs, device="meta", dtype=torch.float64).to_empty(device="cpu")
-        self.critic: nn.Linear | None = None
-        if settings.baseline == "critic":
-            self.critic = nn.Linear(features, 1, device="meta", dtype=torch.float64).to_empty(device="cpu")
 
     def draw_weights(self, generator: torch.Generator) -> None:
         """Draw the LSTM as torch does, uniform in +-1 / sqrt(H); the output starts at 0, so that only `lean` counts."""
         bound = 1.0 / math.sqrt(self.lstm.hidden_size)
         for parameter in self.lstm.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        for head in (self.out, self.critic):
-            for parameter in head.parameters() if head is not None else ():
-                nn.init.zeros_(parameter)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def read(
         self, rows_BLI: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Return, for each row, the outputs and what the critic expects there (B, L), and the LSTM's state.
-
-        Both see the LSTM and the row itself. Without a critic it expects 0.
-        """
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the outputs for each row, which see the LSTM and the row itself, and the LSTM's state."""
         hidden_BLH, state = self.lstm(rows_BLI, state)
-        features = torch.cat([hidden_BLH, rows_BLI], -1)
-        outputs: Tensor = self.out(features)
-        values_BL = outputs.new_zeros(outputs.shape[:2]) if self.critic is None else self.critic(features)[..., 0]
-        return outputs, values_BL, state
+        outputs: Tensor = self.out(torch.cat([hidden_BLH, rows_BLI], -1))
+        return outputs, state
 
     def start(self, generator: torch.Generator, known: Mapping[str, Tensor] | None) -> None:
         """Draw the weights, or take those of a policy that learned elsewhere."""
@@ -95,58 +85,30 @@ class Policy(nn.Module, ABC):
 
 
 class RemovalPolicy(Policy):
-    """Stage 1: keep (1) or remove (0), for each unit at its row.
+    """Stage 1: keep (1) or remove (0), for each unit at its row, once all rows are read."""
 
-    Bidirectional, it reads all rows before it decides anything. Autoregressive, it reads them once, in
-    order, and sees as one more column what it decided at the row before (1, -1, or 0 for nothing).
-    """
-
-    def __init__(self, rows_LI: Float[Tensor, "l i"], at: Sequence[int], settings: N2N) -> None:
-        in_turn = settings.removal_controller == "autoregressive"
-        super().__init__(rows_LI.shape[1] + in_turn, 1, settings, bidirectional=not in_turn)
-        self._in_turn = in_turn
+    def __init__(self, rows_LI: Float[Tensor, "l i"], at: Sequence[int]) -> None:
+        super().__init__(rows_LI.shape[1], 1, bidirectional=True)
         self._rows_LI, self._at_D = rows_LI, torch.tensor(at)
         self._lean = 0.0
 
     def lean(self, prior: float) -> None:
         self._lean = prior
 
-    def read(
-        self, rows_BLI: Tensor, state: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        outputs, values_BL, state = super().read(rows_BLI, state)
-        return outputs + self._lean, values_BL, state
-
     @torch.no_grad()
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
-        choices_BD = torch.zeros_like(uniform_BD, dtype=torch.int64)
-        if not self._in_turn:
-            return (uniform_BD < self._read_all(choices_BD)[0].sigmoid()).long()
-        before_B1, state = uniform_BD.new_zeros(len(uniform_BD), 1), None
-        for row, row_I in enumerate(self._rows_LI):
-            row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B1], 1)
-            logits_B11, _, state = self.read(row_BI[:, None], state)
-            here = self._at_D == row
-            choices_BD[:, here] = (uniform_BD[:, here] < logits_B11[:, 0].sigmoid()).long()
-            before_B1 = (2.0 * choices_BD[:, here].double() - 1.0).sum(1, keepdim=True)
-        return choices_BD
+        return (uniform_BD < self._logits_D().sigmoid()).long()
 
     def judge(self, choices_BD: Int[Tensor, "b d"]) -> Judgement:
-        logits_BD, values_BD = self._read_all(choices_BD)
+        logits_BD = self._logits_D().expand(len(choices_BD), -1)
         keep_BD, remove_BD = nn.functional.logsigmoid(logits_BD), nn.functional.logsigmoid(-logits_BD)
         entropy_BD = -(keep_BD.exp() * keep_BD + remove_BD.exp() * remove_BD)
-        return Judgement(torch.where(choices_BD == 1, keep_BD, remove_BD), entropy_BD, values_BD)
+        return Judgement(torch.where(choices_BD == 1, keep_BD, remove_BD), entropy_BD)
 
-    def _read_all(self, choices_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits to keep and what the critic expects, (B, D), in turn given the choices before."""
-        rows_BLI = self._rows_LI[None]
-        if self._in_turn:
-            before_BL = torch.zeros(len(choices_BD), len(self._rows_LI) + 1, dtype=torch.float64)
-            before_BL.index_add_(1, self._at_D + 1, 2.0 * choices_BD.double() - 1.0)
-            rows_BLI = torch.cat([rows_BLI.expand(len(choices_BD), -1, -1), before_BL[:, :-1, None]], -1)
-        logits_BL1, values_BL, _ = self.read(rows_BLI)
-        logits_BD, values_BD = logits_BL1[:, self._at_D, 0], values_BL[:, self._at_D]
-        return logits_BD.expand(len(choices_BD), -1), values_BD.expand(len(choices_BD), -1)
+    def _logits_D(self) -> Tensor:
+        logits_BL1, _ = self.read(self._rows_LI[None])
+        logits_D: Tensor = logits_BL1[0, self._at_D, 0] + self._lean
+        return logits_D
 
 
 WIDTH, KERNEL, UNIT = 0.0, 1.0, -1.0  # in the last column of a row of stage 2: what is decided there
@@ -164,16 +126,16 @@ class ShrinkagePolicy(Policy):
         self,
         rows_DI: Float[Tensor, "d i"],
         shares_DF: Float[Tensor, "d f"],
-        settings: N2N,
+        factors: Sequence[float],
         habit_DF: Float[Tensor, "d f"] | None = None,
     ) -> None:
-        super().__init__(rows_DI.shape[1] + 1, len(settings.factors), settings, bidirectional=False)
+        super().__init__(rows_DI.shape[1] + 1, len(factors), bidirectional=False)
         self._rows_DI, self._shares_DF = rows_DI, shares_DF
         self._own_DF = torch.zeros_like(shares_DF) if habit_DF is None else habit_DF
         self._habit_DF = self._own_DF
         self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
         # Narrower students are wanted, not fewer units or smaller kernels: those lean by their habit alone.
-        slope_F = torch.tensor(positions(settings.factors), dtype=torch.float64)
+        slope_F = torch.tensor(positions(factors), dtype=torch.float64)
         self._slope_DF = slope_F * (rows_DI[:, -1:] == WIDTH)
 
     def lean(self, prior: float) -> None:
@@ -185,7 +147,7 @@ class ShrinkagePolicy(Policy):
         before_B, state = uniform_BD.new_zeros(len(uniform_BD)), None
         for decision, row_I in enumerate(self._rows_DI):
             row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B[:, None]], 1)
-            logits_B1F, _, state = self.read(row_BI[:, None], state)
+            logits_B1F, state = self.read(row_BI[:, None], state)
             below_BF = (logits_B1F[:, 0] + self._habit_DF[decision]).softmax(-1).cumsum(-1)[:, :-1]
             choices_BD[:, decision] = (uniform_BD[:, decision, None] >= below_BF).sum(-1)
             before_B = self._shares_DF[decision, choices_BD[:, decision]]
@@ -195,8 +157,8 @@ class ShrinkagePolicy(Policy):
         shares_BD = self._shares_DF[torch.arange(choices_BD.shape[1]), choices_BD]
         before_BD = nn.functional.pad(shares_BD[:, :-1], (1, 0))
         rows_BDI = torch.cat([self._rows_DI.expand(len(choices_BD), -1, -1), before_BD[..., None]], -1)
-        outputs_BDF, values_BD, _ = self.read(rows_BDI)
+        outputs_BDF, _ = self.read(rows_BDI)
         factors_BDF = (outputs_BDF + self._habit_DF).log_softmax(-1)
         logs_BDF = factors_BDF[..., None, :].masked_fill(~self._same_DFF, -math.inf).logsumexp(-1)
         entropy_BD = -(factors_BDF.exp() * logs_BDF).sum(-1)
-        return Judgement(logs_BDF.gather(-1, choices_BD[..., None])[..., 0], entropy_BD, values_BD)
+        return Judgement(logs_BDF.gather(-1, choices_BD[..., None])[..., 0], entropy_BD)

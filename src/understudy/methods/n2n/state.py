@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from understudy.config.methods import N2N
 from understudy.core.architecture import Architecture, Layer, Space
-from understudy.methods.proposals import BUDGETS, offered_units
+from understudy.methods.n2n.rules import Rules
+from understudy.methods.proposals import offered_units
 
 TYPES = ("block", "conv", "linear", "norm", "activation", "pool", "other")
 
@@ -60,20 +60,18 @@ def rows_of(architecture: Architecture) -> list[Layer]:
     return [now(index, layer) for index, layer in enumerate(space.layers) if kept[index]]
 
 
-def encode(rows: Sequence[Layer], settings: N2N, asked: Sequence[float] = ()) -> Float[Tensor, "l i"]:
+def encode(rows: Sequence[Layer], rules: Rules) -> Float[Tensor, "l i"]:
     """Return the state of a network: type (one-hot), the six numbers, and where in the network the row stands.
-
-    With `budget_columns`, what is `asked` for (`budget.asked`; nothing if empty) follows in every row.
 
     Scaled numbers lie in 0..1 and mean the same for every teacher. The place is given by the first
     harmonics of depth, as many for any number of layers. So a policy can be carried to another teacher.
     """
-    columns, goal = [], list(asked or (0.0,) * len(BUDGETS)) if settings.budget_columns else []
+    columns = []
     for index, layer in enumerate(rows):
         sizes = [layer.kernel, layer.stride, layer.padding, layer.skip_start, layer.skip_end]
-        outputs = math.log2(1 + layer.outputs) / 12.0 if settings.scale_rows else float(layer.outputs)
-        numbers = [size / (size + 4.0) if settings.scale_rows else float(size) for size in sizes]
+        outputs = math.log2(1 + layer.outputs) / 12.0 if rules.scaled else float(layer.outputs)
+        numbers = [size / (size + 4.0) if rules.scaled else float(size) for size in sizes]
         depth = math.pi * (index + 0.5) / len(rows)
-        place = [math.cos(depth * harmonic) for harmonic in range(1, settings.harmonics + 1)]
-        columns.append([*(float(layer.type == known) for known in TYPES), *numbers, outputs, *place, *goal])
+        place = [math.cos(depth * harmonic) for harmonic in range(1, rules.harmonics + 1)]
+        columns.append([*(float(layer.type == known) for known in TYPES), *numbers, outputs, *place])
     return torch.tensor(columns, dtype=torch.float64)

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from understudy.config.methods import N2N, ArchComp
+from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Layer, Space
+from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.state import encode, teacher_rows
 from understudy.methods.proposals import SHRINKAGE_LEAN
 
-_FACTORS = N2N().factors  # the widths that N2N and random search choose from, so that students are the same
 _SAYS_NOTHING = ("norm", "activation", "other")  # goes wherever its convolution goes
 CHANGING = ("kept", "width", "kernel", "log width", "arriving", "larger")  # the last entries of a column
 _KEEP = 4.0  # largest logit to keep a unit among sampled architectures
@@ -35,16 +35,16 @@ class Columns:
     last class, where they decide on what is gone.
     """
 
-    def __init__(self, space: Space, settings: ArchComp, *, granularity: str = "units") -> None:
+    def __init__(self, space: Space, widths: Widths, *, granularity: str = "units") -> None:
         self._space = space
         rows, decided = teacher_rows(space, granularity)
         self._units = [name for _, name in decided]
         at = {row for row, _ in decided}
         kept = [i for i, row in enumerate(rows) if i in at or row.outputs or row.type not in _SAYS_NOTHING]
         self.rows = [self._with_parameters_until(rows, i, j) for i, j in zip(kept, [*kept[1:], len(rows)], strict=True)]
-        self._find_decisions({name: kept.index(row) for row, name in decided}, settings)
+        self._find_decisions({name: kept.index(row) for row, name in decided}, widths)
         self._find_what_goes_together()
-        state_LI = encode(self.rows, N2N())
+        state_LI = encode(self.rows, TUNED)
         total = max(sum(row.parameters for row in self.rows), 1)
         self.share_L = torch.tensor([row.parameters / total for row in self.rows], dtype=torch.float64)
         """Share of the teacher's parameters in each column."""
@@ -58,7 +58,7 @@ class Columns:
         """Return a row with the parameters of those that follow it and have no column of their own."""
         return replace(rows[first], parameters=sum(row.parameters for row in rows[first:end]))
 
-    def _find_decisions(self, unit_at: dict[str, int], settings: ArchComp) -> None:
+    def _find_decisions(self, unit_at: dict[str, int], widths: Widths) -> None:
         """List the decisions (units, then widths, then kernels), their values by class, and their columns."""
         values: dict[tuple[str, str], list[int]] = {("unit", name): [0, 1] for name in self._units}
         at = [unit_at[name] for name in self._units]
@@ -66,9 +66,7 @@ class Columns:
             emits = [i for i, row in enumerate(self.rows) if row.group == group.name and row.outputs]
             reads = [i for i, row in enumerate(self.rows) if row.name in group.layers]
             at.append(([*emits, *reads] or [0])[0])
-            values["width", group.name] = [
-                group.nearest(f * group.width, round_to=settings.round_to, minimum=settings.min_width) for f in _FACTORS
-            ]
+            values["width", group.name] = widths.options(group)
         for index, row in enumerate(self.rows):
             legal = [kernel for kernel in row.kernels if kernel <= row.kernel]
             if len(legal) > 1:

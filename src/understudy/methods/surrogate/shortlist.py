@@ -1,9 +1,9 @@
 """Which of a policy's draws are worth training: those expected to earn most, given the students so far (ours).
 
 Costs are exact and free. What has to be guessed is accuracy: by Bayesian linear regression on the entries of an
-architecture's columns that change, or on the features of an embedding that another search fitted and saved. The weight
-of an entry is one that all columns share, another for each end of the network, and each column's own, all as large
-beforehand. What columns share means the same for every teacher, so the students of another one say something about it.
+architecture's columns that change. The weight of an entry is one that all columns share, another for each end of the
+network, and each column's own, all as large beforehand. What columns share means the same for every teacher, so the
+students of another one say something about it.
 
 Shapes: B = architectures, D = decisions, L = columns, P = features, S = features that columns share, N = students that
 are known, M = draws, in the order of the suffix.
@@ -18,16 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from understudy.config.methods import N2N, ArchComp
-from understudy.core.architecture import Architecture, Space
+from understudy.config.methods import N2N
+from understudy.core.architecture import Architecture
 from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Evaluation
-from understudy.methods.archcomp.embedding import Embedding, loaded, settings_of
+from understudy.methods.base import Problem
 from understudy.methods.surrogate.columns import CHANGING, Columns
 from understudy.methods.surrogate.regression import Forecast, in_turn, one_thread
 
 T = TypeVar("T")
-PREFIX = "shortlist."  # of the tensors of an embedding among those of policies
 _FEATURES, _SHARES = "students.features", "students.shares"  # of what is known about students, among policies
 _FEWEST = 5  # students before which their accuracies rank nothing
 _SHARED = 3 * len(CHANGING)  # features: means over all columns, and over those at each end of the network
@@ -41,35 +40,17 @@ class Shortlist:
     known yet is tried as well (Thompson sampling).
 
     Args:
-        space: what the teacher allows.
-        teacher_accuracy: in 0..1, known without training.
+        problem: its policy holds what another search knew of its students, if at all.
         settings: of N2N.
         generator: of the search, which draws from the posterior.
-        policy: what the search starts from; an embedding is in it under `PREFIX`, students of another search
-            under their own names, if at all.
     """
 
-    def __init__(
-        self,
-        space: Space,
-        teacher_accuracy: float,
-        settings: N2N,
-        generator: torch.Generator,
-        policy: Mapping[str, Tensor],
-    ) -> None:
-        self._space, self._teacher_accuracy = space, teacher_accuracy
+    def __init__(self, problem: Problem, settings: N2N, generator: torch.Generator) -> None:
+        self._space, self._teacher_accuracy = problem.space, problem.reward.teacher_accuracy
         self._count, self._generator = settings.rollouts, generator
         self._known: list[Evaluation] = []
-        self._before: Forecast | None = None
-        fitted = {name.removeprefix(PREFIX): policy[name] for name in policy if name.startswith(PREFIX)}
-        if fitted:
-            known = settings_of(fitted, round_to=settings.round_to, min_width=settings.min_width)
-            self._columns = Columns(space, known)
-            self._embedding = Embedding(self._columns, known)
-            self._before = loaded(self._embedding, fitted)
-        else:
-            plain = ArchComp(round_to=settings.round_to, min_width=settings.min_width)
-            self._columns = Columns(space, plain, granularity=settings.granularity)
+        self._columns = Columns(problem.space, problem.widths, granularity=settings.granularity)
+        policy = problem.policy or {}
         self._others_NS = policy.get(_FEATURES, torch.zeros(0, _SHARED, dtype=torch.float64))
         self._others_shares_N = policy.get(_SHARES, torch.zeros(0, dtype=torch.float64))
 
@@ -86,7 +67,7 @@ class Shortlist:
             draws: distinct architectures.
             worth: the reward that an architecture would earn at the accuracy of the teacher.
         """
-        known = len(self._known) >= _FEWEST or self._before is not None or len(self._others_NS) > 0
+        known = len(self._known) >= _FEWEST or len(self._others_NS) > 0
         if not known or len(draws) <= self._count:
             return list(draws)
         with one_thread():
@@ -113,13 +94,12 @@ class Shortlist:
         """Return draws, one for each student of an update, of the share of the teacher's accuracy."""
         known_ND = self._choices([self._space.full, *(evaluation.architecture for evaluation in self._known)])
         features_NP, shares_N = self._features(known_ND), self._known_shares()
-        if self._before is None:
-            # Nothing is known of what another teacher's students would have of each column, nor of how far all are off.
-            others_NP = features_NP.mean(0).repeat(len(self._others_NS), 1)
-            others_NP[:, :_SHARED] = self._others_NS
-            others_NP[:, -1] = 1.0
-            features_NP, shares_N = torch.cat([features_NP, others_NP]), torch.cat([shares_N, self._others_shares_N])
-        forecast = Forecast.of(features_NP, shares_N, self._count, self._generator, before=self._before)
+        # Nothing is known of what another teacher's students would have of each column, nor of how far all are off.
+        others_NP = features_NP.mean(0).repeat(len(self._others_NS), 1)
+        others_NP[:, :_SHARED] = self._others_NS
+        others_NP[:, -1] = 1.0
+        features_NP, shares_N = torch.cat([features_NP, others_NP]), torch.cat([shares_N, self._others_shares_N])
+        forecast = Forecast.of(features_NP, shares_N, self._count, self._generator)
         return forecast(self._features(self._choices(architectures)))[:, 1:]
 
     def _known_shares(self) -> Float[Tensor, " n"]:
@@ -132,9 +112,7 @@ class Shortlist:
 
     @torch.no_grad()
     def _features(self, choices_BD: Int[Tensor, "b d"]) -> Float[Tensor, "b p"]:
-        """Return the embedding's, or what columns share, each one's own, and 0: not another teacher's student."""
-        if self._before is not None:
-            return self._embedding.features(self._embedding.encode(choices_BD))
+        """Return what columns share, each one's own, and 0: not another teacher's student."""
         changing_BIL = self._changing(choices_BD)
         own_BP = changing_BIL.flatten(1) / changing_BIL.shape[2]
         return torch.cat([self._shared(changing_BIL), own_BP, own_BP.new_zeros(len(own_BP), 1)], 1)
@@ -162,6 +140,6 @@ def refuse_other_students(policy: Mapping[str, Tensor]) -> None:
     for name, shape in wanted.items():
         if found and found.get(name) != shape:
             raise ConfigError(
-                f"n2n.policy_from must name a policy with {_SHARED} features for each of its students, "
+                f"policy_from must name a policy with {_SHARED} features for each of its students, "
                 f"but {name} is {found.get(name, 'not there')}, must be {shape}"
             )

@@ -1,4 +1,4 @@
-"""Optuna's samplers over the same Space, as yardsticks: TPE and NSGA-II. No torch."""
+"""Optuna's samplers over the same Space, as baselines: TPE and NSGA-II. No torch."""
 
 from __future__ import annotations
 
@@ -7,51 +7,43 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from understudy.config.methods import OptunaSearch, RandomSearch
-from understudy.core.architecture import Architecture, Space
+from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
-from understudy.core.goal import Reward
 from understudy.core.quiet import quiet_optuna
-from understudy.methods.base import Searcher
+from understudy.methods.base import Problem, Searcher
 from understudy.methods.baselines.random import RandomSearcher
-from understudy.methods.proposals import Predict, Scoring, offered_units
+from understudy.methods.baselines.uniform import AT_A_TIME
+from understudy.methods.proposals import Scoring, offered_units
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import Trial
 
-_AT_A_TIME = 5
+_START = 20  # students of random search before the sampler draws; the size of NSGA-II's population
 _HOPELESS = 1e9  # by how much what cannot be built breaks the budgets: a constraint must be finite
 
 
 class SamplerSearcher(Searcher):
     """Tree-structured Parzen estimator (Bergstra et al., 2011) or NSGA-II (Deb et al., 2002), as Optuna has them.
 
-    Starts from `start` students of random search, and so from its calibration to the budgets. What breaks
+    Starts from 20 students of random search, and so from its calibration to the budgets. What breaks
     a predicted budget is not trained: the sampler is told by how much, as a violated constraint, and
     draws again as often as N2N may.
     """
 
-    def __init__(self, space: Space, reward: Reward, settings: OptunaSearch, *, seed: int, predict: Predict) -> None:
+    def __init__(self, problem: Problem, settings: OptunaSearch, *, start: int = _START) -> None:
         import optuna
 
-        self._space, self._reward, self._settings = space, reward, settings
-        start = RandomSearch(
-            students=min(settings.start, settings.students),
-            round_to=settings.round_to,
-            min_width=settings.min_width,
-            redraws=settings.redraws,
-            fill=settings.fill,
-        )
-        self._start = RandomSearcher(space, reward, start, seed=seed, predict=predict)
-        self._scoring, self._proposals = Scoring(reward), self._start.proposals
+        super().__init__(problem)
+        self._settings = settings
+        begin = RandomSearch(students=min(start, settings.students), fill=settings.fill)
+        self._start = RandomSearcher(problem, begin)
+        self._scoring, self._proposals = Scoring(problem.reward), self._start.proposals
         self._left = settings.students
         self._proposed: list[Trial] = []
-        self._widths = {
-            group.name: group.legal_widths(round_to=settings.round_to, minimum=settings.min_width)
-            for group in space.groups
-        }
+        self._widths = {group.name: problem.widths.legal(group) for group in problem.space.groups}
         with quiet_optuna():
-            self._study = optuna.create_study(direction="maximize", sampler=_sampler(settings, seed))
+            self._study = optuna.create_study(direction="maximize", sampler=_sampler(settings, problem.seed, start))
 
     def propose(self) -> list[Architecture]:
         if not self._left:
@@ -73,7 +65,7 @@ class SamplerSearcher(Searcher):
                             drawn.append((self._enqueued(filled), filled))
                     yield drawn[-1]
 
-            picked = self._proposals.pick(draws(), min(_AT_A_TIME, self._left), self._usage)
+            picked = self._proposals.pick(draws(), min(AT_A_TIME, self._left), self._usage)
             self._proposed = [trial for trial, _ in picked]
             self._tell_of_refused([draw for draw in drawn if draw[0] not in self._proposed])
         return [architecture for _, architecture in picked]
@@ -89,14 +81,11 @@ class SamplerSearcher(Searcher):
 
     @property
     def updates(self) -> int:
-        return self._start.updates + -(-(self._settings.students - self._start.students) // _AT_A_TIME)
+        return self._start.updates + -(-(self._settings.students - self._start.students) // AT_A_TIME)
 
     @property
     def stage(self) -> str:
         return self._settings.sampler
-
-    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        return [self._reward(evaluation) for evaluation in evaluations]
 
     def _usage(self, architecture: Architecture) -> float:
         return self._scoring.usage(self._proposals.cost(architecture))
@@ -117,7 +106,7 @@ class SamplerSearcher(Searcher):
 
     def _decode(self, trial: Trial) -> Architecture:
         """Return the architecture of a trial: a choice for each unit, group and kernel."""
-        space = self._space
+        space = self.problem.space
         units = [unit.name for unit in offered_units(space, "units")]
         removed = [name for name in units if trial.suggest_categorical(f"remove {name}", [False, True])]
         widths = {
@@ -147,9 +136,9 @@ class SamplerSearcher(Searcher):
         return trial
 
 
-def _sampler(settings: OptunaSearch, seed: int) -> BaseSampler:
+def _sampler(settings: OptunaSearch, seed: int, start: int) -> BaseSampler:
     from optuna.samplers import NSGAIISampler, TPESampler
 
     if settings.sampler == "nsga2":
-        return NSGAIISampler(population_size=max(settings.start, 2), seed=seed)
-    return TPESampler(n_startup_trials=settings.start, seed=seed)
+        return NSGAIISampler(population_size=max(start, 2), seed=seed)
+    return TPESampler(n_startup_trials=start, seed=seed)
