@@ -182,7 +182,7 @@ class Finals:
     def of(cls, settings: Compression, images: int, *, taught: bool) -> Finals:
         """Return what judges a run with so many training images, whose final students see teacher logits or not."""
         candidates, final = settings.candidates, settings.final
-        seen = max(candidates.epochs, 1) * min(candidates.examples or images, images) / images
+        seen = max(candidates.training.epochs, 1) * min(candidates.examples or images, images) / images
         epochs = final.training.epochs
         return cls(
             students=final.students,
