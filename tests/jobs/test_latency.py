@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from torch import Tensor, nn
-from understudy.methods.registry import searcher_for
 
 import understudy as us
-from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze, teach_tiny
+from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, WIDTHS, Tiny, squeeze, teach_tiny
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, Method, RandomSearch, UniformWidth
 from understudy.core.errors import GoalError
@@ -50,14 +49,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def task_of(teacher: Teacher, method: Method, latency_ms: str) -> Task:
     settings = Compression(
-        method=method, goal=us.Goal(latency_ms=latency_ms), candidates=CANDIDATES, final=FINAL, device=DEVICE
+        method=method,
+        widths=WIDTHS,
+        goal=us.Goal(latency_ms=latency_ms),
+        candidates=CANDIDATES,
+        final=FINAL,
+        device=DEVICE,
     )
     return Task.of(teacher, Data.digits(), settings)
 
 
 @pytest.mark.parametrize(
     "method",
-    [METHOD, RandomSearch(students=3, round_to=1, min_width=2), UniformWidth(students=3, round_to=1, min_width=2)],
+    [METHOD, RandomSearch(students=3), UniformWidth(students=3)],
     ids=["n2n", "random", "uniform"],
 )
 def test_a_search_starts_near_a_latency_budget(
@@ -70,7 +74,7 @@ def test_a_search_starts_near_a_latency_budget(
         latencies = Latencies(task, run, reference)
         budgets = task.settings.goal.budgets(latencies.teacher, 0.9)
         reward = Reward(teacher_cost=latencies.teacher, teacher_accuracy=0.9, budgets=budgets)
-        searcher = searcher_for(method, task.space, reward, seed=0, predict=latencies.predict)
+        searcher = method.searcher(replace(task.problem(reward), predict=latencies.predict))
         first = searcher.propose()[0]
         expected = latencies.predict(first)
         assert expected is not None and budgets.latency_ms == pytest.approx(imagined_ms(teacher.module) / 3)
@@ -82,7 +86,7 @@ def test_a_search_starts_near_a_latency_budget(
 
 
 def test_a_latency_budget_binds(teacher: Teacher, tmp_path: Path, clock: list[int]) -> None:
-    method = RandomSearch(students=4, round_to=1, min_width=2)
+    method = RandomSearch(students=4)
     result = squeeze(teacher, tmp_path / "run", method=method, goal=us.Goal(latency_ms="3x"))
     (budget,) = result.summary.goal
     own = imagined_ms(teacher.module)

@@ -149,7 +149,7 @@ def _samples(task: Task) -> Iterator[tuple[Architecture, Cost]]:
     """Yield what is cut, the smallest architecture, and some between, each that can be built once."""
     space = task.space
     some = [unit.name for unit in space.units if unit.kind != "layer"][::2]
-    wanted = [space.full, smallest(space, task.settings.method, task.predict, "macs")[0]]
+    wanted = [space.full, smallest(space, task.settings.method, task.settings.widths, task.predict, "macs")[0]]
     for factor in _FACTORS:
         wanted.append(space.architecture(widths={g.name: g.nearest(factor * g.width) for g in space.groups}))
     for factor in (1.0, _FACTORS[2]):
