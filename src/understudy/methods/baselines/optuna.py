@@ -13,6 +13,7 @@ from understudy.core.quiet import quiet_optuna
 from understudy.methods.base import Problem, Searcher
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.methods.baselines.uniform import AT_A_TIME
+from understudy.methods.decisions import UNIT_OPTIONS, Decisions
 from understudy.methods.proposals import Scoring, offered_units
 
 if TYPE_CHECKING:
@@ -41,7 +42,15 @@ class SamplerSearcher(Searcher):
         self._scoring, self._proposals = Scoring(problem.reward), self._start.proposals
         self._left = settings.students
         self._proposed: list[Trial] = []
-        self._widths = {group.name: problem.widths.legal(group) for group in problem.space.groups}
+        space = problem.space
+        self._decided = Decisions(
+            space,
+            {
+                **{("unit", unit.name): UNIT_OPTIONS for unit in offered_units(space, "units")},
+                **{("width", group.name): problem.widths.legal(group) for group in space.groups},
+                **{("kernel", layer.name): layer.kernels for layer in space.layers if len(layer.kernels) > 1},
+            },
+        )
         with quiet_optuna():
             self._study = optuna.create_study(direction="maximize", sampler=_sampler(settings, problem.seed, start))
 
@@ -106,30 +115,21 @@ class SamplerSearcher(Searcher):
 
     def _decode(self, trial: Trial) -> Architecture:
         """Return the architecture of a trial: a choice for each unit, group and kernel."""
-        space = self.problem.space
-        units = [unit.name for unit in offered_units(space, "units")]
-        removed = [name for name in units if trial.suggest_categorical(f"remove {name}", [False, True])]
-        widths = {
-            name: legal[trial.suggest_int(f"width {name}", 0, len(legal) - 1)] for name, legal in self._widths.items()
-        }
-        kernels = {
-            layer.name: layer.kernels[trial.suggest_int(f"kernel {layer.name}", 0, len(layer.kernels) - 1)]
-            for layer in space.layers
-            if len(layer.kernels) > 1
-        }
-        return space.architecture(removed=removed, widths=widths, kernels=kernels)
+        choices = [
+            1 - trial.suggest_categorical(f"remove {name}", [False, True])
+            if kind == "unit"
+            else trial.suggest_int(f"{kind} {name}", 0, len(options) - 1)
+            for (kind, name), options in self._decided.options.items()
+        ]
+        return self._decided.architecture(choices)
 
     def _enqueued(self, architecture: Architecture) -> Trial:
         """Return a trial of an architecture that the sampler did not draw."""
-        space = architecture.space
+        chosen = zip(self._decided.names, self._decided.choices(architecture), strict=True)
         params: dict[str, bool | int] = {
-            f"remove {unit.name}": unit.name in architecture.removed for unit in offered_units(space, "units")
+            f"remove {name}" if kind == "unit" else f"{kind} {name}": not choice if kind == "unit" else choice
+            for (kind, name), choice in chosen
         }
-        for name, legal in self._widths.items():
-            params[f"width {name}"] = legal.index(architecture.width(name))
-        for layer in space.layers:
-            if len(layer.kernels) > 1:
-                params[f"kernel {layer.name}"] = layer.kernels.index(architecture.kernel(layer.name))
         self._study.enqueue_trial(params)
         trial = self._study.ask()
         assert self._decode(trial) == architecture, "a trial says what its architecture says"

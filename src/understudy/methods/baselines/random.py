@@ -14,6 +14,7 @@ from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
 from understudy.methods.base import Problem, Searcher
 from understudy.methods.baselines.uniform import AT_A_TIME, widest_uniform
+from understudy.methods.decisions import UNIT_OPTIONS, Decisions, kernel_options
 from understudy.methods.proposals import (
     CALIBRATION,
     SHRINKAGE_LEAN,
@@ -44,13 +45,21 @@ class RandomSearcher(Searcher):
         self._settings, self._widths = settings, problem.widths
         self._numbers = np.random.default_rng(problem.seed)
         self.proposals = Proposals(problem.predict)  # shared with a searcher that starts with this
-        self._units = offered_units(space, "units")
-        self._kernels = [layer for layer in space.layers if len(layer.kernels) > 1]
+        kernels = {("kernel", layer.name): legal for layer in space.layers if len(legal := kernel_options(layer)) > 1}
+        self._decided = Decisions(
+            space,
+            {
+                **{("unit", unit.name): UNIT_OPTIONS for unit in offered_units(space, "units")},
+                **{("width", group.name): self._widths.options(group) for group in space.groups},
+                **kernels,
+            },
+        )
         self.left = self.students = settings.students if students is None else students  # to propose, now and in all
         self._keep, self._logits = _KEEP, np.zeros(len(self._widths.factors))
         self._first: list[Architecture] = []
-        self._options = {group.name: self._widths.options(group) for group in space.groups}
-        self._ladders = {name: sorted(set(options)) for name, options in self._options.items()}
+        self._ladders = {
+            name: sorted(set(options)) for (kind, name), options in self._decided.options.items() if kind == "width"
+        }
         if problem.reward.budgets.limits():
             self._calibrate()
 
@@ -72,24 +81,20 @@ class RandomSearcher(Searcher):
 
     def _draw(self) -> NDArray[np.float64]:
         """Return uniform numbers, one for each decision: units, groups, kernels."""
-        return self._numbers.random(len(self._units) + len(self._space.groups) + len(self._kernels))
+        return self._numbers.random(len(self._decided.names))
 
     def _decode(self, draw: NDArray[np.float64]) -> Architecture:
         """Return what a draw means at the present chance to keep and logits of the factors."""
-        keep, numbers = self._keep, iter(draw.tolist())
-        removed = [unit.name for unit in self._units if next(numbers) >= keep]
         chances = np.exp(self._logits - self._logits.max())
-        below = np.cumsum(chances[:-1] / chances.sum())
-        widths = {
-            name: options[int(np.searchsorted(below, next(numbers), side="right"))]
-            for name, options in self._options.items()
-        }
-        kernels = dict[str, int]()
-        for layer in self._kernels:
-            smaller, number = [kernel for kernel in layer.kernels if kernel < layer.kernel], next(numbers)
-            if smaller and number >= keep:
-                kernels[layer.name] = smaller[int((number - keep) / (1.0 - keep) * len(smaller))]
-        return self._space.architecture(removed=removed, widths=widths, kernels=kernels)
+        below, keep = np.cumsum(chances[:-1] / chances.sum()), self._keep
+        choices = []
+        for number, ((kind, _), options) in zip(draw.tolist(), self._decided.options.items(), strict=True):
+            if kind == "width":
+                choices.append(int(np.searchsorted(below, number, side="right")))
+            else:  # the last option is the teacher's, the others are as likely as one another
+                last = len(options) - 1
+                choices.append(last if number < keep else int((number - keep) / (1.0 - keep) * last))
+        return self._decided.architecture(choices)
 
     def drawn(self) -> Architecture:
         """Return an architecture, whatever it costs and whether or not it was proposed before."""

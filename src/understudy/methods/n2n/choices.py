@@ -16,6 +16,7 @@ from understudy.config.methods import N2N
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Layer, Space
 from understudy.methods import proposals as budget
+from understudy.methods.decisions import UNIT_OPTIONS, Decisions, value_in
 from understudy.methods.n2n.policies import KERNEL, UNIT, WIDTH, RemovalPolicy, ShrinkagePolicy
 from understudy.methods.n2n.rules import DEPTHS, TUNED, Rules
 from understudy.methods.n2n.state import encode, rows_of, teacher_rows
@@ -33,21 +34,17 @@ class Removal:
     def __init__(self, space: Space, settings: N2N, rules: Rules = TUNED) -> None:
         self.updates, self.prior = settings.removal_updates, rules.keep_bias
         self.leans = (self.prior - budget.REMOVAL_LEAN, self.prior)
-        self._space = space
         rows, decided = teacher_rows(space, settings.granularity)
-        self._units = [name for _, name in decided]
+        units = [name for _, name in decided]
+        self._decided = Decisions(space, {("unit", name): UNIT_OPTIONS for name in units})
         self.decisions = len(decided)
         self.policy = RemovalPolicy(encode(rows, rules), [row for row, _ in decided])
-        layers = [set(space.unit(name).layers) for name in self._units]
-        self._inside_DD = torch.tensor([[inner < outer for outer in layers] for inner in layers])
-        sizes = [sum(space.layer(name).parameters for name in names) for names in layers]
+        sizes = [sum(space.layer(layer).parameters for layer in space.unit(name).layers) for name in units]
         self._order = sorted(range(self.decisions), key=lambda decision: -sizes[decision])
 
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
-        return self._space.architecture(
-            removed=[unit for unit, keep in zip(self._units, choices_D.tolist(), strict=True) if not keep]
-        )
+        return self._decided.architecture(choices_D.tolist())
 
     def filled(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return the same: what stage 1 leaves, stage 2 makes narrower."""
@@ -63,7 +60,7 @@ class Removal:
 
     def counts(self, choices_BD: Tensor) -> Tensor:
         """Return 1 for each choice that changes the student, (B, D); 0 inside of a block that goes anyway."""
-        return 1.0 - ((choices_BD == 0).double() @ self._inside_DD.double().T > 0).double()
+        return torch.from_numpy(self._decided.matter(choices_BD.numpy())).double()
 
     def mended(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that keep the budgets, where there are: the largest units change first.
@@ -109,7 +106,8 @@ class Shrinkage:
                 here["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in factors]
             values |= here
             at += [index] * len(here)
-        self._values, self.decisions, self.names = values, len(at), list(values)
+        self._decided = Decisions(self._start.space, values, start=self._start)
+        self.names, self.decisions = self._decided.names, len(at)
         self._values_DF = torch.tensor(list(values.values()), dtype=torch.float64).reshape(-1, len(factors))
         kinds_D1 = torch.tensor([[_KINDS[kind]] for kind, _ in values], dtype=torch.float64).reshape(-1, 1)
         rows_DI = torch.cat([encode(rows, rules)[at], kinds_D1], 1)
@@ -122,29 +120,18 @@ class Shrinkage:
         With a budget widths gather where its calibration leads them.
         """
         habit_DF = torch.zeros_like(self._values_DF)
-        for habit_F, values_F, (kind, name) in zip(habit_DF, self._values_DF, self._values, strict=True):
+        for habit_F, values_F, (kind, name) in zip(habit_DF, self._values_DF, self.names, strict=True):
             if kind == "width" and self._gathers:
                 habit_F += torch.tensor(budget.gathered(self._factors), dtype=torch.float64)
-            stays_F = values_F == self._now(kind, name)
+            stays_F = values_F == value_in(self._start, kind, name)
             if kind != "width" and self._change and not stays_F.all():
                 odds = self._change / (1.0 - self._change)
                 habit_F[~stays_F] = math.log(odds * stays_F.sum() / (~stays_F).sum())
         return habit_DF
 
-    def _now(self, kind: str, name: str) -> int:
-        if kind == "unit":
-            return int(name not in self._start.removed)
-        return self._start.width(name) if kind == "width" else self._start.kernel(name)
-
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
-        decided = {name: values[c] for (name, values), c in zip(self._values.items(), choices_D.tolist(), strict=True)}
-        units = {name: value for (kind, name), value in decided.items() if kind == "unit"}
-        return self._start.space.architecture(
-            removed=[name for name in {*self._start.removed, *units} if not units.get(name)],
-            widths={name: value for (kind, name), value in decided.items() if kind == "width"},
-            kernels={name: value for (kind, name), value in decided.items() if kind == "kernel"},
-        )
+        return self._decided.architecture(choices_D.tolist())
 
     def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
         """Return numbers by which each draw removes units at a chance of its own, `DEPTHS` times the policy's or less.
@@ -152,25 +139,12 @@ class Shrinkage:
         As much more as less, in logarithms. The first factors, which the lowest numbers choose, stand for removed.
         """
         often_B1 = torch.rand(len(uniform_BD), 1, generator=generator, dtype=torch.float64)
-        units_D = torch.tensor([kind == "unit" for kind, _ in self._values])
+        units_D = torch.tensor([kind == "unit" for kind, _ in self.names])
         return torch.where(units_D, uniform_BD * DEPTHS ** (2.0 * often_B1 - 1.0), uniform_BD)
 
     def counts(self, choices_BD: Tensor) -> Tensor:
-        """Return 1 for each choice that changes the student, (B, D); 0 for what is inside of a unit that goes."""
-        space, counts_BD = self._start.space, torch.ones_like(choices_BD, dtype=torch.float64)
-        layers = [
-            frozenset(
-                space.unit(name).layers if kind == "unit" else space.group(name).layers if kind == "width" else [name]
-            )
-            for kind, name in self._values
-        ]
-        for choices_D, counts_D in zip(choices_BD, counts_BD, strict=True):
-            removed = [frozenset(space.unit(name).layers) for name in self.architecture(choices_D).removed]
-            gone = frozenset[str]().union(*removed)
-            for decision, ((kind, _), own) in enumerate(zip(self._values, layers, strict=True)):
-                inside = any(own < unit for unit in removed) if kind == "unit" else own <= gone
-                counts_D[decision] = float(not inside)
-        return counts_BD
+        """Return 1 for each choice that changes the student, (B, D); 0 for what goes with a unit."""
+        return torch.from_numpy(self._decided.matter(choices_BD.numpy())).double()
 
     def mended(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that keep the budgets, where there are: all give way in turn, a factor at a time.
@@ -182,14 +156,14 @@ class Shrinkage:
             (decision, lambda choice: max(choice - 1, 0))
             for kind in _KINDS
             for _ in range(rounds)
-            for decision, (its, _) in enumerate(self._values)
+            for decision, (its, _) in enumerate(self.names)
             if its == kind
         ]
         return _mended(choices_D, steps, self.architecture, used)
 
     def filled(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that use the budgets up: widths grow in turn, a factor at a time, while they fit."""
-        widths = [decision for decision, (kind, _) in enumerate(self._values) if kind == "width"]
+        widths = [decision for decision, (kind, _) in enumerate(self.names) if kind == "width"]
         return budget.grown(choices_D, widths, self._wider, self.architecture, used)
 
     def _wider(self, choices_D: Tensor, decision: int) -> Tensor | None:
@@ -204,7 +178,8 @@ class Shrinkage:
         """Return the choices that the search should try before any that are drawn: all widths alike, if budgets ask."""
         if not self._gathers:
             return None
-        stays = [(values.index(self._now(*key)), key[0]) for key, values in self._values.items()]
+        options = self._decided.options.items()
+        stays = [(values.index(value_in(self._start, *name)), name[0]) for name, values in options]
         return self.mended(
             torch.tensor([len(self._factors) - 1 if kind == "width" else stay for stay, kind in stays]), used
         )

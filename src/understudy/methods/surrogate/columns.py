@@ -18,6 +18,7 @@ from torch import Tensor
 
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Layer, Space
+from understudy.methods.decisions import UNIT_OPTIONS, Decisions, kernel_options
 from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.state import encode, teacher_rows
 from understudy.methods.proposals import SHRINKAGE_LEAN
@@ -60,7 +61,7 @@ class Columns:
 
     def _find_decisions(self, unit_at: dict[str, int], widths: Widths) -> None:
         """List the decisions (units, then widths, then kernels), their values by class, and their columns."""
-        values: dict[tuple[str, str], list[int]] = {("unit", name): [0, 1] for name in self._units}
+        values: dict[tuple[str, str], list[int]] = {("unit", name): [*UNIT_OPTIONS] for name in self._units}
         at = [unit_at[name] for name in self._units]
         for group in self._space.groups:
             emits = [i for i, row in enumerate(self.rows) if row.group == group.name and row.outputs]
@@ -68,12 +69,11 @@ class Columns:
             at.append(([*emits, *reads] or [0])[0])
             values["width", group.name] = widths.options(group)
         for index, row in enumerate(self.rows):
-            legal = [kernel for kernel in row.kernels if kernel <= row.kernel]
-            if len(legal) > 1:
+            if len(legal := kernel_options(row)) > 1:
                 at.append(index)
                 values["kernel", row.name] = legal
-        self._values = values
-        self.names, self.at = list(values), at
+        self._decided, self._values = Decisions(self._space, values), values
+        self.names, self.at = self._decided.names, at
         """Each decision's kind and what it is about, and the column where it is taken."""
         numbers = {name: number for number, name in enumerate(self.names)}
         self._width_L = [numbers.get(("width", row.group or ""), -1) for row in self.rows]
@@ -84,10 +84,9 @@ class Columns:
         """Number the classes, and the outputs of a column that decide."""
         most = max((len(values) for values in self._values.values()), default=1)
         self.legal_DK = torch.zeros(len(self._values), most, dtype=torch.bool)
-        self._class_of: list[dict[int, int]] = []
         for legal_K, values in zip(self.legal_DK, self._values.values(), strict=True):
-            self._class_of.append({value: index for index, value in enumerate(values)})  # the last one counts
-            legal_K[list(self._class_of[-1].values())] = True
+            # Of classes of one value the last one counts.
+            legal_K[list({value: index for index, value in enumerate(values)}.values())] = True
         self.last_D = torch.tensor([len(values) - 1 for values in self._values.values()], dtype=torch.int64)
         places: dict[tuple[str, int], int] = {}
         counted: dict[tuple[str, int], int] = {}
@@ -117,62 +116,21 @@ class Columns:
     def _find_what_goes_together(self) -> None:
         units = [set(self._space.unit(name).layers) for name in self._units]
         own = [{row.name} if row.type != "block" else set(self._space.unit(row.name).layers) for row in self.rows]
-        about = [
-            set(self._space.unit(name).layers)
-            if kind == "unit"
-            else {*self._space.group(name).layers} or {name}
-            if kind == "width"
-            else {name}
-            for kind, name in self._values
-        ]
         covers = [[float(row <= unit) for row in own] for unit in units]
         self._covers_UL = torch.tensor(covers, dtype=torch.float64).reshape(len(units), len(own))
-        # A width says nothing once the layer that it is named after is gone, or all that have these channels,
-        # whatever units they went with: then `Architecture.canonical` drops it.
-        layers = {layer.name: index for index, layer in enumerate(self._space.layers)}
-        self._gone_by_UX = torch.zeros(len(units), len(layers), dtype=torch.float64)
-        for gone_X, unit in zip(self._gone_by_UX, units, strict=True):
-            gone_X[[layers[name] for name in unit]] = 1.0
-        self._about_DX = torch.zeros(len(about), len(layers), dtype=torch.float64)
-        for about_X, names in zip(self._about_DX, about, strict=True):
-            about_X[[layers[name] for name in names]] = 1.0
-        self._needs_D = self._about_DX.sum(1)
-        named = [layers.get(name, len(layers)) if kind == "width" else len(layers) for kind, name in self._values]
-        self._named_after_D = torch.tensor(named, dtype=torch.int64)
-        inside = [[float(inner < outer) for inner in units] for outer in units]
-        self._inside_UU = torch.tensor(inside, dtype=torch.float64).reshape(len(units), len(units))
 
     def choices(self, architecture: Architecture) -> Int[Tensor, " d"]:
         """Return the classes of an architecture's decisions; a width between two classes counts as the nearer."""
-        chosen = []
-        for (kind, name), classes in zip(self._values, self._class_of, strict=True):
-            if kind == "unit":
-                value = int(name not in architecture.removed)
-            else:
-                value = architecture.width(name) if kind == "width" else architecture.kernel(name)
-            chosen.append(classes[min(classes, key=lambda known: (abs(known - value), -known))])
+        chosen = self._decided.choices(architecture)
         return self.canonical(torch.tensor([chosen], dtype=torch.int64).reshape(1, -1))[0]
 
     def architecture(self, choices_D: Int[Tensor, " d"]) -> Architecture:
         """Return what the choices stand for."""
-        decided = {
-            name: values[choice]
-            for (name, values), choice in zip(self._values.items(), choices_D.tolist(), strict=True)
-        }
-        return self._space.architecture(
-            removed=[name for (kind, name), value in decided.items() if kind == "unit" and not value],
-            widths={name: value for (kind, name), value in decided.items() if kind == "width"},
-            kernels={name: value for (kind, name), value in decided.items() if kind == "kernel"},
-        )
+        return self._decided.architecture(choices_D.tolist())
 
     def matter(self, choices_BD: Int[Tensor, "b d"]) -> Bool[Tensor, "b d"]:
         """Return which choices change the student: all but those on what is inside of a unit that goes."""
-        removed_BU = (choices_BD[:, : len(self._units)] == 0).double()
-        gone_BX = (removed_BU @ self._gone_by_UX > 0).double()
-        matter_BD = gone_BX @ self._about_DX.T < self._needs_D
-        matter_BD &= torch.nn.functional.pad(gone_BX, (0, 1))[:, self._named_after_D] == 0
-        matter_BD[:, : len(self._units)] = removed_BU @ self._inside_UU == 0
-        return matter_BD
+        return torch.from_numpy(self._decided.matter(choices_BD.numpy()))
 
     def canonical(self, choices_BD: Int[Tensor, "b d"]) -> Int[Tensor, "b d"]:
         """Return the choices with the last class wherever they do not matter: equal exactly for equal students."""
