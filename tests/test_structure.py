@@ -51,6 +51,7 @@ PUBLIC = {
     "load_teacher",
     "paper",
     "predict",
+    "prove",
     "rebuild",
     "teach",
     "zoo",

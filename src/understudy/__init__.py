@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from understudy.jobs.teach import teach as teach
     from understudy.models import zoo
     from understudy.models.student import load_student as load_student
+    from understudy.proof.prove import prove as prove
     from understudy.surgery.build import build as build
     from understudy.surgery.build import rebuild as rebuild
 
@@ -59,6 +60,7 @@ _LAZY = {
     "load_student": "models.student",
     "load_teacher": "jobs.teach",
     "predict": "cost.predict",
+    "prove": "proof.prove",
     "rebuild": "surgery.build",
     "teach": "jobs.teach",
     "zoo": "models",
@@ -97,6 +99,7 @@ __all__ = [
     "load_teacher",
     "paper",
     "predict",
+    "prove",
     "rebuild",
     "teach",
     "zoo",

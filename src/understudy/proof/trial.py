@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,8 +19,8 @@ from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis
 from understudy.graph.trace import map_structure, named_inputs
 from understudy.proof.shaken import Inputs, call, inputs_like, laboratory, settle, shaken, sides
-from understudy.surgery.build import build, inherits_all, rebuild
-from understudy.surgery.masked import Masked, tensors_of
+from understudy.surgery.build import build, inherits_all, kept_slots, rebuild
+from understudy.surgery.masked import Masked, rimmed, tensors_of
 
 _BATCHES = (3, 4)  # besides that of the example; the last one in training mode
 _LEAST = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest value: what rounding may do
@@ -39,11 +41,15 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Setting:
-    """A mode and inputs, with what the masked teacher is run by, and what rounding may do to its values."""
+    """A mode and inputs, with the graph that the masked teacher is run by, and what rounding may do to its values.
+
+    Without a graph, where training mode is written otherwise than evaluation, the module itself runs with zeros in its
+    parameters.
+    """
 
     training: bool
     inputs: Inputs
-    graph: fx.Graph
+    graph: fx.Graph | None
     tolerance: float
 
     @property
@@ -149,8 +155,9 @@ class Trials:
                 worst = _brief(error)
             if not worst:
                 return _Setting(training, inputs, graph, tolerance)
-        mode = "training" if training else "evaluation"
-        raise Unlike(f"in {mode} mode the module computes something else than its recorded forward pass: {worst}")
+        if training:
+            return _Setting(training, inputs, None, tolerance)
+        raise Unlike(f"the module computes something else than its recorded forward pass: {worst}")
 
     def _rounding(self, real: Any, training: bool, inputs: Inputs) -> float:
         """Return how far outputs move when the last digits of all parameters do, of the largest output."""
@@ -169,7 +176,23 @@ class Trials:
         pairs = zip(tensors_of(real), tensors_of(moved), strict=True)
         return max((d for d in (_difference(a, b) for a, b in pairs) if d < 1e-3), default=0.0)
 
+    def _zeroed(self, architecture: Architecture, setting: _Setting) -> Any:
+        """Return what the teacher gives where all parameters of dropped channels are zero."""
+        kept = torch.from_numpy(kept_slots(self._copy, architecture))
+        module = copy.deepcopy(self._copy.teacher)
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for name, plan in self._copy.groups.plan.parameters.items():
+            for dim, labels in enumerate(plan.dims):
+                if isinstance(labels, np.ndarray) and name in tensors and not name.endswith("running_var"):
+                    shape = [-1 if d == dim else 1 for d in range(tensors[name].dim())]
+                    tensors[name].data = tensors[name].data * kept[torch.from_numpy(labels.copy())].view(shape)
+        for name, kernel in architecture.kernels:
+            weight = module.get_parameter(f"{name}.weight")
+            weight.data = rimmed(weight.data, kernel)
+        return call(module, setting.inputs, training=setting.training)
+
     def _masked(self, architecture: Architecture, setting: _Setting) -> tuple[Any, Masked]:
+        assert setting.graph is not None
         root = self._copy.trace.root.train(setting.training)
         masked = Masked(self._copy, architecture, graph=setting.graph, record=True)
         places = [
@@ -195,7 +218,7 @@ class Trials:
         finally:
             for hook in hooks:
                 hook.remove()
-        if inherits_all(self._copy, architecture):
+        if inherits_all(self._copy, architecture) and not (setting.graph is None and architecture.removed):
             self._compare(found, heard, architecture, setting)
         else:
             real = call(self._copy.teacher, setting.inputs, training=setting.training)
@@ -207,7 +230,17 @@ class Trials:
 
     def _compare(self, found: Any, heard: _Heard, architecture: Architecture, setting: _Setting) -> None:
         """Hold outputs, and whatever layers give before them, against the masked teacher's."""
-        wanted, masked = self._masked(architecture, setting)
+        if setting.graph is None:
+            wanted = self._zeroed(architecture, setting)
+        else:
+            wanted, masked = self._masked(architecture, setting)
+            self._compare_layers(masked, heard, setting)
+        if how := _unlike(wanted, found, setting.tolerance):
+            raise Unlike(f"{setting.name} a student differs from the masked network: {how}")
+        pairs = zip(tensors_of(wanted), tensors_of(found), strict=True)
+        self.largest = max(self.largest, *(_difference(a, b) for a, b in pairs))
+
+    def _compare_layers(self, masked: Masked, heard: _Heard, setting: _Setting) -> None:
         gone = tuple(f"{path}." for path in masked.removed)
         for name, values in masked.layers.items():
             if len(values) != len(heard.get(name, ())) or f"{name}.".startswith(gone):
@@ -216,10 +249,6 @@ class Trials:
                 stays = masked.kept(full, known)
                 if stays is not None and (how := _unlike(stays, own, setting.tolerance)):
                     raise Unlike(f"{setting.name} a student differs from the masked network at {name}: {how}")
-        if how := _unlike(wanted, found, setting.tolerance):
-            raise Unlike(f"{setting.name} a student differs from the masked network: {how}")
-        pairs = zip(tensors_of(wanted), tensors_of(found), strict=True)
-        self.largest = max(self.largest, *(_difference(a, b) for a, b in pairs))
 
     def _check_reload(self, student: nn.Module, architecture: Architecture) -> None:
         state = student.state_dict()

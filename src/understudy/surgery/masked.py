@@ -100,14 +100,8 @@ class Masked(fx.Interpreter):
     def _with_rim(self, node: fx.Node) -> Any:
         """Run a convolution whose kernel has zeros around what stays of it."""
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        module = self.module.get_submodule(str(node.target))
-        weight: Any = module.weight
-        rim = torch.zeros_like(weight)
-        first = weight.shape[-1] - self._kernels[str(node.target)]
-        middle = slice(first // 2, weight.shape[-1] - first // 2)
-        where: Any = (..., *(middle for _ in range(weight.dim() - 2)))
-        rim[where] = weight[where]
-        return functional_call(module, {"weight": rim}, args, kwargs)
+        module: Any = self.module.get_submodule(str(node.target))
+        return functional_call(module, {"weight": rimmed(module.weight, self._kernels[str(node.target)])}, args, kwargs)
 
     def _normalised(self, node: fx.Node) -> Tensor | None:
         """Return which channels stay, (C,), of a layer norm that loses some; None of any other node."""
@@ -140,6 +134,15 @@ class Masked(fx.Interpreter):
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
         return value * self._kept[torch.from_numpy(known.labels.copy())].to(value.device)
+
+
+def rimmed(weight: Tensor, kernel: int) -> Tensor:
+    """Return the weight of a convolution with zeros around a kernel of that size."""
+    rim, lost = torch.zeros_like(weight), weight.shape[-1] - kernel
+    middle = slice(lost // 2, weight.shape[-1] - lost // 2)
+    where: Any = (..., *(middle for _ in range(weight.dim() - 2)))
+    rim[where] = weight[where]
+    return rim
 
 
 def _norm_arguments(

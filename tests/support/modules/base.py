@@ -33,10 +33,10 @@ class Net(nn.Module):
         """Return how many channels `a` gives."""
         return self.a.out_channels
 
-    def forward(self, x: Tensor, *others: Any) -> Any:
+    def forward(self, x: Tensor) -> Any:
         """Return logits (B, 3), or what the case returns."""
         if self.whole is not None:
-            return self.whole(self, x, *others)
+            return self.whole(self, x)
         y = torch.relu(self.norm(self.a(x)))
         return self.tail(y if self.between is None else self.between(self, y))
 
