@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
 from understudy.config.job import Compression
+from understudy.core.architecture import Frozen
 from understudy.core.errors import DataError, ModelError
 from understudy.core.summary import Accuracy
 from understudy.data import Data
 from understudy.jobs.door import Look, Losses, Normalisation, look_at
-from understudy.jobs.dry_run import plan
+from understudy.jobs.dry_run import plan, plan_table
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
 
@@ -106,3 +108,12 @@ def test_the_likeliest_cause_comes_first() -> None:
 def test_the_dry_run_shows_the_teachers_accuracy(tmp_path: Path) -> None:
     found = plan(task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,)))
     assert found.look.accuracy == Accuracy(value=1.0, examples=200)
+
+
+def test_a_source_line_with_brackets_is_shown_as_it_stands() -> None:
+    found = plan(task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,)))
+    frozen = Frozen(name="x", width=4, reason="z[b, 0] is read", source="net.py:3: y = x[i] + z[b, 0]")
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(plan_table(replace(found, frozen=(frozen,))))
+    assert "y = x[i] + z[b, 0]" in capture.get() and "z[b, 0] is read" in capture.get()

@@ -47,7 +47,8 @@ class Subject:
     """FILE.py:FACTORY (a function of your own that returns the network), torchvision:NAME, timm:NAME, zoo:NAME, or,
     for compress, a folder that `understudy teach` left."""
     data: str
-    """A folder of images (FOLDER/train/CLASS/*, and val/ and test/ likewise), FILE.npz, torchvision:NAME or digits."""
+    """A folder of images (FOLDER/train/CLASS/*, likewise val/, images that the teacher has not seen, and test/),
+    FILE.npz, torchvision:NAME or digits. Without val/ a tenth of train/ is held out."""
     arguments: tuple[str, ...] = ()
     """Arguments for the model's factory, as NAME=VALUE."""
     size: int | None = None

@@ -36,7 +36,7 @@ class Runs(Command):
 
         runs = runs_in(self.folder)
         if not runs:
-            out.print(f"no runs in {self.folder}")
+            out.print(f"no runs in {self.folder}", markup=False)
             next_step("--help")
             return 0
         out.print(runs_table(runs))

@@ -224,7 +224,7 @@ def _groups(found: Inspection) -> Table:
 def _frozen(found: Inspection) -> Table:
     table = _table("Frozen", "name", "width", "reason", "line")
     for frozen in found.space.frozen:
-        table.add_row(frozen.name, str(frozen.width), frozen.reason, frozen.source)
+        table.add_row(Text(frozen.name), str(frozen.width), Text(frozen.reason), Text(frozen.source))
     return table
 
 
