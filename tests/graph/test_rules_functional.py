@@ -153,7 +153,7 @@ def test_a_layer_norm_whose_number_is_used_otherwise_freezes() -> None:
             return super().forward(x) * self.normalized_shape[0] ** -0.5
 
     analysis = check(Net(lambda m, x: m["n"](x), n=Scaled(8)))
-    assert reasons(analysis)["stem"] == "normalized_shape is used for something else as well"
+    assert reasons(analysis)["stem"] == "the forward pass computes with parts.n.normalized_shape"
 
 
 def test_parts_of_a_size_that_a_module_holds_shrink_together() -> None:
@@ -198,7 +198,7 @@ def test_a_number_that_counts_two_things_freezes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([x[:, : self.n], x.new_zeros(len(x), self.n, 8, 8)], 1)
 
-    assert "used for something else" in reasons(check(Net(lambda m, x: m["t"](x), t=Apart())))["stem"]
+    assert "computes with parts.t.n" in reasons(check(Net(lambda m, x: m["t"](x), t=Apart())))["stem"]
 
 
 MOVES = {

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tests.support.models import images, zoo_analysis
 from understudy.core.errors import TraceError
-from understudy.graph.trace import Signature, source_line, trace
+from understudy.graph.fake import Signature, source_line
+from understudy.graph.trace import trace
 from understudy.models import zoo
 
 

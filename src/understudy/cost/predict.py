@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from understudy.core.architecture import Architecture
+from understudy.core.architecture import Architecture, Group
 from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.graph.analysis import Analysis
 from understudy.graph.channels import Labelled, Labels, ParameterPlan
+from understudy.graph.nodes import VIEWS, describe
 from understudy.graph.refit import Refit
 from understudy.graph.units import removed_paths
-from understudy.graph.walk import VIEWS, count, describe
 from understudy.surgery.build import kept_slots
 
 
@@ -76,8 +78,8 @@ def per_layer(analysis: Analysis, architecture: Architecture) -> dict[str, Layer
         sides: Any = analysis.trace.root.get_submodule(work.kernel_of).kernel_size if work.kernel_of else ()
         if work.kernel_of in dict(architecture.kernels):
             sides = (architecture.kernel(str(work.kernel_of)),) * work.kernel_dims
-        kernel = count(sides)
-        macs[work.layer] = macs.get(work.layer, 0) + work.constant * kernel * count(
+        kernel = math.prod(sides)
+        macs[work.layer] = macs.get(work.layer, 0) + work.constant * kernel * math.prod(
             int(kept[f].sum()) for f in work.factors
         )
     sizes = {name: _elements(plan, kept, architecture) for name, plan in refit.plan.parameters.items()}
@@ -97,7 +99,7 @@ def _elements(plan: ParameterPlan, kept: npt.NDArray[np.bool_], architecture: Ar
     sides = [int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in plan.dims]
     if plan.kernel_of in dict(architecture.kernels):
         sides[plan.kernel_from :] = [architecture.kernel(str(plan.kernel_of))] * (len(sides) - plan.kernel_from)
-    return count(sides)
+    return math.prod(sides)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,8 @@ class _Forms:
     its constant and K indices of forms; `kernel` names the layer whose size takes part, and how often.
     """
 
-    analysis: Analysis
+    groups: tuple[Group, ...]
+    batch: int
     forms: npt.NDArray[np.int64]
     parameters: _Products
     weight_bytes: _Products
@@ -120,7 +123,7 @@ class _Forms:
 
     def costs(self, architectures: Sequence[Architecture]) -> list[Cost]:
         """Return the costs of architectures that remove the same units."""
-        groups = self.analysis.space.groups
+        groups = self.groups
         chosen = [dict(a.widths) for a in architectures]
         slots = np.array([[c.get(g.name, g.width) // g.step for g in groups] + [1] for c in chosen], dtype=np.int64)
         values = slots.reshape(len(architectures), -1) @ self.forms.T
@@ -128,7 +131,7 @@ class _Forms:
         if (left != right).any():
             at = tuple(np.argwhere(left != right)[0])
             raise SurgeryError(f"{left[at]} and {right[at]} channels meet where a removal joins two groups")
-        batch = self.analysis.trace.batch
+        batch = self.batch
         kernels = [dict(a.kernels) for a in architectures]
         return [
             Cost(
@@ -197,8 +200,12 @@ class _Collector:
         return self.rows.setdefault(row.tobytes(), len(self.rows))
 
 
+# For each analysis, by the units that are removed.
+_COMPILED: WeakKeyDictionary[Analysis, dict[frozenset[str], _Forms]] = WeakKeyDictionary()
+
+
 def _forms(analysis: Analysis, architecture: Architecture) -> _Forms:
-    cache: dict[frozenset[str], _Forms] = analysis.__dict__.setdefault("_cost_forms", {})
+    cache = _COMPILED.setdefault(analysis, {})
     if architecture.removed not in cache:
         if len(cache) > 256:
             cache.clear()
@@ -218,7 +225,7 @@ def _compiled(analysis: Analysis, architecture: Architecture) -> _Forms:
         is_parameter = isinstance(tensor, nn.Parameter)
         if name in plans:
             plan = plans[name]
-            whole = count(d for d in plan.dims if isinstance(d, int))
+            whole = math.prod(d for d in plan.dims if isinstance(d, int))
             forms = [collect.form(d) for d in plan.dims if isinstance(d, np.ndarray)]
             kernel = None
             if plan.kernel_of is not None:
@@ -235,13 +242,14 @@ def _compiled(analysis: Analysis, architecture: Architecture) -> _Forms:
         kernel, constant = None, item.constant
         if item.kernel_of is not None:
             size = analysis.trace.root.get_submodule(item.kernel_of).kernel_size
-            constant *= count(size)  # type: ignore[arg-type]
+            constant *= math.prod(size)  # type: ignore[arg-type]
             kernel = (item.kernel_of, int(size[0]), item.kernel_dims)  # type: ignore[index]
         work.append((constant, [collect.form(f) for f in item.factors], kernel))
     meetings = [[collect.form(a), collect.form(b)] for a, b, _ in refit.met]
     tables = [collect.products(terms) for terms in (parameters, sizes, work)]
     return _Forms(
-        analysis=analysis,
+        groups=analysis.space.groups,
+        batch=analysis.trace.batch,
         parameters=tables[0],
         weight_bytes=tables[1],
         macs=tables[2],
@@ -262,6 +270,6 @@ def _live_bytes(analysis: Analysis, refit: Refit, collect: _Collector) -> npt.ND
         value, recorded = refit.plan.values[node], node.meta["value"]
         owns = node.op in ("call_module", "call_function", "call_method", "placeholder")
         if isinstance(value, Labelled) and owns and not refit.passes_by(node) and describe(node) not in VIEWS:
-            whole = count(s for s, n in zip(value.shape, value.labels.shape, strict=True) if n == 1)
+            whole = math.prod(s for s, n in zip(value.shape, value.labels.shape, strict=True) if n == 1)
             live[index : last[node] + 1] += whole * recorded.dtype.itemsize * collect.row(value.labels)
     return live

@@ -19,7 +19,7 @@ from torch import fx, nn
 from understudy.core.errors import ExportError
 from understudy.export.expressions import ATOM, CLOSE, IN_PLACE, OPEN, Expression, Writer, access, is_call, nodes_in
 from understudy.export.scopes import Calls, Scope, member_path
-from understudy.graph.trace import Signature, source_line
+from understudy.graph.fake import Signature, source_line
 
 _LONGEST, _DEEPEST = 88, 3
 _MEMBER = re.compile(r"\[\d+\]\(")

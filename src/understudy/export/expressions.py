@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from understudy.core.errors import ExportError
 from understudy.export.layers import literal
-from understudy.graph.trace import source_line
+from understudy.graph.fake import source_line
 
 # How tightly an expression holds together, as in Python's grammar.
 ATOM, POWER, UNARY, PRODUCT, SUM, SHIFT, AND, XOR, OR, COMPARISON = 20, 14, 13, 12, 11, 10, 9, 8, 7, 6

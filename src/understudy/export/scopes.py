@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from understudy.core.errors import ExportError
 from understudy.export.expressions import nodes_in, operands
+from understudy.graph.fake import Signature
 from understudy.graph.record import Recording
-from understudy.graph.trace import Signature
 
 
 @dataclass(eq=False)

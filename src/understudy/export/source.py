@@ -23,8 +23,9 @@ from understudy.export.expressions import HELPERS
 from understudy.export.lines import looped, merged
 from understudy.export.modules import Modules
 from understudy.export.scopes import Calls, Scope, is_chain, same_results
+from understudy.graph.fake import Signature
 from understudy.graph.record import record
-from understudy.graph.trace import Example, Signature
+from understudy.graph.trace import Example
 from understudy.surgery.masked import tensors_of
 
 Found = dict[str, list[tuple[Calls, Scope]]]

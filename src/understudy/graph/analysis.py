@@ -8,11 +8,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
 from understudy.graph.groups import Groups, find_groups
+from understudy.graph.magnitudes import slot_magnitudes
 from understudy.graph.refit import Refit
+from understudy.graph.retrace import checked
 from understudy.graph.trace import Example, Trace, trace
 from understudy.graph.units import layers_of, removed_paths, units_of
 
@@ -56,7 +59,7 @@ class Analysis:
         """The share of the parameters that lie in layers whose width can shrink, 0..1."""
         free = np.zeros(self.groups.slots + 1, dtype=bool)
         free[np.concatenate([*self.groups.slots_of, np.zeros(0, dtype=np.int64)])] = True
-        plans = self.groups.plan.parameters
+        plans = self.groups.parameters
         sizes = {name: p.numel() for name, p in self.teacher.named_parameters()}
         shrinking = (
             size
@@ -64,6 +67,19 @@ class Analysis:
             if name in plans and any(isinstance(d, np.ndarray) and free[d].any() for d in plans[name].dims)
         )
         return sum(shrinking) / max(sum(sizes.values()), 1)
+
+    @property
+    def magnitudes(self) -> npt.NDArray[np.float64]:
+        """The mean squared weight of each slot of the teacher as it is now, (slots,); see `slot_magnitudes`."""
+        teacher = self.teacher
+        state = tuple((id(p), p._version, float(p.detach().double().sum())) for p in teacher.parameters())
+        if self._weighed.get("state") != state:
+            self._weighed.update(state=state, magnitudes=slot_magnitudes(self.groups))
+        return self._weighed["magnitudes"]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _weighed(self) -> dict[str, Any]:
+        return {}
 
     @cached_property
     def _refits(self) -> dict[frozenset[str], Refit]:
@@ -103,7 +119,7 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
         TraceError: the teacher cannot be traced, or fails on the example, or the example is empty.
     """
     traced = trace(teacher, example, leaf_modules=leaf_modules)
-    return Analysis(trace=traced, groups=find_groups(traced), leaf_modules=leaf_modules)
+    return Analysis(trace=traced, groups=checked(find_groups(traced)), leaf_modules=leaf_modules)
 
 
 def _again(

@@ -107,6 +107,8 @@ class Plan:
     parts: MutableMapping[fx.Node, Part] = field(default_factory=dict)
     # Of plain values: the channels whose number they were computed from.
     sizes: MutableMapping[fx.Node, Labels] = field(default_factory=dict)
+    # Parameters whose shape the forward pass reads.
+    measured: set[str] = field(default_factory=set)
 
     @property
     def parameters(self) -> dict[str, ParameterPlan]:

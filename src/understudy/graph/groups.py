@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,11 @@ from torch import fx
 from understudy.core.architecture import Frozen, Group
 from understudy.graph import rules as _rules  # noqa: F401  fills the tables that Walk reads
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Part, Plan
-from understudy.graph.trace import Trace, map_structure, source_line
+from understudy.graph.compare import shapes_of
+from understudy.graph.fake import flat, map_structure, source_line
+from understudy.graph.nodes import describe
+from understudy.graph.numbers import Key
+from understudy.graph.trace import Trace
 from understudy.graph.walk import Walk
 
 
@@ -22,7 +27,8 @@ class Groups:
     """Which channels of a teacher go together. A slot is a set of channels that are tied, by number.
 
     `slots_of[i]` are the slots (ascending) of `groups[i]`; `emitted` are the slots of what each layer or
-    parameter brings into being; `plan` is the pass over the whole teacher, in slots.
+    parameter brings into being; `plan` is the pass over the whole teacher, in slots. `abandoned` are nodes whose rule
+    failed, and how; `computed` are numbers of modules that the forward pass computes with.
     """
 
     trace: Trace
@@ -32,6 +38,33 @@ class Groups:
     slots_of: tuple[Labels, ...]
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
+    abandoned: dict[fx.Node, str] = field(default_factory=dict)
+    computed: frozenset[Key] = frozenset()
+
+    def freezing(self, reasons: Mapping[str, tuple[str, str]]) -> Groups:
+        """Return it with more groups frozen, each by its name for a reason and at a source line."""
+        free = [(g, s) for g, s in zip(self.groups, self.slots_of, strict=True) if g.name not in reasons]
+        more = [Frozen(name=g.name, width=g.width, reason=reasons[g.name][0], source=reasons[g.name][1])
+                for g in self.groups if g.name in reasons]  # fmt: skip
+        return replace(
+            self,
+            groups=tuple(group for group, _ in free),
+            slots_of=tuple(slots for _, slots in free),
+            frozen=(*self.frozen, *more),
+        )
+
+    @cached_property
+    def numbers(self) -> dict[Key, Labels]:
+        """What each number of a module counts; the first use decides."""
+        found: dict[Key, Labels] = {}
+        for attribute in self.plan.attributes:
+            found.setdefault((attribute.module, attribute.name), attribute.labels)
+        return found
+
+    @cached_property
+    def parameters(self) -> dict[str, ParameterPlan]:
+        """How each parameter is cut."""
+        return self.plan.parameters
 
     @cached_property
     def sharers(self) -> dict[Any, list[fx.Node]]:
@@ -57,11 +90,32 @@ class Groups:
 class _Joiner(Walk):
     """The pass that ties: every channel starts as a label of its own, and ties join them."""
 
-    def __init__(self, traced: Trace) -> None:
+    def __init__(self, traced: Trace, before: _Joiner | None = None) -> None:
         super().__init__(traced)
         self.emitted: dict[str, Labels] = {}
         self.frozen: list[tuple[Labels, str, str]] = []
+        self.abandoned: dict[fx.Node, str] = {}
         self._parent: list[int] = []
+        self._emitters: dict[str, Part] = {}
+        if before is not None:  # labels are given out in the same order again
+            self.cuts = before.plan.parameters
+            self.counts = {key: labels for key, (labels, _, _) in before.counted.items()}
+
+    def verify(self, node: fx.Node) -> None:
+        foretold = [v.shape for v in flat(self.plan.values[node]) if isinstance(v, Labelled)]
+        if node not in self.abandoned and node.op != "get_attr" and foretold != shapes_of(node):
+            raise ValueError(f"it foretells {foretold} for {shapes_of(node)}")
+
+    def failed(self, node: fx.Node, error: Exception) -> Any:
+        """Freeze whatever the node's rule may have touched."""
+        reason = f"the rule for {describe(node)} failed: {error}"
+        part, self.part = self.part, Part()
+        cut = [labels for plan in part.parameters.values() for labels in plan.dims if isinstance(labels, np.ndarray)]
+        emitted = [self.emitted[name] for name, emitter in self._emitters.items() if emitter is part]
+        for labels in (*cut, *emitted, *(attribute.labels for attribute in part.attributes)):
+            self.freeze(labels, reason, node)
+        self.abandoned[node] = reason
+        return self.visit(node)
 
     def emit(self, name: str, size: int) -> Labels:
         if name not in self.emitted:
@@ -70,6 +124,7 @@ class _Joiner(Walk):
             fresh = np.arange(start, start + size) if size > 1 else np.full(1, FIXED)
             self._parent += range(start, start + size) if size > 1 else ()
             self.emitted[name] = fresh
+            self._emitters[name] = self.part
         return self.emitted[name]
 
     def tie(self, a: Labels, b: Labels, node: fx.Node) -> Labels:
@@ -82,11 +137,11 @@ class _Joiner(Walk):
                 self._join(x, y)
         return a
 
-    def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
+    def freeze(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
         held = np.unique(labels)
         held = held[held != FIXED]
         if held.size:
-            self.frozen.append((held, reason, source_line(node)))
+            self.frozen.append((held, reason, line or source_line(node)))
 
     def tied(self, labels: Labels) -> Labels:
         """Return the label that stands for all that each one is tied to so far, each once."""
@@ -112,17 +167,28 @@ def find_groups(traced: Trace) -> Groups:
     """Find out which channels of a traced teacher go together, and which must stay."""
     joiner = _Joiner(traced)
     plan = joiner.run()
+    # A second pass knows from the start how parameters are cut whose shape is read before they are used.
+    joiner = _Joiner(traced, joiner)
+    plan = joiner.run()
     _, slots = np.unique(joiner.roots(), return_inverse=True)
     total = int(slots.max()) + 1 if slots.size else 0
     emitted = {name: _renamed(labels, slots) for name, labels in joiner.emitted.items()}
     plan = _renamed_plan(plan, slots)
-    reasons: dict[int, tuple[str, str]] = {}
+    reasons: dict[int, tuple[str, str]] = dict.fromkeys(range(total if traced.opaque else 0), (traced.opaque, ""))
     for labels, reason, source in joiner.frozen:
         for slot in _renamed(labels, slots).tolist():
             reasons.setdefault(slot, (reason, source))
     groups, slots_of, frozen = _named(_by_signature(emitted, plan, total), emitted, plan, reasons)
     return Groups(
-        trace=traced, plan=plan, emitted=emitted, slots=total, slots_of=slots_of, groups=groups, frozen=frozen
+        trace=traced,
+        plan=plan,
+        emitted=emitted,
+        slots=total,
+        slots_of=slots_of,
+        groups=groups,
+        frozen=frozen,
+        abandoned=joiner.abandoned,
+        computed=joiner.computed,
     )
 
 
@@ -150,6 +216,7 @@ def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
         values={node: map_structure(v, value) for node, v in plan.values.items()},
         parts={node: part(p) for node, p in plan.parts.items()},
         sizes={node: np.unique(_renamed(labels, slots)) for node, labels in plan.sizes.items()},
+        measured=plan.measured,
     )
 
 

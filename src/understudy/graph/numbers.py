@@ -1,29 +1,78 @@
-"""Integers that a module holds and its forward pass uses: the trace knows them again where they count channels.
+"""Integers that a module holds and the forward pass reads: the trace knows them again where they count channels.
 
-`self.width` in `torch.split(x, self.width, 1)` is such a number: a student's module holds a smaller one.
+`self.width` in `torch.split(x, self.width, 1)` is such a number, and so is `self.conv.out_channels`: a student's
+module holds a smaller one. What Python computes from it is a plain number, in the student another one, so it is noted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 Key = tuple[str, str]  # path of the module, name of the attribute
+# Frames between the user's line and what is recorded; the last two check types where that is on.
+RECORDERS = ("/torch/", "/understudy/graph/", "/numpy/", "/jaxtyping/", "beartype", "<@beartype")
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a module was called: the numbers of its arguments, and the node of the first positional one."""
+
+    positional: int
+    named: int
+    first: str | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one argument, given by position."""
+        return (self.positional, self.named) == (1, 0)
+
+
+@dataclass(eq=False)
+class Watch:
+    """What the forward pass reads of its modules while it is recorded; filled while `on`."""
+
+    on: bool = False
+    spoiled: dict[Key, str] = field(default_factory=dict)  # numbers that Python computes with, and the line
+    read: dict[str, dict[str, str]] = field(default_factory=dict)  # path -> attributes read by others, and the line
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    # What each module was called with, by the names of its parameters; keys as in `node.meta["nn_module_stack"]`.
+    given: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asks_mode: bool = False  # whether a module that is looked into reads `training`
+    inside: Callable[[], set[str]] = set  # the paths of the modules whose forward runs
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not the forward pass."""
+        on, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = on
+
+    def spoil(self, key: Key) -> None:
+        """Note that Python computes with a number."""
+        if self.on:
+            self.spoiled.setdefault(key, user_line())
 
 
 class Number(int):
-    """An integer attribute of a module. What is computed from it is a plain number, and leaves a note in `spoiled`."""
+    """An integer attribute of a module. What is computed from it is a plain number, and leaves a note in `watch`."""
 
     module: str
     name: str
-    spoiled: set[Key]
+    watch: Watch
 
-    def __new__(cls, value: int, module: str, name: str, spoiled: set[Key]) -> Number:
+    def __new__(cls, value: int, module: str, name: str, watch: Watch) -> Number:
         """Return the number as the attribute of that name of the module at that path."""
         made = super().__new__(cls, value)
-        made.module, made.name, made.spoiled = module, name, spoiled
+        made.module, made.name, made.watch = module, name, watch
         return made
 
     @property
@@ -38,46 +87,81 @@ class Number(int):
         return self
 
     def __reduce__(self) -> Any:
-        return int, (int(self),)
+        return int, (plain(self),)
 
 
 def _spoiling(name: str) -> Callable[..., Any]:
-    plain = getattr(int, name)
+    compute_plain = getattr(int, name)
 
     def compute(self: Number, *others: Any) -> Any:
-        self.spoiled.add(self.key)
-        return plain(int(self), *(int(other) if isinstance(other, Number) else other for other in others))
+        result = compute_plain(plain(self), *(plain(other) for other in others))
+        # What meets a proxy becomes a node of the graph, which the walk looks at.
+        if not (result is NotImplemented and isinstance(others[0], fx.Proxy)):
+            self.watch.spoil(self.key)
+        return result
 
     return compute
 
 
-for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
-    for _side in (f"__{_name}__", f"__r{_name}__"):
-        setattr(Number, _side, _spoiling(_side))
-setattr(Number, "__neg__", _spoiling("__neg__"))  # noqa: B010  as the ones above
-
-
-def track_numbers(root: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> set[Key]:
-    """Put a Number in the place of every integer attribute of modules whose forward pass is looked into.
-
-    A tuple of one integer counts as one, as the shape does that a layer norm holds.
-
-    Returns:
-        Where the numbers are kept that the forward pass computes with; filled while it runs.
-    """
-    spoiled: set[Key] = set()
-    for path, module in root.named_modules():
-        if is_leaf(module, path):
-            continue
-        for name, value in list(vars(module).items()):
-            single = type(value) is tuple and len(value) == 1 and type(value[0]) is int
-            if name.startswith("_") or not (single or type(value) is int):
-                continue
-            number = Number(value[0] if single else value, path, name, spoiled)
-            vars(module)[name] = (number,) if single else number
-    return spoiled
+_BINARY = ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "divmod", "lshift", "rshift", "and", "or", "xor")
+_ALONE = ("neg", "pos", "abs", "invert", "int", "float", "bool", "round", "trunc", "floor", "ceil")
+_OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "format", "str", "repr")
+# All but __index__ and __hash__, which torch and fx need: what they let through is found by `retrace`.
+for _name in (*_BINARY, *(f"r{_name}" for _name in _BINARY), *_ALONE, *_OTHERS):
+    setattr(Number, f"__{_name}__", _spoiling(f"__{_name}__"))
+setattr(Number, "__hash__", int.__hash__)  # noqa: B010  defining equality has taken it away
 
 
 def plain(value: Any) -> Any:
     """Return a Number as the plain integer that it is, and anything else as it is."""
-    return int(value) if isinstance(value, Number) else value
+    return int.__int__(value) if isinstance(value, Number) else value
+
+
+@contextmanager
+def watching(root: nn.Module, watch: Watch, is_leaf: Callable[[nn.Module, str], bool]) -> Iterator[None]:
+    """Let every integer attribute that is read of a module be a Number, and note what is read from outside of it.
+
+    A tuple of one integer counts as one, as the shape does that a layer norm holds. The modules are left as they are.
+    """
+    paths = {id(module): path for path, module in root.named_modules()}
+    looked_into = {id(module) for path, module in root.named_modules() if path == "" or not is_leaf(module, path)}
+
+    def read(module: nn.Module, name: str) -> Any:
+        if not watch.on or name.startswith("__") or (path := paths.get(id(module))) is None:
+            return object.__getattribute__(module, name)
+        if name == "training":
+            watch.asks_mode |= id(module) in looked_into
+        elif path and (name == "_modules" or not hasattr(_IDENTITY, name)) and path not in watch.inside():
+            watch.read.setdefault(path, {}).setdefault(name, user_line())
+        return _numbered(module, path, name, object.__getattribute__(module, name), watch)
+
+    setattr(nn.Module, "__getattribute__", read)  # noqa: B010  as fx does with __getattr__ while it traces
+    try:
+        yield
+    finally:
+        delattr(nn.Module, "__getattribute__")
+
+
+_IDENTITY = nn.Identity()
+
+
+def _numbered(module: nn.Module, path: str, name: str, value: Any, watch: Watch) -> Any:
+    if name.startswith("_") or name not in object.__getattribute__(module, "__dict__"):
+        return value
+    if type(value) is int:
+        return Number(value, path, name, watch)
+    if type(value) is tuple and len(value) == 1 and type(value[0]) is int:
+        return (Number(value[0], path, name, watch),)
+    return value
+
+
+def user_line() -> str:
+    """Return "file.py:12: code" of the innermost line of the user's that runs now, or "" if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not any(part in file for part in RECORDERS) and not file.startswith("<"):
+            code = linecache.getline(file, frame.f_lineno).strip()
+            return f"{file.rsplit('/', 1)[-1]}:{frame.f_lineno}: {code}".removesuffix(": ")
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from understudy.core.errors import TraceError
-from understudy.graph.trace import Example, _check, _explain, _recorded, _Tracer, named_inputs
+from understudy.graph.trace import Example, check_example, copy_to_trace, explain, record_example
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +32,12 @@ def record(
     Raises:
         TraceError: the forward pass fails on the example, or branches on a value, or the example is empty.
     """
-    _check(module, example)
-    root = copy.deepcopy(module).train(training)
-    tracer = _Tracer(named_inputs(root, example), leaf_modules)
+    check_example(module, example)
+    root = copy_to_trace(module).train(training)
     try:
-        with torch.random.fork_rng(devices=[]):
-            graph, _ = _recorded(root, example, tracer)
+        graph, watch = record_example(root, example, leaf_modules)
     except TraceError:
         raise
     except Exception as error:
-        raise TraceError(_explain(root, example, error)) from error
-    return Recording(root=root, graph=graph, calls=tracer.calls)
+        raise TraceError(explain(root, example, error)) from error
+    return Recording(root=root, graph=graph, calls=watch.given)

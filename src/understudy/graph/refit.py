@@ -11,9 +11,10 @@ import numpy as np
 from torch import fx
 
 from understudy.core.errors import SurgeryError
-from understudy.graph.channels import FIXED, Labelled, Labels, Plan
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Plan
+from understudy.graph.fake import source_line
 from understudy.graph.groups import Groups
-from understudy.graph.trace import source_line
+from understudy.graph.numbers import Key
 from understudy.graph.walk import Walk
 
 _COPIES = 400  # joined channels may be so many times those of the whole teacher
@@ -31,6 +32,7 @@ class Refit(Walk):
         super().__init__(groups.trace, removed=removed)
         self.met: list[tuple[Labels, Labels, fx.Node]] = []
         self._groups = groups
+        self.abandoned, self.cuts, self.counts = groups.abandoned, groups.parameters, groups.numbers
         self._strict = strict
         before = groups.plan
         self.plan = Plan(
@@ -81,7 +83,22 @@ class Refit(Walk):
         self.met.append((a, b, node))
         return a
 
-    def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
+    def parameter(self, name: str, plan: ParameterPlan, node: fx.Node) -> None:
+        """As a pass over the teacher; a parameter whose shape is read keeps its channels."""
+        super().parameter(name, plan, node)
+        name = self.trace.names.get(name, name)
+        before = self._groups.parameters.get(name)
+        if name in self._groups.plan.measured and before is not None and not same_dims(before.dims, plan.dims):
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): the shape of {name} is read elsewhere")
+
+    def count_in(self, key: Key, labels: Labels, node: fx.Node, *, per: int = 1) -> None:
+        """As a pass over the teacher; a number that the forward pass computes with keeps what it counts."""
+        super().count_in(key, labels, node, per=per)
+        before = self._groups.numbers.get(key)
+        if key in self._groups.computed and not (before is not None and np.array_equal(before, labels)):
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): {key[1]} of {key[0]} is computed with")
+
+    def freeze(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
         """Pass slots that stay anyway; others that a removal brings here must not shrink."""
         held = labels[labels != FIXED]
         if not np.setdiff1d(held, self._groups.held).size:
@@ -102,6 +119,17 @@ class Refit(Walk):
     def passes_by(self, node: fx.Node) -> bool:
         """Return whether a node is inside a removed module."""
         return self.bypass(node) is not None
+
+
+def same_dims(one: tuple[Labels | int, ...], other: tuple[Labels | int, ...]) -> bool:
+    """Return whether a parameter is cut alike in two ways of cutting it."""
+    return len(one) == len(other) and all(map(_same_dim, one, other))
+
+
+def _same_dim(a: Labels | int, b: Labels | int) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a is b or np.array_equal(a, b)
+    return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and a == b
 
 
 def _same(a: Any, b: Any) -> bool:

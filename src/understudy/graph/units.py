@@ -14,9 +14,10 @@ from understudy.core.architecture import Layer, Unit
 from understudy.core.errors import SurgeryError
 from understudy.graph.channels import Labelled
 from understudy.graph.groups import Groups
+from understudy.graph.nodes import describe, enclosing_modules, entry_nodes, inside
 from understudy.graph.refit import Refit
+from understudy.graph.retrace import asked_types
 from understudy.graph.trace import Trace
-from understudy.graph.walk import describe, enclosing_modules, entry_nodes, inside
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (
@@ -92,7 +93,7 @@ def layers_of(groups: Groups) -> tuple[Layer, ...]:
                 skip_start=starts[index],
                 skip_end=ends[index],
                 group=owners.pop() if len(owners) == 1 else None,
-                kernels=_legal_kernels(module) if site.nodes[0].op == "call_module" else (),
+                kernels=_legal_kernels(module) if _owns_kernel(groups, site) else (),
             )
         )
     return tuple(rows)
@@ -120,10 +121,13 @@ def units_of(groups: Groups) -> tuple[Unit, ...]:
     units += [Unit(name=s.name, kind="pool", layers=(s.name,)) for s in pools]
     blocks = list(_blocks(groups, sites, ends))
     units += blocks + list(_branches(groups, sites, ends, {unit.layers for unit in blocks}))
+    asked = asked_types(groups.trace)
+    units = [unit for unit in units if not asked.intersection(removed_paths(unit))]
     offered = [unit for unit in units if _fits(groups, unit, strict=True)]
     alone = (*_NORMS, *_ACTIVATIONS, *_AVERAGE_POOLS, nn.Linear)
     singles = [s for s in free if isinstance(s.module, alone) and s.name not in first]
-    layers = [Unit(name=f"layer:{s.name}", kind="layer", layers=(s.name,)) for s in convs + pools + singles]
+    single = [s.name for s in convs + pools + singles if s.name not in asked]
+    layers = [Unit(name=f"layer:{name}", kind="layer", layers=(name,)) for name in single]
     offered += [unit for unit in layers if _fits(groups, unit, strict=False)]
     order = {site.name: index for index, site in enumerate(sites)}
     return tuple(sorted(offered, key=lambda u: (order[u.layers[0]], -len(u.layers), u.kind)))
@@ -198,6 +202,15 @@ def _legal_kernels(module: nn.Module) -> tuple[int, ...]:
     kernel, padding, dilation = (part[0] for part in parts)
     sizes = tuple(k for k in range(1, kernel + 1, 2) if padding >= dilation * (kernel - k) // 2)
     return sizes if len(sizes) > 1 else ()
+
+
+def _owns_kernel(groups: Groups, site: _Site) -> bool:
+    """Return whether nothing but the layer's own call depends on its kernel's size."""
+    name, trace = site.name, groups.trace
+    weight = groups.parameters.get(f"{name}.weight")
+    shared = list(trace.names.values()).count(f"{name}.weight") > 1 or f"{name}.weight" in trace.overlapping
+    own = site.nodes[0].op == "call_module" and weight is not None and weight.kernel_of == name
+    return own and not shared and name not in trace.read
 
 
 def _chain(conv: _Site, owner: dict[fx.Node, _Site]) -> tuple[str, ...]:
@@ -298,11 +311,21 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _fits(groups: Groups, unit: Unit, *, strict: bool) -> bool:
+    if not all(_can_be_left_out(groups.trace, path) for path in removed_paths(unit)):
+        return False
     try:
         Refit(groups, frozenset(removed_paths(unit)), strict=strict).run()
     except SurgeryError:
         return False
     return True
+
+
+def _can_be_left_out(trace: Trace, path: str) -> bool:
+    """Return whether an identity can stand in for a module: nobody reads of it, and what passes is given first."""
+    if path in trace.read:
+        return False
+    entries = {node.name for graph in trace.graphs for node in entry_nodes(trace, path, graph)[:1]}
+    return all(call.is_plain or (call.first in entries) for call in trace.calls.get(path, ()))
 
 
 def _skips(trace: Trace, sites: list[_Site]) -> tuple[list[int], list[int]]:

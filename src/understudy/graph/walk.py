@@ -8,10 +8,8 @@ and serve two passes: `groups.py` finds out what is tied, `surgery.py` refits wh
 
 from __future__ import annotations
 
-import math
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -23,19 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.core.errors import SurgeryError
 from understudy.graph.channels import FIXED, Attribute, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Work
+from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
+from understudy.graph.nodes import describe, enclosing_modules, entry_nodes
 from understudy.graph.numbers import Key, Number, plain
-from understudy.graph.trace import Signature, Trace, map_structure, run_fake, source_line
+from understudy.graph.told import follow_sizes
+from understudy.graph.trace import Trace, hooks_of
 
-# Operations whose result shares its input's memory.
-VIEWS = frozenset(
-    (
-        *("flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "getitem", "chunk"),
-        *("split", "detach", "unbind", "expand", "expand_as", "view_as", "movedim", "swapaxes"),
-    )
-)
-# Operations that give sizes to what they get; any other one that gets a size computes with it.
-_RESIZING = frozenset(("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as"))
-_NONE = np.zeros(0, dtype=np.int64)
 Rule = Callable[..., Any]
 # Operation -> rule, filled by `understudy.rules`: a module class, a function, or the name of a tensor method.
 MODULE_RULES: dict[type[nn.Module], Rule] = {}
@@ -52,10 +43,15 @@ class Walk(ABC):
         self.trace = trace
         self.plan = Plan()
         self.part = Part()
-        self._known: dict[str, ParameterPlan] = {}
-        self._counted: dict[Key, tuple[Labels, int, fx.Node]] = {}
+        self.known: dict[str, ParameterPlan] = {}
+        self.counted: dict[Key, tuple[Labels, int, fx.Node]] = {}
         self._read: set[Key] = set()
-        self._pinned: set[Key] = set()
+        self._pinned: dict[Key, str] = {}
+        # Nodes whose rule failed, and how.
+        self.abandoned: Mapping[fx.Node, str] = {}
+        # What a number of a module counts, and how a parameter is cut, before the walk has come there.
+        self.counts: Mapping[Key, Labels] = {}
+        self.cuts: Mapping[str, ParameterPlan] = {}
         self._removed = removed
 
     @abstractmethod
@@ -67,8 +63,8 @@ class Walk(ABC):
         """Demand that two arrays of labels keep the same indices; return the one to go on with."""
 
     @abstractmethod
-    def freeze(self, labels: Labels, reason: str, node: fx.Node) -> None:
-        """Demand that every channel in `labels` stays."""
+    def freeze(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
+        """Demand that every channel in `labels` stays, because of a node or of a line of the forward pass."""
 
     def joins(self, size: int, dim: int, node: fx.Node) -> None:  # noqa: B027  most passes allow any
         """Hear how many channels a concatenation is about to make along one dimension."""
@@ -83,9 +79,12 @@ class Walk(ABC):
             self.tie(rows[:, 0], rows[:, column], node)
 
     def parameter(self, name: str, plan: ParameterPlan, node: fx.Node) -> None:
-        """Record how a parameter is cut; one that is used twice is cut in one way."""
+        """Record how a parameter is cut; one that is used twice, or that has two names, is cut in one way."""
+        name = self.trace.names.get(name, name)
         self.part.parameters[name] = plan
-        known = self._known.setdefault(name, plan)
+        known = self.known.setdefault(name, plan)
+        for labels in plan.dims if name in self.trace.overlapping else ():
+            self.freeze(np.asarray(labels), "a parameter lies in the memory of another one", node)
         if known is plan:
             return
         for a, b in zip(known.dims, plan.dims, strict=True):
@@ -98,7 +97,7 @@ class Walk(ABC):
     def count_in(self, key: Key, labels: Labels, node: fx.Node, *, per: int = 1) -> None:
         """Let a number of a module be how many of `labels` stay, divided by `per`."""
         self.part.attributes.append(Attribute(*key, labels, per))
-        known, times, _ = self._counted.setdefault(key, (labels, per, node))
+        known, times, _ = self.counted.setdefault(key, (labels, per, node))
         if times == per and len(known) == len(labels):
             self.tie(known, labels, node)
         else:
@@ -148,62 +147,42 @@ class Walk(ABC):
         for graph in self.trace.graphs:
             for node in graph.nodes:
                 self.step(node)
-        for key in self._pinned | self.trace.spoiled:
-            if key in self._counted:
-                labels, _, node = self._counted[key]
-                self.freeze(labels, f"{key[1]} is used for something else as well", node)
+        for key, line in {**self._pinned, **self.trace.spoiled}.items():
+            if key in self.counted:
+                labels, _, node = self.counted[key]
+                self.freeze(labels, f"the forward pass computes with {'.'.join(filter(None, key))}", node, line)
         return self.plan
+
+    @property
+    def computed(self) -> frozenset[Key]:
+        """The numbers of modules that the forward pass computes with."""
+        return frozenset((*self._pinned, *self.trace.spoiled))
 
     def step(self, node: fx.Node) -> None:
         """Visit one node and keep its value and part; what only training runs costs nothing."""
         self.part, self._read = Part(), set()
         try:
             self.plan.values[node] = self.visit(node)
+            self.verify(node)
         except SurgeryError:
             raise
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            raise SurgeryError(f"at node {node.name} ({source_line(node)}): {error}") from error
-        self._follow_sizes(node)
+        except Exception as error:
+            self.plan.values[node] = self.failed(node, error)
+        follow_sizes(self, node)
         if node.graph is not self.trace.graph:
             self.part.work = []
         self.plan.parts[node] = self.part
 
-    def _follow_sizes(self, node: fx.Node) -> None:
-        """Note whose number a plain value tells; channels stay if theirs is used as a value, or for other tensors."""
-        counted = [self.plan.sizes[n] for n in node.all_input_nodes if n in self.plan.sizes]
-        makes = _any_tensor(self.plan.values[node])
-        told = _NONE if makes else self._told(node, counted)
-        if node.meta.get("escapes"):
-            self.freeze(told, "Python computes with their number", node)
-        if makes and counted and node.op != "output" and self.bypass(node) is None:
-            labels, name = np.concatenate(counted), describe(node)
-            inputs = [self.plan.values[n] for n in node.all_input_nodes]
-            own = np.concatenate([_NONE, *(v.labels.ravel() for v in inputs if isinstance(v, Labelled))])
-            if name not in _RESIZING:
-                self.freeze(labels, f"{name} computes with their number", node)
-            elif not np.isin(self.tied(labels), self.tied(own)).all():
-                self.freeze(np.concatenate([labels, own]), f"{name} sizes other channels by their number", node)
-        if told.size or node in self.plan.sizes:
-            self.plan.sizes[node] = np.unique(told)
+    def verify(self, node: fx.Node) -> None:  # noqa: B027  only the teacher's own pass can
+        """Raise an error if the rule of a node has not foretold what the teacher was seen to do."""
 
-    def _told(self, node: fx.Node, counted: list[Labels]) -> Labels:
-        """Return the channels whose number a plain value was computed from."""
-        near = node.args[0] if node.args else None
-        if isinstance(near, fx.Node) and describe(node) == "getitem" and (measured := self._measured(near)) is not None:
-            return _along(measured, range(len(measured.shape))[node.args[1]])  # type: ignore[index]
-        measured = self._measured(node)
-        if measured is not None:
-            dim = node.args[1] if describe(node) == "size" and len(node.args) > 1 else node.kwargs.get("dim")
-            return _along(measured, range(len(measured.shape)) if dim is None else dim)
-        return np.concatenate([_NONE, *counted])
+    def failed(self, node: fx.Node, error: Exception) -> Any:
+        """Return the value of a node whose rule failed.
 
-    def _measured(self, node: fx.Node) -> Labelled | None:
-        """Return the tensor whose shape, size or number of elements a node is."""
-        shape = node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
-        if shape or (node.op == "call_method" and node.target in ("size", "numel")):
-            value = self.plan.values[node.args[0]]  # type: ignore[index]
-            return value if isinstance(value, Labelled) else None
-        return None
+        Raises:
+            SurgeryError: nothing can be said of what comes behind it.
+        """
+        raise SurgeryError(f"at node {node.name} ({source_line(node)}): {error}") from error
 
     def recorded(self, node: fx.Node) -> Any:
         """Return the teacher's value at a node: a Signature, a plain value, or a structure of them."""
@@ -232,25 +211,36 @@ class Walk(ABC):
 
     def outcome(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Return the operation's result for these inputs: as recorded where the shapes are the teacher's."""
+        same = self._is_as_recorded(node, args, kwargs)
+        return self.recorded(node) if same else self.rerun(node, args, kwargs)
+
+    def _is_as_recorded(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
         now = map_structure((args, kwargs), _shape_of)
         was = map_structure(fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"]), _shape_of)
-        return self.recorded(node) if now == was else self.rerun(node, args, kwargs)
+        return bool(now == was)
 
-    def spatial(self, node: fx.Node, x: Labelled) -> tuple[int, ...]:
-        """Return the output's sizes behind dimension 1 of an operation that keeps channels apart."""
+    def spatial(self, node: fx.Node, x: Labelled, dims: int) -> tuple[int, ...]:
+        """Return the output's last `dims` sizes of an operation that keeps all channels before them apart."""
         was = self.recorded(node.all_input_nodes[0])
-        if x.shape[2:] == was.shape[2:]:
-            return tuple(self.recorded(node).shape[2:])
-        teachers = Labelled.fixed((*was.shape[:2], *x.shape[2:]))
+        if x.shape[-dims:] == was.shape[-dims:]:
+            return tuple(self.recorded(node).shape[-dims:])
+        teachers = Labelled.fixed((*was.shape[:-dims], *x.shape[-dims:]))
         args = fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
         args = map_structure(args, lambda v: teachers if v is x else v)
-        return tuple(self.rerun(node, *args).shape[2:])
+        return tuple(self.rerun(node, *args).shape[-dims:])
 
     def give_up(self, node: fx.Node, args: Any, kwargs: Any, reason: str) -> Any:
         """Freeze whatever an operation touches and return its result without channels."""
         map_structure((args, kwargs), lambda v: self._freeze_value(v, reason, node))
+        if node.op == "call_module":
+            module = self.trace.root.get_submodule(str(node.target))
+            own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+            for name, tensor in own:
+                self.parameter(f"{node.target}.{name}", ParameterPlan(tuple(tensor.shape)), node)
         with FlopCounterMode(display=False) as counter:
             outcome = self.rerun(node, args, kwargs)
+        if self._is_as_recorded(node, args, kwargs):
+            outcome = self.recorded(node)
         if counter.get_total_flops():
             self.part.work.append(Work(describe(node), counter.get_total_flops() // 2))
         return map_structure(outcome, lambda v: Labelled.fixed(v.shape) if isinstance(v, Signature) else v)
@@ -268,14 +258,18 @@ class Walk(ABC):
             value = self.recorded(node)
             return map_structure(value, lambda v: Labelled.fixed(v.shape) if isinstance(v, Signature) else v)
         if node.op == "get_attr":
-            value = self.recorded(node)
-            return ParameterUse(str(node.target), value.shape) if isinstance(value, Signature) else value
+            value, name = self.recorded(node), str(node.target)
+            if isinstance(value, Signature) and name not in self.trace.names:
+                return Labelled.fixed(value.shape)  # made in the forward pass, or a plain attribute of a module
+            return ParameterUse(name, value.shape) if isinstance(value, Signature) else value
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
         if node.op == "output":
             return map_structure(args[0], lambda v: self._freeze_value(v, "it is an output", node))
         bypass = self.bypass(node)
         if bypass is not None:
             return self.plan.values[bypass]
+        if node in self.abandoned:
+            return self.give_up(node, args, kwargs, self.abandoned[node])
         return self._apply(node, args, kwargs)
 
     def bypass(self, node: fx.Node) -> fx.Node | None:
@@ -286,38 +280,43 @@ class Walk(ABC):
         return None
 
     def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        rule, name = self._rule(node)
-        flat: list[Any] = []
-        map_structure((args, kwargs), flat.append)
-        if node.op == "call_module":
-            args = (self.trace.root.get_submodule(str(node.target)), *args)
-        elif not any(isinstance(v, Labelled | ParameterUse) for v in flat):
+        rule, why = self._rule(node)
+        given = flat((args, kwargs))
+        if node.op != "call_module" and not any(isinstance(v, Labelled | ParameterUse) for v in given):
             return self._plain(node, args, kwargs)
         if rule is None:
-            args = args[1:] if node.op == "call_module" else args
-            value = self.give_up(node, args, kwargs, f"no rule for the {name}")
+            value = self.give_up(node, args, kwargs, why)
         else:
             if rule not in PARAMETER_RULES:
                 uses = (args, kwargs)
                 args, kwargs = map_structure(
                     uses, lambda v: self.as_tensor(v, node) if isinstance(v, ParameterUse) else v
                 )
+            if node.op == "call_module":
+                args = (self.trace.root.get_submodule(str(node.target)), *args)
             value = rule(self, node, *args, **kwargs)
-        self._pinned |= {v.key for v in flat if isinstance(v, Number)} - self._read
+        for number in given:
+            if isinstance(number, Number) and number.key not in self._read:
+                self._pinned.setdefault(number.key, source_line(node))
         return value
 
     def _rule(self, node: fx.Node) -> tuple[Rule | None, str]:
-        """Return a node's rule, and what to call its operation."""
+        """Return a node's rule, and why its channels freeze if there is none."""
         if node.op == "call_module":
             module = self.trace.root.get_submodule(str(node.target))
-            return MODULE_RULES.get(type(module)), f"module {type(module).__name__}"
+            kind = f"module {type(module).__name__}"
+            if "forward" in vars(module):
+                return None, f"the forward of the {kind} was replaced"
+            if hooks_of(module):
+                return None, f"the {kind} has hooks"
+            return MODULE_RULES.get(type(module)), f"no rule for the {kind}"
         rule = CALL_RULES.get(node.target)
         if isinstance(node.target, type) and (is_dataclass(node.target) or issubclass(node.target, tuple)):
-            return _gathered, describe(node)
+            return _gathered, ""
         if rule is None and node.op == "call_function":
             target = node.target
             rule = CALL_RULES.get(f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}")
-        return rule, f"operation {describe(node)}"
+        return rule, f"no rule for the operation {describe(node)}"
 
     def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Sizes and other plain values are computed; tensors made of nothing have no channels."""
@@ -339,64 +338,5 @@ def _gathered(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     return (*args, *kwargs.values())
 
 
-def describe(node: fx.Node) -> str:
-    """Return the name of a node's operation as a user would write it."""
-    if node.op == "call_function":
-        return str(getattr(node.target, "__name__", node.target))
-    return str(node.target)
-
-
-def is_in_place(node: fx.Node) -> bool:
-    """Return whether an operation of the forward pass overwrites its first argument."""
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    if node.op == "call_function":
-        name = describe(node)
-        return name in _IN_PLACE or bool(node.kwargs.get("inplace")) or name.endswith("_")
-    return False
-
-
-_IN_PLACE = frozenset(f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor"))
-
-
-def enclosing_modules(node: fx.Node) -> tuple[str, ...]:
-    """Return the paths of the modules whose forward a node belongs to, outermost first."""
-    return tuple(node.meta.get("nn_module_stack", {}))
-
-
-def inside(node: fx.Node, path: str) -> bool:
-    """Return whether a node belongs to the forward of the module at `path`."""
-    return path in node.meta.get("nn_module_stack", {})
-
-
-def entry_nodes(trace: Trace, path: str, graph: fx.Graph | None = None) -> tuple[fx.Node, ...]:
-    """Return the nodes outside a module whose values its forward reads, parameters aside."""
-    members = [node for node in trace.members.get(path, ()) if node.graph is (graph or trace.graph)]
-    outside = (n for member in members for n in member.all_input_nodes if not inside(n, path) and n.op != "get_attr")
-    return tuple(dict.fromkeys(outside))
-
-
-def _along(x: Labelled, dims: Any) -> Labels:
-    """Return the channels that a tensor has along one dimension or several."""
-    asked = {d % len(x.shape) for d in ([dims] if isinstance(dims, int) else dims)}
-    return x.labels[x.labels != FIXED] if asked & set(x.varying) else _NONE
-
-
-def _any_tensor(value: Any) -> bool:
-    found: list[Any] = []
-    map_structure(value, found.append)
-    return any(isinstance(v, Labelled) for v in found)
-
-
 def _shape_of(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Labelled | ParameterUse | Signature) else value
-
-
-def count(sizes: Iterable[int]) -> int:
-    """Return the product of sizes."""
-    return math.prod(sizes)
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """Return the parameter, buffer or module at a dotted path."""
-    return operator.attrgetter(path)(root) if path else root

@@ -86,7 +86,7 @@ class Pruning:
         gated = Gated(self.task.analysis, network)
         groups, slots = self._decided(gated)
         steps = method.training.epochs * -(-len(lesson.split) // method.training.batch_size)
-        known = torch.from_numpy(surgery.slot_magnitudes(self.task.analysis))[slots]
+        known = torch.from_numpy(self.task.analysis.magnitudes)[slots]
         usage = self._usage()
         by_cost = self.rules.worth == "cost" and self._each_layer_costs()
         agents = Agents(groups, self.rules, examples=len(lesson.split), steps=steps, magnitudes=known, together=by_cost)
@@ -101,7 +101,7 @@ class Pruning:
         learner.cpu()
         analysis = self._analysed(network)
         weights = agents.weights
-        magnitudes = torch.from_numpy(surgery.slot_magnitudes(analysis))[learner.slots]
+        magnitudes = torch.from_numpy(analysis.magnitudes)[learner.slots]
         architecture = self._chosen(groups, weights, magnitudes, usage)
         self._prove(analysis, architecture, gated)
         parts = weights.split([group.width // group.step for group in groups])

@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from understudy.graph.analysis import Analysis
-from understudy.graph.trace import map_structure
+from understudy.graph.fake import map_structure
 
 Inputs = Mapping[str, Any]
 _SMALL = 32  # pixels; smaller images are not tried

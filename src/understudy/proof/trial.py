@@ -17,7 +17,8 @@ from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis
-from understudy.graph.trace import map_structure, named_inputs
+from understudy.graph.fake import map_structure
+from understudy.graph.trace import named_inputs
 from understudy.proof.shaken import Inputs, call, inputs_like, laboratory, settle, shaken, sides
 from understudy.surgery.build import build, inherits_all, kept_slots, rebuild
 from understudy.surgery.masked import Masked, rimmed, tensors_of

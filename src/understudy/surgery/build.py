@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
 from understudy.graph.analysis import Analysis
-from understudy.graph.channels import FIXED, Labels, ParameterPlan
-from understudy.graph.refit import Refit
-from understudy.graph.trace import source_line
+from understudy.graph.channels import ParameterPlan
+from understudy.graph.copies import copied, tensor_at
+from understudy.graph.fake import source_line
+from understudy.graph.nodes import VIEWS, describe, inside, is_in_place
+from understudy.graph.refit import Refit, same_dims
+from understudy.graph.retrace import set_counts
 from understudy.graph.units import removed_paths, silenced_path
-from understudy.graph.walk import VIEWS, describe, inside, is_in_place
 
 Mask = npt.NDArray[np.bool_]
 
@@ -37,11 +38,14 @@ def build(
         analysis: of the teacher, which is not touched.
         architecture: what stays.
         weights: "inherited" slices the teacher's wherever the channels that arrive are the teacher's, and
-            draws the rest anew; "fresh" draws all.
+            draws the rest anew; "fresh" draws all parameters. A module with `reset_parameters` draws its own; any
+            other parameter (a class token, a layer's scale) is drawn from the normal distribution that has the
+            mean and the deviation of the teacher's values. Buffers that no module resets are the teacher's.
         seed: of fresh weights.
 
     Raises:
         ArchitectureError: the architecture was made for another teacher.
+        ConfigError: there are no such weights.
         SurgeryError: the architecture cannot be built; names the node and what does not fit.
     """
     refit = analysis.refit(architecture)
@@ -51,20 +55,16 @@ def build(
     tensors: dict[str, Tensor] = {}
     fresh: set[str] = set()
     for name, plan in refit.plan.parameters.items():
-        cut = _cut(_tensor(analysis.teacher, name), before[name], plan, kept, architecture)
+        cut = _cut(tensor_at(analysis.teacher, name), before[name], plan, kept, architecture)
         tensors[name] = cut[0]
         if cut[1]:
-            fresh.add(name.rpartition(".")[0])
+            fresh.add(name)
     student = _copied(analysis, architecture, tensors)
-    for attribute in refit.plan.attributes:
-        number = int(kept[attribute.labels].sum()) // attribute.per
-        module = student.get_submodule(attribute.module)
-        single = isinstance(getattr(module, attribute.name), tuple)
-        setattr(module, attribute.name, (number,) if single else number)
+    set_counts(student, refit.plan.attributes, kept)
     for name, kernel in architecture.kernels:
         _shrink_kernel(student.get_submodule(name), kernel)
-    everything = {path for path, _ in student.named_modules()}
-    _draw(student, everything if weights == "fresh" else fresh, seed)
+    everything = {name for name, _ in student.named_parameters()}
+    _draw(student, analysis.teacher, everything if weights == "fresh" else fresh, seed)
     return student
 
 
@@ -91,10 +91,9 @@ def inherits_all(analysis: Analysis, architecture: Architecture) -> bool:
     Raises:
         ArchitectureError, SurgeryError: as `build`.
     """
-    before = analysis.groups.plan.parameters
+    before = analysis.groups.parameters
     return all(
-        all(_same_dim(a, b) for a, b in zip(before[name].dims, plan.dims, strict=True))
-        for name, plan in analysis.refit(architecture).plan.parameters.items()
+        same_dims(before[name].dims, plan.dims) for name, plan in analysis.refit(architecture).plan.parameters.items()
     )
 
 
@@ -114,39 +113,13 @@ def kept_slots(analysis: Analysis, architecture: Architecture) -> Mask:
         if group.name in chosen:
             stay = slots[list(chosen[group.name])]
         elif width < group.width:
-            magnitude = slot_magnitudes(analysis)[slots]
+            magnitude = analysis.magnitudes[slots]
             stay = slots[np.argsort(-magnitude, kind="stable")[: width // group.step]]
         else:
             continue
         kept[slots] = False
         kept[stay] = True
     return kept
-
-
-def slot_magnitudes(analysis: Analysis) -> npt.NDArray[np.float64]:
-    """Return the mean squared weight of each slot, (slots,), each parameter scaled to a mean of 1.
-
-    All parameters that have a slot count alike: the filters that emit it, its norm's scale, the filters
-    that read it (the group magnitude of Fang et al., 2023).
-    """
-    known = analysis.__dict__.get("_magnitudes")
-    if known is not None:
-        return known  # type: ignore[no-any-return]
-    total = np.zeros(analysis.groups.slots)
-    for name, plan in analysis.groups.plan.parameters.items():
-        tensor = _tensor(analysis.teacher, name)
-        if name.endswith(("running_mean", "running_var", "bias")):
-            continue
-        squared = tensor.detach().double().square().cpu()
-        for dim, labels in enumerate(plan.dims):
-            if isinstance(labels, np.ndarray):
-                others = [d for d in range(squared.dim()) if d != dim]
-                means = (squared.mean(others) if others else squared).numpy()
-                means = means / max(means.mean(), 1e-12)
-                known_slots = labels != FIXED
-                np.add.at(total, labels[known_slots], means[known_slots])
-    analysis.__dict__["_magnitudes"] = total
-    return total
 
 
 def _check_meetings(refit: Refit, kept: Mask) -> None:
@@ -156,17 +129,11 @@ def _check_meetings(refit: Refit, kept: Mask) -> None:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {left} and {right} channels meet")
 
 
-def _tensor(root: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(root.get_submodule(path), leaf)  # type: ignore[no-any-return]
-
-
 def _cut(
     tensor: Tensor, before: ParameterPlan, plan: ParameterPlan, kept: Mask, architecture: Architecture
 ) -> tuple[Tensor, bool]:
     """Return a parameter's slice, and whether it must be drawn anew because other channels arrive."""
-    known = all(_same_dim(a, b) for a, b in zip(before.dims, plan.dims, strict=True))
-    if not known:
+    if not same_dims(before.dims, plan.dims):
         sizes = [int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in plan.dims]
         if plan.kernel_of in dict(architecture.kernels):
             spatial = len(sizes) - plan.kernel_from
@@ -180,12 +147,6 @@ def _cut(
     if plan.kernel_of in dict(architecture.kernels):
         cut = _centre(cut, plan.kernel_from, architecture.kernel(str(plan.kernel_of)))
     return cut.clone(memory_format=torch.preserve_format), False
-
-
-def _same_dim(a: Labels | int, b: Labels | int) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return a is b or np.array_equal(a, b)
-    return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and a == b
 
 
 def _centre(tensor: Tensor, first: int, kernel: int) -> Tensor:
@@ -202,13 +163,12 @@ def _copied(analysis: Analysis, architecture: Architecture, tensors: Mapping[str
     gone = {path for unit in units for path in removed_paths(unit)}
     silenced = {silenced_path(unit) for unit in units}
     for path in gone:
-        identity = Copy() if _is_overwritten(analysis, path, gone) else nn.Identity()
         module = teacher.get_submodule(path)
-        memo[id(module)] = (Zeros() if path in silenced else identity).train(module.training)
+        memo[id(module)] = _stand_in(analysis, path, gone, silenced).train(module.training)
     for name, cut in tensors.items():
-        old = _tensor(teacher, name)
+        old = tensor_at(teacher, name)
         memo[id(old)] = nn.Parameter(cut, old.requires_grad) if isinstance(old, nn.Parameter) else cut
-    student = copy.deepcopy(teacher, memo)
+    student: nn.Module = copied(teacher, memo)
     # What passes by a removed layer may be needed elsewhere, so nothing may overwrite it.
     for module in student.modules() if gone else ():
         if getattr(module, "inplace", False) is True:
@@ -216,20 +176,36 @@ def _copied(analysis: Analysis, architecture: Architecture, tensors: Mapping[str
     return student
 
 
-class Copy(nn.Identity):
+class Bypass(nn.Identity):
+    """An identity that takes further arguments and leaves them alone: it stands for a module that is given some."""
+
+    def forward(self, input: Any, *rest: Any, **named: Any) -> Any:
+        """Return the first argument."""
+        return input
+
+
+class Copy(Bypass):
     """An identity whose result may be overwritten: it stands for a removed layer before an in-place operation."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return a copy of the input."""
+    def forward(self, input: Any, *rest: Any, **named: Any) -> Any:
+        """Return a copy of the first argument."""
         return input.clone()
 
 
-class Zeros(nn.Identity):
+class Zeros(Bypass):
     """Stands for the last layer of a removed branch: an addition then passes its other operand on."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return zeros like the input."""
+    def forward(self, input: Any, *rest: Any, **named: Any) -> Any:
+        """Return zeros like the first argument."""
         return torch.zeros_like(input)
+
+
+def _stand_in(analysis: Analysis, path: str, gone: set[str], silenced: set[str | None]) -> nn.Module:
+    if path in silenced:
+        return Zeros()
+    if _is_overwritten(analysis, path, gone):
+        return Copy()
+    return nn.Identity() if all(call.is_plain for call in analysis.trace.calls.get(path, ())) else Bypass()
 
 
 def _is_overwritten(analysis: Analysis, path: str, gone: set[str]) -> bool:
@@ -255,12 +231,19 @@ def _shrink_kernel(module: Any, kernel: int) -> None:
     module._reversed_padding_repeated_twice = [p for p in reversed(module.padding) for _ in range(2)]
 
 
-def _draw(student: nn.Module, paths: set[str], seed: int) -> None:
-    """Draw the weights of these modules anew; the global random state is as before afterwards."""
+def _draw(student: nn.Module, teacher: nn.Module, names: set[str], seed: int) -> None:
+    """Draw these parameters anew; the global random state is as before afterwards.
+
+    A module that can reset its parameters resets all that it has.
+    """
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
         for path, module in student.named_modules():
-            reset = getattr(module, "reset_parameters", None)
-            if path in paths and callable(reset):
+            own = {name: p for name, p in module.named_parameters(path, recurse=False) if name in names}
+            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+            if own and callable(reset):
                 reset()
+            for name, parameter in own.items() if not callable(reset) else ():
+                deviation, mean = torch.std_mean(tensor_at(teacher, name).detach().double(), correction=0)
+                parameter.normal_(float(mean), float(deviation))

@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 
 from understudy.graph.analysis import Analysis
 from understudy.graph.channels import FIXED, Labelled, Labels
-from understudy.graph.trace import source_line
-from understudy.graph.walk import attribute
+from understudy.graph.fake import source_line
+from understudy.graph.nodes import attribute
 
 
 class Gated(nn.Module):

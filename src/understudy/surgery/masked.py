@@ -14,8 +14,8 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import ArchitectureError
 from understudy.graph.analysis import Analysis
 from understudy.graph.channels import Labelled
+from understudy.graph.nodes import inside
 from understudy.graph.units import removed_paths, silenced_path
-from understudy.graph.walk import inside
 from understudy.surgery.build import inherits_all, kept_slots
 
 _NARROWED = (nn.LayerNorm, nn.RMSNorm)

@@ -6,6 +6,7 @@ the channels if the code writes them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import Labelled, Labels, ParameterPlan, ParameterUse, Work
+from understudy.graph.nodes import describe
 from understudy.graph.rules.layers import normalises_channels
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.walk import Walk, count, describe
+from understudy.graph.walk import Walk
 
 # What a student's layer says of itself, beside what its forward pass reads.
 _TELLING: dict[type[nn.Module], tuple[str, str]] = {
@@ -37,7 +39,7 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     walk.parameter(weight.name, ParameterPlan((outputs, inputs)), node)
     _per_channel(walk, node, bias, outputs)
     _tell(walk, node, weight, inputs, outputs)
-    walk.part.work.append(Work(name, count(x.shape[:-1]), (outputs, inputs)))
+    walk.part.work.append(Work(name, math.prod(x.shape[:-1]), (outputs, inputs)))
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
 
 
@@ -53,7 +55,7 @@ def convolution(
     groups = groups if groups is not None else rest[3] if len(rest) > 3 else 1
     name = _layer(weight)
     inputs, outputs = walk.channels(x, 1, node), walk.emit(name, weight.shape[0])
-    spatial = walk.spatial(node, x)
+    spatial = walk.spatial(node, x, rank - 2)
     if groups > 1:
         inputs, outputs = _grouped(walk, node, groups, inputs, outputs)
     else:
@@ -62,7 +64,7 @@ def convolution(
     walk.parameter(weight.name, ParameterPlan((outputs, per_group, *weight.shape[2:])), node)
     _per_channel(walk, node, bias, outputs)
     _tell(walk, node, weight, inputs, outputs)
-    positions = count(spatial) * x.shape[0] * count(weight.shape[2:])
+    positions = math.prod(spatial) * x.shape[0] * math.prod(weight.shape[2:])
     factors = (outputs, inputs) if groups == 1 else (outputs,)
     walk.part.work.append(Work(name, positions * (1 if groups == 1 else weight.shape[1]), factors))
     return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
@@ -149,7 +151,7 @@ def layer_norm(
 def prelu(walk: Walk, node: fx.Node, input: Any, weight: Any) -> Labelled:
     """One slope for all channels, or one for each."""
     x = walk.as_tensor(input, node)
-    if count(weight.shape) > 1:
+    if math.prod(weight.shape) > 1:
         labels = walk.channels(x, 1, node)
         _per_channel(walk, node, weight, labels)
         if isinstance(weight, ParameterUse):

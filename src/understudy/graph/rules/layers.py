@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from torch import fx, nn
 
-from understudy.graph.channels import Attribute, Labelled, Labels, ParameterPlan, Work
+from understudy.graph.channels import Labelled, Labels, ParameterPlan, Work
 from understudy.graph.rules.tables import for_modules
-from understudy.graph.walk import Walk, count
+from understudy.graph.walk import Walk
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# They also take an input without a batch, (C, ...); these are the dimensions with one.
+_INSTANCE_NORMS: dict[type[nn.Module], int] = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
 
 
 @for_modules(*_CONVOLUTIONS, *_TRANSPOSED)
-def convolution(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+def convolution(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     """Reads channels, emits new ones. A grouped one drops whole groups, inputs and outputs together."""
-    name = str(node.target)
-    spatial = walk.spatial(node, x)
+    name, kernel_dims = str(node.target), len(module.kernel_size)
+    if len(x.shape) != kernel_dims + 2:
+        return walk.give_up(node, (x,), {}, f"{type(module).__name__} gets an input without a batch")
+    spatial = walk.spatial(node, x, kernel_dims)
     inputs, outputs = walk.channels(x, 1, node), walk.emit(name, module.out_channels)
     if module.groups > 1:
         inputs, outputs = _grouped(walk, node, module, inputs, outputs)
     per_group = inputs if module.groups == 1 else module.in_channels // module.groups
     transposed = isinstance(module, _TRANSPOSED)
-    kernel_dims = len(module.kernel_size)
     dims = _transposed_dims(module, inputs, outputs) if transposed else (outputs, per_group)
     plan = ParameterPlan((*dims, *module.kernel_size), kernel_of=name, kernel_from=2)
     walk.parameter(f"{name}.weight", plan, node)
     if module.bias is not None:
         walk.parameter(f"{name}.bias", ParameterPlan((outputs,)), node)
-    walk.part.attributes += [
-        Attribute(name, "in_channels", inputs),
-        Attribute(name, "out_channels", outputs),
-    ]
+    walk.count_in((name, "in_channels"), inputs, node)
+    walk.count_in((name, "out_channels"), outputs, node)
     if module.groups > 1:
-        walk.part.attributes.append(Attribute(name, "groups", inputs, module.in_channels // module.groups))
-    positions = count(x.shape[2:] if transposed else spatial) * x.shape[0]
+        walk.count_in((name, "groups"), inputs, node, per=module.in_channels // module.groups)
+    positions = math.prod(x.shape[2:] if transposed else spatial) * x.shape[0]
     factors = (outputs, inputs) if module.groups == 1 else (outputs,)
     constant = positions * (1 if module.groups == 1 else module.in_channels // module.groups)
     walk.part.work.append(Work(name, constant, factors, kernel_of=name, kernel_dims=kernel_dims))
@@ -65,20 +67,24 @@ def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     walk.parameter(f"{name}.weight", ParameterPlan((outputs, inputs)), node)
     if module.bias is not None:
         walk.parameter(f"{name}.bias", ParameterPlan((outputs,)), node)
-    walk.part.attributes += [Attribute(name, "in_features", inputs), Attribute(name, "out_features", outputs)]
-    walk.part.work.append(Work(name, count(x.shape[:-1]), (outputs, inputs)))
+    walk.count_in((name, "in_features"), inputs, node)
+    walk.count_in((name, "out_features"), outputs, node)
+    walk.part.work.append(Work(name, math.prod(x.shape[:-1]), (outputs, inputs)))
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
 
 
 @for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-def norm_per_channel(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+def norm_per_channel(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     """Each channel has its own statistics and scale."""
     name = str(node.target)
+    rank = _INSTANCE_NORMS.get(type(module))
+    if rank is not None and len(x.shape) != rank:
+        return walk.give_up(node, (x,), {}, f"{type(module).__name__} gets an input without a batch")
     labels = walk.channels(x, 1, node)
     for part in ("weight", "bias", "running_mean", "running_var"):
         if getattr(module, part) is not None:
             walk.parameter(f"{name}.{part}", ParameterPlan((labels,)), node)
-    walk.part.attributes.append(Attribute(name, "num_features", labels))
+    walk.count_in((name, "num_features"), labels, node)
     return x
 
 
@@ -92,10 +98,8 @@ def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     if module.weight is not None:
         walk.parameter(f"{name}.weight", ParameterPlan((labels,)), node)
         walk.parameter(f"{name}.bias", ParameterPlan((labels,)), node)
-    walk.part.attributes += [
-        Attribute(name, "num_channels", labels),
-        Attribute(name, "num_groups", labels, per_group),
-    ]
+    walk.count_in((name, "num_channels"), labels, node)
+    walk.count_in((name, "num_groups"), labels, node, per=per_group)
     return x
 
 
@@ -109,7 +113,7 @@ def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     for part in ("weight", "bias"):
         if getattr(module, part) is not None:
             walk.parameter(f"{name}.{part}", ParameterPlan((labels,)), node)
-    walk.part.attributes.append(Attribute(name, "normalized_shape", labels))
+    walk.count_in((name, "normalized_shape"), labels, node)
     return x
 
 
@@ -128,5 +132,5 @@ def prelu(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     if module.num_parameters > 1:
         labels = walk.channels(x, 1, node)
         walk.parameter(f"{node.target}.weight", ParameterPlan((labels,)), node)
-        walk.part.attributes.append(Attribute(str(node.target), "num_parameters", labels))
+        walk.count_in((str(node.target), "num_parameters"), labels, node)
     return x

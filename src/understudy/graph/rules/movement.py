@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import fx, nn
 
 from understudy.graph.channels import FIXED, Labelled, Labels
+from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.walk import Walk, count, describe
+from understudy.graph.walk import Walk
 
 
 @for_modules(nn.Flatten)
@@ -27,7 +29,7 @@ def flatten(walk: Walk, node: fx.Node, x: Labelled, start_dim: int = 0, end_dim:
     """Joins dimensions; every element of the new one knows its channel."""
     rank = len(x.shape)
     start, end = start_dim % rank, end_dim % rank
-    middle = count(x.shape[start : end + 1])
+    middle = math.prod(x.shape[start : end + 1])
     return _reshaped(x, (*x.shape[:start], middle, *x.shape[end + 1 :]))
 
 
@@ -230,6 +232,9 @@ def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0,
         return walk.give_up(node, (tensors, dim), {}, "a parameter is concatenated")
     dim %= len(parts[0].shape)
     sizes = list(parts[0].shape)
+    for part in parts[1:]:
+        if (*part.shape[:dim], *part.shape[dim + 1 :]) != (*sizes[:dim], *sizes[dim + 1 :]):
+            raise ValueError(f"tensors of {tuple(sizes)} and {part.shape} cannot be joined along dimension {dim}")
     sizes[dim] = sum(p.shape[dim] for p in parts)
     across = [any(d != dim for d in p.varying) for p in parts]
     if any(across):

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Labelled, Labels
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse
+from understudy.graph.nodes import describe
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.walk import Walk, describe
+from understudy.graph.walk import Walk
 
 
 @for_modules(
@@ -54,7 +55,7 @@ def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled
     *(F.hardsigmoid, F.hardswish, F.hardtanh, F.logsigmoid, F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout),
     *("add", "sub", "mul", "div", "neg", "pow", "exp", "sqrt", "abs", "relu", "sigmoid", "tanh", "clamp"),
     *("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "tanh_", "clamp_", "erf", "rsqrt"),
-    *("contiguous", "clone", "detach", "float", "half", "double", "to", "type", "type_as"),
+    *("contiguous", "clone", "detach", "float", "half", "double", "type"),
     *(torch.square, torch.log, torch.sin, torch.cos, torch.where, torch.zeros_like, torch.ones_like, torch.clone),
     *("square", "log", "sin", "cos", "pow_", "hardswish", "softplus", "masked_fill", "bfloat16", "requires_grad_"),
     *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
@@ -68,6 +69,12 @@ def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelle
     for other in operands[1:]:
         result = meet(walk, node, result, other)
     return result
+
+
+@for_calls("to", "type_as", parameters=True)
+def cast(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, *args: Any, **kwargs: Any) -> Labelled:
+    """Of another tensor it takes the type and the device, and nothing of its channels."""
+    return walk.as_tensor(x, node)
 
 
 @for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.normalize, "softmax", "log_softmax")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,8 +10,7 @@ from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.trace import Signature
-from understudy.graph.walk import Walk, count
+from understudy.graph.walk import Walk
 
 
 @for_calls("size", parameters=True)
@@ -25,10 +25,10 @@ def fact(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     return walk.recorded(node)
 
 
-@for_calls("numel", parameters=True)
+@for_calls("numel", "nelement", parameters=True)
 def numel(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> int:
     """The product of the sizes."""
-    return count(x.shape)
+    return math.prod(x.shape)
 
 
 @for_calls("new_zeros", "new_ones", "new_full", "new_empty", parameters=True)
@@ -37,11 +37,17 @@ def made_new(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> La
     return Labelled.fixed(walk.outcome(node, (x, *args), kwargs).shape)
 
 
+# Attributes of a tensor that are the same for any number of channels.
+_FACTS = frozenset(
+    ("dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse", "is_quantized", "names")
+)
+
+
 @for_calls(getattr, parameters=True)
 def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
-    """The shape is computed; dtype, device and rank are the teacher's."""
+    """The shape is computed; dtype, device and rank are the teacher's. Others may tell how many channels there are."""
     if name == "shape":
         return x.shape
-    if isinstance(walk.recorded(node), Signature):
+    if name not in _FACTS:
         return walk.give_up(node, (x, name), {}, f"no rule for the attribute {name}")
     return walk.recorded(node)

@@ -10,49 +10,55 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import Labelled
+from understudy.graph.fake import Signature
+from understudy.graph.nodes import describe
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.trace import Signature
-from understudy.graph.walk import Walk, describe
+from understudy.graph.walk import Walk
+
+# How many last dimensions an operation is over; None: all behind the first two.
+_MODULES: dict[type[nn.Module], int | None] = {
+    **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d), 1),
+    **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d), 2),
+    **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d), 3),
+    **dict.fromkeys((nn.ZeroPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d, nn.ConstantPad1d), 1),
+    **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d), 2),
+    **dict.fromkeys((nn.ZeroPad3d, nn.ReflectionPad3d, nn.ReplicationPad3d, nn.ConstantPad3d), 3),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d), None),
+}
+_CALLS: dict[Any, int | None] = {
+    **dict.fromkeys((F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d), 1),
+    **dict.fromkeys((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d), 2),
+    **dict.fromkeys((F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d), 3),
+    F.interpolate: None,
+}
 
 
-@for_modules(
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
-    *(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d, nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d),
-    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-)
+@for_modules(*_MODULES)
 def spatial_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled) -> Any:
     """Changes sizes behind the channels, each channel by itself."""
-    return _spatial(walk, node, x)
+    return _spatial(walk, node, x, _MODULES[type(module)])
 
 
-@for_calls(
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, F.interpolate),
-)
+@for_calls(*_CALLS)
 def spatial_call(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
     """As `spatial_module`, for functions."""
-    return _spatial(walk, node, x)
+    return _spatial(walk, node, x, _CALLS[node.target])
 
 
 @for_calls(F.pad)
 def pad(walk: Walk, node: fx.Node, x: Labelled, widths: Sequence[int], *args: Any, **kwargs: Any) -> Any:
     """Padding in space only; padded channels are frozen."""
-    if len(widths) > 2 * (len(x.shape) - 2):
-        return walk.give_up(node, (x, widths, *args), kwargs, "padding adds channels")
-    return _spatial(walk, node, x)
+    return _spatial(walk, node, x, len(widths) // 2)
 
 
-def _spatial(walk: Walk, node: fx.Node, x: Labelled) -> Any:
+def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:
+    dims = len(x.shape) - 2 if dims is None else dims
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: walk.plan.values[n])
     if not isinstance(walk.recorded(node), Signature):
-        return walk.give_up(node, (x,), {}, f"no rule for {describe(node)} with several results")
-    if any(d != 1 for d in x.varying):
-        return walk.give_up(node, (x,), {}, f"{describe(node)} mixes channels outside of dimension 1")
-    return Labelled((*x.shape[:2], *walk.spatial(node, x)), x.labels)
+        return walk.give_up(node, args, kwargs, f"no rule for {describe(node)} with several results")
+    if dims < 1 or any(d >= len(x.shape) - dims for d in x.varying):
+        return walk.give_up(node, args, kwargs, f"{describe(node)} runs over these channels")
+    return Labelled((*x.shape[:-dims], *walk.spatial(node, x, dims)), x.labels)
 
 
 @for_calls(

@@ -1,0 +1,90 @@
+"""What stands in the graph for tensors: shapes, types, and operations on tensors without values."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+
+from understudy.graph.numbers import RECORDERS
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Shape and dtype of a tensor in the teacher's forward pass."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def source_line(node: fx.Node) -> str:
+    """Return "file.py:12: code" of the user's line behind a node, or "" if unknown."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
+    frames = [
+        (place, code)
+        for place, code in itertools.pairwise(lines)
+        if place.startswith("File ") and not any(part in place for part in RECORDERS)
+    ]
+    if not frames:
+        return ""
+    place, code = frames[-1]
+    path, line = place.split(", ")[:2]
+    return f"{path.removeprefix('File ').strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}: {code}"
+
+
+def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return nested tuples, lists, dicts and slices with the function applied to each leaf."""
+    return fx.node.map_aggregate(value, function)
+
+
+def flat(value: Any) -> list[Any]:
+    """Return the leaves of nested tuples, lists, dicts and slices."""
+    found: list[Any] = []
+    map_structure(value, found.append)
+    return found
+
+
+def run_fake(call: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+    """Run an operation on fake tensors; one that looks at values inside runs on real zeros instead."""
+    try:
+        with torch.no_grad(), mode, _quietly():
+            return call(*args, **kwargs)
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            zeros = map_structure((args, kwargs), _zeros)
+            out = copy.deepcopy(call)(*zeros[0], **zeros[1])
+        return map_structure(out, lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Torch prints a stack for what does not fit on fake tensors; here that is an answer, not an accident."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value

@@ -1,0 +1,60 @@
+"""What a node of the graph does, and which modules it belongs to."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx, nn
+
+from understudy.graph.trace import Trace
+
+# Operations whose result shares its input's memory.
+VIEWS = frozenset(
+    (
+        *("flatten", "view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "getitem", "chunk"),
+        *("split", "detach", "unbind", "expand", "expand_as", "view_as", "movedim", "swapaxes"),
+    )
+)
+
+
+def describe(node: fx.Node) -> str:
+    """Return the name of a node's operation as a user would write it."""
+    if node.op == "call_function":
+        return str(getattr(node.target, "__name__", node.target))
+    return str(node.target)
+
+
+def is_in_place(node: fx.Node) -> bool:
+    """Return whether an operation of the forward pass overwrites its first argument."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op == "call_function":
+        name = describe(node)
+        return name in _IN_PLACE or bool(node.kwargs.get("inplace")) or name.endswith("_")
+    return False
+
+
+_IN_PLACE = frozenset(f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor"))
+
+
+def enclosing_modules(node: fx.Node) -> tuple[str, ...]:
+    """Return the paths of the modules whose forward a node belongs to, outermost first."""
+    return tuple(node.meta.get("nn_module_stack", {}))
+
+
+def inside(node: fx.Node, path: str) -> bool:
+    """Return whether a node belongs to the forward of the module at `path`."""
+    return path in node.meta.get("nn_module_stack", {})
+
+
+def entry_nodes(trace: Trace, path: str, graph: fx.Graph | None = None) -> tuple[fx.Node, ...]:
+    """Return the nodes outside a module whose values its forward reads, parameters aside."""
+    members = [node for node in trace.members.get(path, ()) if node.graph is (graph or trace.graph)]
+    outside = (n for member in members for n in member.all_input_nodes if not inside(n, path) and n.op != "get_attr")
+    return tuple(dict.fromkeys(outside))
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """Return the parameter, buffer or module at a dotted path."""
+    return operator.attrgetter(path)(root) if path else root

@@ -1,0 +1,283 @@
+"""Records a forward pass by `torch.fx`, and runs every operation on fake tensors at the same time."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from understudy.core.errors import TraceError
+from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
+from understudy.graph.numbers import Call, Watch, plain, watching
+
+WAS = "_was"  # where a layer that goes in disguise keeps its class
+TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
+_FACTORIES = ("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn", "randint")
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def record_inputs(
+    root: nn.Module, inputs: Mapping[str, Any], defaults: Mapping[str, Any], leaf_modules: tuple[type[nn.Module], ...]
+) -> tuple[fx.Graph, Watch]:
+    """Return the graph of a module's forward pass on these inputs by name, and what it reads of its modules."""
+    tracer = _Tracer(inputs, leaf_modules)
+    tracer.root = root
+    with _repeatable(), _factories(tracer), watching(root, tracer.watch, tracer.is_leaf_module):
+        tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
+        graph = tracer.trace(root, concrete_args=dict(defaults))
+    for node in graph.nodes:
+        if node.op == "output":
+            node.meta["value"] = fx.node.map_arg(node.args[0], lambda n: n.meta["value"])
+        elif "value" not in node.meta:  # a named tuple or a dataclass that holds tensors
+            node.meta["value"] = fx.node.map_arg((*node.args, *node.kwargs.values()), lambda n: n.meta["value"])
+        node.meta["value"] = map_structure(node.meta["value"], _signature)
+    return graph, tracer.watch
+
+
+@contextmanager
+def _factories(tracer: _Tracer) -> Iterator[None]:
+    """Let functions that make a tensor of a computed size be nodes; fx sees only those that are given a tensor."""
+    made = {name: getattr(torch, name) for name in _FACTORIES}
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if tracer.watch.on and any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
+                return tracer.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    try:
+        for name, function in made.items():
+            setattr(torch, name, recorded(function))
+        yield
+    finally:
+        for name, function in made.items():
+            setattr(torch, name, function)
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Draw the same random numbers every time, and leave all random states as they were."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+
+
+class _Proxy(fx.Proxy):
+    """A proxy that answers from the example where Python insists on a plain number."""
+
+    def _plain(self) -> Any:
+        value = self.node.meta["value"]
+        if isinstance(value, Tensor):
+            raise TraceError(_branch_message(self.node))
+        self.node.meta["escapes"] = True
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        # NumPy asks for these before it takes what `__array__` returns.
+        if name.startswith("__array"):
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return np.asarray(self._plain())
+
+    def __len__(self) -> int:
+        self.node.meta["counted"] = True
+        return len(self.node.meta["value"])
+
+    def __int__(self) -> int:
+        return int(self._plain())
+
+    def __index__(self) -> int:
+        return operator.index(self._plain())
+
+    def __float__(self) -> float:
+        return float(self._plain())
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._plain(), digits)
+
+    def __trunc__(self) -> int:
+        return int(self._plain())
+
+    def __format__(self, spec: str) -> str:
+        value = self.node.meta["value"]
+        return super().__format__(spec) if isinstance(value, Tensor) else format(self._plain(), spec)
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __ceil__(self) -> int:
+        return -int(-self._plain() // 1)
+
+    def __floor__(self) -> int:
+        return int(self._plain() // 1)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def _overwritten(self, target: Callable[..., Any], other: Any) -> Any:
+        # Without these, fx records `x += y` as `x + y`, and what a student really does would be lost.
+        if not isinstance(self.node.meta["value"], Tensor):
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._overwritten(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._overwritten(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._overwritten(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._overwritten(operator.itruediv, other)
+
+
+class _Tracer(fx.Tracer):
+    """Records the graph and runs it on fake tensors at the same time."""
+
+    record_stack_traces = True
+    proxy_buffer_attributes = True
+
+    def __init__(self, inputs: Mapping[str, Any], leaf_modules: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self.watch = Watch(inside=lambda: {key.partition("@")[0] for key in self.module_stack})
+        self._leaf_modules = leaf_modules
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
+        self._running = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, self._leaf_modules) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+
+        @functools.wraps(forward)
+        def watched(*given: Any) -> Any:
+            self.watch.on = True
+            try:
+                return forward(*given)
+            finally:
+                self.watch.on = False
+
+        return watched, args
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        with self.watch.paused():
+            proxy = super().create_proxy(*args, **kwargs)
+            proxy.node.meta["value"] = self._run(proxy.node)
+        return proxy
+
+    def create_arg(self, a: Any) -> Any:
+        with self.watch.paused():
+            found = super().create_arg(a)
+        # A tensor that is no parameter: made in the forward pass, or a plain attribute of a module.
+        if isinstance(found, fx.Node) and found.op == "get_attr" and "value" not in found.meta:
+            found.meta["value"] = self._run(found)
+            found.meta["constant"] = operator.attrgetter(str(found.target))(self.root)
+        return found
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self._running:
+            return attr_val
+        with self.watch.paused():
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if self._running:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        times = self.num_calls.get(path, 0)
+        first = args[0].node.name if args and isinstance(args[0], fx.Proxy) else None
+        self.watch.calls.setdefault(path, []).append(Call(len(args), len(kwargs), first))
+        with self.watch.paused():
+            self.watch.given[f"{path}@{times}" if times else path] = _named(m, args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = obj.node.meta["value"]
+        if isinstance(value, Tensor):
+            raise TraceError(_branch_message(obj.node))
+        obj.node.meta["escapes"] = True
+        return bool(value)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        value = obj.node.meta["value"]
+        return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
+
+    def _to_fake(self, value: Any) -> Any:
+        return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
+
+    def _run(self, node: fx.Node) -> Any:
+        """Run one node on fake tensors; fx's patches of Module see `_running` and stand aside."""
+        if node.op == "placeholder":
+            default = node.args[0] if node.args else None
+            return self._inputs.get(str(node.target), default)
+        running, self._running = self._running, True
+        try:
+            if node.op == "get_attr":
+                return self._to_fake(operator.attrgetter(str(node.target))(self.root))
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+            args, kwargs = map_structure((args, kwargs), plain)
+            return run_fake(self._call(node), args, kwargs, self._fake)
+        finally:
+            self._running = running
+
+    def _call(self, node: fx.Node) -> Callable[..., Any]:
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            # What batch norm gives is like what it gets; on fake tensors it would take half the time of all.
+            kind = vars(module).get(WAS, type(module))
+            return torch.empty_like if issubclass(kind, _BATCH_NORMS) else module
+        if node.op == "call_method":
+            return _method(str(node.target))
+        return node.target  # type: ignore[return-value]
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
+
+
+def _named(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return what a module is called with by the names of its parameters, nodes in the place of proxies."""
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return {
+        name: map_structure(v, lambda part: part.node if isinstance(part, fx.Proxy) else part)
+        for name, v in given.items()
+    }
+
+
+def _signature(value: Any) -> Any:
+    return Signature(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _branch_message(node: fx.Node) -> str:
+    return (
+        f"the forward pass must not branch on the values of a tensor, but it does at {source_line(node) or node.name}. "
+        "Write it without the branch (torch.where), or name the module class that holds it: "
+        "trace(teacher, example, leaf_modules=(ThatModule,)); its channels then keep their width."
+    )

@@ -1,0 +1,147 @@
+"""Records narrower copies of the teacher: what they compute otherwise than the walk foretold must keep its channels.
+
+A walk knows the numbers that it has seen. Python lets some through unseen (`range(self.width)`, `math.log2`, a list's
+index), so what the teacher's own code does with fewer channels is looked at as well: at one channel per group, where
+any threshold shows, and at one less than all, where any divisor does.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from understudy.graph.channels import Attribute
+from understudy.graph.compare import difference, kept_sizes
+from understudy.graph.copies import tensor_at
+from understudy.graph.groups import Groups
+from understudy.graph.numbers import RECORDERS
+from understudy.graph.recorder import WAS
+from understudy.graph.trace import Trace, copy_to_trace, record_example
+
+Mask = npt.NDArray[np.bool_]
+Found = tuple[str, str]  # what is done otherwise, and the line
+
+
+def checked(groups: Groups) -> Groups:
+    """Return the groups without those that the forward pass of a narrower copy handles otherwise than foretold."""
+    for fewest in (True, False):
+        reasons = _culprits(groups, [group.name for group in groups.groups], fewest)
+        while reasons:
+            groups = groups.freezing(reasons)
+            reasons = _culprits(groups, [group.name for group in groups.groups], fewest)
+    return groups
+
+
+def asked_types(traced: Trace) -> frozenset[str]:
+    """Return the layers whose class the forward pass asks for, by path: `isinstance(self.pool, nn.MaxPool2d)`."""
+    layers = sorted({str(node.target) for graph in traced.graphs for node in graph.find_nodes(op="call_module")})
+    return frozenset(_asked(traced, layers))
+
+
+def _asked(traced: Trace, layers: list[str]) -> list[str]:
+    if not layers or _same_disguised(traced, layers):
+        return []
+    middle = len(layers) // 2
+    if not middle:
+        return layers
+    return _asked(traced, layers[:middle]) + _asked(traced, layers[middle:]) or layers
+
+
+def _same_disguised(traced: Trace, layers: list[str]) -> bool:
+    shared = {id(tensor): tensor for tensor in (*traced.teacher.parameters(), *traced.teacher.buffers())}
+    for graph in traced.graphs:
+        copy = copy_to_trace(traced.teacher, shared).train(graph is traced.training)
+        for path in layers:
+            part: Any = copy.get_submodule(path)
+            vars(part)[WAS], part.__class__ = part.__class__, Disguise
+        try:
+            again, _ = record_example(copy, traced.example, traced.leaf_modules)
+        except Exception:
+            return False
+        if any(difference(graph, again)):
+            return False
+    return True
+
+
+class Disguise(nn.Module):
+    """What a layer is for a while, so that nobody knows it by its class."""
+
+    __module__ = "torch.nn"  # tracing does not look into what comes from there
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as the layer that it is."""
+        me: Any = self
+        me.__class__ = vars(self)[WAS]
+        try:
+            return me(*args, **kwargs)
+        finally:
+            me.__class__ = Disguise
+
+
+def set_counts(module: nn.Module, attributes: Iterable[Attribute], kept: Mask) -> None:
+    """Let the numbers of a module's parts count the channels that are kept, (slots + 1,)."""
+    for attribute in attributes:
+        number = int(kept[attribute.labels].sum()) // attribute.per
+        part = module.get_submodule(attribute.module)
+        single = isinstance(getattr(part, attribute.name), tuple)
+        setattr(part, attribute.name, (number,) if single else number)
+
+
+def _culprits(groups: Groups, names: list[str], fewest: bool) -> dict[str, Found]:
+    """Return those of the named groups that must not shrink, each with what is done otherwise."""
+    found = _otherwise(groups, _kept(groups, names, fewest)) if names else None
+    if found is None or len(names) <= 1:
+        return {} if found is None else {names[0]: found}
+    middle = len(names) // 2
+    halves = [_culprits(groups, half, fewest) for half in (names[:middle], names[middle:])]
+    # Where each half does well alone, it takes both of them: neither may shrink.
+    return {**halves[0], **halves[1]} or dict.fromkeys(names, found)
+
+
+def _kept(groups: Groups, names: list[str], fewest: bool) -> Mask:
+    kept = np.ones(groups.slots + 1, dtype=bool)
+    for group, slots in zip(groups.groups, groups.slots_of, strict=True):
+        if group.name in names:
+            kept[slots[1:] if fewest else slots[-1:]] = False
+    return kept
+
+
+def _otherwise(groups: Groups, kept: Mask) -> Found | None:
+    traced = groups.trace
+    for graph in traced.graphs:
+        copy = _narrowed(groups, kept).train(graph is traced.training)
+        try:
+            again, _ = record_example(copy, traced.example, traced.leaf_modules)
+        except Exception as error:
+            return f"with fewer channels the forward pass fails: {str(error).partition(chr(10))[0]}", _line(error)
+        what, line = difference(graph, again, sizes=lambda node: kept_sizes(groups.plan.values[node], kept))
+        if what:
+            return f"with fewer channels, {what}", line
+    return None
+
+
+def _narrowed(groups: Groups, kept: Mask) -> nn.Module:
+    teacher = groups.trace.teacher
+    instead = {id(tensor): tensor for tensor in (*teacher.parameters(), *teacher.buffers())}
+    for name, plan in groups.parameters.items():
+        tensor = tensor_at(teacher, name)
+        sizes = [int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in plan.dims]
+        if tuple(sizes) != tuple(tensor.shape):
+            empty = torch.empty(sizes, dtype=tensor.dtype, device=tensor.device)
+            instead[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    narrow = copy_to_trace(teacher, instead)
+    set_counts(narrow, groups.plan.attributes, kept)
+    return narrow
+
+
+def _line(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(r in f.filename for r in RECORDERS)]
+    return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""

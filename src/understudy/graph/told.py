@@ -1,0 +1,100 @@
+"""Plain values that tell how many channels there are: sizes of tensors and parameters, and numbers of modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import fx
+
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse
+from understudy.graph.fake import flat
+from understudy.graph.nodes import describe
+from understudy.graph.numbers import Number
+
+if TYPE_CHECKING:
+    from understudy.graph.walk import Walk
+
+# Operations that give sizes to what they get; any other one that gets a size computes with it.
+_RESIZING = frozenset(("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as"))
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+def follow_sizes(walk: Walk, node: fx.Node) -> None:
+    """Note whose number a plain value tells; channels stay if theirs is used as a value, or for other tensors."""
+    counted = [walk.plan.sizes[n] for n in node.all_input_nodes if n in walk.plan.sizes]
+    value = walk.plan.values[node]
+    makes = _any_tensor(value)
+    told = _NONE if makes else _told(walk, node, counted)
+    if node.meta.get("escapes"):
+        walk.freeze(told, "Python computes with their number", node)
+    if node.meta.get("counted"):
+        walk.freeze(_sizes_of(walk, value, 0), "Python asks for their number by len", node)
+    if makes and counted and node.op != "output" and walk.bypass(node) is None:
+        labels, name = np.concatenate(counted), describe(node)
+        inputs = [walk.plan.values[n] for n in node.all_input_nodes]
+        own = np.concatenate([_NONE, *(_channels_of(walk, value) for value in inputs)])
+        if name not in _RESIZING:
+            walk.freeze(labels, f"{name} computes with their number", node)
+        elif not np.isin(walk.tied(labels), walk.tied(own)).all():
+            walk.freeze(np.concatenate([labels, own]), f"{name} sizes other channels by their number", node)
+    if told.size or node in walk.plan.sizes:
+        walk.plan.sizes[node] = np.unique(told)
+
+
+def _told(walk: Walk, node: fx.Node, counted: list[Labels]) -> Labels:
+    """Return the channels whose number a plain value was computed from."""
+    near = node.args[0] if node.args else None
+    if isinstance(near, fx.Node) and describe(node) == "getitem":
+        measured, place = _measured(walk, near), node.args[1]
+        if measured is not None and isinstance(place, int | slice):
+            return _sizes_of(walk, measured, range(len(measured.shape))[place])
+    measured = _measured(walk, node)
+    if measured is not None:
+        dim = node.args[1] if describe(node) == "size" and len(node.args) > 1 else node.kwargs.get("dim")
+        return _sizes_of(walk, measured, dim if isinstance(dim, int) else range(len(measured.shape)))
+    numbers = [v for v in flat((node.args, node.kwargs)) if isinstance(v, Number)]
+    return np.concatenate([_NONE, *counted, *(walk.counts.get(number.key, _NONE) for number in numbers)])
+
+
+def _measured(walk: Walk, node: fx.Node) -> Labelled | ParameterUse | None:
+    """Return the tensor or parameter whose shape, size or number of elements a node is."""
+    shape = node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
+    if shape or (node.op == "call_method" and node.target in ("size", "numel", "nelement")):
+        value = walk.plan.values[node.args[0]]  # type: ignore[index]
+        return value if isinstance(value, Labelled | ParameterUse) else None
+    return None
+
+
+def _sizes_of(walk: Walk, value: Any, dims: Any) -> Labels:
+    """Return the channels that a tensor or parameter has along one dimension or several."""
+    if isinstance(value, Labelled):
+        return _along(value, dims)
+    if not isinstance(value, ParameterUse):
+        return _NONE
+    plan = walk.cuts.get(value.name) or walk.known.get(value.name) or ParameterPlan(())
+    asked = [dims] if isinstance(dims, int) else dims
+    along = [plan.dims[dim] for dim in asked if plan.dims]
+    told: Labels = np.concatenate([_NONE, *(labels for labels in along if isinstance(labels, np.ndarray))])
+    told = told[told != FIXED]
+    if told.size or value.name not in walk.cuts:
+        walk.plan.measured.add(value.name)
+    return told
+
+
+def _channels_of(walk: Walk, value: Any) -> Labels:
+    if isinstance(value, ParameterUse):
+        dims = (walk.known.get(value.name) or ParameterPlan(())).dims
+        return np.concatenate([_NONE, *(labels for labels in dims if isinstance(labels, np.ndarray))])
+    labels: Labels = value.labels.reshape(-1) if isinstance(value, Labelled) else _NONE
+    return labels
+
+
+def _along(x: Labelled, dims: Any) -> Labels:
+    """Return the channels that a tensor has along one dimension or several."""
+    asked = {d % len(x.shape) for d in ([dims] if isinstance(dims, int) else dims)}
+    return x.labels[x.labels != FIXED] if asked & set(x.varying) else _NONE
+
+
+def _any_tensor(value: Any) -> bool:
+    return any(isinstance(v, Labelled) for v in flat(value))
