@@ -154,8 +154,8 @@ def test_what_corrupts_memory_in_channels_last_is_never_computed_in_it(layer: nn
     layout = torch.contiguous_format if hazard else torch.channels_last
     assert wanted.suited(model) == Compute(memory_format=layout)
     assert Compute().suited(model) == Compute()
-    elsewhere = replace(wanted, device=torch.device("cuda"))
-    assert elsewhere.suited(model) == elsewhere
+    for other in (replace(wanted, device=torch.device("cuda")), replace(wanted, dtype=torch.bfloat16)):
+        assert other.suited(model) == other
 
 
 @pytest.mark.parametrize("memory_format", ["auto", "channels_last"])

@@ -59,10 +59,14 @@ class Compute:
     def suited(self, model: nn.Module) -> Compute:
         """Return how to compute this model: as this says, but never in a layout that corrupts memory.
 
-        On a CPU the backward pass of a 1x1 convolution with a stride and fewer than 8 input channels writes past its
-        workspace in channels_last (oneDNN issue 6035: wrong gradients, hangs, crashes). Such a model is contiguous.
+        On a CPU the float32 backward pass of a 1x1 convolution with a stride and fewer than 8 input channels writes
+        past its workspace in channels_last (oneDNN issue 6035: wrong gradients, hangs and crashes in its kernel for
+        AVX2; the kernels for bf16 are others). Such a model is contiguous.
         """
-        if self.device.type != "cpu" or self.memory_format != torch.channels_last or not _is_hazard(model):
+        exposed = (
+            self.device.type == "cpu" and self.dtype == torch.float32 and self.memory_format == torch.channels_last
+        )
+        if not exposed or not _is_hazard(model):
             return self
         return replace(self, memory_format=torch.contiguous_format)
 
