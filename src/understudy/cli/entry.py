@@ -18,6 +18,7 @@ from understudy.cli.evaluate import Evaluate
 from understudy.cli.export import Export, Verify
 from understudy.cli.help import help_text
 from understudy.cli.inspect import Inspect
+from understudy.cli.latency import Latency
 from understudy.cli.runs import Runs
 from understudy.cli.teach import Teach
 from understudy.config.checked import together
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[Command]] = {
     "resume": Resume,
     "runs": Runs,
     "evaluate": Evaluate,
+    "latency": Latency,
     "export": Export,
     "verify": Verify,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from understudy.core.extras import optional
 from understudy.core.files import write_whole
 
 INPUT, OUTPUT = "images", "logits"
+_FUSED = frozenset(("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Sigmoid", "Tanh"))
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, *, outputs: int, metadata: Mapping[str, Any]) -> None:
@@ -48,11 +51,46 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, outputs: in
         raise ExportError(f"a student must be one that the ONNX exporter takes, but it says: {reason}") from error
     assert made is not None
     model = made.model_proto
+    _name_nodes(model.graph)
     _clean(model)
     for name, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
     write_whole(path, model.SerializeToString())
+
+
+def _name_nodes(graph: Any) -> None:
+    """Name operations, and what they give, after the modules that they come from: `stages.0.0.conv1/Conv`.
+
+    A runtime's profile then says which layer takes the time, also where the runtime names its own operations after
+    what they give.
+    """
+    weights = {value.name for value in graph.initializer}
+    kept = {value.name for value in graph.output}
+    renamed: dict[str, str] = {}
+    convolutions: dict[str, str] = {}
+    taken: Counter[str] = Counter()
+    for node in graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key.endswith("onnx.name_scopes")), "[]")
+        path = (["", *ast.literal_eval(scopes)])[-2] if scopes != "[]" else ""
+        path = next((n.rpartition(".")[0] for n in node.input if n in weights and "." in n), path)
+        if node.op_type in _FUSED and node.input[0] in convolutions:
+            path = convolutions[node.input[0]]  # a runtime makes one operation of both, named after what that gives
+        if node.op_type == "Conv":
+            convolutions[node.output[0]] = path
+        base = f"{path}/{node.op_type}"
+        taken[base] += 1
+        node.name = base if taken[base] == 1 else f"{base}_{taken[base]}"
+        outputs = [name for name in node.output if name and name not in kept]
+        renamed |= {name: node.name if index == 0 else f"{node.name}.{index}" for index, name in enumerate(outputs)}
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # a part of the graph of its own may use the names
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
+    for value in graph.value_info:
+        value.name = renamed.get(value.name, value.name)
 
 
 def _clean(model: Any) -> None:
@@ -80,12 +118,14 @@ class OnnxModel(nn.Module):
         ExtraError: onnxruntime is missing.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, profile: Path | None = None) -> None:
         super().__init__()
         runtime = optional("onnxruntime", extra="export")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = threads
         options.log_severity_level = 3
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile / "profile")
         try:
             self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
@@ -97,6 +137,21 @@ class OnnxModel(nn.Module):
         found = self._session.run(None, {self._input: images.numpy()})
         tensors = tuple(torch.from_numpy(np.asarray(value)) for value in found)
         return tensors[0] if len(tensors) == 1 else tensors
+
+    def layer_times(self) -> dict[str, list[float]]:
+        """Return the milliseconds that each module took in each run so far, by its path, and end the profile."""
+        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        times: dict[str, list[float]] = {}
+        runs: Counter[str] = Counter()
+        for event in events:
+            name = event.get("name", "")
+            if event.get("cat") != "Node" or not name.endswith("_kernel_time") or "/" not in name:
+                continue
+            found = times.setdefault(name.partition("/")[0], [])
+            found += [0.0] * (runs[name] + 1 - len(found))
+            found[runs[name]] += event["dur"] / 1e3
+            runs[name] += 1
+        return times
 
     def __deepcopy__(self, memo: Any) -> OnnxModel:
         return self  # sessions cannot be copied, and running one does not change it
