@@ -447,3 +447,42 @@ def test_a_bypassed_block_passes_its_first_argument_on() -> None:
     analysis = analysed(Parts("several"), 2, 3, 8, 8)
     student, model, x = build(analysis, analysis.space.full.without("block")), analysis.teacher, analysis.trace.example
     assert torch.equal(student(x), model.head(model.last(torch.relu(model.stem(x))).mean((2, 3))))
+
+
+def test_a_rule_that_fails_freezes_what_it_touches() -> None:
+    class Named(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.a(x))
+            return self.head(torch.relu(self.b(input=y)).mean((2, 3)))
+
+    analysis = analysed(Named())
+    assert analysis.space.groups == () and check(analysis) == set()
+    assert "the rule for b failed: " in reason(analysis, "a")
+
+
+class Token(nn.Module):
+    """A parameter that no module resets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.token = nn.Linear(5, 4), nn.Parameter(torch.arange(4.0) + 100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + self.token
+
+
+def test_fresh_weights_are_fresh_for_parameters_that_no_module_resets() -> None:
+    analysis = analyse(Token(), torch.randn(2, 5))
+    one, again, other = (build(analysis, analysis.space.full, weights="fresh", seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one.token, again.token) and not torch.equal(one.token, other.token)
+    assert not torch.isin(one.token, analysis.teacher.token).any() and 90 < one.token.mean() < 110
+    assert torch.equal(build(analysis, analysis.space.full).token, analysis.teacher.token)
+
+
+def test_magnitudes_are_of_the_weights_as_they_are_now() -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    analysis = analyse(model, torch.randn(2, 5))
+    before = analysis.magnitudes
+    assert analysis.magnitudes is before
+    model[0].weight.data[1] *= 10
+    assert analysis.magnitudes.argmax() == analysis.groups.emitted["0"][1]

@@ -47,7 +47,8 @@ def test_any_set_of_units_can_go(name: str, data: st.DataObject) -> None:
     architecture = analysis.space.architecture(removed=removed)
     student = build(analysis, architecture)
     assert student(images(1)).shape == (1, 10)
-    assert predict(analysis, architecture).parameters <= predict(analysis, analysis.space.full).parameters * 4
+    # It may be larger than the teacher: without pools a classifier reads more positions.
+    assert predict(analysis, architecture).parameters == parameters(student)
 
 
 def test_rows_describe_the_layers_in_order() -> None:
