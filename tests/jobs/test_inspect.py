@@ -100,7 +100,7 @@ def test_frozen_channels_have_a_reason_and_a_line() -> None:
         (["resnet20"], "a model must be zoo:NAME"),
         (["zoo:resnet20", "--channels", "1"], "must accept the example .*1, 32, 32"),
         (["zoo:resnet20", "--size", "0"], "an image must have pixels and channels, but got size 0"),
-        (["zoo:resnet20", "--arguments", "depth=3"], "must take the arguments it is given, depth=3"),
+        (["zoo:resnet20", "--arguments", "depth=3"], r"is called with \(depth=3\), but"),
         (["zoo:resnet20", "--weights", "none.safetensors"], "a weights file must be readable"),
     ],
 )

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.support.tiny import FACTORY, Tiny
-from understudy.core.errors import ConfigError, ModelError
+from understudy.core.errors import ConfigError, DataError, ModelError
 from understudy.data import Data
-from understudy.models.spec import ModelSpec, load_model
+from understudy.models.spec import ModelSpec, check_outputs, load_model
 from understudy.models.weights import load_into, read_weights, save_weights
 
 
@@ -48,7 +48,7 @@ def test_models_that_do_not_exist(name: str, error: type[Exception], text: str) 
 
 
 def test_arguments_must_fit() -> None:
-    with pytest.raises(ModelError, match="must take the arguments it is given, depth=3"):
+    with pytest.raises(ModelError, match=r"is called with \(depth=3\), but: .*--arguments NAME=VALUE"):
         ModelSpec(name=FACTORY, arguments={"depth": 3}).build()
 
 
@@ -117,3 +117,69 @@ def test_weights_that_do_not_fit_are_listed() -> None:
         "  classifier.wieght is not in the model",
         "  classifier.bias is (3,), the model's is (10,)",
     ]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_taken_off_and_told(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    trained, model = Tiny(), Tiny()
+    load_into(model, {f"{prefix}{name}": value for name, value in trained.state_dict().items()}, source="w.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained.parameters(), strict=True))
+    assert f"names in w.pt begin with {prefix.split('.')[0] + '.'!r}, which was taken off" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_weights_inside_a_checkpoint_are_found(key: str, tmp_path: Path) -> None:
+    model = Tiny()
+    torch.save({"epoch": 3, key: model.state_dict(), "optimizer": {"lr": 0.1}}, tmp_path / "w.pt")
+    assert set(read_weights(tmp_path / "w.pt")) == set(model.state_dict())
+
+
+def test_damaged_weights_of_ours_are_noticed(tmp_path: Path) -> None:
+    save_weights(tmp_path / "w.safetensors", Tiny())
+    content = (tmp_path / "w.safetensors").read_bytes()
+    (tmp_path / "w.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelError, match="must be as it was written, but is damaged"):
+        read_weights(tmp_path / "w.safetensors")
+    save_file(Tiny().state_dict(), tmp_path / "foreign.safetensors")
+    assert read_weights(tmp_path / "foreign.safetensors")
+    with pytest.raises(ModelError, match="must be as it was written"):
+        read_weights(tmp_path / "foreign.safetensors", ours=True)
+
+
+class Outputs(nn.Module):
+    """Returns what it is told to."""
+
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: torch.Tensor) -> object:
+        return self.output
+
+
+class TwoInputs(nn.Module):
+    def forward(self, images: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return images
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "text"),
+    [
+        (
+            TwoInputs(),
+            ModelError,
+            r"one batch of images, .*only the classification of images .*'lengths'",
+        ),
+        (
+            Outputs({"out": 1, "aux": 2}),
+            ModelError,
+            "as one tensor, .* but returned a dict of out, aux: wrap",
+        ),
+        (Outputs((1, 2)), ModelError, "returned a tuple of 2"),
+        (Outputs(torch.zeros(2, 3)), DataError, r"one logit for each class.*that is \(2, 10\), but got \(2, 3\)"),
+        (Outputs(torch.full((2, 10), float("nan"))), ModelError, "finite logits"),
+    ],
+)
+def test_what_is_no_classifier_of_images_is_told(model: nn.Module, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        check_outputs(model, Data.digits())

@@ -20,9 +20,10 @@ from understudy.core.errors import CrashError, DataError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.data import Data, Views
 from understudy.graph.analysis import Analysis, analyse
+from understudy.models.weights import weights_digest
 from understudy.training import evaluator as module
 from understudy.training import teacher_logits
-from understudy.training.evaluator import Evaluator, weights_digest
+from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute, Progress, accuracy, predict, train
 
 CANDIDATES = Candidates(training=Training(epochs=2, batch_size=32), examples=90, stop_below=0.0)

@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,31 @@ def read_json(path: Path, error: type[UnderstudyError]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise error(f"{path} must hold a JSON object, but holds {type(found).__name__}")
     return found
+
+
+@contextmanager
+def understood(path: Path, error: type[UnderstudyError]) -> Iterator[None]:
+    """Say that a file of ours is damaged where what was read from it makes no sense inside.
+
+    Raises:
+        UnderstudyError: of the kind given.
+    """
+    try:
+        yield
+    except UnderstudyError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise error(f"{path} must be as it was written, but is damaged: {type(e).__name__}: {e}") from e
+
+
+def check_format(found: Any, known: int, *, what: str, error: type[UnderstudyError]) -> None:
+    """Refuse what a later version wrote.
+
+    Raises:
+        UnderstudyError: of the kind given; the message names both formats.
+    """
+    if not isinstance(found, int) or found > known:
+        raise error(
+            f"{what} has format {found}, but this version of understudy reads formats up to {known}: "
+            "pip install --upgrade understudy"
+        )

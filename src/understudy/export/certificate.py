@@ -20,11 +20,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from understudy.core.errors import ExportError, ExtraError, ModelError
-from understudy.core.files import read_json, read_text, write_whole
+from understudy.core.files import check_format, read_json, read_text, write_whole
 from understudy.export.onnx import OnnxModel
 from understudy.export.pt2 import read_pt2
 from understudy.export.source import Source
-from understudy.models.card import check_format
 from understudy.models.weights import read_weights
 from understudy.surgery.masked import tensors_of
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as to_safetensors
-
 from understudy.core.files import write_whole
 from understudy.core.summary import Summary
 from understudy.jobs.task import Task
 from understudy.models.card import read_card
 from understudy.models.code import code_of, not_copied, portable, read_code, write_code
 from understudy.models.student import copy_student
-from understudy.models.weights import save_weights
+from understudy.models.weights import save_weights, write_tensors
 from understudy.runs.folder import Run
 from understudy.runs.places import relative
 
@@ -38,7 +36,7 @@ def write_sources(task: Task, run: Run, warn: Callable[[str], object]) -> None:
     """Write down what `understudy resume` needs, once; nothing of it is a path of this machine."""
     teacher, folder = task.teacher, run.folder
     if task.policy is not None and not run.policy_from.is_file():
-        write_whole(run.policy_from, to_safetensors(dict(task.policy)))
+        write_tensors(run.policy_from, task.policy)
     if run.recall("proof") is None:
         run.remember("proof", task.proof.to_dict())
     if not (folder / "space.json").is_file():

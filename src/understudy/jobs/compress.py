@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from understudy.config.job import Compression
@@ -18,10 +17,10 @@ from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
-from understudy.core.errors import ConfigError
+from understudy.core.errors import ConfigError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import share
-from understudy.core.files import write_whole
+from understudy.core.files import understood
 from understudy.core.goal import Goal, Reward
 from understudy.core.summary import Summary
 from understudy.data import Data
@@ -29,7 +28,7 @@ from understudy.data.data import first_images
 from understudy.export.folder import Exported, export_student
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.door import look_at
-from understudy.jobs.finals import Finisher
+from understudy.jobs.finals import Finisher, read_evaluation
 from understudy.jobs.latency import Latencies, reference_for
 from understudy.jobs.pools import pool_for
 from understudy.jobs.prune import Pruning
@@ -40,7 +39,7 @@ from understudy.methods.base import Searcher, Update
 from understudy.methods.ranking import finalists, winner
 from understudy.models.spec import Teacher
 from understudy.models.student import save_student
-from understudy.models.weights import load_into, read_weights
+from understudy.models.weights import load_into, read_weights, write_tensors
 from understudy.report.progress import Display, Finals, SearchProgress
 from understudy.report.tables import PlainTable, in_a_line, result_table
 from understudy.runs.folder import Run
@@ -213,7 +212,9 @@ class _Job:
     def result(self) -> Result:
         known = self.run.recall("summary")
         if known is not None:
-            return self._loaded(Summary.from_json(known))
+            with understood(self.run.folder / "summary.json", RunError):
+                summary = Summary.from_json(known)
+            return self._loaded(summary)
         write_sources(self.task, self.run, self.display.warn)
         jobs = {"search": self._searched, "prune": self._pruned}
         found = self._finished(*jobs[self.settings.method.job]())
@@ -229,7 +230,8 @@ class _Job:
         """What trains and scores, in the precision that was chosen for this run when it started."""
         teacher, data = self.task.teacher.module, self.task.data
         chosen = self.run.recall("compute")
-        device = pinned(self.settings.device, chosen)
+        with understood(self.run.folder / "compute.json", RunError):
+            device = pinned(self.settings.device, chosen)
         images = first_images(data, data.train, self.settings.candidates.training.batch_size)
         compute = choose_compute(teacher, images, device)
         self.run.remember("compute", choice(compute))
@@ -246,7 +248,9 @@ class _Job:
             with self.display.steps("measuring the teacher", None):
                 known = {"cost": asdict(self.latencies.teacher), "accuracy": evaluator.teacher_accuracy}
             self.run.remember("teacher", known)
-        return known
+        with understood(self.run.folder / "teacher.json", RunError):
+            Cost(**known["cost"])
+            return {**known, "accuracy": float(known["accuracy"])}
 
     @cached_property
     def reward(self) -> Reward:
@@ -338,7 +342,7 @@ class _Job:
     def _keep_policy(self, searcher: Searcher) -> None:
         policy = {name: value for name, value in searcher.state_dict().items() if isinstance(value, Tensor)}
         if policy:
-            write_whole(self.run.policy, to_safetensors(policy))
+            write_tensors(self.run.policy, policy)
 
     def _finished(self, evaluator: Evaluator, evaluations: list[Evaluation]) -> tuple[Evaluation, list[Evaluation]]:
         """Train the best to convergence; return the winner and all of them."""
@@ -374,12 +378,11 @@ class _Job:
     def _student(self, architecture: Architecture) -> nn.Module:
         weights = self.run.students / f"{architecture.digest}.safetensors"
         student = self.task.build(architecture)
-        load_into(student, read_weights(weights), source=str(weights))
+        load_into(student, read_weights(weights, ours=True), source=str(weights))
         return student.eval()
 
     def _loaded(self, summary: Summary) -> Result:
-        place = self.run.students / f"{summary.name}.json"
-        evaluation = Evaluation.from_json(self.task.space, place.read_text(encoding="utf-8"))
+        evaluation = read_evaluation(self.run.students / f"{summary.name}.json", self.task.space)
         return Result(
             student=self._student(evaluation.architecture),
             architecture=evaluation.architecture,

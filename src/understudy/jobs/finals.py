@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from understudy.config.training import Final
-from understudy.core.architecture import Architecture
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import RunError
 from understudy.core.evaluation import Evaluation
-from understudy.core.files import write_whole
+from understudy.core.files import read_text, understood, write_whole
 from understudy.models.weights import save_weights
 from understudy.training.evaluator import Evaluator
 
@@ -35,7 +36,7 @@ class Finisher:
         """Return the evaluation of the trained student."""
         place = self.folder / f"{architecture.digest}.json"
         if place.is_file():
-            return Evaluation.from_json(architecture.space, place.read_text(encoding="utf-8"))
+            return read_evaluation(place, architecture.space)
         checkpoint, epoch = place.with_suffix(".checkpoint.pt"), place.with_suffix(".epoch")
 
         last = 0.0
@@ -75,5 +76,16 @@ class Finisher:
             return self.final.training.epochs
         try:
             return float((self.folder / f"{name}.epoch").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # it is there to be looked at only
             return 0
+
+
+def read_evaluation(path: Path, space: Space) -> Evaluation:
+    """Return the evaluation of a final student.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    text = read_text(path, RunError)
+    with understood(path, RunError):
+        return Evaluation.from_json(space, text)

@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from understudy.core.architecture import Architecture
-from understudy.core.errors import GoalError
+from understudy.core.errors import GoalError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE
+from understudy.core.files import understood
 from understudy.core.timing import Comparison
 from understudy.cost.estimate import LatencyEstimate, Point, weighted_layers
 from understudy.cost.measure import compare
@@ -117,7 +118,8 @@ def reference_for(task: Task, folder: Path) -> Reference | None:
     if task.settings.goal.latency_ms is None:
         return None
     if (folder / "config.toml").is_file() and (known := Run(folder).recall("latency")) is not None:
-        return Reference.from_json({name: value for name, value in known.items() if name != "students"})
+        with understood(folder / "latency.json", RunError):
+            return Reference.from_json({name: value for name, value in known.items() if name != "students"})
     teacher = task.teacher.module
     own = beside_teacher(task, teacher, seconds=_SECONDS).first
     found = [

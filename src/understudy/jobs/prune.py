@@ -17,7 +17,6 @@ from typing import cast
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from understudy.config.methods import Decore
@@ -32,7 +31,7 @@ from understudy.graph.analysis import Analysis
 from understudy.jobs.latency import Latencies
 from understudy.jobs.task import Task
 from understudy.methods.decore import Agents, Rules, Steering, Usage, chosen, expected, saturated
-from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.models.weights import load_into, read_weights, save_weights, write_tensors
 from understudy.report.progress import Display
 from understudy.runs.folder import Run
 from understudy.surgery import build as surgery
@@ -74,7 +73,7 @@ class Pruning:
         if not (self.folder / "architecture.json").is_file():
             self._learn(network)
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
-        load_into(network, read_weights(weights), source=str(weights))
+        load_into(network, read_weights(weights, ours=True), source=str(weights))
         architecture = Architecture.from_json(self.task.space, plan.read_text(encoding="utf-8"))
         evaluator = replace(self.evaluator, analysis=self._analysed(network), tutor=self.task.teacher.module)
         return evaluator, architecture
@@ -106,7 +105,7 @@ class Pruning:
         self._prove(analysis, architecture, gated)
         parts = weights.split([group.width // group.step for group in groups])
         policy = {group.name: part.contiguous() for group, part in zip(groups, parts, strict=True)}
-        write_whole(self.run.policy, to_safetensors(policy))
+        write_tensors(self.run.policy, policy)
         save_weights(self.folder / "network.safetensors", network)
         write_whole(self.folder / "architecture.json", architecture.to_json())
         self._checkpoint.unlink(missing_ok=True)

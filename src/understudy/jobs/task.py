@@ -15,6 +15,7 @@ from understudy.config.job import Compression
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ConfigError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
+from understudy.core.files import understood
 from understudy.core.goal import Reward
 from understudy.cost import predict as cost
 from understudy.data import Data
@@ -26,13 +27,13 @@ from understudy.models.card import read_card
 from understudy.models.code import allowed, is_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.student import load_student, student_folder
-from understudy.models.weights import load_into, read_weights
+from understudy.models.weights import load_into, read_weights, tensors_digest, weights_digest
 from understudy.proof.prove import USUAL, Proof, prove
 from understudy.report.progress import Display
 from understudy.runs.folder import Identity, Run
 from understudy.runs.places import place_of
 from understudy.surgery import build as surgery
-from understudy.training.evaluator import Evaluator, tensors_digest, weights_digest
+from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute
 
 _REFUSED_SHOWN = 5  # all of them are in inspect and in proof.json
@@ -155,10 +156,10 @@ class Task:
         name = allowed(run.folder, source["model"]["name"], trust_code=trust_code, model=model)
         spec = ModelSpec(name=name, arguments=source["model"]["arguments"])
         module, weights = spec.build(), run.folder / "teacher.safetensors"
-        load_into(module, read_weights(weights), source=str(weights))
+        load_into(module, read_weights(weights, ours=True), source=str(weights))
         mean, std = (None if source[name] is None else tuple(source[name]) for name in ("mean", "std"))
         teacher = Teacher(module=module, spec=spec, mean=mean, std=std)
-        policy = read_weights(run.policy_from) if run.policy_from.is_file() else None
+        policy = read_weights(run.policy_from, ours=True) if run.policy_from.is_file() else None
         opened = {**source["data"], "spec": place_of(source["data"]["spec"], run.folder) if data is None else data}
         return cls.of(
             teacher,
@@ -259,7 +260,8 @@ def proved(analysis: Analysis, run: str | Path | None = None, *, progress: bool 
     """Return the analysis with what holds in real students, as a run folder says or as it is found out now."""
     known = None if run is None or not (Path(run) / "config.toml").is_file() else Run(run).recall("proof")
     if known is not None:
-        proof = Proof.from_dict(known)
+        with understood(Path(run or ".") / "proof.json", RunError):
+            proof = Proof.from_dict(known)
         return analysis.without(proof.refused), proof
     with Display(shown=progress) as display, display.steps("checking students of the network", USUAL):
         analysis, proof = prove(analysis, on_student=lambda done: display.step(min(done, USUAL)))

@@ -107,7 +107,7 @@ def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | N
     spec = ModelSpec(name=name, arguments=card["arguments"])
     module = spec.build()
     weights = folder / "teacher.safetensors"
-    load_into(module, read_weights(weights), source=str(weights))
+    load_into(module, read_weights(weights, ours=True), source=str(weights))
     return Teacher(
         module=module.eval(),
         spec=spec,

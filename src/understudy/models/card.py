@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from understudy.core.errors import ModelError
-from understudy.core.files import read_json
+from understudy.core.files import check_format, read_json
 
 FORMAT = 1
 FILES = {"student": "model.json", "teacher": "teacher.json"}
@@ -27,23 +27,10 @@ def read_card(folder: Path, kind: Literal["student", "teacher"]) -> dict[str, An
         found = f"only an unfinished training, {started.name}" if kind == "teacher" and started.is_file() else "none"
         raise ModelError(f"a {kind} folder must have a {file.name}, but {folder} has {found}")
     card = read_json(file, ModelError)
-    check_format(card.get("format", FORMAT), FORMAT, what=f"the {kind} folder {folder}", error=ModelError)
+    check_format(card.get("format"), FORMAT, what=f"the {kind} folder {folder}", error=ModelError)
     if kind == "teacher" and "cost" in card:
         raise ModelError(f"a teacher folder must be one that `understudy teach` made, but {folder} is a run's")
     lacking = [name for name in _ALWAYS if name not in card]
     if lacking:
         raise ModelError(f"{file} must say what the network is, but lacks {', '.join(lacking)}")
     return card
-
-
-def check_format(found: Any, known: int, *, what: str, error: type[Exception]) -> None:
-    """Refuse what a later version wrote.
-
-    Raises:
-        Exception: of the kind given; the message names both formats.
-    """
-    if not isinstance(found, int) or found > known:
-        raise error(
-            f"{what} has format {found}, but this version of understudy reads formats up to {known}: "
-            "pip install --upgrade understudy"
-        )

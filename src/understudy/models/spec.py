@@ -47,7 +47,10 @@ class ModelSpec:
                 module = factory(**self.arguments)
             except TypeError as error:
                 given = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
-                raise ModelError(f"{self.name} must take the arguments it is given, {given}, but: {error}") from error
+                raise ModelError(
+                    f"{self.name} is called with ({given}), but: {error}. Arguments that it needs are given by "
+                    "--arguments NAME=VALUE (arguments={...})"
+                ) from error
         if not isinstance(module, nn.Module):
             raise ModelError(f"{self.name} must return a torch.nn.Module, but returned {type(module).__name__}")
         return module
@@ -172,19 +175,26 @@ def check_outputs(module: nn.Module, data: Data) -> None:
     """Check on two validation images that the model gives one finite logit for each class of the data.
 
     Raises:
-        DataError: it gives something else.
+        ModelError: it takes something else than images, or gives something else than one tensor of finite numbers.
+        DataError: it gives another number of logits.
     """
     was_training, inputs = module.training, first_images(data, data.val, 2)
     try:
         with torch.no_grad():
             logits = module.eval()(inputs.to(next((p.device for p in module.parameters()), "cpu")))
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(
-            f"the model must take images of shape {tuple(inputs.shape)}, but it failed: {error}"
+            f"the model must take one batch of images, here of shape {tuple(inputs.shape)}, as only the classification "
+            f"of images is supported yet, but it failed: {error}"
         ) from error
     finally:
         module.train(was_training)
-    wanted, got = (2, len(data.classes)), tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits)
+    if not isinstance(logits, torch.Tensor):
+        raise ModelError(
+            "the model must return its logits as one tensor, as only the classification of images is supported yet, "
+            f"but returned {_described(logits)}: wrap it in a module that returns the logits alone"
+        )
+    wanted, got = (2, len(data.classes)), tuple(logits.shape)
     if got != wanted:
         raise DataError(
             f"the model must give one logit for each class: for 2 images of {data.source} with {wanted[1]} classes "
@@ -192,3 +202,11 @@ def check_outputs(module: nn.Module, data: Data) -> None:
         )
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the model must give finite logits, but there are NaN or infinite ones")
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} of {', '.join(map(str, output))}"
+    if isinstance(output, list | tuple):
+        return f"a {type(output).__name__} of {len(output)}"
+    return f"a {type(output).__name__}"

@@ -88,7 +88,7 @@ def load_student(
         teacher = surgery.build(cut, Architecture.from_json(cut.space, start), weights="fresh")
     analysis = analyse(teacher, example, leaf_modules)
     architecture = Architecture.from_json(analysis.space, read_text(folder / "architecture.json", ModelError))
-    return surgery.rebuild(analysis, architecture, read_weights(folder / "student.safetensors")).eval()
+    return surgery.rebuild(analysis, architecture, read_weights(folder / "student.safetensors", ours=True)).eval()
 
 
 def student_folder(place: str | Path) -> Path:

@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from understudy.core.errors import RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURES, Figure, amount, share
+from understudy.core.files import understood
 from understudy.core.goal import Reward
 from understudy.core.summary import Accuracy, Asked, Summary
 from understudy.methods.ranking import merit_for
@@ -89,11 +91,13 @@ def _best(run: Run, evaluations: Sequence[Evaluation]) -> str:
     """Return the figures of the winner, or of the best so far."""
     summary, teacher = run.recall("summary"), run.recall("teacher")
     if summary is not None:
-        student = Summary.from_json(summary).student
+        with understood(run.folder / "summary.json", RunError):
+            student = Summary.from_json(summary).student
         return _brief(student.val.value, student.cost.parameters)
     if teacher is None:
         return "-"
-    cost, accuracy = Cost(**teacher["cost"]), teacher["accuracy"]
+    with understood(run.folder / "teacher.json", RunError):
+        cost, accuracy = Cost(**teacher["cost"]), float(teacher["accuracy"])
     reward = Reward(teacher_cost=cost, teacher_accuracy=accuracy, budgets=run.settings.goal.budgets(cost, accuracy))
     # A student whose latency is still to be measured cannot be ranked yet.
     limited = [name for name, _ in reward.budgets.limits()]

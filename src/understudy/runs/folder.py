@@ -26,6 +26,7 @@ import errno
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -36,9 +37,9 @@ from typing import Any, Literal
 from understudy.config.job import Compression
 from understudy.config.text import differences, of_toml, to_toml
 from understudy.core.architecture import Space
-from understudy.core.errors import MachineError, RunError
+from understudy.core.errors import ConfigError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
-from understudy.core.files import sweep, write_whole
+from understudy.core.files import check_format, read_json, read_text, sweep, understood, write_whole
 from understudy.runs.store import Store
 
 try:
@@ -49,6 +50,8 @@ except ImportError:  # Windows: nothing there keeps two drivers out of one folde
 FORMAT = 1
 State = Literal["finished", "running", "stopped"]
 _log = logging.getLogger("understudy")
+_LOCK = ".lock"
+_LOCK_ATTEMPTS, _LOCK_PAUSE = 6, 0.1  # and seconds between two of them
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = ("No space left on device", "database or disk is full")
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -87,12 +90,9 @@ class Run:
         if not (self.folder / "config.toml").is_file():
             raise RunError(f"a run is a folder with a config.toml, but there is none in {self.folder}")
         self._lock: Any = None
-        found = (self.recall("identity") or {}).get("format", FORMAT)
-        if found > FORMAT:
-            raise RunError(
-                f"a run is read by the version that wrote it or a later one: {self.folder} has format {found}, "
-                f"this version reads up to {FORMAT}; pip install --upgrade understudy"
-            )
+        identity = self.recall("identity")
+        if identity is not None:
+            check_format(identity.get("format"), FORMAT, what=f"the run {self.folder}", error=RunError)
 
     @classmethod
     @contextmanager
@@ -108,7 +108,9 @@ class Run:
         folder = Path(folder)
         with claimed(folder, marker="config.toml", again=f"the same call, or: understudy resume {folder}"):
             if not (folder / "config.toml").exists():
-                write_whole(folder / "config.toml", to_toml(settings))
+                text = to_toml(settings)
+                of_toml(text, source="the settings")  # what could not be read again is refused
+                write_whole(folder / "config.toml", text)
             run = cls(folder)
             run._check_same(settings, identity)
             with _logging_to(folder / "run.log"):
@@ -150,27 +152,31 @@ class Run:
         """The settings that the run was started with; a method of the caller's own as an `OwnMethod`.
 
         Raises:
-            ConfigError: config.toml was edited into something impossible.
+            ConfigError: config.toml was edited into something impossible, or is damaged.
         """
         path = self.folder / "config.toml"
-        return of_toml(path.read_text(encoding="utf-8"), source=str(path))
+        return of_toml(read_text(path, ConfigError), source=str(path))
 
     @property
     def space(self) -> Space | None:
-        """What the teacher allows, or None before that is known."""
+        """What the teacher allows, or None before that is known.
+
+        Raises:
+            RunError: space.json is damaged.
+        """
         path = self.folder / "space.json"
-        return Space.from_json(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        text = read_text(path, RunError)
+        with understood(path, RunError):
+            return Space.from_json(text)
 
     @property
     def state(self) -> State:
         """Whether it is finished, being worked on, or can be continued."""
         if (self.folder / "summary.json").is_file():
             return "finished"
-        try:
-            _locked(self.folder).close()
-        except RunError:
-            return "running"
-        return "stopped"
+        return "running" if _is_locked(self.folder) else "stopped"
 
     def evaluations(self) -> list[Evaluation]:
         """Return what the search has found so far, in order, with the latencies that were measured.
@@ -189,18 +195,19 @@ class Run:
         write_whole(self.folder / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
     def recall(self, name: str) -> dict[str, Any] | None:
-        """Return what `remember` wrote under that name, or None."""
+        """Return what `remember` wrote under that name, or None.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         path = self.folder / f"{name}.json"
-        if not path.is_file():
-            return None
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return values
+        return read_json(path, RunError) if path.is_file() else None
 
     def _check_same(self, settings: Compression, identity: Identity) -> None:
         now = {name: value for name, value in asdict(identity).items() if name != "versions"}
         was = self.recall("identity")
         unlike = [
-            f"{name} was {was.get(name) or 'none'}, is {value or 'none'} (digests)"
+            _changed(name, was.get(name), value)
             for name, value in now.items()
             if was is not None and was.get(name, "") != value
         ]
@@ -225,6 +232,22 @@ class Run:
                 )  # fmt: skip
 
 
+_UNLIKE = {
+    "teacher": "the teacher's weights are others",
+    "data": "the data are others: their images, labels, splits or normalisation",
+    "space": "what the teacher allows is something else: its structure, or the rules of this version",
+    "policy": "the policy to start from is another",
+    "start": "the student to start from is another",
+}
+
+
+def _changed(name: str, was: str | None, now: str) -> str:
+    """Return a line that says what is not the same, and by which digests that was noticed."""
+    if not was or not now:
+        return f"{_UNLIKE[name]}: there {'was one' if was else 'was none'}, there {'is one' if now else 'is none'}"
+    return f"{_UNLIKE[name]} ({was} then, {now} now)"
+
+
 @contextmanager
 def claimed(folder: Path, *, marker: str, again: str) -> Iterator[None]:
     """Make a folder and keep others out of it; inside, a full or closed disk is a RunError.
@@ -237,6 +260,7 @@ def claimed(folder: Path, *, marker: str, again: str) -> Iterator[None]:
     Raises:
         RunError: it cannot be written, is in use, is another's, or the disk is full.
     """
+    new = not folder.exists()
     with _guard(folder, again):
         lock = _locked(folder)
         try:
@@ -244,6 +268,8 @@ def claimed(folder: Path, *, marker: str, again: str) -> Iterator[None]:
             sweep(folder)
             yield
         finally:
+            if new and not any(path.name != _LOCK for path in folder.iterdir()):  # refused before anything was done
+                shutil.rmtree(folder)
             lock.close()
 
 
@@ -272,16 +298,32 @@ def _check_contents(folder: Path, marker: str) -> None:
 def _locked(folder: Path) -> Any:
     """Take the folder; the system gives it back when the file is closed or the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("ab")
-    if fcntl is not None:
+    file = (folder / _LOCK).open("ab")
+    if fcntl is None:
+        return file
+    for attempt in range(_LOCK_ATTEMPTS):  # who looks whether it is locked holds it for a moment
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise RunError(
-                f"a folder is written by one process at a time, but {folder} is in use by another"
-            ) from error
-    return file
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE * (attempt + 1 < _LOCK_ATTEMPTS))
+        else:
+            return file
+    file.close()
+    raise RunError(f"a folder is written by one process at a time, but {folder} is in use by another")
+
+
+def _is_locked(folder: Path) -> bool:
+    """Say whether a process writes there; nothing is changed and no process is refused by that."""
+    if fcntl is None:
+        return False
+    try:
+        with (folder / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or it may not be read
+        return False
+    return False
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import RunError
 from understudy.core.evaluation import Evaluation
-from understudy.core.files import write_whole
+from understudy.core.files import understood, write_whole
 from understudy.core.quiet import quiet_optuna
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class Store:
     def _read(self) -> dict[str, Evaluation]:
         trials = self._study.get_trials(deepcopy=False)
         texts = (t.user_attrs["evaluation"] for t in trials if "evaluation" in t.user_attrs)
-        evaluations = (Evaluation.from_json(self._space, text) for text in texts)
+        with understood(Path(self._place), RunError):
+            evaluations = [Evaluation.from_json(self._space, text) for text in texts]
         return {evaluation.key: evaluation for evaluation in evaluations}
 
     @contextlib.contextmanager

@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from understudy.config.checked import checked_together
 from understudy.config.training import Augmentation, Candidates, Final, Training
@@ -23,6 +22,7 @@ from understudy.core.evaluation import Cost, Evaluation, Status
 from understudy.cost import predict as cost
 from understudy.data import AnySplit, Data, Views
 from understudy.graph.analysis import Analysis
+from understudy.models.weights import weights_digest
 from understudy.surgery import build as surgery
 from understudy.training.failures import fault_of_network, reason
 from understudy.training.loop import (
@@ -346,20 +346,6 @@ class Evaluator:
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps({**shared, **settings}, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits of a model's parameters and buffers: names, types, shapes and values."""
-    return tensors_digest(model.state_dict())
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return 16 hexadecimal digits of tensors: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _seed(*parts: object) -> int:

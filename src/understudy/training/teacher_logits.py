@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from understudy.core.files import write_whole
 from understudy.data import AnySplit, Views
 from understudy.training.loop import Compute, Normalise, OnPart, predict
+
+_SUM = 4  # bytes of the checksum at the end of a file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +41,7 @@ class TeacherLogits:
         They are float16, which rounds by 1 part in 2000 at most; where one of the epoch is beyond its range, float32.
         """
         path = self._file(number)
-        if not path.exists():
+        if not _intact(path):
             self._compute(number, path)
         # Copy on write, because torch has no read-only tensors; nothing writes.
         return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
@@ -45,7 +49,7 @@ class TeacherLogits:
     def prepare(self, epochs: int, *, on_part: OnPart = lambda done: None) -> None:
         """Compute the logits of so many epochs where they are missing; `on_part` hears of every batch."""
         for number in range(epochs):
-            if not self._file(number).exists():
+            if not _intact(self._file(number)):
                 self._compute(number, self._file(number), on_part)
             on_part(number + 1)
 
@@ -64,4 +68,19 @@ class TeacherLogits:
         # Beyond 65504 a float16 is infinite, and so would be the loss.
         kept = short if bool(short.isfinite().all()) else logits
         np.save(content, kept.cpu().numpy())
+        content.write(zlib.crc32(content.getbuffer()).to_bytes(_SUM, "little"))
         write_whole(path, content.getbuffer())
+
+
+def _intact(path: Path) -> bool:
+    """Say whether the file is there, and is what its checksum was taken of."""
+    found, left = 0, 0
+    try:
+        with path.open("rb") as file:
+            left = os.fstat(file.fileno()).st_size - _SUM
+            while left > 0:
+                part = file.read(min(left, 1 << 20))
+                found, left = zlib.crc32(part, found), left - len(part)
+            return left == 0 and file.read() == found.to_bytes(_SUM, "little")
+    except FileNotFoundError:
+        return False
