@@ -51,7 +51,7 @@ def task() -> Task:
 @pytest.fixture(scope="module")
 def finished(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run_task(task, folder, progress=False).save(folder / "student")
+    run_task(task, folder, progress=False, untrained=True).save(folder / "student")
     return folder
 
 
@@ -71,7 +71,7 @@ def interrupted(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("understudy.jobs.finals.save_weights", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_task(task, folder, progress=False)
+            run_task(task, folder, progress=False, untrained=True)
     return folder
 
 
@@ -79,7 +79,7 @@ def go_on(task: Task, folder: Path) -> tuple[str, us.Result | None]:
     """Go on with a run; return the error if there is one, or the result."""
     try:
         runs_table(runs_in(folder))
-        return "", run_task(task, folder, progress=False)
+        return "", run_task(task, folder, progress=False, untrained=True)
     except UnderstudyError as error:
         return str(error), None
 
