@@ -281,3 +281,19 @@ def test_images_of_different_sizes(tmp_path: Path) -> None:
     assert opened(path, size=5).shape == (3, 5, 5)
     with pytest.raises(DataError, match="size must be at least 1 pixel, but got 0"):
         opened(path, size=0)
+
+
+def test_an_image_that_claims_too_many_pixels_is_one_error(tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    for label in ("cat", "dog"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "0.png").write_bytes(bomb)
+    with pytest.raises(DataError, match=r"0\.png is not an image that can be read \(DecompressionBombError"):
+        Data.from_folder(tmp_path, progress=False)

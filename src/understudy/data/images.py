@@ -198,7 +198,7 @@ def find_form(listing: Listing, *, grey: bool | None, size: int | None) -> Form:
         try:
             with Image.open(listing.path(index)) as image:
                 this = Form.of(image, grey=grey, size=size)
-        except OSError as error:  # told with all the others when they are decoded
+        except (OSError, Image.DecompressionBombError) as error:  # told with all the others when they are decoded
             faults.append(f"{listing.path(index)} is not an image that can be read ({type(error).__name__}: {error})")
             continue
         form = form or this
