@@ -16,7 +16,7 @@ import pytest
 from understudy.core.architecture import Group, Layer, Space, Unit
 from understudy.core.errors import RunError
 from understudy.core.evaluation import Cost, Evaluation
-from understudy.runs import store as store_module
+from understudy.runs import database as database_module
 from understudy.runs.store import Store
 from understudy.testing.landscapes import toy_evaluation, toy_space
 
@@ -131,7 +131,7 @@ def test_no_file_is_there_before_all_of_its_tables_are(path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_whole", killed)
+        patch.setattr(database_module, "write_whole", killed)
         with pytest.raises(KeyboardInterrupt):
             Store(path, SPACE)
     assert not path.exists()
@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_a_locked_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_LOCK_SECONDS", 0.01)
+    monkeypatch.setattr(database_module, "_LOCK_SECONDS", 0.01)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # Optuna waits between its attempts
     with Store(path, SPACE) as store:
         lock = sqlite3.connect(path, isolation_level=None)

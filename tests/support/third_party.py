@@ -42,8 +42,10 @@ def need(*packages: str) -> None:
     """Skip the test where a package is not installed; fail where CI is set, as nothing may be missing there."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        say = pytest.fail if os.environ.get("CI") else pytest.skip
-        say(f"{' and '.join(missing)} must be installed, as `make test` does, but is not")
+        reason = f"{' and '.join(missing)} must be installed, as `make test` does, but is not"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason, allow_module_level=True)
 
 
 def library(name: str) -> Any:

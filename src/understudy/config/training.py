@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -71,6 +72,17 @@ class Device(Checked):
     cluster: str = ""
     """Ray cluster that trains the students: auto for the one that this machine belongs to, HOST:PORT of its head, or
     local for one on this machine alone; empty: none."""
+    storage: str = ""
+    """Database that keeps the study, such as postgresql://USER@HOST/NAME, which runs may share; empty: study.db in the
+    run folder. The password comes from PGPASSWORD or ~/.pgpass."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the address of the database."""
+        scheme, sign, rest = self.storage.partition("://")
+        if self.storage and not sign:
+            yield f"storage must be an address such as postgresql://USER@HOST/NAME, but got {self.storage!r}"
+        elif ":" in rest.partition("@")[0] and "@" in rest:
+            yield f"storage must hold no password, because the run folder keeps it; put it into PGPASSWORD ({scheme}://...)"
 
 
 @dataclass(frozen=True, kw_only=True)

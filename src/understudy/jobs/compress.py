@@ -44,7 +44,6 @@ from understudy.report.progress import Display, Finals, SearchProgress
 from understudy.report.tables import PlainTable, in_a_line, result_table
 from understudy.runs.folder import Run
 from understudy.runs.journal import Journal
-from understudy.runs.store import Store
 from understudy.runs.workers.base import Workers
 from understudy.runs.workers.local import Evaluate, refuse_reimport
 from understudy.training.compute import choice, pinned, told
@@ -277,7 +276,7 @@ class _Job:
             self.task, self.run, self.evaluator, self.reward.budgets, self.display, latencies=self.latencies
         )
         evaluator, architecture = pruning.result()
-        with Store(self.run.study, self.task.space) as store:
+        with self.run.store(self.task.space) as store:
             if not store.all():
                 store.add(evaluator.cut(architecture))
             found = [self.latencies.measured(e) for e in store.all()]
@@ -298,7 +297,7 @@ class _Job:
         students = method.expected_students
         follow = SearchProgress(display, students=students, reward=self.reward, finals=finals)
         with (
-            Store(self.run.study, self.task.space) as store,
+            self.run.store(self.task.space) as store,
             self._pool(self.evaluator, "search", self.settings.device.workers, seconds=_seconds(store.all())) as pool,
             display.steps(searcher.stage, students, unit="students", after=finals),
         ):

@@ -9,7 +9,8 @@ Every file is written whole or not at all, so a run that was killed at any momen
     compute.json         the precision and memory format that were chosen
     teacher.json         the teacher's cost and validation accuracy; teacher.safetensors beside it
     crashes.json         which students crashed their process, if any did
-    study.db             every evaluation (Optuna, SQLite)
+    study.db             every evaluation (Optuna, SQLite), or study.json: the name of the study in a shared database
+    unsent/              evaluations that a database which was away did not get yet
     policy.safetensors   what the searcher or the agents have learned
     policy_from.safetensors  what it started from, if it started from another run's
     start/               the student that is cut in the teacher's place, if one is
@@ -27,6 +28,7 @@ import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -40,6 +42,7 @@ from understudy.core.architecture import Space
 from understudy.core.errors import ConfigError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import check_format, read_json, read_text, sweep, understood, write_whole
+from understudy.runs.database import refuse_silent, study_claimed
 from understudy.runs.store import Store
 
 try:
@@ -106,6 +109,7 @@ class Run:
                 else; then every difference is listed.
         """
         folder = Path(folder)
+        refuse_silent(settings.device.storage)
         with claimed(folder, marker="config.toml", again=f"the same call, or: understudy resume {folder}"):
             if not (folder / "config.toml").exists():
                 text = to_toml(settings)
@@ -113,7 +117,8 @@ class Run:
                 write_whole(folder / "config.toml", text)
             run = cls(folder)
             run._check_same(settings, identity)
-            with _logging_to(folder / "run.log"):
+            address = settings.device.storage
+            with _logging_to(folder / "run.log"), study_claimed(address, run.study_name if address else ""):
                 run._note_versions(identity)
                 yield run
 
@@ -121,6 +126,26 @@ class Run:
     def study(self) -> Path:
         """The SQLite file of the store."""
         return self.folder / "study.db"
+
+    @property
+    def study_name(self) -> str:
+        """The name of its study in a database that runs share; it is drawn when it is first asked for."""
+        known = self.recall("study")
+        if known is None:
+            known = {"name": f"{self.folder.resolve().name}-{uuid.uuid4().hex[:8]}"}
+            self.remember("study", known)
+        return str(known["name"])
+
+    def store(self, space: Space) -> Store:
+        """Open the store of its evaluations, in its folder or in the database that its settings name.
+
+        Raises:
+            RunError: it cannot be opened.
+        """
+        address = self.settings.device.storage
+        if not address:
+            return Store(self.study, space)
+        return Store(address, space, name=self.study_name, unsent=self.folder / "unsent")
 
     @property
     def policy(self) -> Path:
@@ -184,10 +209,11 @@ class Run:
         Raises:
             RunError: the store cannot be read.
         """
-        if self.space is None or not self.study.is_file():
+        begun = self.study.is_file() or self.recall("study") is not None
+        if self.space is None or not begun:
             return []
         latencies = (self.recall("latency") or {}).get("students", {})
-        with Store(self.study, self.space) as store:
+        with self.store(self.space) as store:
             return [_with_latency(e, latencies.get(e.architecture.digest)) for e in store.all()]
 
     def remember(self, name: str, values: Mapping[str, Any]) -> None:

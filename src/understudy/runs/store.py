@@ -6,11 +6,8 @@ each trial's user attributes; parameters, values and states are there to be look
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-from collections.abc import Iterator
+import hashlib
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +15,7 @@ from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import understood, write_whole
-from understudy.core.quiet import quiet_optuna
+from understudy.runs.database import database_errors, open_storage, shown
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 FORMAT = 1  # of what stands in the attributes; a store of another format is refused
-_LOCK_SECONDS = 20.0  # how long to wait for another process that writes to the same SQLite file
 
 
 class Store:
@@ -41,22 +37,24 @@ class Store:
         path: SQLite file (made, with its folder, if it does not exist) or the address of a database.
         space: what the evaluated architectures belong to.
         name: of the Optuna study in it.
+        unsent: folder for what could not be written because the database was away; it is written at the next opening.
 
     Raises:
         RunError: it cannot be opened, read or written; it is of another format, another version of
             Optuna or another Space.
     """
 
-    def __init__(self, path: Path | str, space: Space, *, name: str = "candidates") -> None:
-        address = str(path)
-        self._place = _without_password(address)
-        self._space = space
-        with self._errors():
-            self._storage = _storage(address)
+    def __init__(self, path: Path | str, space: Space, *, name: str = "candidates", unsent: Path | None = None) -> None:
+        self._address = str(path)
+        self._place = shown(self._address)
+        self._space, self._unsent = space, unsent
+        with database_errors(self._address):
+            self._storage = open_storage(self._address)
             try:
                 self._study = _study(self._storage, name)
                 self._check_door()
                 self._evaluations = self._read()
+                self._send()
             except BaseException:
                 self.close()
                 raise
@@ -67,10 +65,17 @@ class Store:
         Raises:
             RunError: it could not be written (full disk, file locked or read-only, no connection).
         """
-        if evaluation.key not in self._evaluations:
-            with self._errors():
+        if evaluation.key in self._evaluations:
+            return
+        try:
+            with database_errors(self._address):
                 self._study.add_trial(_trial(evaluation))
-            self._evaluations[evaluation.key] = evaluation
+        except RunError:
+            if self._unsent is not None:
+                name = hashlib.sha256(evaluation.key.encode()).hexdigest()[:16]
+                write_whole(self._unsent / f"{name}.json", evaluation.to_json())
+            raise
+        self._evaluations[evaluation.key] = evaluation
 
     def get(self, key: str) -> Evaluation | None:
         """Return the evaluation with that key (`Evaluation.key`), or None."""
@@ -90,6 +95,12 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _send(self) -> None:
+        """Write what could not be written before."""
+        for path in sorted(self._unsent.glob("*.json")) if self._unsent is not None else ():
+            self.add(Evaluation.from_json(self._space, path.read_text(encoding="utf-8")))
+            path.unlink()
 
     def _check_door(self) -> None:
         found = self._study.user_attrs
@@ -114,46 +125,6 @@ class Store:
         with understood(Path(self._place), RunError):
             evaluations = [Evaluation.from_json(self._space, text) for text in texts]
         return {evaluation.key: evaluation for evaluation in evaluations}
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Keep Optuna quiet, and name the place in what goes wrong with the database."""
-        import optuna
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
-            with quiet_optuna():
-                yield
-        except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
-            raise RunError(f"the store {self._place} cannot be used: {_reason(error)}") from error
-
-
-def _storage(address: str) -> RDBStorage:
-    from optuna.storages import RDBStorage
-
-    if "://" in address:
-        return RDBStorage(address)
-    if not Path(address).exists():
-        write_whole(Path(address), _new_database())
-    # The path goes around the address, in which %, ?, # and {} would have a meaning of their own.
-    connect = partial(sqlite3.connect, address, timeout=_LOCK_SECONDS, check_same_thread=False)
-    return RDBStorage("sqlite:///file", engine_kwargs={"creator": connect})
-
-
-def _new_database() -> bytes:
-    """Return an SQLite file of Optuna's tables.
-
-    Made in place, a kill between a table and its index would leave studies whose names are not unique.
-    """
-    from optuna.storages import RDBStorage
-    from sqlalchemy.pool import StaticPool
-
-    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
-        storage = RDBStorage("sqlite:///file", engine_kwargs={"creator": lambda: memory, "poolclass": StaticPool})
-        storage.remove_session()
-        content = memory.serialize()
-        storage.engine.dispose()
-        return content
 
 
 def _study(storage: RDBStorage, name: str) -> Study:
@@ -208,22 +179,3 @@ def _parameters(architecture: Architecture) -> tuple[dict[str, Any], dict[str, B
             params[f"kernel {layer.name}"] = architecture.kernel(layer.name)
             distributions[f"kernel {layer.name}"] = CategoricalDistribution(layer.kernels)
     return params, distributions
-
-
-def _without_password(address: str) -> str:
-    if "://" not in address:
-        return address
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(address).render_as_string(hide_password=True)
-    except ArgumentError:
-        return "(an address that cannot be read)"
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of what the database itself said, without SQL or advice around it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -1,0 +1,150 @@
+"""Where a study is kept: an SQLite file in the run folder, or a database that several runs share. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from understudy.core.errors import RunError
+from understudy.core.extras import optional
+from understudy.core.files import write_whole
+from understudy.core.quiet import quiet_optuna
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+_LOCK_SECONDS = 20.0  # how long to wait for another process that writes to the same SQLite file
+
+
+def open_storage(address: str) -> RDBStorage:
+    """Return Optuna's storage of a file, made if it does not exist, or of the address of a database.
+
+    Raises:
+        ExtraError: the driver of that database is not installed.
+    """
+    from optuna.storages import RDBStorage
+
+    if "://" in address:
+        # A connection that broke, as when the server was restarted, is noticed before it is used.
+        return RDBStorage(_with_driver(address), engine_kwargs={"pool_pre_ping": True})
+    if not Path(address).exists():
+        write_whole(Path(address), _new_database())
+    # The path goes around the address, in which %, ?, # and {} would have a meaning of their own.
+    connect = partial(sqlite3.connect, address, timeout=_LOCK_SECONDS, check_same_thread=False)
+    return RDBStorage("sqlite:///file", engine_kwargs={"creator": connect})
+
+
+def refuse_silent(address: str) -> None:
+    """Refuse a database that does not answer, before anything is written.
+
+    Raises:
+        RunError: it does not.
+    """
+    if "://" not in address:
+        return
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    with database_errors(address):
+        create_engine(_with_driver(address), poolclass=NullPool).connect().close()
+
+
+@contextlib.contextmanager
+def study_claimed(address: str, name: str) -> Iterator[None]:
+    """Keep other drivers away from a study in a database, from any machine; the server lets go if this process dies.
+
+    PostgreSQL only: elsewhere the lock on the run folder has to do.
+
+    Raises:
+        RunError: another process drives it, or the database does not answer.
+    """
+    if not address.startswith(("postgresql", "postgres:")):
+        yield
+        return
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    with database_errors(address):
+        engine = create_engine(_with_driver(address), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        connection = engine.connect()
+        free = connection.execute(text("select pg_try_advisory_lock(:number)"), {"number": number}).scalar()
+    try:
+        if not free:
+            raise RunError(
+                f"a study is driven by one process at a time, but {name!r} in {shown(address)} is in use by another, "
+                "perhaps on another machine"
+            )
+        yield
+    finally:
+        with contextlib.suppress(SQLAlchemyError):  # the server may be gone by now, and with it the lock
+            connection.close()
+
+
+@contextlib.contextmanager
+def database_errors(address: str) -> Iterator[None]:
+    """Keep Optuna quiet, and name the place in what goes wrong with a database.
+
+    Raises:
+        RunError: something did.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        with quiet_optuna():
+            yield
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
+        raise RunError(f"the store {shown(address)} cannot be used: {_reason(error)}") from error
+
+
+def shown(address: str) -> str:
+    """Return an address as people may see it: without a password."""
+    if "://" not in address:
+        return address
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(address).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "(an address that cannot be read)"
+
+
+def _with_driver(address: str) -> str:
+    """Name the driver that the extra brings where an address names none."""
+    scheme, _, rest = address.partition("://")
+    if scheme in ("postgresql", "postgres"):
+        optional("psycopg", extra="postgresql")
+        return f"postgresql+psycopg://{rest}"
+    return address
+
+
+def _new_database() -> bytes:
+    """Return an SQLite file of Optuna's tables.
+
+    Made in place, a kill between a table and its index would leave studies whose names are not unique.
+    """
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import StaticPool
+
+    with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
+        settings: dict[str, Any] = {"creator": lambda: memory, "poolclass": StaticPool}
+        storage = RDBStorage("sqlite:///file", engine_kwargs=settings)
+        storage.remove_session()
+        content = memory.serialize()
+        storage.engine.dispose()
+        return content
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what the database itself said, without SQL or advice around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
