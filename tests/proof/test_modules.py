@@ -28,22 +28,11 @@ CASES = [*counts.cases(every=27), *moves.CASES, *layers.CASES]
 ALL = [case for case in counts.cases(every=5) if case.name not in {known.name for known in CASES}]
 
 
-# Their analysis ends in an error that is no TraceError; to be taken off as rules that raise come to freeze.
-RAISE = {
-    *("std", "type_as", "keyword_input", "keyword_relu", "permutation"),
-    *("layer_weight_norm_hook", "layer_pruned", "layer_pruned_structured"),
-}
-MARKED = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.xfail(strict=False)] if case.name in RAISE else [])
-    for case in CASES
-]
-
-
 def test_there_are_enough_of_them() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 200
 
 
-@pytest.mark.parametrize("case", MARKED)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_no_student_is_wrong(case: Case) -> None:
     hold(case)
 
