@@ -113,7 +113,7 @@ def figures(case: Case, method: N2N | RandomSearch | OptunaSearch | ArchComp | R
 
 
 def row(name: str, found: list[tuple[float, float]], against: list[tuple[float, float]]) -> str:
-    """Return one line of the table: mean, spread over seeds, and how many seeds beat the yardstick."""
+    """Return one line of the table: mean, spread over seeds, and how many seeds beat the baseline."""
     cells = []
     for figure in (0, 1):
         values = [pair[figure] for pair in found]
@@ -137,11 +137,11 @@ def main() -> None:
     for name in options.cases:
         case = CASES[name]
         seeds = range(options.seeds)
-        yardstick = [figures(case, RandomSearch(), seed) for seed in seeds]
+        baseline = [figures(case, RandomSearch(), seed) for seed in seeds]
         words = f"{name}: {case.kind}, {case.part}, {case.params or 'no budget'}"
-        print(row(f"{words}, random", yardstick, yardstick))
+        print(row(f"{words}, random", baseline, baseline))
         for called, method in methods.items():
-            print(row(f"{words}, {called}", [figures(case, method, seed) for seed in seeds], yardstick), flush=True)
+            print(row(f"{words}, {called}", [figures(case, method, seed) for seed in seeds], baseline), flush=True)
 
 
 if __name__ == "__main__":

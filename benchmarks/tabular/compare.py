@@ -91,9 +91,9 @@ def read(path: Path) -> dict[Key, dict[int, list[float]]]:
 
 
 def row(
-    called: str, found: dict[int, list[float]], yardsticks: list[dict[int, list[float]]], best: float, at: int
+    called: str, found: dict[int, list[float]], baselines: list[dict[int, list[float]]], best: float, at: int
 ) -> str:
-    """Return one line of the table of results: at 20 and 50 students, then at that many, and against the yardsticks."""
+    """Return one line of the table of results: at 20 and 50 students, then at that many, and against the baselines."""
     last = [values[AT.index(at)] for values in found.values()]
     cells = [called, str(len(found))]
     cells += [f"{statistics.fmean(values[AT.index(count)] for values in found.values()):.4f}" for count in (20, 50)]
@@ -104,7 +104,7 @@ def row(
         f"{low:.4f} to {high:.4f}",
         f"{best - statistics.fmean(last):.4f}",
     ]
-    return f"| {' | '.join([*cells, *(against(found, other, at) for other in yardsticks)])} |"
+    return f"| {' | '.join([*cells, *(against(found, other, at) for other in baselines)])} |"
 
 
 def against(found: dict[int, list[float]], other: dict[int, list[float]], at: int) -> str:
@@ -136,9 +136,9 @@ def show(options: argparse.Namespace) -> None:
                 "| gain over random | gain over TPE |"
             )
             print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-            yardsticks = [found.get("random", {}), found.get("TPE", {})]
+            baselines = [found.get("random", {}), found.get("TPE", {})]
             for called, curves in found.items():
-                print(row(called, curves, yardsticks, best, options.at))
+                print(row(called, curves, baselines, best, options.at))
             drawn = [Curve.of(called, list(curves.values())) for called, curves in found.items()]
             title = f"{name}, " + ("no budget" if params == "none" else f"{params} fewer parameters")
             panels.append(Panel(title=title, best=best, at=tuple(AT), curves=tuple(drawn)))

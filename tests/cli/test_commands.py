@@ -194,7 +194,7 @@ def test_mistakes_of_a_job_file_are_listed_at_once(tmp_path: Path, capsys: pytes
         (["compress", "TEACHER", "--data", "digits", "--params", "ten"], "goal 'params' must be a positive amount"),
         (["compress", "TEACHER", "--data", "digits", "--params", "9999x"], "within reach of the smallest student"),
         (["compress", "TEACHER", "--data", "digits", "--random.students", "3"], "the method is 'n2n', but"),
-        (["compress", FACTORY, "--data", "digits", "--weights", __file__], "where no code can hide"),
+        (["compress", FACTORY, "--data", "digits", "--weights", __file__], "refusing to unpickle weights"),
         (["compress", FACTORY, "--data", "digits", "--arguments", "width"], "must be NAME=VALUE"),
         (["compress", "TEACHER", "--data", "digits", "--mean", "0.5"], "says all that itself, but mean was given"),
         (["compress", FACTORY, "--data", "digits", "--mean", "0.5"], "must be a mean and a std"),

@@ -342,7 +342,9 @@ def test_a_full_disk_says_what_to_free_and_how_to_go_on(
     goal = us.Goal(params="4x", accuracy_drop=0.9)
     with monkeypatch.context() as m:
         m.setattr(place, full)
-        with pytest.raises(RunError, match=r"(?s)disk of .* is full.*Free some.*logits.*understudy resume"):
+        with pytest.raises(
+            RunError, match=r"(?s)no space left on the device that holds .*To free some.*logits.*understudy resume"
+        ):
             squeeze(teacher, tmp_path / "run", goal=goal)
     squeeze(teacher, tmp_path / "run", goal=goal)
     assert outcome(tmp_path / "run") == outcome(done.run)

@@ -110,7 +110,7 @@ _AMOUNTS = {"params", "macs", "size-mb", "memory-mb", "latency-ms"}
 def _said(default: Any, text: str) -> str:
     if default is MISSING:
         return "required"
-    if default is None or default is False or default == () or "efault" in text:
+    if default in (None, False, (), "") or "efault" in text:
         return ""
     return f"default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
 

@@ -16,23 +16,23 @@ class Job(Checked):
     """What a compression is set by besides its method, in Python as in files and flags."""
 
     seed: int = 0
-    """Of the search and of every student in it."""
+    """Random seed of the search and of every student in it."""
     policy_from: str | None = None
     """Warm-start the search: a run folder of the same method (n2n, archcomp), or its policy.safetensors. What its
     policy or embedding has learned and what its students scored carries over to another teacher, data or goal (an
     embedding: to the same teacher's structure)."""
     goal: Goal = field(default_factory=Goal)
-    """What is wanted of the student."""
+    """Budgets on the student."""
     widths: Widths = field(default_factory=Widths)
     """The widths that students may have."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """How training images are varied, for candidates and final students."""
+    """Augmentation of the training images, for candidates and final students."""
     candidates: Candidates = field(default_factory=Candidates)
-    """How proposals are evaluated."""
+    """Evaluation of candidates during the search."""
     final: Final = field(default_factory=Final)
-    """How the best are trained in the end."""
+    """Training of the best candidates to convergence."""
     device: Device = field(default_factory=Device)
-    """Where things run."""
+    """Device, precision, threads and workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Compression(Job):
     """The main job: everything that decides its result, and where it runs."""
 
     method: Method = field(default_factory=N2N)
-    """How students are searched for."""
+    """Search method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -81,8 +81,8 @@ class N2N(Method):
     rollouts: Count = 5
     """Students proposed for one update."""
     draws_per_rollout: Count = 20
-    """Legal, new architectures that the policy draws for each student, of which those are trained that are expected
-    to earn most, given the students so far (paper: 1)."""
+    """Legal, new architectures drawn for each student that is trained; a regression on the students so far
+    predicts which have the highest reward (paper: 1)."""
     revisit: Share = 0.2
     """Initial probability that stage 2 changes a unit or kernel of its starting student; 0.5 and more is a uniform
     prior (paper: 0, units stay as stage 1 left them)."""
@@ -134,9 +134,9 @@ class ArchComp(Method):
     """Architecture compression (Ashok, 2019): gradient ascent in a learned embedding of architectures."""
 
     students: Count = 120
-    """How many are trained."""
+    """Number of students trained."""
     start: Count = 20
-    """How many of them random search draws, before there is an embedding."""
+    """How many of them random search draws, before the embedding is fitted."""
     rules: RulesName = "tuned"
     """tuned: the embedding starts from what is known of costs and decisions; paper: from random weights."""
 
@@ -155,7 +155,7 @@ class RandomSearch(Method):
     """A baseline: units, widths and kernels drawn independently, as N2N draws them before it has learned."""
 
     students: Count = 120
-    """How many are trained."""
+    """Number of students trained."""
     fill: bool = False
     """Widen every second draw until it just fits the predicted budgets, as N2N does."""
 
@@ -170,7 +170,7 @@ class OptunaSearch(Method):
     sampler: Literal["tpe", "nsga2"] = "tpe"
     """Tree-structured Parzen estimator, or the genetic algorithm NSGA-II."""
     students: Count = 120
-    """How many are trained."""
+    """Number of students trained."""
     fill: bool = False
     """Widen every second draw until it just fits the predicted budgets, as N2N does."""
 
@@ -187,7 +187,7 @@ class UniformWidth(Method):
     """A baseline: one width factor for all groups, nothing removed."""
 
     students: Count = 10
-    """How many are trained, from the widest that keeps the predicted budgets down to the narrowest, in even steps."""
+    """Number of students trained, evenly spaced from the widest that keeps the predicted budgets to the narrowest."""
 
     name: ClassVar[str] = "uniform"
     made_by: ClassVar[str] = "understudy.methods.baselines.uniform:UniformSearcher"
@@ -204,20 +204,20 @@ class UniformWidth(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Decore(Method):
-    """DECORE (Alwani, Wang, Madhavan, CVPR 2022): an agent on every channel learns whether it may go.
+    """DECORE (Alwani, Wang, Madhavan, CVPR 2022): an agent on every channel learns whether to keep it.
 
     Agents and network learn in one loop, from the teacher's weights; then channels go and the rest is trained as
     `Final` says.
     """
 
     penalty: Annotated[float, Range(0.0)] = 200.0
-    """What a wrong answer costs where a right one earns 1 (DECORE's lambda). Dropping pays only while more than
-    penalty / (1 + penalty) of the answers are right. With budgets on cost it is adapted instead."""
+    """Penalty for a wrong prediction, where a right one earns 1 (DECORE's lambda). Dropping channels pays only while
+    the accuracy is above penalty / (1 + penalty). With budgets on cost it is adapted instead."""
     training: Training = field(default_factory=lambda: Training(epochs=12, lr=0.001, schedule="constant", loss="ce"))
     """The network's training while the agents learn (paper: 260 epochs on labels, batches of 256)."""
     agent_lr: Amount = 0.0
-    """Adam's learning rate for the agents' weights; 0: as large as it takes to change their minds in an eighth of the
-    loop's steps, at least the paper's 0.01."""
+    """Adam's learning rate for the agents' weights (0: enough to reach p = 1/2 in an eighth of the steps, at least the
+    paper's 0.01)."""
     rules: RulesName = "tuned"
     """tuned: agents with less variance, steered by what channels cost; paper: as published."""
 

@@ -24,7 +24,7 @@ class Training(Checked):
     epochs: Count = 5
     """Passes over the training split."""
     batch_size: Count = 128
-    """Examples in one step."""
+    """Images per step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     """The optimiser; sgd has Nesterov momentum 0.9."""
     lr: Amount = 0.003
@@ -32,25 +32,25 @@ class Training(Checked):
     weight_decay: Amount = 0.0005
     """Weight decay; not applied to biases and norms."""
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
-    """How the learning rate moves over the steps."""
+    """Learning-rate schedule, over the steps."""
     loss: LossName = "mse"
     """mse: on the teacher's logits (N2N); ce: on labels; kl: Hinton's, on softened logits; mse+ce, kl+ce: their sum."""
     label_smoothing: Share = 0.0
-    """Share of the label's mass spread over all classes in cross-entropy, 0..1."""
+    """Label smoothing of the cross-entropy, 0..1."""
     gradient_clip: Amount = 1.0
-    """Largest gradient norm; 0 switches clipping off."""
+    """Maximum gradient norm (0: no clipping)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Checked):
-    """How training images are varied; drawn anew each epoch, from the seed alone."""
+    """Augmentation of the training images, drawn anew each epoch from the seed."""
 
     crop: Natural = 0
-    """Pixels of padding before a random crop; 0: no crop."""
+    """Padding in pixels before a random crop (0: no crop)."""
     flip: bool = False
-    """Mirror images at random."""
+    """Random horizontal flips."""
     cutout: Natural = 0
-    """Side of a random square that is blanked, pixels; 0: none."""
+    """Side of a random blanked square in pixels (0: none)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Device(Checked):
     memory_format: MemoryFormat = "auto"
     """Layout of image tensors. auto: channels_last on CPUs and for bf16 on CUDA, else contiguous."""
     threads: Natural = 1
-    """CPU threads of one network in training (0: all cores); the same for any number of workers, so results are too."""
+    """CPU threads per training (0: all cores). Independent of `workers`, so results do not depend on it."""
     workers: Natural = 1
     """Students trained at the same time, each in a process of its own, which may crash; 0: one, in this process. On a
     cluster: students on one GPU; without GPUs, as many as its cores allow."""
@@ -87,31 +87,31 @@ class Device(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates(Checked):
-    """How a proposed student is evaluated during the search."""
+    """Evaluation of candidates during the search."""
 
     training: Training = field(default_factory=Training)
     """Its training, by distillation."""
     examples: Natural = 5000
-    """Training examples that a candidate sees, drawn once by seed and stratified; 0: all."""
+    """Training images that candidates see, a stratified sample drawn once by the seed (0: all)."""
     weights: Literal["fresh", "inherited"] = "inherited"
-    """Start from fresh weights (N2N) or from the teacher's, sliced."""
+    """Initial weights: fresh (as N2N), or inherited from the teacher by slicing."""
     stop_below: Share = 0.2
     """Early-stop a student whose accuracy after one epoch is below this fraction of the teacher's (0: never)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Final(Checked):
-    """How the best students of a search are trained to convergence."""
+    """Training of the best candidates to convergence."""
 
     students: Count = 2
-    """How many of the best are trained; the winner is chosen on the validation split."""
+    """How many of the best candidates are trained; the winner is chosen on the validation split."""
     training: Training = field(default_factory=lambda: Training(epochs=30, loss="mse+ce"))
     """Their training, by distillation."""
     weights: Literal["fresh", "inherited"] = "inherited"
-    """What they start from."""
+    """Initial weights: fresh, or inherited from the teacher by slicing."""
     views: Natural = 0
-    """Looks of each image, used in turn, for which the teacher is asked (0: a new one in every epoch, which costs
-    a pass of the teacher over all images for each)."""
+    """Number of augmented versions of each image, cycled over the epochs so that the teacher's logits can be cached
+    (0: new ones in every epoch, each of which costs a pass of the teacher over all images)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +123,8 @@ class Teaching(Checked):
     )
     """Its training, on labels."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """How training images are varied."""
+    """Augmentation of the training images."""
     device: Device = field(default_factory=lambda: Device(threads=0))
     """Where it runs; 0 threads: all cores."""
     seed: int = 0
-    """Of its weights and its training."""
+    """Seed of its initial weights and its training."""

@@ -119,7 +119,7 @@ def _estimate(task: Task) -> tuple[float | None, str]:
     with tempfile.TemporaryDirectory() as folder:
         evaluator = replace(task, settings=short).evaluator(compute, Path(folder))
         sample = _SAMPLE[settings.method.job](task)
-        evaluator(sample)  # kernels are compiled, the teacher's answers computed
+        evaluator(sample)  # kernels are compiled, teacher logits computed
         measured = evaluator(sample)
     if measured.status == "failed":
         return None, compute.name

@@ -51,7 +51,7 @@ def read_weights(path: Path, *, ours: bool = False) -> dict[str, Tensor]:
         raise ModelError(f"a file named .safetensors must be one, but {path} is not: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         raise ModelError(
-            f"weights are read only where no code can hide: safetensors, or a state dict of tensors, but {path} is "
+            f"refusing to unpickle weights: they must be safetensors or a state dict of tensors, but {path} is "
             "neither. Where you trust the file, convert it once in Python:\n"
             f"  model = torch.load({str(path)!r}, weights_only=False)\n"
             '  safetensors.torch.save_file(model.state_dict(), "weights.safetensors")'

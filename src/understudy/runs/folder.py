@@ -15,7 +15,7 @@ Every file is written whole or not at all, so a run that was killed at any momen
     policy_from.safetensors  what it started from, if it started from another run's
     start/               the student that is cut in the teacher's place, if one is
     decore/              DECORE's loop, see prune.py
-    logits/              the teacher's answers, can be deleted at any time
+    logits/              the teacher's logits, a cache that can be deleted
     students/            the finished students: NAME.safetensors, and NAME.json once it is complete
     summary.json         the final table
     run.log
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def logits(self) -> Path:
-        """The folder of the teacher's cached answers."""
+        """The folder of the teacher's cached logits."""
         return self.folder / "logits"
 
     @property
@@ -371,7 +371,7 @@ def _disk_trouble(error: BaseException, folder: Path, again: str) -> str | None:
     texts = " ".join(map(str, causes))
     if codes.intersection(_FULL) or any(text in texts for text in _FULL_TEXTS):
         return (
-            f"there must be room to write, but the disk of {folder} is full{_free(folder)}. Free some: "
+            f"no space left on the device that holds {folder}{_free(folder)}. To free some: "
             f"{folder / 'logits'} is a cache and can go, so can runs that you no longer need. Nothing that was "
             f"finished is lost; continue with: {again}"
         )

@@ -1,4 +1,4 @@
-"""The teacher with channels multiplied by zero: the yardstick that a sliced student must agree with."""
+"""The teacher with channels multiplied by zero: the reference that a sliced student must agree with."""
 
 from __future__ import annotations
 
