@@ -25,6 +25,7 @@ from understudy.surgery.build import build, rebuild
 from understudy.surgery.masked import tensors_of
 
 CASES = [*counts.cases(every=27), *moves.CASES, *layers.CASES]
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 ALL = [case for case in counts.cases(every=5) if case.name not in {known.name for known in CASES}]
 
 
