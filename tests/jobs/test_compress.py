@@ -79,7 +79,7 @@ def test_a_result_and_its_data_are_a_line_each(done: us.Result) -> None:
 def test_run_folder_holds_everything(done: us.Result) -> None:
     names = {path.name for path in done.run.iterdir() if not path.name.startswith(".")}
     assert names == {
-        *("config.toml", "identity.json", "source.json", "space.json", "compute.json", "proof.json"),
+        *("config.toml", "identity.json", "source.json", "space.json", "compute.json", "proof.json", "code"),
         *("teacher.json", "teacher.safetensors", "study.db", "policy.safetensors", "logits", "students"),
         *("summary.json", "run.log", "code"),
     }

@@ -251,12 +251,9 @@ def test_draws_remove_units_at_chances_of_their_own() -> None:
     assert torch.allclose(scale_BU, scale_BU[:, :1].expand_as(scale_BU))
     assert 1 / 3 <= scale_BU.min() < 0.34 and 2.9 < scale_BU.max() <= 3.0
     assert abs(scale_BU.log().mean()) < 0.05  # as often more as less
+    # The first seven factors stand for removed.
     at_one, at_own = (
-        torch.tensor(
-            [len(shrinkage.architecture(choices_D).removed) for choices_D in shrinkage.policy.sample(numbers_BD)]
-        )
-        / sum(units)
-        for numbers_BD in (uniform_BD, spread_BD)
+        (shrinkage.policy.sample(numbers_BD)[:, units] < 7).double().mean(1) for numbers_BD in (uniform_BD, spread_BD)
     )
     assert abs(at_one.mean() - 0.2) < 0.01
     assert at_own.std() > 1.5 * at_one.std()
