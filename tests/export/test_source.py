@@ -146,6 +146,7 @@ class Awkward(nn.Module):
         self.tied.weight = self.shared.weight
         self.scale = nn.Parameter(torch.ones(8, 1, 1))
         self.register_buffer("offset", torch.full((8,), 0.25), persistent=False)
+        self.factor = torch.full((8,), 2.0)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.act(self.conv(images)) * self.scale
@@ -156,7 +157,7 @@ class Awkward(nn.Module):
         x = x.view(b, c // 2, 2, h, w).transpose(1, 2).reshape(b, c, h * w)
         x = F.dropout(x, 0.5, training=self.training)
         a, d = x.mean(2).chunk(2, 1)
-        x = torch.cat([d, a], dim=1) + self.offset
+        x = torch.cat([d, a], dim=1) * self.factor + self.offset + torch.tensor([0.5])
         x = x / -((x.abs() + 2) ** 2)
         return self.tied(self.other(self.shared(x)))
 
@@ -169,7 +170,12 @@ def test_what_forward_passes_do() -> None:
     assert "training=self.training" in source.text
     written = source.build()
     assert written.tied.weight is written.shared.weight and written.other is written.shared
-    assert written.state_dict().keys() == {*student.state_dict(), "offset"}  # what is in no state dict comes with it
+    assert written.state_dict().keys() == {
+        *student.state_dict(),
+        "offset",
+        "factor",
+        "_tensor_constant0",
+    }  # what is in no state dict comes with it
 
 
 def test_a_graph_module_is_written_as_well() -> None:
