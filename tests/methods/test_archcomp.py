@@ -156,10 +156,11 @@ def test_descent_stays_where_nothing_better_is_met() -> None:
 
 
 def test_it_learns_on_a_known_landscape() -> None:
-    settings = replace(QUICK, students=45, start=20, samples=300, fit_steps=120, refit_steps=20, hidden=12)
+    settings = replace(QUICK, students=45, start=20)
+    quick = replace(RULES, samples=300, fit_steps=120, refit_steps=20, hidden=12)
     gains = []
     for seed in range(2):
-        searcher = archcomp(settings, seed=seed)
+        searcher = archcomp(settings, quick, seed=seed)
         students = run_searcher(searcher, landscape=seed)
         rewards = searcher.rewards(students)
         gains.append(statistics.mean(rewards[30:]) - statistics.mean(rewards[:20]))
