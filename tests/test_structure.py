@@ -30,6 +30,7 @@ PUBLIC = {
     "Device",
     "Evaluation",
     "Final",
+    "Free",
     "Goal",
     "Method",
     "N2N",

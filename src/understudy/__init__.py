@@ -13,6 +13,7 @@ from understudy.config.job import Compression as Compression
 from understudy.config.methods import N2N as N2N
 from understudy.config.methods import ArchComp as ArchComp
 from understudy.config.methods import Decore as Decore
+from understudy.config.methods import Free as Free
 from understudy.config.methods import Method as Method
 from understudy.config.methods import OptunaSearch as OptunaSearch
 from understudy.config.methods import RandomSearch as RandomSearch
@@ -79,6 +80,7 @@ __all__ = [
     "Device",
     "Evaluation",
     "Final",
+    "Free",
     "Goal",
     "Method",
     "OptunaSearch",

@@ -183,6 +183,19 @@ class OptunaSearch(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Free(Method):
+    """A baseline: of a thousand draws the one with the most MACs within the budgets; nothing is learned."""
+
+    name: ClassVar[str] = "free"
+    made_by: ClassVar[str] = "understudy.methods.baselines.free:FreeSearcher"
+
+    @property
+    def expected_students(self) -> int:
+        """One."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class UniformWidth(Method):
     """A baseline: one width factor for all groups, nothing removed."""
 

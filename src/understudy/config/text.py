@@ -17,12 +17,22 @@ import tomli_w
 
 from understudy.config.checked import checked_together, invalid, mistakes_in, plain
 from understudy.config.job import Compression, Job
-from understudy.config.methods import N2N, ArchComp, Decore, Method, OptunaSearch, OwnMethod, RandomSearch, UniformWidth
+from understudy.config.methods import (
+    N2N,
+    ArchComp,
+    Decore,
+    Free,
+    Method,
+    OptunaSearch,
+    OwnMethod,
+    RandomSearch,
+    UniformWidth,
+)
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
 
 T = TypeVar("T")
-MethodName = Literal["n2n", "decore", "archcomp", "random", "optuna", "uniform"]
-_KINDS: tuple[type[Method], ...] = (N2N, Decore, ArchComp, RandomSearch, OptunaSearch, UniformWidth)
+MethodName = Literal["n2n", "decore", "archcomp", "random", "optuna", "uniform", "free"]
+_KINDS: tuple[type[Method], ...] = (N2N, Decore, ArchComp, RandomSearch, OptunaSearch, UniformWidth, Free)
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in _KINDS}
 
 
@@ -31,7 +41,7 @@ class Settings(Job):
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
-    """n2n and archcomp search for students, decore prunes while it trains; random, optuna and uniform are baselines."""
+    """n2n and archcomp search, decore prunes while it trains; random, optuna, uniform and free are baselines."""
     n2n: N2N = field(default_factory=N2N)
     """Settings of the method n2n."""
     decore: Decore = field(default_factory=Decore)
@@ -44,6 +54,8 @@ class Settings(Job):
     """Settings of the method optuna."""
     uniform: UniformWidth = field(default_factory=UniformWidth)
     """Settings of the method uniform."""
+    free: Free = field(default_factory=Free)
+    """Settings of the method free, which has none."""
 
     def compression(self) -> Compression:
         """Return these settings as the main job takes them.
