@@ -200,6 +200,16 @@ def test_a_format_that_gives_something_else_is_an_error(tmp_path: Path, monkeypa
     assert not (tmp_path / "certificate.json").exists()
 
 
+def test_nothing_of_an_earlier_export_is_left(tmp_path: Path) -> None:
+    export(tmp_path, make(), "pt2")
+    (tmp_path / "notes.txt").write_text("of the user")
+    export(tmp_path, make(), "source")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert "model.pt2" not in names and {"model.py", "notes.txt"} <= names
+    (tmp_path / "notes.txt").write_text("changed")
+    assert verify(tmp_path).files == 6
+
+
 def test_a_format_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
     cut = torch.nn.Sequential(make(), nn.Flatten())
     cut[1].register_forward_hook(lambda module, inputs, output: output)

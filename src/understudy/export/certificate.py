@@ -29,6 +29,7 @@ from understudy.surgery.masked import tensors_of
 
 FORMAT = 1
 CERTIFICATE, CHECK = "certificate.json", "check.safetensors"
+DESCRIBED = ("input.json", "architecture.json", "README.md")
 BATCHES = (1, 2, 5)
 FILES: dict[str, tuple[str, ...]] = {
     "source": ("model.py", "model.safetensors"),
@@ -36,6 +37,8 @@ FILES: dict[str, tuple[str, ...]] = {
     "pt2": ("model.pt2",),
     "int8": ("model.int8.onnx",),
 }
+# All that an export may write; other files in the folder are the user's.
+WRITTEN = (*(name for names in FILES.values() for name in names), *DESCRIBED, CHECK, CERTIFICATE)
 # Largest difference in proportion to the largest output. Source code is exact where it was written, and as close
 # as other kernels are on other processors; what 8 bits cost is said, not judged.
 TOLERANCE: dict[str, float | None] = {"source": 0.0, "onnx": 1e-4, "pt2": 1e-4, "int8": None}
@@ -133,7 +136,7 @@ def write_certificate(
         tensors[f"images.{len(images)}"] = images.contiguous()
         tensors |= {f"outputs.{len(images)}.{i}": t.contiguous().clone() for i, t in enumerate(outputs)}
     write_whole(folder / CHECK, to_safetensors(tensors))
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CERTIFICATE)
+    names = [name for name in sorted(WRITTEN) if name != CERTIFICATE and (folder / name).is_file()]
     certificate = {
         "format": FORMAT,
         **content,

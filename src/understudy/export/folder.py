@@ -29,6 +29,7 @@ from understudy.export.certificate import (
     BATCHES,
     FILES,
     TOLERANCE,
+    WRITTEN,
     Parity,
     check_tolerance,
     outputs_of,
@@ -112,7 +113,8 @@ def _check(formats: Sequence[str], data: Data | None) -> None:
 
 
 def _clear(folder: Path) -> None:
-    for name in (*(file for files in FILES.values() for file in files), "certificate.json", "check.safetensors"):
+    """Remove what an earlier export left, so that nothing of it stands beside a part of this one."""
+    for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)
 
 
