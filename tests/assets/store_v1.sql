@@ -41,7 +41,7 @@ CREATE TABLE study_user_attributes (
 	FOREIGN KEY(study_id) REFERENCES studies (study_id)
 );
 INSERT INTO "study_user_attributes" VALUES(1,1,'format','1');
-INSERT INTO "study_user_attributes" VALUES(2,1,'space','"dbfb86998c9b0c47"');
+INSERT INTO "study_user_attributes" VALUES(2,1,'space','"5bd09b4d73751795"');
 CREATE TABLE trial_heartbeats (
 	trial_heartbeat_id INTEGER NOT NULL, 
 	trial_id INTEGER NOT NULL, 
@@ -97,12 +97,12 @@ CREATE TABLE trial_user_attributes (
 	UNIQUE (trial_id, "key"), 
 	FOREIGN KEY(trial_id) REFERENCES trials (trial_id)
 );
-INSERT INTO "trial_user_attributes" VALUES(1,1,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.75, \"seconds\": 1.5, \"seed\": 7, \"status\": \"ok\", \"error\": null, \"architecture\": {\"space\": \"dbfb86998c9b0c47\", \"removed\": [], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
-INSERT INTO "trial_user_attributes" VALUES(2,1,'digest','"1760f3c1649e6e90"');
-INSERT INTO "trial_user_attributes" VALUES(3,2,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.125, \"seconds\": 1.5, \"seed\": 7, \"status\": \"stopped\", \"error\": null, \"architecture\": {\"space\": \"dbfb86998c9b0c47\", \"removed\": [], \"widths\": {\"conv\": 8}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
-INSERT INTO "trial_user_attributes" VALUES(4,2,'digest','"464f7e9f59f501cb"');
-INSERT INTO "trial_user_attributes" VALUES(5,3,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.0, \"seconds\": 1.5, \"seed\": 7, \"status\": \"failed\", \"error\": \"at node conv\", \"architecture\": {\"space\": \"dbfb86998c9b0c47\", \"removed\": [\"conv\"], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": null}"');
-INSERT INTO "trial_user_attributes" VALUES(6,3,'digest','"7038aeab421971a6"');
+INSERT INTO "trial_user_attributes" VALUES(1,1,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.75, \"seconds\": 1.5, \"seed\": 7, \"status\": \"ok\", \"error\": null, \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
+INSERT INTO "trial_user_attributes" VALUES(2,1,'digest','"0d2eee29ea4e765f"');
+INSERT INTO "trial_user_attributes" VALUES(3,2,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.125, \"seconds\": 1.5, \"seed\": 7, \"status\": \"stopped\", \"error\": null, \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [], \"widths\": {\"conv\": 8}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
+INSERT INTO "trial_user_attributes" VALUES(4,2,'digest','"db213199edafcf53"');
+INSERT INTO "trial_user_attributes" VALUES(5,3,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.0, \"seconds\": 1.5, \"seed\": 7, \"status\": \"failed\", \"error\": \"at node conv\", \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [\"conv\"], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": null}"');
+INSERT INTO "trial_user_attributes" VALUES(6,3,'digest','"d0fca82458cf0cf7"');
 INSERT INTO "trial_user_attributes" VALUES(7,3,'error','"at node conv"');
 CREATE TABLE trial_values (
 	trial_value_id INTEGER NOT NULL, 
@@ -128,9 +128,9 @@ CREATE TABLE trials (
 	PRIMARY KEY (trial_id), 
 	FOREIGN KEY(study_id) REFERENCES studies (study_id)
 );
-INSERT INTO "trials" VALUES(1,0,1,'COMPLETE','2026-11-21 00:20:57.894797','2026-11-21 00:20:59.394797');
-INSERT INTO "trials" VALUES(2,1,1,'PRUNED','2026-11-21 00:20:57.942206','2026-11-21 00:20:59.442206');
-INSERT INTO "trials" VALUES(3,2,1,'FAIL','2026-11-21 00:20:57.968399','2026-11-21 00:20:59.468399');
+INSERT INTO "trials" VALUES(1,0,1,'COMPLETE','2026-11-24 19:15:27.693387','2026-11-24 19:15:29.193387');
+INSERT INTO "trials" VALUES(2,1,1,'PRUNED','2026-11-24 19:15:27.939071','2026-11-24 19:15:29.439071');
+INSERT INTO "trials" VALUES(3,2,1,'FAIL','2026-11-24 19:15:28.079254','2026-11-24 19:15:29.579254');
 CREATE TABLE version_info (
 	version_info_id INTEGER NOT NULL, 
 	schema_version INTEGER, 

@@ -220,7 +220,9 @@ def small_evaluations() -> list[Evaluation]:
 
 
 def test_a_store_of_version_1_can_be_read(tmp_path: Path) -> None:
-    # Made by this version: sqlite3 study.db .dump. It stays, and later versions must read it.
+    # Made by this version: the evaluations above were added to an empty Store, and the file was written out by
+    # `sqlite3.connect("study.db").iterdump()`, a statement a line. Once a version is released, the file stays as it is
+    # and later versions must read it; before that, it is made again where the format of a Space changes.
     database = sqlite3.connect(tmp_path / "study.db")
     database.executescript((Path(__file__).parent.parent / "assets" / "store_v1.sql").read_text())
     database.close()
