@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.core.timing import Comparison, Timing
+from understudy.graph.copies import copied
 
 _WARMUP = 5
 _LEAST_MS = 1.0  # of one reading of the clock; shorter networks run several times for one
@@ -91,7 +91,7 @@ def _ready(
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            yield [copy.deepcopy(model).to(device).eval() for model in models], example.to(device)
+            yield [copied(model).to(device).eval() for model in models], example.to(device)
     finally:
         torch.set_num_threads(before)
 

@@ -8,7 +8,6 @@ README.md                     a model card                       certificate.jso
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from understudy.export.modelcard import readme
 from understudy.export.onnx import OnnxModel, quantise, write_onnx
 from understudy.export.pt2 import program_of, read_pt2, write_pt2
 from understudy.export.source import Source, source_of
+from understudy.graph.copies import copied
 
 FORMATS = tuple(FILES)
 _MOST_EXAMPLES = 2000  # whose predictions are compared
@@ -84,7 +84,7 @@ def export_student(
     _check(formats, data)
     folder = Path(folder)
     fitted = None if data is None else _fitted(data, card)
-    job = _Job(folder, copy.deepcopy(student).eval(), card, fitted)
+    job = _Job(folder, copied(student).eval(), card, fitted)
     _clear(folder)
     for name in [name for name in FORMATS if name in formats]:
         job.write(name)

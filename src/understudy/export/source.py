@@ -23,6 +23,7 @@ from understudy.export.expressions import HELPERS
 from understudy.export.lines import looped, merged
 from understudy.export.modules import Modules
 from understudy.export.scopes import Calls, Scope, is_chain, same_results
+from understudy.graph.copies import copied
 from understudy.graph.fake import Signature
 from understudy.graph.record import record
 from understudy.graph.trace import Example
@@ -176,7 +177,7 @@ def _prove(student: nn.Module, source: Source, example: Example) -> None:
     Raises:
         ExportError: they differ in one bit.
     """
-    own, written = copy.deepcopy(student).cpu().eval(), source.build()
+    own, written = copied(student).cpu().eval(), source.build()
     for mode, batches in ((False, (1, 2, 5)), (True, (3,))):
         for batch in batches:
             inputs = _inputs(example, batch)

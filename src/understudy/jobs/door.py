@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -14,6 +13,7 @@ from understudy.core.errors import DataError, ModelError
 from understudy.core.figures import share, standard_error
 from understudy.core.summary import Accuracy
 from understudy.data import AnySplit, Data
+from understudy.graph.copies import copied
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
 from understudy.training.compute import Compute, device_named
@@ -146,7 +146,7 @@ def look_at(task: Task) -> Look:
     """Return what a first look at a task's teacher finds, on some hundred images; the test split is not read."""
     teacher, data, settings = task.teacher, task.data, task.settings
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
-    network = compute.place(copy.deepcopy(teacher.module))
+    network = compute.place(copied(teacher.module))
     val = data.val.subset(min(_IMAGES, len(data.val)), settings.seed)
     right, losses = _judged(network, val, data, compute)
     train = data.train.subset(min(_IMAGES, len(data.train)), settings.seed)

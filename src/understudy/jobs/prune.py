@@ -8,7 +8,6 @@ policy.safetensors          the agents' weights, by group
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from understudy.core.files import write_whole
 from understudy.core.goal import Budgets
 from understudy.cost import predict as cost
 from understudy.graph.analysis import Analysis
+from understudy.graph.copies import copied
 from understudy.jobs.latency import Latencies
 from understudy.jobs.task import Task
 from understudy.methods.decore import Agents, Rules, Steering, Usage, chosen, expected, saturated
@@ -69,7 +69,7 @@ class Pruning:
             RunError: the training failed.
             SurgeryError: masked and sliced network disagree; nothing is saved then.
         """
-        network = copy.deepcopy(self.task.analysis.teacher)
+        network = copied(self.task.analysis.teacher)
         if not (self.folder / "architecture.json").is_file():
             self._learn(network)
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"

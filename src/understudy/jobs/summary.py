@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from torch import nn
@@ -12,6 +11,7 @@ from understudy.core.goal import Reward
 from understudy.core.summary import Accuracy, FinalStudent, Network, SearchTotals, Summary, asked_and_obtained
 from understudy.core.timing import Comparison
 from understudy.data import AnySplit
+from understudy.graph.copies import copied
 from understudy.jobs.latency import beside_teacher
 from understudy.jobs.task import Task
 from understudy.runs.folder import Run, versions
@@ -74,7 +74,7 @@ def summarise(
 
 
 def _measured(task: Task, model: nn.Module, split: AnySplit, compute: Compute) -> Accuracy:
-    placed = compute.place(copy.deepcopy(model))
+    placed = compute.place(copied(model))
     right = accuracy(placed, split.to(compute.device), normalise=task.data.normalise, compute=compute)
     return Accuracy(value=right, examples=len(split))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from understudy.cost import predict as cost
 from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.graph.analysis import Analysis, analyse
+from understudy.graph.copies import copied
 from understudy.methods.base import Problem
 from understudy.methods.feasibility import refuse_what_is_out_of_reach
 from understudy.models.card import read_card
@@ -92,7 +92,7 @@ class Task:
             GoalError: not even the smallest student would keep the budgets.
         """
         known = teacher if isinstance(teacher, Teacher) else Teacher(module=teacher)
-        own = replace(known, module=copy.deepcopy(known.module).cpu().float().eval())
+        own = replace(known, module=copied(known.module).cpu().float().eval())
         data = own.fit(data)
         check_outputs(own.module, data)
         folder = None if start is None or isinstance(start, nn.Module) else student_folder(start)
@@ -100,7 +100,7 @@ class Task:
         if folder is not None:
             cut = _started(folder, own.module, leaf_modules, trust_code)
         elif isinstance(start, nn.Module):
-            cut = copy.deepcopy(start).cpu().float().eval()
+            cut = copied(start).cpu().float().eval()
         if start is not None:
             check_outputs(cut, data)
         analysis, proof = proved(analyse(cut, first_images(data, data.val, 2), leaf_modules), run, progress=progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import itertools
 import warnings
@@ -20,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
 from understudy.graph.analysis import Analysis
+from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
 
 Inputs = Mapping[str, Any]
@@ -40,7 +40,7 @@ def shaken(analysis: Analysis, seed: int, *, dtype: torch.dtype, drawn: bool) ->
         dtype: of parameters and buffers.
         drawn: draw the parameters; otherwise keep the teacher's but for a factor near 1.
     """
-    teacher = copy.deepcopy(analysis.teacher).cpu()
+    teacher = copied(analysis.teacher).cpu()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in teacher.named_parameters():
         if parameter.is_floating_point():
@@ -65,14 +65,14 @@ def _of_copy(analysis: Analysis, teacher: nn.Module) -> Analysis:
             tensors(analysis.teacher, remove_duplicate=False), tensors(teacher, remove_duplicate=False), strict=True
         )
         shared |= {id(old): new for (_, old), (_, new) in pairs}
-    root = copy.deepcopy(analysis.trace.root, shared)
+    root = copied(analysis.trace.root, shared)
     for module in root.modules():
         _calm(module)
     trace = replace(analysis.trace, teacher=teacher, root=root)
-    copied = replace(analysis, trace=trace, groups=replace(analysis.groups, trace=trace))
+    ours = replace(analysis, trace=trace, groups=replace(analysis.groups, trace=trace))
     # The passes run on shapes alone, with the types that were recorded, and know the nodes of the same graph.
-    copied.__dict__.update(space=analysis.space, _refits=analysis.__dict__.setdefault("_refits", {}))
-    return copied
+    ours.__dict__.update(space=analysis.space, _refits=analysis.__dict__.setdefault("_refits", {}))
+    return ours
 
 
 def _drawn(name: str, parameter: Tensor, generator: torch.Generator, *, drawn: bool) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis
+from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
 from understudy.graph.trace import named_inputs
 from understudy.proof.shaken import Inputs, call, inputs_like, laboratory, settle, shaken, sides
@@ -180,7 +180,7 @@ class Trials:
     def _zeroed(self, architecture: Architecture, setting: _Setting) -> Any:
         """Return what the teacher gives where all parameters of dropped channels are zero."""
         kept = torch.from_numpy(kept_slots(self._copy, architecture))
-        module = copy.deepcopy(self._copy.teacher)
+        module = copied(self._copy.teacher)
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name, plan in self._copy.groups.plan.parameters.items():
             for dim, labels in enumerate(plan.dims):

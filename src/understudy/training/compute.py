@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from understudy.config.training import Device
 from understudy.core.errors import ConfigError
+from understudy.graph.copies import copied
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -159,7 +159,7 @@ def _step(model: nn.Module, images: Tensor, compute: Compute) -> None:
     """Run a forward and a backward pass of a copy of the model, to see whether it works."""
     with compute.scope(), seeded(compute.device) as reseed:
         reseed(0)
-        trial = compute.place(copy.deepcopy(model)).train()
+        trial = compute.place(copied(model)).train()
         with compute.autocast():
             logits = trial(compute.images(images))
         logits.float().square().mean().backward()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -22,6 +21,7 @@ from understudy.core.evaluation import Cost, Evaluation, Status
 from understudy.cost import predict as cost
 from understudy.data import AnySplit, Data, Views
 from understudy.graph.analysis import Analysis
+from understudy.graph.copies import copied
 from understudy.models.weights import weights_digest
 from understudy.surgery import build as surgery
 from understudy.training.failures import fault_of_network, reason
@@ -198,7 +198,7 @@ class Evaluator:
 
     @cached_property
     def _teacher(self) -> nn.Module:
-        return self.compute.place(copy.deepcopy(self._lead))
+        return self.compute.place(copied(self._lead))
 
     @cached_property
     def _val(self) -> AnySplit:
