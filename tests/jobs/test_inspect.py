@@ -25,10 +25,15 @@ ARGUMENTS = ["zoo:resnet20", "--arguments", "width=4"]
 def test_prints_what_can_go_what_cannot_and_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", *ARGUMENTS, "--check"]) == 0
     out = capsys.readouterr().out
-    for title in ("Layers, in order", "Units that can be removed", "Groups of channels that can shrink", "Frozen"):
+    for title in (
+        "Layers, in order",
+        "Units that can be removed",
+        "Groups of channels that can shrink",
+        "Channels that keep",
+    ):
         assert title in out
     assert "it is an output" in out
-    assert re.search(r"within reach: [\d.]+ to [\d.]+K parameters", out)
+    assert re.search(r"within reach, with single channels: [\d.]+ to [\d.]+K parameters", out)
     assert re.search(r"\d+ students checked against the masked network: all agree", out)
 
 

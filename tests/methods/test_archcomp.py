@@ -19,7 +19,7 @@ from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Cost
 from understudy.core.goal import Goal
 from understudy.methods.archcomp import rules
-from understudy.methods.archcomp.embedding import foretold
+from understudy.methods.archcomp.embedding import predicted_accuracy
 from understudy.methods.archcomp.rules import Rules
 from understudy.methods.archcomp.search import ArchCompSearcher, descend, left, rewarded
 from understudy.methods.base import Searcher
@@ -242,9 +242,9 @@ def learned(landscape: int) -> dict[str, torch.Tensor]:
     return searcher.state_dict()  # type: ignore[return-value]
 
 
-def test_what_was_learned_foretells_accuracies_and_how_sure_it_is() -> None:
+def test_what_was_learned_predicts_accuracies_and_their_deviation() -> None:
     space, students = toy_space(), toy_students(60)
-    told = foretold(learned(0), space, Widths(), [space.full, *students])
+    told = predicted_accuracy(learned(0), space, Widths(), [space.full, *students])
     teacher, *shares = [share for share, _ in told]
     true = [toy_accuracy(a) / 0.95 for a in students]
     assert teacher == pytest.approx(1.0, abs=0.1)
@@ -252,9 +252,9 @@ def test_what_was_learned_foretells_accuracies_and_how_sure_it_is() -> None:
     assert all(deviation > 0.0 for _, deviation in told)
     assert told[0][1] < statistics.fmean(deviation for _, deviation in told[1:])  # the teacher's own is known
     with pytest.raises(ConfigError, match="a teacher of the same structure"):
-        foretold(learned(0), toy_space("residual"), Widths(), [toy_space("residual").full])
+        predicted_accuracy(learned(0), toy_space("residual"), Widths(), [toy_space("residual").full])
     with pytest.raises(ConfigError, match="a teacher of the same structure"):
-        foretold(learned(0), space, Widths(min_width=16), [space.full])
+        predicted_accuracy(learned(0), space, Widths(min_width=16), [space.full])
 
 
 def test_a_search_that_starts_from_another_is_good_at_once() -> None:
@@ -282,7 +282,7 @@ def test_a_run_serves_inspect_and_the_next_run(
     first.save(tmp_path / "student")
     model = [FACTORY, "--size", "8", "--channels", "1", "--architecture", str(tmp_path / "student")]
     assert main(["inspect", *model, "--forecast-by", str(first.run), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["foretold"]
+    told = json.loads(capsys.readouterr().out)["forecast"]
     assert told["architecture"] == first.architecture.digest
     assert told["cost"]["parameters"] == sum(p.numel() for p in first.student.parameters())
     assert 0.0 < told["accuracy"] < 1.5 and told["deviation"] > 0.0

@@ -95,7 +95,7 @@ def test_a_teacher_of_one_layer_has_one_end() -> None:
     ranked = Shortlist(toy_problem(space, policy=known_of("chain", 0)), SETTINGS, torch.Generator().manual_seed(0))
     students = [space.architecture(widths={"conv": width}) for width in (8, 16, 32, 48)]
     ranked.learn([toy_evaluation(a) for a in students])
-    assert ranked.foretold([*students, space.full]).isfinite().all()
+    assert ranked.predicted([*students, space.full]).isfinite().all()
 
 
 def test_an_order_does_not_hang_on_the_number_of_threads() -> None:
@@ -165,8 +165,8 @@ def test_students_of_another_teacher_rank_before_anything_is_trained(
 ) -> None:
     others, known = drawn(100, seed=1, kind=larger), known_of(smaller, landscape)
     accuracies = {a: toy_accuracy(a, landscape=landscape, noise=0.0, shared=True) for a in others}
-    foretold_B = shortlist(larger, known, N2N(rollouts=200)).foretold(others).mean(1)
-    best = [accuracies[others[index]] for index in foretold_B.argsort(descending=True)[:10].tolist()]
+    predicted_B = shortlist(larger, known, N2N(rollouts=200)).predicted(others).mean(1)
+    best = [accuracies[others[index]] for index in predicted_B.argsort(descending=True)[:10].tolist()]
     assert statistics.fmean(best) > sorted(accuracies.values())[75]  # by luck, about the median
     assert ordered(shortlist(larger, known), others) != others
 

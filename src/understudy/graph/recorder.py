@@ -279,5 +279,5 @@ def _branch_message(node: fx.Node) -> str:
     return (
         f"the forward pass must not branch on the values of a tensor, but it does at {source_line(node) or node.name}. "
         "Write it without the branch (torch.where), or name the module class that holds it: "
-        "trace(teacher, example, leaf_modules=(ThatModule,)); its channels then keep their width."
+        "pass leaf_modules=(ThatModule,) to analyse() or compress(); its channels then keep their width."
     )

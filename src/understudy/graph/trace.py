@@ -228,7 +228,7 @@ def explain(root: nn.Module, example: Example, error: Exception) -> str:
         return f"the teacher's forward pass must accept the example {shapes}, but it failed: {plain}"
     return (
         f"the teacher cannot be traced: {error}. Name the module class that holds the line: "
-        "trace(teacher, example, leaf_modules=(ThatModule,)); its channels then keep their width."
+        "pass leaf_modules=(ThatModule,) to analyse() or compress(); its channels then keep their width."
     )
 
 

@@ -174,7 +174,7 @@ class Walk(ABC):
         self.plan.parts[node] = self.part
 
     def verify(self, node: fx.Node) -> None:  # noqa: B027  only the teacher's own pass can
-        """Raise an error if the rule of a node has not foretold what the teacher was seen to do."""
+        """Raise an error if the rule of a node does not predict what the teacher was seen to do."""
 
     def failed(self, node: fx.Node, error: Exception) -> Any:
         """Return the value of a node whose rule failed.

@@ -84,9 +84,9 @@ def plan_table(plan: Plan) -> Group:
             f"{plan.layers} layers, {plan.teacher.parameters:,} parameters, {amount(plan.teacher.macs)} MACs",
         ),
         ("its accuracy", f"{plan.look.accuracy} of {plan.look.accuracy.examples} validation images (± s.e.)"),
-        ("can be removed", f"{plan.units} units"),
-        ("can be narrowed", f"{plan.groups} groups of channels"),
-        ("keep their width", f"{len(plan.frozen)} groups" + (", see below" if plan.frozen else "")),
+        ("can be removed", _counted(plan.units, "unit")),
+        ("can be narrowed", _counted(plan.groups, "group") + " of channels"),
+        ("keep their width", _counted(len(plan.frozen), "group") + (", see below" if plan.frozen else "")),
         ("least parameters", f"{parameters:,} ({plan.teacher.parameters / parameters:.1f}x fewer)"),
         ("least MACs", f"{amount(macs)} ({plan.teacher.macs / macs:.1f}x fewer)"),
         ("students to train", str(plan.students)),
@@ -108,6 +108,10 @@ def plan_table(plan: Plan) -> Group:
     if more > 0:
         held.add_row(f"and {more} more", "", "", "")
     return Group(facts, held)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _estimate(task: Task) -> tuple[float | None, str]:

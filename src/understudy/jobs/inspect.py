@@ -23,7 +23,7 @@ from understudy.core.figures import amount, share
 from understudy.cost.predict import LayerCost, per_layer, predict
 from understudy.graph.analysis import Analysis, analyse
 from understudy.jobs.task import proved
-from understudy.methods.archcomp.embedding import foretold
+from understudy.methods.archcomp.embedding import predicted_accuracy
 from understudy.methods.feasibility import smallest
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import load_into, read_weights
@@ -32,7 +32,7 @@ from understudy.runs.folder import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Foretold:
+class Forecast:
     """What is known of an architecture before it is trained."""
 
     architecture: str  # its digest
@@ -54,7 +54,7 @@ class Inspection:
     fewest_macs: Cost
     shrinkable: float  # share of the parameters in layers whose width can shrink
     proof: Proof | None = None  # None: not asked for
-    foretold: Foretold | None = None
+    forecast: Forecast | None = None
 
     @property
     def holds(self) -> bool:
@@ -73,8 +73,8 @@ class Inspection:
             "costs": {name: asdict(cost) for name, cost in self.costs.items()},
             **json.loads(self.space.to_json()),
         }
-        if self.foretold is not None:
-            fields["foretold"] = asdict(self.foretold)
+        if self.forecast is not None:
+            fields["forecast"] = asdict(self.forecast)
         if self.proof is not None:
             fields["proof"] = self.proof.to_dict()
         return json.dumps(fields, indent=1)
@@ -102,7 +102,7 @@ def inspect_model(
         channels: of an input image.
         check: build students and hold them against the masked network, as a compression does before it starts.
         architecture: folder of a student or JSON of an architecture, whose cost is shown as well.
-        forecast_by: run of architecture compression that foretells its accuracy.
+        forecast_by: run of architecture compression that predicts its accuracy.
         progress: show how far the checks are.
 
     Raises:
@@ -119,13 +119,13 @@ def inspect_model(
     side = size or (32 if name.startswith("zoo:") else 224)
     example = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
     analysis = analyse(module, example)
-    known = None if architecture is None else foretell(analysis, architecture, forecast_by)
+    known = None if architecture is None else forecast(analysis, architecture, forecast_by)
     if architecture is None and forecast_by is not None:
-        raise ConfigError("a run foretells the accuracy of an architecture, but none was given")
-    return replace(inspect_analysis(analysis, name=name, check=check, progress=progress), foretold=known)
+        raise ConfigError("forecast_by predicts the accuracy of an architecture, but no architecture was given")
+    return replace(inspect_analysis(analysis, name=name, check=check, progress=progress), forecast=known)
 
 
-def foretell(analysis: Analysis, path: Path, run: Path | None) -> Foretold:
+def forecast(analysis: Analysis, path: Path, run: Path | None) -> Forecast:
     """Return what an architecture on disk costs and, by a run of architecture compression, how good it may be.
 
     Raises:
@@ -135,7 +135,7 @@ def foretell(analysis: Analysis, path: Path, run: Path | None) -> Foretold:
     if not file.is_file():
         raise ConfigError(f"an architecture must be a student's folder or a JSON file, but there is no {file}")
     architecture = Architecture.from_json(analysis.space, file.read_text(encoding="utf-8"))
-    known = Foretold(architecture=architecture.digest, cost=predict(analysis, architecture))
+    known = Forecast(architecture=architecture.digest, cost=predict(analysis, architecture))
     if run is None:
         return known
     source = Run(run)
@@ -144,7 +144,7 @@ def foretell(analysis: Analysis, path: Path, run: Path | None) -> Foretold:
     teacher = source.recall("teacher")
     assert teacher is not None, "a run has measured its teacher before it searches"
     widths, policy = source.settings.widths, read_weights(source.policy)
-    ((expected, deviation),) = foretold(policy, analysis.space, widths, [architecture])
+    ((expected, deviation),) = predicted_accuracy(policy, analysis.space, widths, [architecture])
     scale = teacher["accuracy"]
     return replace(known, accuracy=expected * scale, deviation=deviation * scale)
 
@@ -222,7 +222,7 @@ def _groups(found: Inspection) -> Table:
 
 
 def _frozen(found: Inspection) -> Table:
-    table = _table("Frozen", "name", "width", "reason", "line")
+    table = _table("Channels that keep their width", "name", "width", "reason", "line")
     for frozen in found.space.frozen:
         table.add_row(Text(frozen.name), str(frozen.width), Text(frozen.reason), Text(frozen.source))
     return table
@@ -242,16 +242,16 @@ def _summary(found: Inspection) -> str:
     lines: tuple[str, ...] = (
         f"{found.model} on images of {' x '.join(map(str, found.input))}: {amount(cost.parameters)} parameters, "
         f"{amount(cost.macs)} MACs, {amount(cost.peak_activation_bytes)}B of activations at the peak",
-        f"within reach: {amount(few.parameters)} to {amount(cost.parameters)} parameters, "
+        f"within reach, with single channels: {amount(few.parameters)} to {amount(cost.parameters)} parameters, "
         f"{amount(quick.macs)} to {amount(cost.macs)} MACs",
         f"{share(found.shrinkable)} of the parameters lie in layers whose width can shrink; {removable} units can be "
         f"removed, and {alone} single layers where the widths agree",
     )
-    if found.foretold is not None:
-        known = found.foretold
+    if found.forecast is not None:
+        known = found.forecast
         line = f"{known.architecture}: {amount(known.cost.parameters)} parameters, {amount(known.cost.macs)} MACs"
         if known.accuracy is not None and known.deviation is not None:
-            line += f", {share(known.accuracy)} expected on validation, give or take {share(known.deviation)}"
+            line += f", {share(known.accuracy)} ± {share(known.deviation)} predicted on validation"
         lines = (*lines, line)
     if found.proof is not None:
         lines = (*lines, found.proof.summary)

@@ -221,10 +221,10 @@ def loaded(embedding: Embedding, policy: Mapping[str, Tensor]) -> Forecast:
 
 
 @torch.no_grad()
-def foretold(
+def predicted_accuracy(
     policy: Mapping[str, Tensor], space: Space, widths: Widths, architectures: Sequence[Architecture]
 ) -> list[tuple[float, float]]:
-    """Return what a search's `state_dict` foretells of each accuracy: share of the teacher's, standard deviation.
+    """Return what a search's `state_dict` predicts of each accuracy: share of the teacher's, standard deviation.
 
     Raises:
         ConfigError: it was made for another teacher or other widths.

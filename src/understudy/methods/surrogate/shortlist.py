@@ -72,7 +72,7 @@ class Shortlist:
             return list(draws)
         with one_thread():
             architectures = [architecture for _, architecture in draws]
-            choices_BD, shares_BM = self._choices(architectures), self.foretold(architectures)
+            choices_BD, shares_BM = self._choices(architectures), self.predicted(architectures)
             worth_B1 = torch.tensor([[worth(architecture)] for _, architecture in draws], dtype=torch.float64)
             values_BM = torch.where(worth_B1 > 0.0, worth_B1 * shares_BM, worth_B1)
             order = in_turn(values_BM, choices_BD, apart=_APART, count=len(draws))
@@ -90,7 +90,7 @@ class Shortlist:
             _SHARES: torch.cat([self._others_shares_N, shares_N]),
         }
 
-    def foretold(self, architectures: Sequence[Architecture]) -> Float[Tensor, "b m"]:
+    def predicted(self, architectures: Sequence[Architecture]) -> Float[Tensor, "b m"]:
         """Return draws, one for each student of an update, of the share of the teacher's accuracy."""
         known_ND = self._choices([self._space.full, *(evaluation.architecture for evaluation in self._known)])
         features_NP, shares_N = self._features(known_ND), self._known_shares()
