@@ -71,9 +71,10 @@ def squeeze(teacher: nn.Module | Teacher, folder: Path, **settings: Any) -> Resu
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return all that a run found: its summary without times, and the weights of its students."""
+    """Return all that a run found: its summary without times, its students' weights, and what the searcher learned."""
     summary = json.loads((folder / "summary.json").read_text())
     del summary["latency"]
     for figures in (summary["search"], *summary["finals"]):
         del figures["seconds"]
-    return summary, {path.name: path.read_bytes() for path in (folder / "students").glob("*.safetensors")}
+    files = [*(folder / "students").glob("*.safetensors"), *folder.glob("policy.safetensors")]
+    return summary, {path.name: path.read_bytes() for path in files}
