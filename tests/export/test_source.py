@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,40 @@ def test_a_graph_module_is_written_as_well() -> None:
     assert torch.equal(source.build()(images(3)), student(images(3)))
 
 
+class Many(nn.Module):
+    """Members in dictionaries and lists, a default, results in a dictionary, another precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"near": nn.Linear(4, 4), "far": nn.Linear(4, 2, bias=False)})
+        self.scales = nn.ParameterList([nn.Parameter(torch.ones(4)) for _ in range(2)])
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> dict[str, Any]:
+        y = x * self.scales[1]
+        return {"near": self.heads["near"](y), "both": (self.heads["far"](y) * scale, y.clamp(0, float("inf")))}
+
+
+def test_members_defaults_and_results_of_all_kinds() -> None:
+    source = source_of(Many().double(), torch.zeros(2, 4, dtype=torch.float64))
+    assert "    def forward(self, x: Tensor):\n        x = x * self.scales[1]\n" in source.text
+    assert '"far": nn.Linear(4, 2, bias=False, dtype=torch.float64)' in source.text
+    assert '        x = x.clamp(0, float("inf"))\n        return {"near": near, "both": (y, x)}\n' in source.text
+
+
+def test_recurrent_layers() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(10, 4)
+            self.lstm = nn.LSTM(4, 5, num_layers=2, batch_first=True, dropout=0.1)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.lstm(self.embed(tokens))[0]
+
+    source = source_of(Reader(), torch.arange(6).view(2, 3))
+    assert "self.lstm = nn.LSTM(4, 5, num_layers=2, batch_first=True, dropout=0.1)" in source.text
+
+
 class Cut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp_min(0) if bool(x.sum() > 0) else x
@@ -195,6 +230,8 @@ class Cut(nn.Module):
 def test_why_it_cannot_be_written() -> None:
     with pytest.raises(ExportError, match=r"model.py must hold layers of torch.nn only, but '1' is a .*Cut, which"):
         source_of(nn.Sequential(nn.Linear(4, 4), Cut()), torch.zeros(2, 4), leaf_modules=(Cut,))
+    with pytest.raises(ExportError, match=r"but '0' is not what TransformerEncoderLayer makes of its own attributes"):
+        source_of(nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), torch.zeros(2, 3, 8))
     with pytest.raises(ExportError, match=r"must not branch on the values of a tensor"):
         source_of(nn.Sequential(nn.Linear(4, 4), Cut()), torch.zeros(2, 4))
 

@@ -50,6 +50,7 @@ def layer_of(module: nn.Module, path: str) -> Layer:
     written = {name: literal(value) for name, value in values.items()}
     if dtypes - {torch.float32}:
         written["dtype"] = literal(next(iter(dtypes)))
+        defaults["dtype"] = None
     return Layer(f"nn.{kind.__name__}", written, {name: literal(value) for name, value in defaults.items()})
 
 
@@ -163,8 +164,8 @@ def _check(module: nn.Module, path: str, values: dict[str, Any]) -> None:
         same = False
     if not same:
         raise ExportError(
-            f"model.py must hold layers that their constructors make, but {path!r}, {module!r}, is not what "
-            f"{type(module).__name__} makes of its own arguments"
+            f"model.py must hold layers that their constructors make, but {path!r} is not what {type(module).__name__} "
+            "makes of its own attributes; the other formats can still be written"
         )
 
 

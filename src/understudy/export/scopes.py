@@ -48,8 +48,13 @@ class Calls:
         self.root = Scope("", "")
         self.owner: dict[fx.Node, Scope] = {}
         self.output: fx.Node = recording.graph.output_node()
-        self.inputs = [node for node in recording.graph.nodes if node.op == "placeholder"]
         self._dead = _dead(recording.graph)
+        # What the example leaves at its default is a constant, and its placeholder only checked.
+        self.inputs = [
+            node
+            for node in recording.graph.find_nodes(op="placeholder")
+            if isinstance(node.meta["value"], Signature) or any(user not in self._dead for user in node.users)
+        ]
         for node in recording.graph.nodes:
             if node.op in ("placeholder", "output"):
                 self.owner[node] = self.root
