@@ -158,7 +158,7 @@ CASES: list[Case] = [
     between("parameter_sum", lambda n, y: y * n.scale.sum()),
     between("parameter_mean", lambda n, y: y * n.a.weight.mean()),
     between("parameter_outer", lambda n, y: y * torch.outer(n.scale, n.scale).mean(1)[:, None, None]),
-    between("in_place", lambda n, y: y.mul_(2).add_(1)),
+    between("in_place", lambda n, y: (y + 0).mul_(2).add_(1)),
     between("in_place_relu", lambda n, y: F.relu(y - 0.2, inplace=True) + y),
     between("write_first", _written),
     between("write_step", _filled),
