@@ -163,3 +163,30 @@ def test_kernels_shrink_only_where_the_size_of_the_output_stays() -> None:
     student = build(analysis := analyse(model, images(1)), analysis.space.full.with_kernel("4", 1))
     assert student(images(1)).shape == model(images(1)).shape
     assert torch.is_tensor(student[4].weight) and student[4].weight.shape[-1] == 1
+
+
+def test_a_module_that_gives_more_than_one_tensor_stays() -> None:
+    """The tensors are counted where they are unpacked, and what an identity gives might be unpacked as well."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = torch.relu(self.a(x))
+            return self.b(x), x
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+            self.first, self.second = Block(), Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, _ = self.first(self.stem(x))
+            x, between = self.second(x)
+            return self.head(x + between)
+
+    offered = [unit.name for unit in analyse(Blocks().eval(), images(2)).space.units]
+    assert "first.a" in offered and not {"first", "second"} & set(offered)

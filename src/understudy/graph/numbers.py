@@ -22,11 +22,12 @@ RECORDERS = ("/torch/", "/understudy/graph/", "/numpy/", "/jaxtyping/", "beartyp
 
 @dataclass(frozen=True)
 class Call:
-    """How a module was called: the numbers of its arguments, and the node of the first positional one."""
+    """How a module was called: the numbers of its arguments, the node of the first positional one, what it gave."""
 
     positional: int
     named: int
     first: str | None
+    gives_one: bool  # value, not a tuple or a dict of them
 
     @property
     def is_plain(self) -> bool:

@@ -213,10 +213,12 @@ class _Tracer(fx.Tracer):
         path = self.path_of_module(m)
         times = self.num_calls.get(path, 0)
         first = args[0].node.name if args and isinstance(args[0], fx.Proxy) else None
-        self.watch.calls.setdefault(path, []).append(Call(len(args), len(kwargs), first))
         with self.watch.paused():
             self.watch.given[f"{path}@{times}" if times else path] = _named(m, args, kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        result = super().call_module(m, forward, args, kwargs)
+        gives_one = isinstance(result, fx.Proxy) and isinstance(result.node.meta["value"], Tensor)
+        self.watch.calls.setdefault(path, []).append(Call(len(args), len(kwargs), first, gives_one))
+        return result
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = obj.node.meta["value"]

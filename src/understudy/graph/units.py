@@ -321,11 +321,11 @@ def _fits(groups: Groups, unit: Unit, *, strict: bool) -> bool:
 
 
 def _can_be_left_out(trace: Trace, path: str) -> bool:
-    """Return whether an identity can stand in for a module: nobody reads of it, and what passes is given first."""
+    """Return whether an identity can stand in for a module: nobody reads of it, one tensor is given first and comes."""
     if path in trace.read:
         return False
     entries = {node.name for graph in trace.graphs for node in entry_nodes(trace, path, graph)[:1]}
-    return all(call.is_plain or (call.first in entries) for call in trace.calls.get(path, ()))
+    return all(call.gives_one and (call.is_plain or call.first in entries) for call in trace.calls.get(path, ()))
 
 
 def _skips(trace: Trace, sites: list[_Site]) -> tuple[list[int], list[int]]:
