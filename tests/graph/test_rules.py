@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.models import images, macs, parameters, random_widths
@@ -331,6 +332,10 @@ def test_a_module_without_a_rule_freezes_what_it_touches_and_counts_its_macs(mon
 
 
 def test_a_fixed_input_of_an_addition_freezes() -> None:
+    assert "fixed size" in reasons(check(Net(lambda m, x: x + torch.ones(8, 8, 8))))["stem"]
+
+
+def test_a_buffer_that_is_added_is_cut_where_the_channels_are() -> None:
     class WithBuffer(Net):
         def __init__(self) -> None:
             super().__init__(None)
@@ -339,7 +344,40 @@ def test_a_fixed_input_of_an_addition_freezes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.stem(x) + self.table)
 
-    assert "fixed size" in reasons(check(WithBuffer()))["stem"]
+    analysis = check(WithBuffer())
+    assert widths(analysis) == {"stem": (8, 1)}
+    assert build(analysis, analysis.space.full.with_width("stem", 3)).table.shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("around", [(4, 4), (0, 8)])
+def test_padding_with_channels_of_zeros_keeps_those_that_meet_them(around: tuple[int, int]) -> None:
+    """The shortcut of option A (He et al., 2015, section 4.2): no parameters, more channels, half the size."""
+
+    def body(m, x):
+        return torch.relu(m["b"](torch.relu(m["a"](x))) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *around)))
+
+    analysis = check(Net(body, a=conv(8, 6, stride=2), b=conv(6, 16), after=16))
+    assert widths(analysis) == {"stem": (8, 1), "parts.a": (6, 1)}
+    student = build(analysis, analysis.space.full.with_width("stem", 3))
+    assert (student.parts["b"].out_channels, student.head.in_channels) == (11, 11)
+    assert set(reasons(analysis).values()) == {"add joins it with channels of fixed size", "it is an output"}
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect"])
+def test_other_padding_along_channels_freezes(mode: str) -> None:
+    analysis = check(Net(lambda m, x: F.pad(x.flatten(2).transpose(1, 2), (2, 2), mode)[:, :, 2:10].mean(1), flat=True))
+    assert "pad" in reasons(analysis)["stem"]
+
+
+def test_layers_that_get_their_input_by_name() -> None:
+    analysis = check(Net(lambda m, x: m["n"](input=m["a"](input=x)), a=conv(8, 6), n=nn.BatchNorm2d(6), after=6))
+    assert widths(analysis) == {"stem": (8, 1), "parts.a": (6, 1)}
+
+
+def test_a_layer_that_gets_more_than_its_input_freezes() -> None:
+    up = nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1)
+    analysis = check(Net(lambda m, x: m["up"](x, output_size=(16, 16)), up=up))
+    assert reasons(analysis)["stem"] == "the ConvTranspose2d is given more than its input"
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -214,6 +214,7 @@ MOVES = {
     "standard deviation": lambda m, x: x / (x.std((2, 3), keepdim=True) + 1),
     "interpolate": lambda m, x: F.interpolate(x, scale_factor=2),
     "softmax in space": lambda m, x: x * torch.softmax(x.flatten(2), dim=-1).view_as(x),
+    "product in space": lambda m, x: x @ x.transpose(-2, -1),
     "zeros": lambda m, x: x + torch.zeros_like(x),
 }
 
@@ -236,7 +237,6 @@ FREEZES = {
     "softmax": lambda m, x: torch.softmax(x, dim=1),
     "normalize": lambda m, x: F.normalize(x, dim=1),
     "pixel shuffle": lambda m, x: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2),
-    "matmul": lambda m, x: x @ x,
     "einsum": lambda m, x: torch.einsum("bchw,bcwv->bchv", x, x),
     "squeeze": lambda m, x: m["a"](x).mean((2, 3), keepdim=True).squeeze()[:, :, None, None],
 }

@@ -145,7 +145,13 @@ class _Joiner(Walk):
 
     def tied(self, labels: Labels) -> Labels:
         """Return the label that stands for all that each one is tied to so far, each once."""
-        return np.unique([FIXED if label == FIXED else self._find(label) for label in np.unique(labels).tolist()])
+        return np.unique(self.alike(labels))
+
+    def alike(self, labels: Labels) -> Labels:
+        """Return the label that stands for all that each one is tied to so far."""
+        held, places = np.unique(labels, return_inverse=True)
+        roots = [FIXED if label == FIXED else self._find(label) for label in held.tolist()]
+        return np.array(roots, dtype=np.int64)[places].reshape(labels.shape)
 
     def roots(self) -> Labels:
         """Return, for every label, the one that stands for all that it is tied to."""

@@ -73,6 +73,10 @@ class Walk(ABC):
         """Return what stands for these labels and all that is known to be tied to them, ascending, each once."""
         return np.unique(labels)
 
+    def alike(self, labels: Labels) -> Labels:
+        """Return an array of the same shape in which labels are equal that are known to be tied."""
+        return labels
+
     def bundle(self, rows: Labels, node: fx.Node) -> None:
         """Demand that the labels of each row (R, n) stay or go together."""
         for column in range(1, rows.shape[1]):
@@ -117,11 +121,14 @@ class Walk(ABC):
         if isinstance(number, Number):
             self._read.add(number.key)
 
-    def as_tensor(self, value: Labelled | ParameterUse, node: fx.Node) -> Labelled:
-        """Return a parameter as a tensor: it has channels if one dimension has several elements."""
+    def as_tensor(self, value: Labelled | ParameterUse, node: fx.Node, dim: int | None = None) -> Labelled:
+        """Return a parameter as a tensor: it has channels along `dim`, or where one dimension has several elements."""
         if isinstance(value, Labelled):
             return value
+        known = self.known.get(self.trace.names.get(value.name, value.name))
         wide = [d for d, size in enumerate(value.shape) if size > 1]
+        if dim is not None and (known is None or isinstance(known.dims[dim], np.ndarray)):
+            wide = [dim]
         if len(wide) != 1:
             self.parameter(value.name, ParameterPlan(value.shape), node)
             return Labelled.fixed(value.shape)
@@ -292,13 +299,20 @@ class Walk(ABC):
                 args, kwargs = map_structure(
                     uses, lambda v: self.as_tensor(v, node) if isinstance(v, ParameterUse) else v
                 )
-            if node.op == "call_module":
-                args = (self.trace.root.get_submodule(str(node.target)), *args)
-            value = rule(self, node, *args, **kwargs)
+            value = (
+                rule(self, node, *args, **kwargs) if node.op != "call_module" else self._layer(rule, node, args, kwargs)
+            )
         for number in given:
             if isinstance(number, Number) and number.key not in self._read:
                 self._pinned.setdefault(number.key, source_line(node))
         return value
+
+    def _layer(self, rule: Rule, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        module = self.trace.root.get_submodule(str(node.target))
+        given = (*args, *kwargs.values())  # the only input of a layer, whatever its name is
+        if len(given) == 1:
+            return rule(self, node, module, *given)
+        return self.give_up(node, args, kwargs, f"the {type(module).__name__} is given more than its input")
 
     def _rule(self, node: fx.Node) -> tuple[Rule | None, str]:
         """Return a node's rule, and why its channels freeze if there is none."""

@@ -51,11 +51,12 @@ def reshape(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any, **kwargs: Any) 
     if literal and len(literal) == len(result.varying):
         walk.freeze(result.labels, f"{describe(node)} writes their number as {shape[literal[0]]}", node)
     elif len(result.varying) > 1:
-        _tie_across(walk, node, result, literal)
+        # Beside a number that a module holds, such as that of heads, all other sizes stay.
+        _tie_across(walk, node, result, [d for d in result.varying if d not in named[:1]] if named else literal)
     if named and named[0] not in literal:
         along = np.moveaxis(result.labels, named[0], 0).reshape(result.labels.shape[named[0]], -1)[:, 0]
         walk.follow(given[named[0]], along, node)
-    return result
+    return Labelled(shape, compressed(walk.alike(result.labels))) if len(result.varying) > 1 else result
 
 
 @for_calls("reshape_as", "view_as")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from understudy.graph.channels import Labelled
+from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.numbers import Number
 from understudy.graph.rules.movement import compressed
 from understudy.graph.rules.tables import for_calls
@@ -72,9 +72,12 @@ def _sliced(x: Labelled, dim: int, start: int, stop: int) -> Labelled:
     return Labelled(tuple(sizes), x.labels[tuple(index)])
 
 
-@for_calls(operator.getitem)
+@for_calls(operator.getitem, parameters=True)
 def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     """Of a tuple or dict: its member. Of a tensor: a slice, which freezes channels that it cuts."""
+    if isinstance(x, ParameterUse) and isinstance(key, Labelled | ParameterUse) and len(x.shape) == 2:
+        return _looked_up(walk, node, x, key)
+    x = walk.as_tensor(x, node) if isinstance(x, ParameterUse) else x
     if not isinstance(x, Labelled):
         return x[key]
     keys = key if isinstance(key, tuple) else (key,)
@@ -88,6 +91,16 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     if not untouched:
         walk.freeze(x.labels, "a slice cuts these channels at written places", node)
     return Labelled(flat.shape, compressed(flat))
+
+
+def _looked_up(walk: Walk, node: fx.Node, table: ParameterUse, index: Labelled | ParameterUse) -> Any:
+    """Rows of a table (N, H), such as the bias of each of H heads by relative position: columns are channels."""
+    places = walk.as_tensor(index, node)
+    whole = walk.recorded(node)
+    if not places.is_fixed or whole.shape != (*places.shape, table.shape[1]):
+        return walk.give_up(node, (table, index), {}, "no rule for an index that is a tensor")
+    values = walk.as_tensor(table, node, dim=1)
+    return Labelled(whole.shape, values.labels.reshape((1,) * len(places.shape) + values.labels.shape[1:]))
 
 
 def _whole(x: Labelled, keys: tuple[Any, ...]) -> bool:

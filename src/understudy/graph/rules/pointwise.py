@@ -61,14 +61,25 @@ def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled
     *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
     # These multiply each example, or each example's tensor, by one random number.
     "torchvision.ops.stochastic_depth.stochastic_depth",
+    parameters=True,
 )
 def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
     """Operands that meet element by element keep the same channels; broadcasting ones follow."""
-    operands = [v for v in (*args, *kwargs.values()) if isinstance(v, Labelled)]
+    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Labelled | ParameterUse)]
+    tensors = [v for v in given if isinstance(v, Labelled)]
+    operands = [v if isinstance(v, Labelled) else _beside(walk, node, v, tensors) for v in given]
     result = operands[0]
     for other in operands[1:]:
         result = meet(walk, node, result, other)
     return result
+
+
+def _beside(walk: Walk, node: fx.Node, use: ParameterUse, tensors: list[Labelled]) -> Labelled:
+    """Return a parameter as a tensor: a table of positions has its channels where the tensor that it meets has them."""
+    last, wide = len(use.shape), [d for d, size in enumerate(use.shape) if size > 1]
+    along = {d - len(tensor.shape) for tensor in tensors for d in tensor.varying}
+    same = [d for d in wide if d - last in along]
+    return walk.as_tensor(use, node, same[0] if len(wide) > 1 and len(same) == len(along) == 1 else None)
 
 
 @for_calls("to", "type_as", parameters=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import Labelled
+from understudy.graph.channels import FIXED, Labelled
 from understudy.graph.fake import Signature
 from understudy.graph.nodes import describe
 from understudy.graph.rules.tables import for_calls, for_modules
@@ -47,8 +48,17 @@ def spatial_call(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: A
 
 @for_calls(F.pad)
 def pad(walk: Walk, node: fx.Node, x: Labelled, widths: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-    """Padding in space only; padded channels are frozen."""
-    return _spatial(walk, node, x, len(widths) // 2)
+    """Channels of constants beside those that there are stay; other padding is in space only."""
+    mode = args[0] if args else kwargs.get("mode", "constant")
+    pairs = [(0, 0)] * len(x.shape)
+    for i in range(len(widths) // 2):
+        pairs[-1 - i] = (widths[2 * i], widths[2 * i + 1])
+    beside = [pair for d, pair in enumerate(pairs) if d in x.varying and any(pair)]
+    if beside and (mode != "constant" or len(x.varying) > 1 or min(beside[0]) < 0):
+        return walk.give_up(node, (x, widths, *args), kwargs, "pad runs over these channels")
+    around = [pair if d in x.varying else (0, 0) for d, pair in enumerate(pairs)]
+    shape = tuple(size + sum(pair) for size, pair in zip(x.shape, pairs, strict=True))
+    return Labelled(shape, np.pad(x.labels, around, constant_values=FIXED))
 
 
 def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:

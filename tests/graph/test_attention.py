@@ -1,0 +1,145 @@
+"""Attention in the ways it is written: heads go whole, where a module holds their number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.graph.test_rules import check, reasons, widths
+from understudy.graph.analysis import Analysis
+from understudy.surgery.build import build
+
+
+class Attention(nn.Module):
+    """A layer of attention of 4 heads of 3 over 8 features; `kind` says how it is written."""
+
+    def __init__(self, kind: str, *, shared: int = 4) -> None:
+        super().__init__()
+        self.kind, self.heads, self.shared, self.width, self.inner = kind, 4, shared, 3, 12
+        self.gqa = shared < 4
+        self.qkv = nn.Linear(8, 36)
+        self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 3 * shared), nn.Linear(8, 3 * shared)
+        self.norm = nn.LayerNorm(3)
+        self.table = nn.Parameter(torch.randn(20, 4))
+        self.register_buffer("places", torch.randint(20, (16, 16)), persistent=False)
+        self.proj = nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        bias = None
+        if self.kind == "separate" or self.gqa:
+            q = self.q(x).view(b, n, self.heads, 3).transpose(1, 2)
+            k, v = (part(x).view(b, n, self.shared, 3).transpose(1, 2) for part in (self.k, self.v))
+        elif self.kind == "computed":
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.inner // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            last = -1 if self.kind == "inferred" else self.width
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, last).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.kind == "normed":
+            q, k = self.norm(q), self.norm(k)
+        if self.kind == "biased":
+            bias = self.table[self.places.view(-1)].view(n, n, -1).permute(2, 0, 1).unsqueeze(0)
+        if self.kind in ("written", "biased"):
+            scores = (q * 3**-0.5) @ k.transpose(-2, -1)
+            x = torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.gqa)
+        return self.proj(x.transpose(1, 2).reshape(b, n, self.inner))
+
+
+class Transformer(nn.Module):
+    """Patches, a class token, a table of positions, one layer of attention, a head."""
+
+    def __init__(self, kind: str = "fused", **more: Any) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, stride=2)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.positions = nn.Parameter(torch.randn(1, 17, 8))
+        self.before, self.attention, self.head = nn.LayerNorm(8), Attention(kind, **more), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.head((x + self.attention(self.before(x)))[:, 0])
+
+
+class Windows(Transformer):
+    """Without a class token: as many positions as the bias has rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.attention(self.before(x))).mean(1))
+
+
+def halved(analysis: Analysis, name: str) -> Any:
+    group = analysis.space.group(name)
+    return build(analysis, analysis.space.full.with_width(name, group.width // 2)).attention
+
+
+@pytest.mark.parametrize("kind", ["fused", "inferred", "normed", "written"])
+def test_heads_of_one_layer_for_queries_keys_and_values(kind: str) -> None:
+    analysis = check(Transformer(kind), draws=6)
+    assert widths(analysis) == {"patches": (8, 1), "attention.qkv": (36, 9)}
+    student = halved(analysis, "attention.qkv")
+    assert (student.heads, student.width, student.inner) == (2, 3, 6)
+    assert (student.qkv.out_features, student.proj.in_features) == (18, 6)
+
+
+def test_heads_of_separate_layers_are_tied() -> None:
+    analysis = check(Transformer("separate"), draws=6)
+    assert widths(analysis) == {"patches": (8, 1), "attention.q": (12, 3)}
+
+
+def test_queries_that_share_keys_go_with_them() -> None:
+    analysis = check(Transformer(shared=2), draws=6)
+    assert widths(analysis) == {"patches": (8, 1), "attention.q": (12, 6)}
+    student = halved(analysis, "attention.q")
+    assert (student.heads, student.shared, student.k.out_features) == (2, 1, 3)
+
+
+def test_one_head_of_keys_serves_any_number_of_queries() -> None:
+    analysis = check(Transformer(shared=1), draws=6)
+    assert widths(analysis) == {"patches": (8, 1), "attention.q": (12, 3)}
+    assert halved(analysis, "attention.q").k.out_features == 3
+
+
+def test_a_table_of_relative_positions_has_a_column_for_each_head() -> None:
+    analysis = check(Windows("biased"), draws=6)
+    assert widths(analysis) == {"patches": (8, 1), "attention.qkv": (36, 9)}
+    assert halved(analysis, "attention.qkv").table.shape == (20, 2)
+
+
+def test_heads_whose_number_is_computed_with_stay() -> None:
+    analysis = check(Transformer("computed"), draws=2)
+    assert set(widths(analysis)) == {"patches"}
+    assert "computes with attention" in reasons(analysis)["attention.qkv"]
+
+
+class Linear(nn.Module):
+    """Attention without softmax: products over the features of keys and queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((self.a(x).flatten(2).transpose(1, 2) @ self.b(x).flatten(2)).mean(1))
+
+
+def test_a_product_over_channels_ties_both_sides() -> None:
+    assert widths(check(Linear())) == {"stem": (8, 1), "a": (6, 1)}
+
+
+def test_a_product_of_channels_with_channels_stays() -> None:
+    class Gram(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return (self.a(x).flatten(2) @ self.b(x).flatten(2).transpose(1, 2)).mean(1)
+
+    assert {"a", "b"} <= set(reasons(check(Gram(), draws=2)))
