@@ -24,6 +24,7 @@ from understudy.models.spec import Teacher
 from understudy.models.student import load_student
 from understudy.runs import folder as run_module
 from understudy.runs.folder import Run
+from understudy.runs.predictions import Predictions
 
 JOB = import_module("understudy.jobs.compress")  # understudy.compress is the function
 
@@ -81,11 +82,21 @@ def test_run_folder_holds_everything(done: us.Result) -> None:
     assert names == {
         *("config.toml", "identity.json", "source.json", "space.json", "compute.json", "proof.json", "code"),
         *("teacher.json", "teacher.safetensors", "study.db", "policy.safetensors", "logits", "students"),
-        *("summary.json", "run.log", "code"),
+        *("summary.json", "predictions.npz", "run.log", "code"),
     }
     assert "update 4/4" in (done.run / "run.log").read_text()
     finals = {final.name for final in done.summary.finals}
     assert {path.stem for path in (done.run / "students").iterdir()} == finals
+
+
+def test_predictions_on_the_test_split_are_left_for_the_page(done: us.Result) -> None:
+    found = Predictions.read(done.run / "predictions.npz")
+    labels = us.Data.digits().test.labels  # type: ignore[union-attr]
+    assert found.labels.tolist() == labels.tolist() and found.classes == tuple(map(str, range(10)))
+    for name, network in (("teacher", done.summary.teacher), ("student", done.summary.student)):
+        assert network.test is not None
+        assert (getattr(found, name) == found.labels).mean() == pytest.approx(network.test.value)
+    assert 0.1 <= found.student_confidence.min() <= found.student_confidence.max() <= 1.0
 
 
 def test_no_student_is_stored_twice(done: us.Result) -> None:
@@ -95,7 +106,7 @@ def test_no_student_is_stored_twice(done: us.Result) -> None:
 
 def test_a_finished_run_is_loaded_without_training(teacher: Teacher, done: us.Result, monkeypatch: Any) -> None:
     monkeypatch.setattr("understudy.training.evaluator.train", _unexpected)
-    monkeypatch.setattr("understudy.jobs.summary.accuracy", _unexpected)
+    monkeypatch.setattr("understudy.jobs.summary.predict", _unexpected)
     again = squeeze(teacher, done.run, goal=us.Goal(params="4x", accuracy_drop=0.9))
     assert again.summary == done.summary
     assert _same(again.student, done.student)

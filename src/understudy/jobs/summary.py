@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from understudy.core.evaluation import Evaluation
 from understudy.core.goal import Reward
@@ -15,8 +16,9 @@ from understudy.graph.copies import copied
 from understudy.jobs.latency import beside_teacher
 from understudy.jobs.task import Task
 from understudy.runs.folder import Run, versions
+from understudy.runs.predictions import Predictions
 from understudy.training.compute import Compute, cores, device_named
-from understudy.training.loop import accuracy
+from understudy.training.loop import predict, rightly
 
 
 def summarise(
@@ -31,6 +33,8 @@ def summarise(
 ) -> Summary:
     """Return all figures of a run, of which those of the test split and the times are measured here.
 
+    What both networks answer on the test split is left in the run folder.
+
     Args:
         task: what was done.
         run: where.
@@ -43,17 +47,15 @@ def summarise(
     assert best.cost is not None, "what was trained has a cost"
     teacher, searched = task.teacher.module, run.evaluations()
     examples, test = len(task.data.val), task.data.test
-
-    def tested(model: nn.Module) -> Accuracy | None:
-        return None if test is None else _measured(task, model, test, compute)
-
-    found = Network(cost=best.cost, val=Accuracy(value=best.accuracy, examples=examples), test=tested(student))
+    both = None if test is None else _tested(task, run, test, compute, teacher, student)
+    of_teacher, of_student = both or (None, None)
+    found = Network(cost=best.cost, val=Accuracy(value=best.accuracy, examples=examples), test=of_student)
     return Summary(
         name=best.architecture.digest,
         teacher=Network(
             cost=reward.teacher_cost,
             val=Accuracy(value=reward.teacher_accuracy, examples=examples),
-            test=tested(teacher),
+            test=of_teacher,
         ),
         student=found,
         latency=_latency(task, student),
@@ -73,10 +75,35 @@ def summarise(
     )
 
 
-def _measured(task: Task, model: nn.Module, split: AnySplit, compute: Compute) -> Accuracy:
-    placed = compute.place(copied(model))
-    right = accuracy(placed, split.to(compute.device), normalise=task.data.normalise, compute=compute)
-    return Accuracy(value=right, examples=len(split))
+def _tested(
+    task: Task, run: Run, split: AnySplit, compute: Compute, teacher: nn.Module, student: nn.Module
+) -> tuple[Accuracy, Accuracy]:
+    """Return the accuracy of teacher and student, and leave their predictions in the run folder."""
+    placed, labels = split.to(compute.device), split.labels.cpu()
+    answers = [
+        predict(compute.place(copied(model)), placed, normalise=task.data.normalise, compute=compute).cpu()
+        for model in (teacher, student)
+    ]
+    (taught, sure), (learned, as_sure) = map(_guesses, answers)
+    Predictions(
+        classes=task.data.classes,
+        labels=labels.int().numpy(),
+        teacher=taught.numpy(),
+        student=learned.numpy(),
+        teacher_confidence=sure.numpy(),
+        student_confidence=as_sure.numpy(),
+    ).write(run.predictions)
+    first, second = (
+        Accuracy(value=rightly(logits, labels).double().mean().item(), examples=len(split)) for logits in answers
+    )
+    return first, second
+
+
+def _guesses(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first guess of each example, -1 where there is none, and its probability."""
+    lost = logits.isnan().any(1)
+    sure, guess = torch.softmax(logits.float(), 1).max(1)
+    return guess.int().masked_fill(lost, -1), sure.float().masked_fill(lost, 0.0)
 
 
 def _latency(task: Task, student: nn.Module) -> tuple[Comparison, ...]:

@@ -17,7 +17,9 @@ Every file is written whole or not at all, so a run that was killed at any momen
     decore/              DECORE's loop, see prune.py
     logits/              the teacher's logits, a cache that can be deleted
     students/            the finished students: NAME.safetensors, and NAME.json once it is complete
+    predictions.npz      what teacher and student answered on the test split
     summary.json         the final table
+    report.html          the page, if one was made
     run.log
 """
 
@@ -166,6 +168,11 @@ class Run:
     def logits(self) -> Path:
         """The folder of the teacher's cached logits."""
         return self.folder / "logits"
+
+    @property
+    def predictions(self) -> Path:
+        """What teacher and student answered on the test split; not there without one."""
+        return self.folder / "predictions.npz"
 
     @property
     def students(self) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from understudy.config.training import Training
@@ -158,8 +158,12 @@ def predict(
 def accuracy(model: nn.Module, split: AnySplit, *, normalise: Normalise, compute: Compute) -> float:
     """Return the share of a split's examples that the model gets right, in 0..1; NaN is never right."""
     logits = predict(model, split, normalise=normalise, compute=compute).cpu()
-    right = (logits.argmax(1) == split.labels.cpu()) & ~logits.isnan().any(1)
-    return right.double().mean().item()
+    return rightly(logits, split.labels.cpu()).double().mean().item()
+
+
+def rightly(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Return for each example whether it was classified rightly; NaN is never right."""
+    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
 def recalibrate(
