@@ -27,9 +27,9 @@ def read_card(folder: Path, kind: Literal["student", "teacher"]) -> dict[str, An
         found = f"only an unfinished training, {started.name}" if kind == "teacher" and started.is_file() else "none"
         raise ModelError(f"a {kind} folder must have a {file.name}, but {folder} has {found}")
     card = read_json(file, ModelError)
-    check_format(card.get("format"), FORMAT, what=f"the {kind} folder {folder}", error=ModelError)
     if kind == "teacher" and "cost" in card:
         raise ModelError(f"a teacher folder must be one that `understudy teach` made, but {folder} is a run's")
+    check_format(card.get("format"), FORMAT, what=f"the {kind} folder {folder}", error=ModelError)
     lacking = [name for name in _ALWAYS if name not in card]
     if lacking:
         raise ModelError(f"{file} must say what the network is, but lacks {', '.join(lacking)}")

@@ -18,6 +18,7 @@ from understudy.core.errors import ConfigError, DataError, ModelError, did_you_m
 from understudy.core.extras import optional
 from understudy.data import Data
 from understudy.data.data import first_images
+from understudy.graph.copies import copied
 from understudy.models import zoo
 from understudy.models.code import absolute, import_factory
 from understudy.models.weights import load_into, read_weights
@@ -174,6 +175,8 @@ def _of_timm(name: str) -> Callable[..., Any]:
 def check_outputs(module: nn.Module, data: Data) -> None:
     """Check on two validation images that the model gives one finite logit for each class of the data.
 
+    In training mode it may give a tuple that begins with them, which a copy of it is asked for.
+
     Raises:
         ModelError: it takes something else than images, or gives something else than one tensor of finite numbers.
         DataError: it gives another number of logits.
@@ -202,11 +205,28 @@ def check_outputs(module: nn.Module, data: Data) -> None:
         )
     if not bool(torch.isfinite(logits).all()):
         raise ModelError("the model must give finite logits, but there are NaN or infinite ones")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        trained = copied(module).cpu().train()(inputs)
+    if not isinstance(logits_of(trained), torch.Tensor) or tuple(logits_of(trained).shape) != wanted:
+        raise ModelError(
+            "the model must return its logits in training mode as well, alone or first in a tuple, as auxiliary "
+            f"classifiers do, but returned {_described(trained)} there: return the logits first"
+        )
+
+
+def logits_of(output: Any) -> Any:
+    """Return the logits of what a network gave; in training mode some give a tuple of them and auxiliary outputs.
+
+    Those have no part in the loss.
+    """
+    return output[0] if isinstance(output, list | tuple) and output else output
 
 
 def _described(output: object) -> str:
     if isinstance(output, Mapping):
         return f"a {type(output).__name__} of {', '.join(map(str, output))}"
+    if isinstance(output, torch.Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
     if isinstance(output, list | tuple):
         return f"a {type(output).__name__} of {len(output)}"
     return f"a {type(output).__name__}"

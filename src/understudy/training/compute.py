@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from understudy.config.training import Device
 from understudy.core.errors import ConfigError
 from understudy.graph.copies import copied
+from understudy.models.spec import logits_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -161,7 +162,7 @@ def _step(model: nn.Module, images: Tensor, compute: Compute) -> None:
         reseed(0)
         trial = compute.place(copied(model)).train()
         with compute.autocast():
-            logits = trial(compute.images(images))
+            logits: Tensor = logits_of(trial(compute.images(images)))
         logits.float().square().mean().backward()
 
 

@@ -26,6 +26,7 @@ from understudy.core.errors import ConfigError, RunError
 from understudy.core.files import write_whole
 from understudy.data import AnySplit, Epoch, Views
 from understudy.data.split import sent
+from understudy.models.spec import logits_of
 from understudy.training import objective as distill
 from understudy.training.compute import Compute as Compute
 from understudy.training.compute import choose_compute as choose_compute
@@ -259,7 +260,7 @@ class _Loop:
         """Take one step and return the batch's summed loss, on the device."""
         images = self.normalise(self.compute.images(batch.images))
         with self.compute.autocast():
-            logits = self.model(images)
+            logits: Tensor = logits_of(self.model(images))
         loss = self.loss(logits.float(), batch.target, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
