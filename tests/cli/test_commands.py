@@ -244,7 +244,7 @@ def test_a_student_is_made_smaller_still(
     compress = ["compress", teacher, "--trust-code", "--data", "digits", *QUICK]
     second, third = str(tmp_path / "second"), str(tmp_path / "third")
     with monkeypatch.context() as m:
-        m.setattr(import_module("understudy.jobs.compress")._Job, "_summary", _interrupted)
+        m.setattr(import_module("understudy.jobs.compress").Job, "summarised", _interrupted)
         assert main([*compress, "--start", run, "--params", "4x", "--run", second]) == 130
     # What it goes on with is in its own folder, and the teacher is still the first one.
     assert main(["resume", second, "--trust-code"]) == 0

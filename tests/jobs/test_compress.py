@@ -125,9 +125,9 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     teacher: Teacher, done: us.Result, tmp_path: Path, monkeypatch: Any
 ) -> None:
     goal = us.Goal(params="4x", accuracy_drop=0.9)
-    for step in ("_updated", "_tell_of_final"):
+    for step in ("updated", "tell_of_final"):
         with monkeypatch.context() as m:
-            m.setattr(JOB._Job, step, _interrupt)
+            m.setattr(JOB.Job, step, _interrupt)
             with pytest.raises(KeyboardInterrupt):
                 squeeze(teacher, tmp_path / "run", goal=goal)
     squeeze(teacher, tmp_path / "run", goal=goal)

@@ -122,8 +122,8 @@ def test_an_interrupted_loop_ends_as_an_undisturbed_one(
         (prune._Report, "__call__", 2),
         (prune._Report, "__call__", 3),
         (prune, "save_weights", 1),
-        (prune.Pruning, "_analysed", 2),
-        (JOB._Job, "_tell_of_final", 1),
+        (prune.Pruning, "analysed", 2),
+        (JOB.Job, "tell_of_final", 1),
     ):
         with monkeypatch.context() as m:
             m.setattr(place, name, _dying(getattr(place, name), calls))
@@ -204,7 +204,7 @@ def test_agents_earn_the_cost_that_all_save_where_each_layer_has_some(
         assert steering.by_cost == learner.agents.together == by_cost
         raise Interruption
 
-    monkeypatch.setattr(prune.Pruning, "_train", seen)
+    monkeypatch.setattr(prune.Pruning, "train_network", seen)
     with pytest.raises(Interruption):
         squeeze(teacher, tmp_path / "run", method=replace(METHOD, worth=worth), goal=goal)
 

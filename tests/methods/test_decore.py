@@ -70,7 +70,7 @@ def mean_gradient(monkeypatch: pytest.MonkeyPatch, *, known: str = "examples", *
     `known`, of earlier steps: what each of the "examples" scored, only their running "mean", or "nothing".
     """
     taken: list[Tensor] = []
-    monkeypatch.setattr(Agents, "_ascend", lambda self, gradient: taken.append(gradient))
+    monkeypatch.setattr(Agents, "ascend", lambda self, gradient: taken.append(gradient))
     total = torch.zeros(5)
     chances = torch.sigmoid(WEIGHTS)
     every = [torch.tensor(choice) for choice in itertools.product([0.0, 1.0], repeat=5)]
@@ -140,7 +140,7 @@ def test_layers_share_what_answers_tell_by_their_cost(monkeypatch: pytest.Monkey
 def test_the_baseline_lowers_the_variance(monkeypatch: pytest.MonkeyPatch) -> None:
     # One example is easy and one is hard, whatever is drawn: that says nothing about the channels.
     taken: list[Tensor] = []
-    monkeypatch.setattr(Agents, "_ascend", lambda self, gradient: taken.append(gradient))
+    monkeypatch.setattr(Agents, "ascend", lambda self, gradient: taken.append(gradient))
 
     def moments(**settings: Any) -> tuple[Tensor, float]:
         taken.clear()
@@ -182,7 +182,7 @@ def test_adam_is_torchs() -> None:
     optimizer = torch.optim.Adam([weights], lr=0.05, maximize=True)
     for step in range(20):
         gradient = torch.sin(torch.arange(5.0) + step)
-        made._ascend(gradient)
+        made.ascend(gradient)
         weights.grad = gradient.clone()
         optimizer.step()
     assert torch.allclose(made.weights, weights.detach(), atol=1e-5)
@@ -193,7 +193,7 @@ def test_the_rate_is_enough_for_the_way() -> None:
     for steps in (40, 120, 1000):
         made = Agents(GROUPS, Rules(), examples=2, steps=steps)
         for _ in range(steps // 8):
-            made._ascend(-torch.ones(5))
+            made.ascend(-torch.ones(5))
         assert made.weights.abs().max() < 0.01
     assert Agents(GROUPS, Rules(), examples=2, steps=10**6).rate == 0.01
     assert agents(agent_lr=0.3).rate == 0.3
@@ -202,7 +202,7 @@ def test_the_rate_is_enough_for_the_way() -> None:
 def test_weights_stay_within_the_limit() -> None:
     made = agents(limit=1.0, agent_lr=0.5)
     for _ in range(10):
-        made._ascend(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]))
+        made.ascend(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]))
     assert made.weights.tolist() == [1.0, -1.0, 1.0, -1.0, 1.0]
     assert saturated(made.weights, 1.0).all() and not saturated(made.weights, 0.0).any()
 

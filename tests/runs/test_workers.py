@@ -48,9 +48,9 @@ def test_no_worker_is_this_process_and_workers_are_others_that_stay() -> None:
 
 def test_no_more_processes_are_started_than_there_is_work() -> None:
     with Pool(Toy(), failed=failed, workers=8) as pool:
-        assert pool._workers == []
+        assert pool.processes == []
         pool.evaluate_all(ARCHITECTURES[:1])
-        assert len(pool._workers) == 1
+        assert len(pool.processes) == 1
 
 
 def test_tensors_reach_the_workers() -> None:
@@ -157,7 +157,7 @@ def test_a_worker_that_died_while_idle_is_replaced() -> None:
         first = {e.seed for e in pool.evaluate_all(ARCHITECTURES[:2])}
         for pid in first:
             os.kill(pid, signal.SIGKILL)
-        for worker in pool._workers:
+        for worker in pool.processes:
             worker.process.join()
         second = pool.evaluate_all(ARCHITECTURES[:2])
         assert [e.status for e in second] == ["ok", "ok"]
@@ -186,7 +186,7 @@ def test_an_error_of_on_done_ends_the_workers() -> None:
     with Pool(Toy(), failed=failed, workers=2) as pool:
         with pytest.raises(RunError, match="no room"):
             pool.evaluate_all(ARCHITECTURES, on_done=full)
-        assert pool._workers == []
+        assert pool.processes == []
 
 
 def test_what_cannot_be_pickled_is_named() -> None:

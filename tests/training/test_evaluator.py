@@ -298,13 +298,13 @@ def test_a_hopeless_student_is_stopped_after_its_first_epoch(
     make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs: list[int] = []
-    peek = Evaluator._peek
+    peek = Evaluator.peek
 
     def counted(self: Evaluator, student: nn.Module) -> float:
         epochs.append(1)
         return peek(self, student)
 
-    monkeypatch.setattr(Evaluator, "_peek", counted)
+    monkeypatch.setattr(Evaluator, "peek", counted)
     evaluator = make(candidates=replace(CANDIDATES, weights="fresh", lr=1e-9, stop_below=0.9))
     evaluation, student = evaluator.evaluate(narrow)
     assert (evaluation.status, evaluation.error, epochs) == ("stopped", None, [1])

@@ -198,10 +198,10 @@ def run_task(task: Task, folder: str | Path, *, progress: bool = True, untrained
         with Run.open(folder, task.settings, task.identity) as run:
             for note in () if look is None else look.notes:
                 display.warn(note)
-            return _Job(task, run, display, Latencies(task, run, timed)).result()
+            return Job(task, run, display, Latencies(task, run, timed)).result()
 
 
-class _Job:
+class Job:
     """One task in one folder, step by step."""
 
     def __init__(self, task: Task, run: Run, display: Display, latencies: Latencies) -> None:
@@ -209,6 +209,7 @@ class _Job:
         self.settings = task.settings
 
     def result(self) -> Result:
+        """Return what the task found, now or before."""
         known = self.run.recall("summary")
         if known is not None:
             with understood(self.run.folder / "summary.json", RunError):
@@ -218,7 +219,7 @@ class _Job:
         jobs = {"search": self._searched, "prune": self._pruned}
         found = self._finished(*jobs[self.settings.method.job]())
         with self.display.steps("measuring teacher and student", None):
-            summary = self._summary(*found)
+            summary = self.summarised(*found)
         for note in summary.notes:
             self.display.warn(note)
         self.run.remember("summary", summary.to_json())
@@ -253,6 +254,7 @@ class _Job:
 
     @cached_property
     def reward(self) -> Reward:
+        """The reward that students are judged by in the end."""
         teacher_cost, teacher_accuracy = Cost(**self.teacher["cost"]), self.teacher["accuracy"]
         budgets = self.settings.goal.budgets(teacher_cost, teacher_accuracy)
         return Reward(teacher_cost=teacher_cost, teacher_accuracy=teacher_accuracy, budgets=budgets)
@@ -307,7 +309,7 @@ class _Job:
                 store,
                 key_of=lambda architecture: self.evaluator.failed(architecture, "").key,
                 measured=self.latencies.measured,
-                on_update=lambda update: self._updated(update, searcher, follow),
+                on_update=lambda update: self.updated(update, searcher, follow),
             )
             self._keep_policy(searcher)
         return self.evaluator, self.run.evaluations()
@@ -333,7 +335,8 @@ class _Job:
 
         return evaluate_all
 
-    def _updated(self, update: Update, searcher: Searcher, follow: SearchProgress) -> None:
+    def updated(self, update: Update, searcher: Searcher, follow: SearchProgress) -> None:
+        """Tell of an update and keep what the searcher has learned."""
         follow.updated(update)
         if update.trained:  # else it is on its way through what is known, to where it was before
             self._keep_policy(searcher)
@@ -366,11 +369,12 @@ class _Job:
             pool,
             self.display.steps(f"training {len(chosen)} final students", len(chosen) * epochs, unit="epochs"),
         ):
-            trained = pool.evaluate_all(chosen, on_done=self._tell_of_final)
+            trained = pool.evaluate_all(chosen, on_done=self.tell_of_final)
         finished = [self.latencies.measured(evaluation) for evaluation in trained]
         return winner(finished, self.reward, examples=len(self.task.data.val)), finished
 
-    def _summary(self, best: Evaluation, finished: list[Evaluation]) -> Summary:
+    def summarised(self, best: Evaluation, finished: list[Evaluation]) -> Summary:
+        """Return all figures of the run; the one place where the test split is read."""
         student, compute = self._student(best.architecture), self.evaluator.compute
         return summarise(self.task, self.run, self.reward, compute, student, best=best, finished=finished)
 
@@ -393,7 +397,8 @@ class _Job:
             _data=self.task.data,
         )
 
-    def _tell_of_final(self, evaluation: Evaluation) -> None:
+    def tell_of_final(self, evaluation: Evaluation) -> None:
+        """Tell of a final student that was trained."""
         figures = "failed: " + str(evaluation.error) if evaluation.status == "failed" else share(evaluation.accuracy)
         parameters = "?" if evaluation.cost is None else f"{evaluation.cost.parameters:,}"
         self.display.say(f"final student {evaluation.architecture.digest}: {parameters} parameters, {figures}")

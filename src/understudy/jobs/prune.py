@@ -75,7 +75,7 @@ class Pruning:
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
         load_into(network, read_weights(weights, ours=True), source=str(weights))
         architecture = Architecture.from_json(self.task.space, plan.read_text(encoding="utf-8"))
-        evaluator = replace(self.evaluator, analysis=self._analysed(network), tutor=self.task.teacher.module)
+        evaluator = replace(self.evaluator, analysis=self.analysed(network), tutor=self.task.teacher.module)
         return evaluator, architecture
 
     def _learn(self, network: nn.Module) -> None:
@@ -93,12 +93,12 @@ class Pruning:
         steering = Steering(
             settings=self.rules, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
         )
-        self._train(learner, steering, lesson)
+        self.train_network(learner, steering, lesson)
         self._warn_if_late(learner.agents, steering)
         self._warn_of_chance(learner.agents)
         network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         learner.cpu()
-        analysis = self._analysed(network)
+        analysis = self.analysed(network)
         weights = agents.weights
         magnitudes = torch.from_numpy(analysis.magnitudes)[learner.slots]
         architecture = self._chosen(groups, weights, magnitudes, usage)
@@ -129,7 +129,8 @@ class Pruning:
     def _checkpoint(self) -> Path:
         return self.folder / "loop.checkpoint.pt"
 
-    def _analysed(self, network: nn.Module) -> Analysis:
+    def analysed(self, network: nn.Module) -> Analysis:
+        """Return the analysis of a network that has learned with the agents."""
         return self.task.analysis.of(network)
 
     def _warn_if_late(self, agents: Agents, steering: Steering) -> None:
@@ -153,7 +154,8 @@ class Pruning:
                 f"agents' learning signal has vanished; increase decore.training.epochs"
             )
 
-    def _train(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:
+    def train_network(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:
+        """Train network and agents together, epoch by epoch, or go on."""
         training, evaluator, steered = self.method.training, self.evaluator, steering.usage is not None
         report = _Report(self.task, self.display, learner.agents, steering.groups, steered=steered)
         done: int | None = None

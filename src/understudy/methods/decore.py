@@ -156,7 +156,7 @@ class Agents(nn.Module):
             gradient -= chances * (1.0 - chances) * expected.mean() * self.worth[self.layer]
         self._remember(score, (saved * outcome[:, None]).mean())
         # A factor changes nothing for Adam, unless it moves: so rewards stay in -1..1 whatever the penalty does.
-        self._ascend(gradient / (1.0 + self.penalty.clamp(min=0.0)))
+        self.ascend(gradient / (1.0 + self.penalty.clamp(min=0.0)))
 
     def _pooled(self, gradient: Float[Tensor, " a"]) -> Float[Tensor, " a"]:
         """Return the gradient with a part of each agent's replaced by its share in the sum of its layer's.
@@ -201,7 +201,7 @@ class Agents(nn.Module):
         for running, now in ((self.accuracy, score.mean()), (self.reward, reward)):
             running.copy_(torch.where(running.isnan(), now, running.lerp(now, 1.0 - _MEMORY)))
 
-    def _ascend(self, gradient: Float[Tensor, " a"]) -> None:
+    def ascend(self, gradient: Float[Tensor, " a"]) -> None:
         """Take a step of Adam; its state is in the state dict with everything else."""
         self.steps += 1
         self.mean.lerp_(gradient, 1.0 - _BETAS[0])

@@ -85,7 +85,7 @@ class Evaluator:
 
         def hopeful(student: nn.Module, progress: Progress) -> bool:
             floor = self.candidates.stop_below * self.teacher_accuracy
-            return progress.epoch > 1 or floor <= 0 or self._peek(student) >= floor
+            return progress.epoch > 1 or floor <= 0 or self.peek(student) >= floor
 
         return self._taught(architecture, self.lesson, _seed(self.seed, architecture.digest, 0), go_on=hopeful)
 
@@ -300,7 +300,7 @@ class Evaluator:
         except RuntimeError as e:  # a part of the network that training does not use
             raise SurgeryError(f"the student must run in evaluation mode, but: {fault_of_network(e)}") from e
 
-    def _peek(self, student: nn.Module) -> float:
+    def peek(self, student: nn.Module) -> float:
         """Return the student's accuracy on a part of the validation split, 0..1: enough to see that it is hopeless."""
         some = self._val.subset(min(_PEEK, len(self._val)), self.seed)
         recalibrate(student, self.lesson.split, normalise=self.data.normalise, compute=self.compute, examples=500)

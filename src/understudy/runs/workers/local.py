@@ -74,7 +74,7 @@ class Pool:
             patience=patience or Patience(),
         )
         self._content: bytes | None = None
-        self._workers: list[Worker] = []
+        self.processes: list[Worker] = []
 
     def evaluate_all(
         self, architectures: Sequence[Architecture], *, on_done: Callable[[Evaluation], object] = lambda _: None
@@ -100,11 +100,11 @@ class Pool:
 
     def close(self) -> None:
         """End all workers; what they are evaluating is given up."""
-        for worker in self._workers:
+        for worker in self.processes:
             worker.stop()
-        for worker in self._workers:
+        for worker in self.processes:
             worker.end()
-        self._workers.clear()
+        self.processes.clear()
 
     def __enter__(self) -> Pool:
         return self
@@ -186,7 +186,7 @@ class Pool:
                 try:
                     evaluation = self._answer_of(worker)
                 except (MachineError, DataError) as error:
-                    self._workers.remove(worker)
+                    self.processes.remove(worker)
                     worker.stop()
                     worker.end()
                     gave_up = self._after(attempt, error)
@@ -206,18 +206,18 @@ class Pool:
         finish: Callable[[Attempt, Evaluation], object],
     ) -> None:
         """Give every idle worker something to do; what is to run alone comes last, in a new process."""
-        self._workers = [worker for worker in self._workers if worker.process.is_alive() or not worker.idle]
+        self.processes = [worker for worker in self.processes if worker.process.is_alive() or not worker.idle]
         for attempt in list(waiting):  # known from another day
             known = self._retries.known_crashes(attempt.architecture)
             if known is not None:
                 waiting.remove(attempt)
                 finish(attempt, known)
-        if not waiting and alone and all(worker.idle for worker in self._workers):
+        if not waiting and alone and all(worker.idle for worker in self.processes):
             self.close()  # idle processes hold memory, too
             self._start(1)[0].give(alone.popleft())
             return
-        idle = [worker for worker in self._workers if worker.idle]
-        missing = min(max(self._count, 1) - len(self._workers), len(waiting) - len(idle))
+        idle = [worker for worker in self.processes if worker.idle]
+        missing = min(max(self._count, 1) - len(self.processes), len(waiting) - len(idle))
         if missing > 0:
             idle += self._start(missing)
         for worker in idle[: len(waiting)]:
@@ -228,14 +228,14 @@ class Pool:
         started: list[Worker] = []
         for _ in range(count):
             started.append(Worker(import_main=needs_main(self._content)))
-            self._workers.append(started[-1])
+            self.processes.append(started[-1])
         for worker in started:  # they import torch at the same time
             worker.load(self._content)
         return started
 
     def _first_to_answer(self) -> list[Worker]:
         """Wait until at least one busy worker has answered, died or is late, and return those; none if none is busy."""
-        busy = [worker for worker in self._workers if not worker.idle]
+        busy = [worker for worker in self.processes if not worker.idle]
         while busy:
             ready = wait([worker.connection for worker in busy], timeout=_LOOK_EVERY)
             limit = self._retries.time_limit()
