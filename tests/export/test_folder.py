@@ -4,7 +4,6 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 
 import understudy as us
 from tests.support.alone import run_alone
+from tests.support.cards import card
 from tests.support.tiny import make, squeeze, teach_tiny
 from understudy.cli import main
 from understudy.core.errors import ConfigError, ExportError, ExtraError
@@ -170,20 +170,8 @@ def test_what_cannot_be_run_here_is_said(exported: Exported, monkeypatch: pytest
     assert set(found.parity) == {"pt2"} and "onnxruntime must be installed" in found.not_run["onnx"]
 
 
-CARD: dict[str, Any] = {
-    "model": None,
-    "arguments": {},
-    "input": [1, 8, 8],
-    "classes": [str(n) for n in range(10)],
-    "mean": [0.5],
-    "std": [0.5],
-    "data": {"source": "digits"},
-    **{key: {"test": None, "val": None, "cost": {"parameters": 1, "macs": 1}} for key in ("teacher", "student")},
-}
-
-
 def export(folder: Path, student: nn.Module, *formats: str, data: Data | None = None) -> Exported:
-    return export_student(folder, student.eval(), card=CARD, architecture="{}", formats=formats, data=data)
+    return export_student(folder, student.eval(), card=card(), architecture="{}", formats=formats, data=data)
 
 
 def test_without_data_random_images_are_compared(tmp_path: Path) -> None:

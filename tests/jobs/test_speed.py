@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cards import card
 from tests.support.models import images
 from understudy.cli import main
 from understudy.core.errors import ModelError
@@ -12,8 +13,6 @@ from understudy.jobs.speed import speed
 from understudy.models.spec import ModelSpec
 from understudy.models.student import save_student
 from understudy.surgery.build import build
-
-CARD = {"input": [3, 32, 32], "classes": list("0123456789"), "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,8 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     widths = {group.name: max(1, group.width // 4) for group in analysis.space.groups}
     architecture = analysis.space.architecture(widths=widths).without("features.8")
     folder = tmp_path_factory.mktemp("student")
-    card = {**CARD, "model": spec.name, "arguments": dict(spec.arguments), "data": {"source": "none"}}
-    save_student(folder, build(analysis, architecture), architecture, card)
+    made_by = card(input=(3, 32, 32), model=spec.name, **spec.arguments)
+    save_student(folder, build(analysis, architecture), architecture, made_by)
     return folder
 
 

@@ -41,10 +41,10 @@ class Evaluate(Command):
     def run(self, typed: Sequence[str]) -> int:
         """Print the student's figures."""
         from understudy.jobs.evaluate import score
-        from understudy.models.card import read_card
+        from understudy.models.card import StudentCard
 
         folder = student_folder(self.student)
-        data = open_data(opened(self.data, self.size, self.grey, read_card(folder, "student")["input"]))
+        data = open_data(opened(self.data, self.size, self.grey, StudentCard.read(folder).input))
         figures = score(folder, data, self.split, trust_code=self.trust_code, model=self.model)
         out.print(
             f"{folder}: {figures.accuracy} of {figures.accuracy.examples:,} {self.split} images (± standard error), "

@@ -43,11 +43,11 @@ class Export(Command):
         """Write the folder and print how far each format is from the student."""
         from understudy.export.modelcard import int8_line
         from understudy.jobs.export import export_folder
-        from understudy.models.card import read_card
+        from understudy.models.card import StudentCard
 
         folder = student_folder(self.student)
-        card = read_card(folder, "student")
-        data = None if self.data is None else open_data(opened(self.data, self.size, self.grey, card["input"]))
+        card = StudentCard.read(folder)
+        data = None if self.data is None else open_data(opened(self.data, self.size, self.grey, card.input))
         target = folder / "export" if self.out is None else self.out
         formats = [name.strip() for name in self.to.split(",")]
         found = export_folder(folder, target, formats, data=data, trust_code=self.trust_code, model=self.model)

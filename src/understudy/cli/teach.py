@@ -46,14 +46,14 @@ class Teach(Teaching, Subject, Command):
         """Train and print what came of it."""
         from understudy.core.figures import share
         from understudy.jobs.teach import teach
-        from understudy.models.card import read_card
+        from understudy.models.card import read_teacher_card
 
         data = open_data(opened(self.data, self.size, self.grey))
         teaching = Teaching(**{f.name: getattr(self, f.name) for f in fields(Teaching)})
         teacher = teach(
             self.model, data, self.out, teaching=teaching, arguments=parsed(self.arguments), weights=self.weights
         )
-        card = read_card(self.out, "teacher")
+        card = read_teacher_card(self.out)
         accuracy = card["accuracy"]
         out.print(
             f"{self.out}: {share(accuracy['val'])} on validation, {share(accuracy['test'])} on test, "

@@ -10,7 +10,7 @@ from typing import Any
 from understudy.core.evaluation import Cost, Status
 from understudy.core.figures import FIGURE, FIGURES, share, standard_error
 from understudy.core.goal import Goal, Reward
-from understudy.core.timing import Comparison, Timing
+from understudy.core.timing import Comparison
 
 _CLEARLY = 3.0  # standard errors, from which on two accuracies differ
 
@@ -48,6 +48,12 @@ class Network:
     val: Accuracy
     test: Accuracy | None  # None without a test split
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Network:
+        """Return what `dataclasses.asdict` gave."""
+        test = None if values["test"] is None else Accuracy(**values["test"])
+        return cls(cost=Cost(**values["cost"]), val=Accuracy(**values["val"]), test=test)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -67,6 +73,15 @@ class Asked:
     def kept(self) -> bool:
         """Whether the student keeps it."""
         return self.obtained >= self.limit if self.is_floor else self.obtained <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `from_json` reads them."""
+        return {**asdict(self), "kept": self.kept}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Asked:
+        """Return what `to_json` gave."""
+        return cls(**{name: value for name, value in values.items() if name != "kept"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +146,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` reads them."""
-        return {**asdict(self), "goal": [{**asdict(budget), "kept": budget.kept} for budget in self.goal]}
+        return {**asdict(self), "goal": [budget.to_json() for budget in self.goal]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Summary:
@@ -139,25 +154,13 @@ class Summary:
         plain = {name: values[name] for name in ("name", "compute", "versions")}
         return cls(
             **plain,
-            teacher=_network(values["teacher"]),
-            student=_network(values["student"]),
-            latency=tuple(
-                Comparison(where=pair["where"], **{name: Timing(**pair[name]) for name in ("first", "second", "ratio")})
-                for pair in values["latency"]
-            ),
-            goal=tuple(Asked(**{k: v for k, v in budget.items() if k != "kept"}) for budget in values["goal"]),
+            teacher=Network.from_json(values["teacher"]),
+            student=Network.from_json(values["student"]),
+            latency=tuple(Comparison.from_json(pair) for pair in values["latency"]),
+            goal=tuple(Asked.from_json(budget) for budget in values["goal"]),
             search=SearchTotals(**values["search"]),
             finals=tuple(FinalStudent(**final) for final in values["finals"]),
         )
-
-
-def _network(values: Mapping[str, Any]) -> Network:
-    test = values["test"]
-    return Network(
-        cost=Cost(**values["cost"]),
-        val=Accuracy(**values["val"]),
-        test=None if test is None else Accuracy(**test),
-    )
 
 
 def asked_and_obtained(goal: Goal, reward: Reward, student: Network) -> tuple[Asked, ...]:

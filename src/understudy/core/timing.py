@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,12 @@ class Comparison:
     first: Timing  # ms of one forward pass
     second: Timing  # likewise
     ratio: Timing  # how many times faster the second is, from pairs of neighbouring times
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Comparison:
+        """Return what `dataclasses.asdict` gave."""
+        timings = {name: Timing(**values[name]) for name in ("first", "second", "ratio")}
+        return cls(where=values["where"], **timings)
 
     @property
     def measurable(self) -> bool:

@@ -9,7 +9,7 @@ README.md                     a model card                       certificate.jso
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from understudy.export.onnx import OnnxModel, quantise, write_onnx
 from understudy.export.pt2 import program_of, read_pt2, write_pt2
 from understudy.export.source import Source, source_of
 from understudy.graph.copies import copied
+from understudy.models.card import StudentCard
 
 FORMATS = tuple(FILES)
 _MOST_EXAMPLES = 2000  # whose predictions are compared
@@ -61,7 +62,7 @@ def export_student(
     folder: str | Path,
     student: nn.Module,
     *,
-    card: Mapping[str, Any],
+    card: StudentCard,
     architecture: str,
     formats: Sequence[str] = ("source", "onnx", "pt2"),
     data: Data | None = None,
@@ -118,29 +119,29 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _fitted(data: Data, card: Mapping[str, Any]) -> Data:
-    if list(data.shape) != list(card["input"]):
-        raise ConfigError(f"data must be images of {tuple(card['input'])}, but these are {data.shape}: --size, --grey")
-    return data if data.train.dtype != torch.uint8 else data.with_normalisation(card["mean"], card["std"])
+def _fitted(data: Data, card: StudentCard) -> Data:
+    if tuple(data.shape) != card.input:
+        raise ConfigError(f"data must be images of {card.input}, but these are {data.shape}: --size, --grey")
+    return data if data.train.dtype != torch.uint8 else data.with_normalisation(card.mean, card.std)
 
 
-def _input(card: Mapping[str, Any]) -> dict[str, Any]:
+def _input(card: StudentCard) -> dict[str, Any]:
     return {
-        "shape": ["batch", *card["input"]],
+        "shape": ["batch", *card.input],
         "layout": "NCHW",
         "dtype": "float32",
         "range": [0.0, 1.0],
-        "mean": card["mean"],
-        "std": card["std"],
+        "mean": card.mean,
+        "std": card.std,
         "normalise": "(image - mean) / std for each channel, of pixels divided by 255",
-        "classes": card["classes"],
+        "classes": card.classes,
     }
 
 
 class _Job:
     """One export, format by format."""
 
-    def __init__(self, folder: Path, student: nn.Module, card: Mapping[str, Any], data: Data | None) -> None:
+    def __init__(self, folder: Path, student: nn.Module, card: StudentCard, data: Data | None) -> None:
         self.folder, self.student, self.card, self.data = folder, student, card, data
         self.parity: dict[str, Parity] = {}
         self.skipped: dict[str, str] = {}
@@ -168,7 +169,7 @@ class _Job:
 
     def described(self) -> dict[str, Any]:
         """Return what the certificate says besides hashes and versions."""
-        split = "random" if self.data is None else f"{self._split_name} images of {self.card['data']['source']}"
+        split = "random" if self.data is None else f"{self._split_name} images of {self.card.data_source}"
         return {
             "inputs": split,
             "formats": {name: {**to_json(p), "tolerance": TOLERANCE[name]} for name, p in self.parity.items()},
@@ -188,7 +189,7 @@ class _Job:
 
     def _onnx(self) -> nn.Module:
         path = self.folder / "model.onnx"
-        metadata = {name: self.card[name] for name in ("mean", "std", "classes")}
+        metadata = {name: getattr(self.card, name) for name in ("mean", "std", "classes")}
         metadata |= {"range": [0.0, 1.0], "layout": "NCHW"}
         write_onnx(self._exported(), path, outputs=len(self.expected[0][1]), metadata=metadata)
         return OnnxModel(path)
@@ -236,7 +237,7 @@ class _Job:
     def _images(self, count: int) -> Tensor:
         split = self._split
         if split is None or self.data is None:
-            return torch.randn(count, *self.card["input"], generator=torch.Generator().manual_seed(0))
+            return torch.randn(count, *self.card.input, generator=torch.Generator().manual_seed(0))
         images, _ = split.batch(torch.arange(count) % len(split))
         return self.data.normalise(images)
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from understudy.core.figures import amount, share
+from understudy.core.summary import Accuracy
 from understudy.export.source import Source
+from understudy.models.card import StudentCard
 
 _PYTORCH = """\
 ### PyTorch: `model.py`, `model.safetensors`
@@ -39,47 +41,46 @@ logits = session.run(None, {{"images": images}})[0]
 """
 
 
-def readme(card: Mapping[str, Any], certificate: Mapping[str, Any], source: Source | None) -> str:
+def readme(card: StudentCard, certificate: Mapping[str, Any], source: Source | None) -> str:
     """Return the model card as Markdown; `certificate` is what the certificate says of the formats."""
     parts = [_head(card), _figures(card), _goal(card), _loading(certificate, source), _input(card)]
     parts += [_parity(certificate), _int8(certificate["int8"])]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
 
-def _head(card: Mapping[str, Any]) -> str:
-    teacher = card["model"] or "a network made in Python"
+def _head(card: StudentCard) -> str:
+    teacher = card.model or "a network made in Python"
     return (
         f"# Student of {str(teacher).rpartition('/')[2]}\n\n"
-        f"A classifier of {len(card['classes'])} classes, trained on {card['data']['source']} by distillation from the "
+        f"A classifier of {len(card.classes)} classes, trained on {card.data_source} by distillation from the "
         "teacher. Written by Understudy; nothing here needs it.\n"
     )
 
 
-def _figures(card: Mapping[str, Any]) -> str:
+def _figures(card: StudentCard) -> str:
     rows = ["| | teacher | student |", "|-|-|-|"]
-    both = [card["teacher"], card["student"]]
-    for split, name in (("test", "accuracy on test"), ("val", "accuracy on validation")):
-        found = [_accuracy(network[split]) for network in both]
-        rows.append(f"| {name} | {found[0]} | {found[1]} |")
-    for key, name in (("parameters", "parameters"), ("macs", "MACs for one image")):
-        numbers = [network["cost"][key] for network in both]
-        rows.append(f"| {name} | {amount(numbers[0])} | {amount(numbers[1])} |")
+    both = [card.teacher, card.student]
+    columns = {
+        "accuracy on test": [_accuracy(network.test) for network in both],
+        "accuracy on validation": [_accuracy(network.val) for network in both],
+        "parameters": [amount(network.cost.parameters) for network in both],
+        "MACs for one image": [amount(network.cost.macs) for network in both],
+    }
+    rows += [f"| {name} | {teacher} | {student} |" for name, (teacher, student) in columns.items()]
     return "\n".join(rows) + "\n"
 
 
-def _accuracy(found: Mapping[str, Any] | None) -> str:
-    return "-" if found is None else f"{share(found['value'])} of {found['examples']:,}"
+def _accuracy(found: Accuracy | None) -> str:
+    return "-" if found is None else f"{share(found.value)} of {found.examples:,}"
 
 
-def _goal(card: Mapping[str, Any]) -> str:
-    budgets = card.get("goal") or []
-    if not budgets:
+def _goal(card: StudentCard) -> str:
+    if not card.goal:
         return ""
     rows = ["| asked | obtained | kept |", "|-|-|-|"]
-    for budget in budgets:
-        obtained = budget["obtained"]
-        shown = f"{obtained:,.4g}" if isinstance(obtained, int | float) else str(obtained)
-        rows.append(f"| {budget['name']} {budget['asked']} | {shown} | {'yes' if budget['kept'] else 'no'} |")
+    for budget in card.goal:
+        kept = "yes" if budget.kept else "no"
+        rows.append(f"| {budget.name} {budget.asked} | {budget.obtained:,.4g} | {kept} |")
     return "## Budgets\n\n" + "\n".join(rows) + "\n"
 
 
@@ -98,9 +99,9 @@ def _loading(certificate: Mapping[str, Any], source: Source | None) -> str:
     return "\n".join(parts)
 
 
-def _input(card: Mapping[str, Any]) -> str:
-    shape = " x ".join(str(size) for size in card["input"])
-    mean, std = (", ".join(f"{value:.4g}" for value in card[name]) for name in ("mean", "std"))
+def _input(card: StudentCard) -> str:
+    shape = " x ".join(str(size) for size in card.input)
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (card.mean, card.std))
     return (
         "## Input\n\n"
         f"Images as float32, B x {shape}, any batch size B: pixels in 0..1, then minus the mean ({mean}), divided "

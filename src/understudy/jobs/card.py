@@ -9,7 +9,7 @@ from typing import Any
 from understudy.core.files import write_whole
 from understudy.core.summary import Summary
 from understudy.jobs.task import Task
-from understudy.models.card import read_card
+from understudy.models.card import StudentCard
 from understudy.models.code import code_of, not_copied, portable, read_code, write_code
 from understudy.models.student import copy_student
 from understudy.models.weights import save_weights, write_tensors
@@ -63,22 +63,28 @@ def write_sources(task: Task, run: Run, warn: Callable[[str], object]) -> None:
 def _made(task: Task, start: Path) -> dict[str, Any]:
     """Return how what is cut is made: by whom, if names can say it, and through which architectures."""
     if task.start_folder is not None:
-        card, plan = read_card(start, "student"), (start / "architecture.json").read_text(encoding="utf-8")
-        return {"model": card["model"], "arguments": card["arguments"], "starts": [*card.get("starts", ()), plan]}
+        card, plan = StudentCard.read(start), (start / "architecture.json").read_text(encoding="utf-8")
+        return {"model": card.model, "arguments": card.arguments, "starts": (*card.starts, plan)}
     spec = spec_of(task)
     model, arguments = (None, {}) if spec is None else (spec["name"], spec["arguments"])
-    return {"model": model, "arguments": arguments, "starts": []}
+    return {"model": model, "arguments": arguments, "starts": ()}
 
 
-def card_of(task: Task, summary: Summary, start: Path) -> dict[str, Any]:
+def card_of(task: Task, summary: Summary, start: Path) -> StudentCard:
     """Return what model.json says of the student of a finished run; `start` is the folder of what was cut."""
-    data, found = task.data, summary.to_json()
-    return {
+    data = task.data
+    return StudentCard(
         **_made(task, start),
-        "input": list(data.shape),
-        "classes": list(data.classes),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "data": {"source": Path(data.source).name, "digest": data.digest},
-        **{name: found[name] for name in ("name", "teacher", "student", "latency", "goal", "versions")},
-    }
+        name=summary.name,
+        input=tuple(data.shape),
+        classes=tuple(data.classes),
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        data_source=Path(data.source).name,
+        data_digest=data.digest,
+        teacher=summary.teacher,
+        student=summary.student,
+        latency=summary.latency,
+        goal=summary.goal,
+        versions=summary.versions,
+    )

@@ -37,6 +37,7 @@ from understudy.jobs.summary import summarise
 from understudy.jobs.task import Task
 from understudy.methods.base import Searcher, Update
 from understudy.methods.ranking import finalists, winner
+from understudy.models.card import StudentCard
 from understudy.models.spec import Teacher
 from understudy.models.student import save_student
 from understudy.models.weights import load_into, read_weights, write_tensors
@@ -63,7 +64,7 @@ class Result:
     evaluation: Evaluation  # of the student after its final training, on the validation split
     summary: Summary  # all figures, as in summary.json
     run: Path
-    _card: dict[str, Any]
+    _card: StudentCard
     _code: dict[str, str]
     _data: Data
 

@@ -14,7 +14,7 @@ from understudy.core.timing import Timing
 from understudy.cost.measure import latency
 from understudy.data import Data
 from understudy.data.data import first_images
-from understudy.models.card import read_card
+from understudy.models.card import StudentCard
 from understudy.models.spec import check_outputs
 from understudy.models.student import load_student
 from understudy.training.loop import Compute, accuracy
@@ -45,9 +45,9 @@ def score(
         ModelError: as `load_student`.
         DataError: there is no such split, or the data are not what the student takes.
     """
-    card = read_card(Path(folder), "student")
+    card = StudentCard.read(Path(folder))
     student = load_student(folder, trust_code=trust_code, model=model)
-    fitted = data if data.train.dtype != torch.uint8 else data.with_normalisation(card["mean"], card["std"])
+    fitted = data if data.train.dtype != torch.uint8 else data.with_normalisation(card.mean, card.std)
     examples = fitted.test if split == "test" else fitted.val
     if examples is None:
         raise DataError(f"the data must have a test split to evaluate on, but {data.source} has none")

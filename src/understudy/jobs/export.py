@@ -9,7 +9,7 @@ from understudy.core.errors import ModelError
 from understudy.core.files import read_text
 from understudy.data import Data
 from understudy.export.folder import Exported, export_student
-from understudy.models.card import read_card
+from understudy.models.card import StudentCard
 from understudy.models.student import load_student
 
 
@@ -37,7 +37,7 @@ def export_folder(
         ConfigError, ExtraError, ExportError: as `export_student`.
     """
     folder = Path(student)
-    card = read_card(folder, "student")
+    card = StudentCard.read(folder)
     loaded = load_student(folder, trust_code=trust_code, model=model)
     plan = read_text(folder / "architecture.json", ModelError)
     return export_student(target, loaded, card=card, architecture=plan, formats=formats, data=data)

@@ -18,7 +18,7 @@ from understudy.cost.layers import REASONS, Pair, falls_short, layer_times, laye
 from understudy.cost.measure import compare
 from understudy.export.onnx import OnnxModel, write_onnx
 from understudy.export.pt2 import program_of
-from understudy.models.card import read_card
+from understudy.models.card import StudentCard
 from understudy.models.code import allowed
 from understudy.models.spec import ModelSpec
 from understudy.models.student import load_student
@@ -85,18 +85,18 @@ def speed(
         ExportError: the ONNX exporter refuses one of both.
     """
     folder = Path(student)
-    card = read_card(folder, "student")
+    card = StudentCard.read(folder)
     if runtime == "onnxruntime":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             optional(package, extra="export")
-    if card["model"] is None and model is None:
+    if card.model is None and model is None:
         raise ModelError(
             f"the teacher of {folder} was made in Python, so only Python can compare them: give --model FILE.py:FACTORY"
         )
-    name = allowed(folder, card["model"] or "", trust_code=trust_code, model=model)
-    teacher = ModelSpec(name=name, arguments=card["arguments"]).build().eval()
+    name = allowed(folder, card.model or "", trust_code=trust_code, model=model)
+    teacher = ModelSpec(name=name, arguments=card.arguments).build().eval()
     both = teacher, load_student(folder, trust_code=trust_code, model=model).eval()
-    return [_speed(both, torch.randn(batch, *card["input"]), runtime) for batch in batches]
+    return [_speed(both, torch.randn(batch, *card.input), runtime) for batch in batches]
 
 
 def _speed(both: tuple[nn.Module, nn.Module], images: Tensor, runtime: Runtime) -> Speed:

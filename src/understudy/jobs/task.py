@@ -23,7 +23,7 @@ from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.copies import copied
 from understudy.methods.base import Problem
 from understudy.methods.feasibility import refuse_what_is_out_of_reach
-from understudy.models.card import read_card
+from understudy.models.card import StudentCard
 from understudy.models.code import allowed, is_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.student import load_student, student_folder
@@ -245,7 +245,7 @@ def _started(
     folder: Path, teacher: nn.Module, leaf_modules: tuple[type[nn.Module], ...], trust_code: bool
 ) -> nn.Module:
     """Return the student of a folder. What is at hand, the teacher, may do in place of code that may not be run."""
-    named = read_card(folder, "student")["model"]
+    named = StudentCard.read(folder).model
     if named is not None and (trust_code or not is_code(named)):
         return load_student(folder, trust_code=trust_code, leaf_modules=leaf_modules).float()
     try:

@@ -18,7 +18,7 @@ from understudy.core.errors import ConfigError, RunError
 from understudy.core.files import read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
-from understudy.models.card import FORMAT, read_card
+from understudy.models.card import FORMAT, read_teacher_card
 from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.weights import load_into, read_weights, save_weights
@@ -102,7 +102,7 @@ def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | N
             not be run.
     """
     folder = Path(folder)
-    card = read_card(folder, "teacher")
+    card = read_teacher_card(folder)
     name = allowed(folder, card["model"], trust_code=trust_code, model=model)
     spec = ModelSpec(name=name, arguments=card["arguments"])
     module = spec.build()

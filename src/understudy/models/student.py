@@ -10,10 +10,8 @@ code/                 the Python file of a model of the user's own, as text
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +20,7 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import ModelError
 from understudy.core.files import read_text, write_whole
 from understudy.graph.analysis import analyse
-from understudy.models.card import FORMAT, read_card
+from understudy.models.card import StudentCard
 from understudy.models.code import allowed, read_code, write_code
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import read_weights, save_weights
@@ -33,20 +31,19 @@ def save_student(
     folder: str | Path,
     student: nn.Module,
     architecture: Architecture,
-    card: Mapping[str, Any],
+    card: StudentCard,
     code: Mapping[str, str] | None = None,
 ) -> None:
     """Write a student's folder.
 
-    `card` goes into model.json; `load_student` reads how the teacher is made and "input" there. `code` are the texts
-    of the teacher's Python files by name, if it is made by one.
+    `code` are the texts of the teacher's Python files by name, if it is made by one. model.json comes last.
     """
     folder = Path(folder)
     write_code(folder, code or {})
     save_weights(folder / "student.safetensors", student)
     write_whole(folder / "space.json", architecture.space.to_json())
     write_whole(folder / "architecture.json", architecture.to_json())
-    write_whole(folder / "model.json", json.dumps({"format": FORMAT, **card}, indent=1) + "\n")
+    card.write(folder)
 
 
 def load_student(
@@ -73,17 +70,17 @@ def load_student(
         ArchitectureError, SurgeryError: the teacher is not of the structure that the student was made from.
     """
     folder = Path(folder)
-    card = read_card(folder, "student")
+    card = StudentCard.read(folder)
     if teacher is None:
-        if card["model"] is None and model is None:
+        if card.model is None and model is None:
             raise ModelError(
                 f"the teacher of {folder} was made in Python, so only Python can make it again: "
                 "load_student(folder, teacher=the_same_module)"
             )
-        name = allowed(folder, card["model"] or "", trust_code=trust_code, model=model)
-        teacher = ModelSpec(name=name, arguments=card["arguments"]).build()
-    example = torch.zeros(2, *card["input"])
-    for start in card.get("starts", ()):
+        name = allowed(folder, card.model or "", trust_code=trust_code, model=model)
+        teacher = ModelSpec(name=name, arguments=card.arguments).build()
+    example = torch.zeros(2, *card.input)
+    for start in card.starts:
         cut = analyse(teacher, example, leaf_modules)
         teacher = surgery.build(cut, Architecture.from_json(cut.space, start), weights="fresh")
     analysis = analyse(teacher, example, leaf_modules)

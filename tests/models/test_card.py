@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cards import card
+from understudy.core.errors import ModelError
+from understudy.core.summary import Accuracy, Asked
+from understudy.core.timing import Comparison, Timing
+from understudy.models.card import StudentCard
+
+ASKED = Asked(name="params", asked="10x", limit=5.0, obtained=4.0)
+TIME = Timing(median=2.0, low=1.0, high=3.0)
+FULL = replace(
+    card(model="zoo:resnet20", width=16),
+    starts=('{"space": "a"}',),
+    teacher=replace(card().teacher, test=Accuracy(value=0.25, examples=4)),
+    latency=(Comparison(where="1 thread", first=TIME, second=TIME, ratio=TIME),),
+    goal=(ASKED,),
+    versions={"torch": "2"},
+)
+
+
+@pytest.mark.parametrize("there", [card(), FULL])
+def test_what_is_written_is_read(there: StudentCard, tmp_path: Path) -> None:
+    there.write(tmp_path)
+    assert StudentCard.read(tmp_path) == there
+    assert StudentCard.from_json(there.to_json()) == there
+
+
+def test_the_file_says_its_format_and_which_budgets_are_kept(tmp_path: Path) -> None:
+    FULL.write(tmp_path)
+    found = json.loads((tmp_path / "model.json").read_text())
+    assert found["format"] == 1 and found["goal"][0]["kept"] is True
+    assert found["data"] == {"source": "digits", "digest": "1" * 16}
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"input": [1, 8]}, "input must be channels, height and width, but got"),
+        ({"input": [1, 8, "8"]}, "input must be channels, height and width, but got"),
+        ({"input": 3}, "is damaged: TypeError"),
+        ({"mean": [0.5, 0.5]}, "mean and std must be of 1 channels"),
+        ({"std": [0.0]}, "std above 0"),
+        ({"mean": ["a"]}, "is damaged: ValueError: could not convert string to float"),
+        ({"classes": []}, "classes must be at least one"),
+        ({"model": 5}, "model must be a name or null"),
+        ({"arguments": [1]}, "model must be a name or null, with arguments by name"),
+        ({"data": "digits"}, "is damaged: TypeError"),
+        ({"teacher": {"val": None}}, "is damaged: KeyError"),
+        ({"student": {"cost": {"parameters": 1}, "val": None, "test": None}}, "is damaged: TypeError"),
+        ({"goal": [{"asked": "10x"}]}, "is damaged: TypeError"),
+        ({"classes": [0, 1]}, "classes and starts must be texts"),
+        ({"latency": [{"where": "here"}]}, "is damaged: KeyError"),
+        ({"format": 2}, "has format 2, but this version of understudy reads formats up to 1"),
+    ],
+)
+def test_a_damaged_card_is_one_error(changed: dict[str, Any], text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({**card().to_json(), **changed}))
+    with pytest.raises(ModelError, match=text) as caught:
+        StudentCard.read(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_what_a_card_lacks_is_listed(tmp_path: Path) -> None:
+    values = card().to_json()
+    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in values.items() if k not in ("mean", "std")}))
+    with pytest.raises(ModelError, match=r"model\.json must say what the network is, but lacks mean, std"):
+        StudentCard.read(tmp_path)
