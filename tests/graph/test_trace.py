@@ -99,3 +99,29 @@ def test_what_is_no_example_and_no_teacher() -> None:
         trace(conv, images(2, size=8).numpy())  # type: ignore[arg-type]
     with pytest.raises(TraceError, match=r"a teacher must be a torch\.nn\.Module, but got function"):
         trace(lambda x: x, images(2))  # type: ignore[arg-type]
+
+
+def test_the_type_of_a_device_is_a_plain_text() -> None:
+    class Exact(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast(device_type=x.device.type, enabled=False):
+                return x * torch.ones(8, device=x.device)
+
+    traced = trace(Exact().eval(), torch.zeros(2, 8))
+    assert [str(node.target) for node in traced.nodes if node.op == "placeholder"] == ["x"]
+    assert traced.nodes[-2].meta["value"].shape == (2, 8)
+
+
+def test_a_parameter_of_two_names_is_one_node() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Parameter(torch.ones(8))
+            self.second = self.first
+            self.register_buffer("third", torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.first + self.second * self.third
+
+    traced = trace(Tied().eval(), torch.zeros(2, 8))
+    assert [node.target for node in traced.nodes if node.op == "get_attr"] == ["first", "third"]

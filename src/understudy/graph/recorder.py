@@ -94,7 +94,7 @@ class _Proxy(fx.Proxy):
         # NumPy asks for these before it takes what `__array__` returns.
         if name.startswith("__array"):
             raise AttributeError(name)
-        return super().__getattr__(name)
+        return _Device(self, name) if name == "device" else super().__getattr__(name)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         return np.asarray(self._plain())
@@ -153,6 +153,14 @@ class _Proxy(fx.Proxy):
         return self._overwritten(operator.itruediv, other)
 
 
+class _Device(fx.proxy.Attribute):
+    """The device of a tensor, whose type `torch.autocast` takes as a plain text only."""
+
+    def __getattr__(self, name: str) -> Any:
+        of = self.root.node.meta["value"]
+        return of.device.type if name == "type" and isinstance(of, Tensor) else super().__getattr__(name)
+
+
 class _Tracer(fx.Tracer):
     """Records the graph and runs it on fake tensors at the same time."""
 
@@ -202,10 +210,25 @@ class _Tracer(fx.Tracer):
         return found
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self._running:
+        if self._running or not isinstance(attr_val, Tensor):
             return attr_val
+        # As in fx, which looks through all parameters and buffers of the network each time.
+        _, name = self._named.get(id(attr_val), (None, None))
         with self.watch.paused():
-            return super().getattr(attr, attr_val, parameter_proxy_cache)
+            if name is None:
+                return super().getattr(attr, attr_val, parameter_proxy_cache)
+            if name not in parameter_proxy_cache:
+                parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    @functools.cached_property
+    def _named(self) -> dict[int, tuple[Tensor, str]]:
+        """The tensors of the network by their identity, with their first names."""
+        found: dict[int, tuple[Tensor, str]] = {}
+        with self.watch.paused():
+            for name, tensor in (*self.root.named_parameters(), *self.root.named_buffers()):
+                found.setdefault(id(tensor), (tensor, name))
+        return found
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._running:
