@@ -123,7 +123,7 @@ def test_an_evaluation_says_all_of_a_trained_student(
 
 
 def test_the_whole_teacher_keeps_its_accuracy(make: Callable[..., Evaluator], analysis: Analysis) -> None:
-    evaluator = make(candidates=replace(CANDIDATES, lr=0.0))
+    evaluator = make(candidates=replace(CANDIDATES, training=replace(CANDIDATES.training, lr=0.0)))
     assert evaluator(analysis.space.full).accuracy == pytest.approx(evaluator.teacher_accuracy, abs=0.05)
 
 
@@ -186,7 +186,7 @@ def test_the_recipe_is_all_that_decides_a_score(make: Callable[..., Evaluator], 
     changes: list[dict[str, Any]] = [
         {"seed": 4},
         {"augmentation": Augmentation(flip=True)},
-        {"candidates": replace(CANDIDATES, lr=0.01)},
+        {"candidates": replace(CANDIDATES, training=replace(CANDIDATES.training, lr=0.01))},
         {"candidates": replace(CANDIDATES, stop_below=0.1)},
         {"compute": Compute(dtype=torch.bfloat16)},
         {"compute": Compute(memory_format=torch.channels_last)},
@@ -305,7 +305,9 @@ def test_a_hopeless_student_is_stopped_after_its_first_epoch(
         return peek(self, student)
 
     monkeypatch.setattr(Evaluator, "peek", counted)
-    evaluator = make(candidates=replace(CANDIDATES, weights="fresh", lr=1e-9, stop_below=0.9))
+    evaluator = make(
+        candidates=replace(CANDIDATES, weights="fresh", training=replace(CANDIDATES.training, lr=1e-9), stop_below=0.9)
+    )
     evaluation, student = evaluator.evaluate(narrow)
     assert (evaluation.status, evaluation.error, epochs) == ("stopped", None, [1])
     assert evaluation.accuracy < 0.9 * evaluator.teacher_accuracy
@@ -379,7 +381,7 @@ def test_logits_are_computed_once(
 
 
 def test_a_loss_on_labels_needs_no_logits(make: Callable[..., Evaluator], narrow: Architecture) -> None:
-    evaluator = make(candidates=replace(CANDIDATES, loss="ce"))
+    evaluator = make(candidates=replace(CANDIDATES, training=replace(CANDIDATES.training, loss="ce")))
     evaluator.prepare()
     assert evaluator(narrow).status == "ok"
     assert not evaluator.folder.exists()
