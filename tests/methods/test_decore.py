@@ -105,7 +105,7 @@ def test_the_gradient_is_unbiased_in_the_first_epoch_too(
 
 
 def test_a_first_batch_of_one_example_has_a_baseline() -> None:
-    made = Agents(GROUPS, Decore(), examples=1, steps=1000)
+    made = Agents(GROUPS, Rules(), examples=1, steps=1000)
     actions = torch.tensor([[1.0, 0, 1, 1, 0]])
     made.learn(actions, logits_of(actions.expand(2, 5))[:1], LABELS[:1], torch.tensor([0]))
     assert made.weights.isfinite().all() and made.earned.isfinite().all()

@@ -44,7 +44,7 @@ def test_only_budgets_out_of_reach_are_named() -> None:
         )
     assert "macs: " not in str(caught.value)
     with pytest.raises(GoalError, match=r"macs: asked for 5 MACs \(for a factor, write '5x'\), the least is"):
-        refuse_what_is_out_of_reach(Goal(macs="5").budgets(cost, 0.9), space, method, toy_cost)
+        refuse_what_is_out_of_reach(Goal(macs="5").budgets(cost, 0.9), space, method, Widths(), toy_cost)
 
 
 def test_methods_that_choose_by_factors_get_no_narrower_than_the_smallest() -> None:
