@@ -16,7 +16,7 @@ help:
 # torchvision and timm come alone: one would bring a torch of its own, the other a client of a hub; tests need neither.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[test,dev,export,ray,postgresql]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[test,dev,export,report,ray,postgresql]' --constraint constraints.txt
 	$(BIN)/pip install --quiet --no-deps torchvision timm --constraint constraints.txt
 	touch $@
 

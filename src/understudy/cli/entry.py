@@ -14,11 +14,13 @@ from rich.text import Text
 
 from understudy.cli.common import Command, err, out
 from understudy.cli.compress import Compress, Resume
+from understudy.cli.dashboard import Dashboard
 from understudy.cli.evaluate import Evaluate
 from understudy.cli.export import Export, Verify
 from understudy.cli.help import help_text
 from understudy.cli.inspect import Inspect
 from understudy.cli.latency import Latency
+from understudy.cli.report import Report
 from understudy.cli.runs import Runs
 from understudy.cli.teach import Teach
 from understudy.config.checked import together
@@ -32,6 +34,8 @@ COMMANDS: dict[str, type[Command]] = {
     "compress": Compress,
     "resume": Resume,
     "runs": Runs,
+    "report": Report,
+    "dashboard": Dashboard,
     "evaluate": Evaluate,
     "latency": Latency,
     "export": Export,

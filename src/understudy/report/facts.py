@@ -1,0 +1,241 @@
+"""All that a run folder tells, as values, for the page. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import RunError
+from understudy.core.evaluation import Cost, Evaluation
+from understudy.core.figures import FIGURES
+from understudy.core.files import read_text, understood
+from understudy.core.goal import Reward
+from understudy.core.summary import Accuracy, Summary
+from understudy.methods.ranking import merit_for
+from understudy.runs.folder import Run, State
+from understudy.runs.predictions import Predictions
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_NOTES = 50  # the last ones of a log
+_EPOCH = re.compile(r"epoch (\d+)/\d+  (\d+)/(\d+) channels kept .*accuracy ([\d.]+)% with masks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentsEpoch:
+    """Where DECORE's agents were after an epoch."""
+
+    epoch: int
+    kept: float  # share of the channels that they would keep
+    accuracy: float  # of the masked network, 0..1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """What is known of a run, finished or not."""
+
+    folder: Path
+    state: State
+    method: str
+    expected: int  # students of the whole search, 0 if not known
+    asked: tuple[tuple[str, str], ...]
+    space: Space | None
+    reward: Reward | None  # as if the final accuracy were not asked of candidates; None before the teacher was measured
+    evaluations: tuple[Evaluation, ...]
+    summary: Summary | None
+    finals: tuple[Evaluation, ...]
+    predictions: Predictions | None
+    parameters: Mapping[str, int]  # of the winner's layers, by name
+    agents: Mapping[str, tuple[float, ...]]  # probabilities to keep each channel of a group
+    epochs: tuple[AgentsEpoch, ...]
+    notes: tuple[str, ...]  # warnings of run.log
+
+    @property
+    def trained(self) -> tuple[tuple[int, Evaluation, Cost], ...]:
+        """The evaluations that have figures, each with its number and its cost."""
+        numbered = enumerate(self.evaluations)
+        return tuple((n, e, e.cost) for n, e in numbered if e.status != "failed" and e.cost is not None)
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The winner after its final training, or the best that the search has found so far."""
+        if self.summary is not None:
+            return next((e for e in self.finals if e.architecture.digest == self.summary.name), None)
+        ordered = self.ordered
+        return ordered[0] if ordered else None
+
+    @property
+    def ordered(self) -> list[Evaluation]:
+        """The trained evaluations, the best first."""
+        reward = self.reward
+        if reward is None:
+            return []
+        limited = [name for name, _ in reward.budgets.limits()]
+        known = [e for _, e, cost in self.trained if all(getattr(cost, name) is not None for name in limited)]
+        return sorted(known, key=merit_for(reward), reverse=True)
+
+    @classmethod
+    def read(cls, folder: Path) -> Facts:
+        """Read a run folder.
+
+        Raises:
+            RunError, ConfigError: it is no run, or a file in it is damaged.
+        """
+        run = Run(folder)
+        settings, space, summary = run.settings, run.space, run.recall("summary")
+        found = None
+        if summary is not None:
+            with understood(folder / "summary.json", RunError):
+                found = Summary.from_json(summary)
+        log = (folder / "run.log").read_text(encoding="utf-8", errors="replace") if _is_file(folder, "run.log") else ""
+        names = [*(figure.goal for figure in FIGURES), "accuracy", "accuracy_drop"]
+        pruned = settings.method.job == "prune"
+        return cls(
+            folder=folder,
+            state=run.state,
+            method=settings.method.called,
+            expected=settings.method.expected_students,
+            asked=tuple((n, str(value)) for n in names if (value := getattr(settings.goal, n)) is not None),
+            space=space,
+            reward=_reward(run),
+            evaluations=tuple(run.evaluations()),
+            summary=found,
+            finals=() if space is None else tuple(_finals(run.students, space)),
+            predictions=Predictions.read(run.predictions) if run.predictions.is_file() else None,
+            parameters={} if found is None else _parameters(run.students / f"{found.name}.safetensors"),
+            agents=_agents(run.policy) if pruned and run.policy.is_file() else {},
+            epochs=tuple(_epochs(log)) if pruned else (),
+            notes=tuple(line.partition(" WARNING ")[2] for line in log.splitlines() if " WARNING " in line)[-_NOTES:],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """A layer of the teacher beside what became of it in a student."""
+
+    name: str
+    type: str
+    state: str  # "kept", "narrower", "removed"
+    width: int  # of its output, 0 where it has none of its own
+    student_width: int
+    kernel: int
+    student_kernel: int
+    parameters: int
+    student_parameters: int | None  # None where only the architecture is known
+
+
+def layer_rows(architecture: Architecture, parameters: Mapping[str, int]) -> list[LayerRow]:
+    """Return the layers that hold parameters or were removed, in the teacher's order."""
+    gone, rows = gone_layers(architecture), []
+    for layer in architecture.space.layers:
+        removed = layer.name in gone
+        if not layer.parameters and not (removed and layer.outputs):
+            continue
+        grouped = layer.group is not None and layer.outputs > 0
+        width = 0 if removed else architecture.width(str(layer.group)) if grouped else layer.outputs
+        kernel = architecture.kernel(layer.name)
+        left = 0 if removed else parameters.get(layer.name) if parameters else None
+        same = width == layer.outputs and kernel == layer.kernel and left in (None, layer.parameters)
+        rows.append(
+            LayerRow(
+                name=layer.name,
+                type=layer.type,
+                state="removed" if removed else "kept" if same else "narrower",
+                width=layer.outputs,
+                student_width=width,
+                kernel=layer.kernel,
+                student_kernel=0 if removed else kernel,
+                parameters=layer.parameters,
+                student_parameters=left,
+            )
+        )
+    return rows
+
+
+def gone_layers(architecture: Architecture) -> set[str]:
+    """Return the layers of removed units."""
+    return {layer for unit in architecture.removed for layer in architecture.space.unit(unit).layers}
+
+
+def width_shares(architecture: Architecture) -> list[float]:
+    """Return the share of its channels that each group keeps, 0 for one whose layers are all removed."""
+    gone, widths = gone_layers(architecture), dict(architecture.widths)
+    return [
+        0.0 if group.layers and gone.issuperset(group.layers) else widths.get(group.name, group.width) / group.width
+        for group in architecture.space.groups
+    ]
+
+
+def difference(teacher: Accuracy, student: Accuracy, predictions: Predictions | None) -> tuple[float, float]:
+    """Return by how much the student is more accurate, and the standard error of that.
+
+    Where it is known who was right where, from pairs: teacher and student mostly fail together, so their difference
+    is known better than either accuracy.
+    """
+    gain = student.value - teacher.value
+    if predictions is None:
+        return gain, float(np.hypot(teacher.error, student.error))
+    right = [(guess == predictions.labels).astype(float) for guess in (predictions.teacher, predictions.student)]
+    return gain, float(np.std(right[1] - right[0]) / np.sqrt(len(predictions.labels)))
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    return (folder / name).is_file()
+
+
+def _reward(run: Run) -> Reward | None:
+    teacher = run.recall("teacher")
+    if teacher is None:
+        return None
+    with understood(run.folder / "teacher.json", RunError):
+        cost, accuracy = Cost(**teacher["cost"]), float(teacher["accuracy"])
+    budgets = run.settings.goal.budgets(cost, accuracy)
+    if budgets.limits():  # the accuracy that is asked for is that of the final training
+        budgets = replace(budgets, accuracy=0.0)
+    return Reward(teacher_cost=cost, teacher_accuracy=accuracy, budgets=budgets)
+
+
+def _finals(folder: Path, space: Space) -> Iterator[Evaluation]:
+    for path in sorted(folder.glob("*.json")):
+        text = read_text(path, RunError)
+        with understood(path, RunError):
+            yield Evaluation.from_json(space, text)
+
+
+def _parameters(path: Path) -> dict[str, int]:
+    """Return the parameters of each layer, from the head of a weights file."""
+    found: dict[str, int] = {}
+    if path.is_file():
+        with _weights(path) as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                layer, _, leaf = name.rpartition(".")
+                if leaf not in _BUFFERS:
+                    found[layer] = found.get(layer, 0) + int(np.prod(file.get_slice(name).get_shape(), dtype=np.int64))
+    return found
+
+
+def _agents(path: Path) -> dict[str, tuple[float, ...]]:
+    with _weights(path) as file:
+        weights = {name: np.asarray(file.get_tensor(name), dtype=np.float64) for name in file.keys()}  # noqa: SIM118
+    return {name: tuple((1.0 / (1.0 + np.exp(-each))).ravel().tolist()) for name, each in weights.items()}
+
+
+def _weights(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="numpy")  # type: ignore[no-untyped-call]
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} must be as it was written, but is damaged: {error}") from error
+
+
+def _epochs(log: str) -> Iterator[AgentsEpoch]:
+    known: dict[int, AgentsEpoch] = {}
+    for epoch, kept, of, right in _EPOCH.findall(log):  # a run that was continued may tell of an epoch twice
+        known[int(epoch)] = AgentsEpoch(epoch=int(epoch), kept=int(kept) / int(of), accuracy=float(right) / 100)
+    yield from (known[epoch] for epoch in sorted(known))
