@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from understudy.core.architecture import Architecture
 from understudy.core.figures import FIGURES, Figure, share
-from understudy.core.summary import Comparison
+from understudy.core.timing import Comparison
 from understudy.report.behaviour import Behaviour, Calibration
 from understudy.report.facts import Facts, LayerRow, width_shares
 
@@ -148,20 +149,27 @@ def removals(facts: Facts) -> Chart | None:
     everyone = [e.architecture for e in facts.evaluations]
     best = [e.architecture for e in facts.ordered]
     best = best[: max(1, round(_BEST * len(best)))]
-    often = []
+    often: list[tuple[str, float, float]] = []
     for unit in facts.space.units:
-        rates = [sum(unit.name in a.removed for a in some) / max(len(some), 1) for some in (everyone, best)]
-        if rates[0]:
-            often.append((plain(unit.name), *rates))
+        of_all, of_best = (_share_without(unit.name, some) for some in (everyone, best))
+        if of_all:
+            often.append((plain(unit.name), of_all, of_best))
     if not often:
         return None
     if len(often) > _ROWS:
         least = sorted((rate for _, rate, _ in often), reverse=True)[_ROWS - 1]
         often = [row for row in often if row[1] >= least][:_ROWS]
-    names, of_all, of_best = zip(*often, strict=True)
-    data = [_bars("all students", names, of_all, GREY), _bars(f"the best {len(best)}", names, of_best, BLUE)]
+    names = [name for name, _, _ in often]
+    data = [
+        _bars("all students", names, [rate for _, rate, _ in often], GREY),
+        _bars(f"the best {len(best)}", names, [rate for _, _, rate in often], BLUE),
+    ]
     x = _axis("share of students without it", tickformat=".0%", range=[0, 1])
     return {"data": data, "layout": _horizontal(x), "rows": 2 * len(names)}
+
+
+def _share_without(unit: str, students: Sequence[Architecture]) -> float:
+    return sum(unit in student.removed for student in students) / max(len(students), 1)
 
 
 def agents(facts: Facts) -> Chart:

@@ -229,7 +229,7 @@ def _weights(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(path, framework="numpy")  # type: ignore[no-untyped-call]
+        return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} must be as it was written, but is damaged: {error}") from error
 
