@@ -29,6 +29,7 @@ from understudy.runs.workers.retries import Patience, Retries
 from understudy.testing.landscapes import toy_evaluation
 
 need("ray", "cloudpickle")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 
