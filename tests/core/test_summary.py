@@ -81,7 +81,8 @@ def test_no_ratio_is_said_within_the_noise(ratio: Timing, text: str) -> None:
     assert str(compared(ratio)) == text
 
 
-def test_the_table_shows_standard_errors_and_quartiles() -> None:
+def test_the_table_shows_standard_errors_and_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # a table fits the terminal
     lines = [" ".join(line.replace("│", " ").split()) for line in str(result_table(summary())).splitlines()]
     assert "ms for 1 image, 1 thread 8 (7.9-8.1) 5 (4.9-5.1) 1.6x faster" in lines
     assert "validation accuracy ± s.e. 90.00% ± 1.5 88.00% ± 1.6 -2.00 points" in lines

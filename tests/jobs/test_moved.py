@@ -15,7 +15,7 @@ import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, TEACHING, outcome
 from understudy.cli import main
 from understudy.config.job import Compression
-from understudy.config.text import Settings
+from understudy.config.text import to_toml
 from understudy.core.errors import ModelError
 from understudy.core.goal import Goal
 from understudy.data import sources
@@ -76,7 +76,7 @@ if __name__ == "__main__":
 def job(folder: Path) -> list[str]:
     """Write a job file, and return the command that does it."""
     settings = Compression(method=METHOD, candidates=CANDIDATES, final=FINAL, device=DEVICE, goal=Goal(params="2x"))
-    (folder / "job.toml").write_text(Settings.of(settings).to_toml())
+    (folder / "job.toml").write_text(to_toml(settings))
     return ["compress", "teacher", "--data", "data.npz", "--config", "job.toml", "--trust-code"]
 
 
