@@ -21,6 +21,8 @@ from understudy.core.evaluation import Evaluation
 from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis, analyse
 from understudy.methods.archcomp.rules import Rules
+from understudy.methods.archcomp.search import ArchCompSearcher
+from understudy.methods.base import Problem, Searcher
 
 FOLDER = Path(build.__file__).parent
 FILES = sorted(FOLDER.glob("*.npz"))
@@ -59,12 +61,13 @@ def table() -> Table:
 
 @pytest.mark.parametrize("called", METHODS)
 def test_every_proposal_of_every_searcher_is_in_the_table(table: Table, called: str) -> None:
-    method = METHODS[called]
-    if isinstance(method, ArchComp):
-        method = replace(method, students=30, samples=100, fit_steps=5, refit_steps=2)
-    if isinstance(method, OptunaSearch):
+    method, problem = METHODS[called], Problem(space=table.space, reward=table.reward("5x"), predict=table.cost)
+    if isinstance(method, ArchComp | OptunaSearch):
         method = replace(method, students=30)
-    searcher = method.searcher(Problem(space=table.space, reward=table.reward("5x"), predict=table.cost))
+    if isinstance(method, ArchComp):
+        searcher: Searcher = ArchCompSearcher(problem, method, rules=Rules(samples=100, fit_steps=5, refit_steps=2))
+    else:
+        searcher = method.searcher(problem)
     found = search(searcher, table, STUDENTS)
     # Of two uniform widths one breaks the budget.
     assert len(found) == {"uniform": 1, "ArchComp": 30, "TPE": 30, "NSGA-II": 30}.get(called, STUDENTS)

@@ -6,6 +6,7 @@ import random
 import re
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path

@@ -78,6 +78,16 @@ class Crash:
         return toy_evaluation(architecture)
 
 
+def started(folder: Path, pattern: str) -> Path:
+    """Return the file that an attempt leaves when it begins; every attempt has a core, but workers start at leisure."""
+    deadline = time.monotonic() + 60.0
+    while not (found := list(folder.glob(pattern))):
+        assert time.monotonic() < deadline, f"no attempt has left {pattern}"
+        time.sleep(0.05)
+    (file,) = found
+    return file
+
+
 def test_evaluations_come_in_order_and_are_told_as_they_finish(cluster: RayCluster) -> None:
     told: list[Evaluation] = []
     with pool(cluster, Toy()) as workers:
@@ -120,8 +130,7 @@ def test_a_killed_worker_and_a_removed_node_lose_nothing(cluster: RayCluster, tm
     def on_done(evaluation: Evaluation) -> None:
         told.append(evaluation.architecture.width(GROUP))
         if len(told) == 1:
-            (waiting,) = tmp_path.glob("24 0 *")
-            os.kill(int(waiting.name.split()[-1]), signal.SIGKILL)
+            os.kill(int(started(tmp_path, "24 0 *").name.split()[-1]), signal.SIGKILL)
         if len(told) == 3:
             cluster.remove_node(extra)
             cluster.add_node(**NODE)
