@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from understudy.config.training import Augmentation, Candidates, Final, Training
+from understudy.config.training import Augmentation, Candidates, Final, Start, Training
 from understudy.core.architecture import Architecture
 from understudy.core.errors import CrashError, DataError, MachineError, RunError, SurgeryError
 from understudy.core.evaluation import Evaluation
@@ -127,7 +127,7 @@ def test_the_whole_teacher_keeps_its_accuracy(make: Callable[..., Evaluator], an
     assert evaluator(analysis.space.full).accuracy == pytest.approx(evaluator.teacher_accuracy, abs=0.05)
 
 
-@pytest.mark.parametrize("weights", ["fresh", "inherited"])
+@pytest.mark.parametrize("weights", ["fresh", "inherited", "compensated"])
 def test_results_depend_on_seed_and_architecture_only(
     weights: str, make: Callable[..., Evaluator], narrow: Architecture, analysis: Analysis, tmp_path: Path
 ) -> None:
@@ -153,14 +153,44 @@ def test_another_process_gives_the_same_evaluation(make: Callable[..., Evaluator
 def test_an_evaluator_travels_without_what_it_can_make_again(
     make: Callable[..., Evaluator], narrow: Architecture
 ) -> None:
-    evaluator = make()
+    evaluator = make(candidates=replace(CANDIDATES, weights="compensated"))
     evaluator.prepare()
     expected = evaluator(narrow)
+    assert evaluator.glance(narrow) > 0.0
     copied = pickle.loads(pickle.dumps(evaluator))
-    assert not {"lesson", "_teacher", "_val"} & set(copied.__dict__)
+    assert not {"lesson", "_teacher", "_val", "_recording", "_glanced"} & set(copied.__dict__)
     assert {"teacher_accuracy", "teacher_digest"} <= set(copied.__dict__)
     there = Architecture.from_json(copied.analysis.space, narrow.to_json())
     assert timeless(copied(there)) == timeless(expected)
+
+
+def test_compensated_students_start_nearer_to_the_teacher(
+    make: Callable[..., Evaluator], narrow: Architecture, analysis: Analysis, tmp_path: Path
+) -> None:
+    kinds: tuple[Start, ...] = ("fresh", "inherited", "compensated")
+    still = replace(CANDIDATES.training, epochs=1, lr=0.0)
+    made = {kind: make(candidates=replace(CANDIDATES, weights=kind, training=still)) for kind in kinds}
+    found = {kind: evaluator(narrow).accuracy for kind, evaluator in made.items()}
+    assert found["compensated"] >= found["inherited"] > found["fresh"]
+    assert found["compensated"] > 0.9 * made["compensated"].teacher_accuracy
+    assert len({evaluator.recipe_digest for evaluator in made.values()}) == len(kinds)
+
+
+def test_a_glance_ranks_students_without_training(
+    make: Callable[..., Evaluator], narrow: Architecture, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = make()
+    narrower = analysis.space.architecture(widths={"conv1": 2, "conv2": 2})
+    glances = [evaluator.glance(architecture) for architecture in (analysis.space.full, narrow, narrower)]
+    assert glances == sorted(glances)
+    assert glances[0] < 1e-6 < 3.0 * glances[1] < glances[2] < 1.0
+    assert pickle.loads(pickle.dumps(evaluator)).glance(narrow) == glances[1]
+
+    def refused(*arguments: Any, **named: Any) -> nn.Module:
+        raise SurgeryError("8 and 4 channels meet")
+
+    monkeypatch.setattr(module.surgery, "build", refused)
+    assert evaluator.glance(narrow) == float("inf")
 
 
 def test_neither_the_teacher_nor_the_random_state_is_touched(
@@ -169,7 +199,7 @@ def test_neither_the_teacher_nor_the_random_state_is_touched(
     teacher, state = analysis.teacher, torch.get_rng_state()
     before, tensors = copy.deepcopy(teacher), [p.data_ptr() for p in teacher.parameters()]
     compute = Compute(device=device, dtype=torch.bfloat16, memory_format=torch.channels_last, threads=1)
-    evaluator = make(compute=compute)
+    evaluator = make(compute=compute, candidates=replace(CANDIDATES, weights="compensated"))
     evaluator.prepare()
     evaluator(narrow)
     assert same(teacher, before)

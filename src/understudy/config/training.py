@@ -14,6 +14,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
 
+Start = Literal["fresh", "inherited", "compensated"]
+
+
 LossName = Literal["mse", "ce", "mse+ce", "kl+ce"]
 
 
@@ -93,8 +96,9 @@ class Candidates(Checked):
     """Its training, by distillation."""
     examples: Natural = 5000
     """Training images that candidates see, a stratified sample drawn once by the seed (0: all)."""
-    weights: Literal["fresh", "inherited"] = "inherited"
-    """Initial weights: fresh (as N2N), or inherited from the teacher by slicing."""
+    weights: Start = "inherited"
+    """Initial weights: fresh (as N2N), inherited from the teacher by slicing, or compensated: then each layer is solved
+    anew to give on some training images what it gave in the teacher."""
     stop_below: Share = 0.2
     """Early-stop a student whose accuracy after one epoch is below this fraction of the teacher's (0: never)."""
 
@@ -107,8 +111,8 @@ class Final(Checked):
     """How many of the best candidates are trained; the winner is chosen on the validation split."""
     training: Training = field(default_factory=lambda: Training(epochs=30, loss="mse+ce"))
     """Their training, by distillation."""
-    weights: Literal["fresh", "inherited"] = "inherited"
-    """Initial weights: fresh, or inherited from the teacher by slicing."""
+    weights: Start = "inherited"
+    """Initial weights: fresh, inherited from the teacher by slicing, or compensated; see `Candidates`."""
     views: Natural = 0
     """Number of augmented versions of each image, cycled over the epochs so that the teacher's logits can be cached
     (0: new ones in every epoch, each of which costs a pass of the teacher over all images)."""

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from understudy.config.checked import checked_together
-from understudy.config.training import Augmentation, Candidates, Final, Training
+from understudy.config.training import Augmentation, Candidates, Final, Start, Training
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost, Evaluation, Status
@@ -22,8 +23,10 @@ from understudy.cost import predict as cost
 from understudy.data import AnySplit, Data, Views
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
+from understudy.models.spec import logits_of
 from understudy.models.weights import weights_digest
 from understudy.surgery import build as surgery
+from understudy.surgery.compensated import Recording, compensate, record
 from understudy.training.failures import fault_of_network, reason
 from understudy.training.loop import (
     Compute,
@@ -38,6 +41,8 @@ from understudy.training.objective import needs_teacher
 from understudy.training.teacher_logits import TeacherLogits
 
 _PROCEDURE = 1  # part of every recipe: raise it when the same settings give other numbers
+_HEARD = 512  # training examples that inherited weights are compensated by
+_GLANCED = 512  # those that a glance compares logits on
 _PEEK = 1000  # validation examples that tell a hopeless student after its first epoch
 
 
@@ -49,7 +54,7 @@ class Lesson:
     views: Views
     logits: TeacherLogits | None  # None where the loss does not read them
     training: Training
-    weights: Literal["fresh", "inherited"]
+    weights: Start
     recipe: str  # digest of all that decides a score, besides architecture, teacher and data
 
 
@@ -125,6 +130,24 @@ class Evaluator:
         seed = _seed(self.seed, architecture.digest, 0)
         return self._taught(architecture, lesson, seed, go_on=lambda student, progress: True)[0]
 
+    def glance(self, architecture: Architecture) -> float:
+        """Return how far the logits of a student are from the teacher's without any training; small is good.
+
+        Its weights are compensated. The mean squared difference on other training images than those that they were
+        solved on, in units of the variance of the teacher's logits; infinity if there is no such student.
+        """
+        try:
+            student = self._built(architecture, "compensated", _seed(self.seed, architecture.digest, 0))
+            images, teacher = self._glanced
+            with self.compute.scope():
+                logits = _logits(student, images)
+        except (SurgeryError, RuntimeError) as e:
+            if not isinstance(e, SurgeryError):
+                fault_of_network(e)  # raises what the machine is to blame for
+            return float("inf")
+        error = (logits - teacher).square().mean() / (teacher - teacher.mean(0)).square().mean()
+        return float(error) if bool(error.isfinite()) else float("inf")
+
     def failed(self, architecture: Architecture, error: str) -> Evaluation:
         """Return the evaluation of a candidate that did not come back, for that reason."""
         return self._evaluation(
@@ -184,7 +207,7 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a worker makes for itself: copies of the teacher and of the data."""
-        made = ("_teacher", "_val", "lesson")
+        made = ("_teacher", "_val", "_recording", "_glanced", "lesson")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     @property
@@ -199,6 +222,25 @@ class Evaluator:
     @cached_property
     def _teacher(self) -> nn.Module:
         return self.compute.place(copied(self._lead))
+
+    @cached_property
+    def _recording(self) -> Recording:
+        """What the network that students inherit from gives, to be given by them."""
+        with self.compute.scope():
+            return record(self.analysis, self._some(_HEARD, self.seed))
+
+    @cached_property
+    def _glanced(self) -> tuple[Tensor, Tensor]:
+        """Images that untrained students are looked at with, normalised, and the teacher's logits."""
+        images = self._some(_GLANCED, self.seed + 1)
+        with self.compute.scope():
+            return images, _logits(copied(self._lead).to(images.device), images)
+
+    def _some(self, count: int, seed: int) -> Tensor:
+        """Return so many training images, normalised, on the device."""
+        chosen = self.data.train.subset(min(count, len(self.data.train)), seed)
+        images, _ = chosen.batch(torch.arange(len(chosen), device=chosen.indexed_on))
+        return self.data.normalise(images.to(self.compute.device))
 
     @cached_property
     def _val(self) -> AnySplit:
@@ -222,7 +264,7 @@ class Evaluator:
         score, error = 0.0, None
         try:
             predicted = cost.predict(self.analysis, architecture)
-            student = surgery.build(self.analysis, architecture, weights=lesson.weights, seed=seed)
+            student = self._built(architecture, lesson.weights, seed)
             outcome = self._trained(student, lesson, seed, go_on, on_part, checkpoint)
             if outcome.status != "failed":
                 score = self._score(student, lesson, settled)
@@ -243,6 +285,17 @@ class Evaluator:
             error=error,
         )
         return evaluation, None if status == "failed" else student
+
+    def _built(self, architecture: Architecture, weights: Start, seed: int) -> nn.Module:
+        """Return a student with the weights that its training starts from."""
+        if weights != "compensated":
+            return surgery.build(self.analysis, architecture, weights=weights, seed=seed)
+        if architecture == self.analysis.space.full:
+            return surgery.build(self.analysis, architecture)
+        student = surgery.build(self.analysis, architecture, seed=seed).to(self.compute.device)
+        with self.compute.scope():
+            compensate(student, self.analysis, architecture, self._recording)
+        return student
 
     def _evaluation(
         self,
@@ -310,7 +363,7 @@ class Evaluator:
         self,
         split: AnySplit,
         training: Training,
-        weights: Literal["fresh", "inherited"],
+        weights: Start,
         *,
         repeat: int,
         recipe: str,
@@ -346,6 +399,13 @@ class Evaluator:
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps({**shared, **settings}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (n, k) of normalised images in float32, in eval mode, where the model stays."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([logits_of(model(part)) for part in images.split(_GLANCED // 4)])
 
 
 def _seed(*parts: object) -> int:

@@ -1,0 +1,252 @@
+"""What tells a good student soonest? Students per hour and rank correlation of ways to evaluate, on the same students.
+
+    python -m benchmarks.search_speed --data data/cifar10 --weights resnet20.safetensors --out runs/speed --macs 8x
+    python -m benchmarks.search_speed --data data/cifar10 --weights resnet20.safetensors --out runs/speed --params 4x
+    python -m benchmarks.search_speed --data data/cifar10 --weights resnet20.safetensors --out runs/short --macs 8x \
+        --students 3 --examples 64 --long 1
+
+The teacher is an option-A ResNet-20 (`benchmarks/option_a.py`). Students are drawn as random search draws them, then
+widened until the budget is used up. Each way evaluates all of them: as N2N's authors do (fresh weights, the teacher run
+on every batch, fp32, scored after every epoch), today's default, and cheaper ones, down to predicted costs alone. In
+the end all are trained longer, from inherited and from compensated weights; Kendall's tau of each way is with the mean
+of these two accuracies. Every figure is kept in OUT, so that the command goes on where it was interrupted. One process,
+one thread; processor seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from scipy.stats import kendalltau, rankdata
+
+from benchmarks import option_a
+from understudy.config.checked import checked_together
+from understudy.config.job import Compression
+from understudy.config.methods import RandomSearch
+from understudy.config.presets import paper
+from understudy.config.training import Augmentation, Candidates, Device, Start, Training
+from understudy.config.widths import Widths
+from understudy.core.architecture import Architecture
+from understudy.core.files import write_whole
+from understudy.core.goal import Goal, Reward
+from understudy.data import Data, Views
+from understudy.jobs.task import Task
+from understudy.methods.baselines.random import RandomSearcher
+from understudy.surgery import build
+from understudy.training.evaluator import Evaluator
+from understudy.training.loop import Compute, accuracy, choose_compute, predict, train
+
+AUTHORS, MACS, PARAMETERS = "as the authors", "predicted MACs", "predicted parameters"
+GLANCE = "compensated, not trained: logits"
+LONG: tuple[Start, ...] = ("inherited", "compensated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a way says of one student, larger is better, and the processor seconds that it took."""
+
+    score: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Students of one teacher, and where what is known of them is kept."""
+
+    task: Task
+    evaluator: Evaluator
+    students: list[Architecture]
+    examples: int  # training images that candidates see, at most
+    long: int  # epochs
+    folder: Path
+
+    @property
+    def candidates(self) -> dict[str, Candidates]:
+        """The ways that are settings of candidates, cheapest first."""
+        with checked_together():  # no epochs: nobody can ask for that
+            none = Training(epochs=0, loss="ce")
+        few, whole, pace = min(1500, self.examples), self.examples, {"batch_size": 32, "lr": 0.002}
+        kinds: dict[str, tuple[Start, int, Training]] = {
+            "inherited, not trained": ("inherited", whole, none),
+            "compensated, not trained": ("compensated", whole, none),
+            f"inherited, 1 epoch of {few:,}": ("inherited", few, Training(epochs=1, **pace)),
+            f"compensated, 1 epoch of {few:,}": ("compensated", few, Training(epochs=1, **pace)),
+            f"inherited, 4 epochs of {few:,}": ("inherited", few, Training(epochs=4, **pace)),
+            f"inherited, 5 epochs of {whole:,}": ("inherited", whole, Training()),
+            f"compensated, 5 epochs of {whole:,}": ("compensated", whole, Training()),
+            **{self.longer(start): (start, whole, Training(epochs=self.long, loss="mse+ce")) for start in LONG},
+        }
+        with checked_together():
+            return {
+                called: Candidates(weights=start, examples=count, training=training, stop_below=0.0)
+                for called, (start, count, training) in kinds.items()
+            }
+
+    def longer(self, start: Start) -> str:
+        """Return what the long training from these weights is called."""
+        return f"{start}, {self.long} epochs of {self.examples:,}"
+
+    def run(self, called: str, students: int) -> list[Reading]:
+        """Return what a way says of the first students, from the folder as far as it is there."""
+        way: Callable[[Architecture], float]
+        if called == AUTHORS:
+            way = self.as_the_authors
+        elif called == GLANCE:
+
+            def way(architecture: Architecture) -> float:
+                return -self.evaluator.glance(architecture)
+        else:
+            taught = replace(self.evaluator, candidates=self.candidates[called])
+            self.once(called, taught.prepare)
+
+            def way(architecture: Architecture) -> float:
+                return taught(architecture).accuracy
+
+        found = []
+        for number, architecture in enumerate(self.students[:students], 1):
+            place = self.folder / called / f"{architecture.digest}.json"
+            if not place.is_file():
+                place.parent.mkdir(exist_ok=True)
+                began = time.process_time()
+                score = way(architecture)
+                write_whole(place, json.dumps({"score": score, "seconds": time.process_time() - began}))
+                print(f"{called}, {number}/{students}: {score:.4f}", flush=True)
+            found.append(Reading(**json.loads(place.read_text(encoding="utf-8"))))
+        return found
+
+    def once(self, called: str, work: Callable[[], object]) -> float:
+        """Do what all students of a way share, and return the processor seconds that it took the first time."""
+        place, began = self.folder / f"{called}.json", time.process_time()
+        work()
+        if not place.is_file():
+            write_whole(place, json.dumps(time.process_time() - began))
+        return float(json.loads(place.read_text(encoding="utf-8")))
+
+    def as_the_authors(self, architecture: Architecture) -> float:
+        """Train a student as N2N's authors' code does."""
+        own, data, compute = self.evaluator, self.task.data, Compute()
+        teacher, training = compute.place(self.task.teacher.module), paper("n2n").candidates.training
+        split = data.train.subset(min(self.examples, len(data.train)), own.seed)
+        views = Views(len(split), own.augmentation, own.seed)
+        student = build.build(self.task.analysis, architecture, weights="fresh", seed=own.seed)
+        scores: list[float] = []
+
+        def logits(epoch: int) -> torch.Tensor:
+            return predict(teacher, split, normalise=data.normalise, compute=compute, epoch=views.epoch(epoch))
+
+        def scored(progress: object) -> bool:
+            scores.append(accuracy(student, data.val, normalise=data.normalise, compute=compute))
+            return True
+
+        train(
+            student,
+            split,
+            training,
+            normalise=data.normalise,
+            views=views,
+            compute=compute,
+            seed=own.seed,
+            logits=logits,
+            on_epoch=scored,
+        )
+        return scores[-1] if scores else 0.0
+
+    def show(self, few: int) -> None:
+        """Print the table of what is known, evaluating what is not: authors' way for `few` of the students."""
+        count = len(self.students)
+        found = {called: self.run(called, count) for called in self.candidates}
+        found[GLANCE] = self.run(GLANCE, count)
+        found[AUTHORS] = self.run(AUTHORS, few)
+        truths = [[reading.score for reading in found[self.longer(start)]] for start in LONG]
+        truth = [statistics.fmean(pair) for pair in zip(*truths, strict=True)]
+        costs = [self.task.predict(architecture) for architecture in self.students]
+        free = {
+            MACS: [Reading(score=cost.macs, seconds=0.0) for cost in costs if cost],
+            PARAMETERS: [Reading(score=cost.parameters, seconds=0.0) for cost in costs if cost],
+        }
+        published = statistics.fmean(reading.seconds for reading in found[AUTHORS])
+        print(f"\nlong trainings with each other: tau {tau(truths[0], truths[1]):.2f}")
+        print("| way | mean, % | CPU s a student | students per hour | times the authors' | tau | with MACs |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        macs = [reading.score for reading in free[MACS]]
+        for called, readings in {**free, **found}.items():
+            scores, seconds = [r.score for r in readings], statistics.fmean(r.seconds for r in readings)
+            among = truth[: len(scores)]
+            rate = f"{3600 / seconds:,.0f} | {published / seconds:.1f}" if seconds else "- | -"
+            mean = f"{100 * statistics.fmean(scores):.1f}" if called not in (*free, GLANCE) else "-"
+            both = tau([a + b for a, b in zip(rankdata(scores), rankdata(macs[: len(scores)]), strict=True)], among)
+            print(f"| {called} | {mean} | {seconds:.1f} | {rate} | {tau(scores, among):.2f} | {both:.2f} |")
+
+
+def tau(one: list[float], other: list[float]) -> float:
+    """Return Kendall's tau."""
+    value = float(kendalltau(one, other).statistic)
+    return 0.0 if math.isnan(value) else value
+
+
+def drawn(task: Task, count: int) -> list[Architecture]:
+    """Return different architectures that use the budget up, as far as their widths allow."""
+    budgets = task.settings.goal.budgets(task.cost, accuracy=1.0)
+    reward = Reward(teacher_cost=task.cost, teacher_accuracy=1.0, budgets=budgets)
+    searcher, found = RandomSearcher(task.problem(reward), RandomSearch()), dict[str, Architecture]()
+    while len(found) < count:
+        architecture = searcher.filled(searcher.drawn())
+        cost = task.predict(architecture)
+        if cost is not None and not budgets.broken_by(cost):
+            found.setdefault(architecture.digest, architecture)
+    return list(found.values())
+
+
+def bench(options: argparse.Namespace) -> Bench:
+    """Return teacher, data and students."""
+    settings = Compression(
+        goal=Goal(params=options.params, macs=options.macs),
+        augmentation=Augmentation(crop=4, flip=True),
+        widths=Widths(round_to=2, min_width=4),
+        device=Device(threads=1),
+        seed=options.seed,
+    )
+    data = Data.open(options.data, cache=options.out / "images")
+    data = replace(data, val=data.val.subset(min(1000, len(data.val)), 0))
+    teacher = option_a.trained(20, options.weights)
+    folder = options.out / f"{options.params or options.macs} {'MACs' if options.macs else 'parameters'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    task = Task.of(teacher, data, settings)
+    compute = choose_compute(task.teacher.module, task.example, settings.device)
+    return Bench(
+        task=task,
+        evaluator=task.evaluator(compute, options.out / "logits"),
+        students=drawn(task, options.students),
+        examples=options.examples,
+        long=options.long,
+        folder=folder,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10, as folders of images")
+    parser.add_argument("--weights", type=Path, required=True, help="of the ResNet-20, as safetensors")
+    parser.add_argument("--out", type=Path, required=True)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--params", help="budget of the students, such as 4x")
+    budget.add_argument("--macs", help="likewise")
+    parser.add_argument("--students", type=int, default=25)
+    parser.add_argument("--published", type=int, default=25, help="how many of them are trained as the authors do")
+    parser.add_argument("--examples", type=int, default=5000)
+    parser.add_argument("--long", type=int, default=12, help="epochs")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    bench(options).show(min(options.published, options.students))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""Inherited weights that make up for what was cut: each layer is solved anew to give what it gave in the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from understudy.core.architecture import Architecture
+from understudy.graph.analysis import Analysis
+from understudy.graph.copies import copied
+from understudy.graph.refit import same_dims
+from understudy.surgery.build import kept_slots
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_ROWS = 16  # places of one example that a layer is solved on, at most
+_RIDGE = 0.03  # penalty on the change of a weight, in units of the mean square of what arrives
+_CHUNK = 128  # examples of one pass of the teacher
+
+
+@dataclass(frozen=True, eq=False)
+class _Heard:
+    """What one layer gives for the inputs: its shape without examples and channels, and values at some places."""
+
+    shape: tuple[int, ...]
+    places: Tensor  # (n, p): flat indices into `shape`
+    values: Tensor  # (n * p, c)
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What a teacher's convolutions and linear layers give for some inputs; made once, for all students.
+
+    `inputs` (n, ...) are normalised. `centred` names the layers whose mean does not matter, because batch norm reads
+    them.
+    """
+
+    inputs: Tensor
+    layers: dict[str, _Heard]
+    centred: frozenset[str]
+
+
+def record(analysis: Analysis, inputs: Tensor) -> Recording:
+    """Run the teacher on inputs (n, ...), normalised, float32, and return what its layers give.
+
+    Layers that are called more than once, or share their weights, are left out.
+    """
+    teacher = copied(analysis.teacher).eval().to(inputs.device)
+    owners: dict[int, int] = {}
+    for module in teacher.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    parts: dict[str, list[_Heard]] = {}
+    centred, last = set[str](), dict[int, str]()
+    numbers = torch.Generator().manual_seed(0)
+
+    def heard(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            last.clear()
+            last[id(output)] = name
+            parts.setdefault(name, []).append(_sampled(module, output, numbers))
+
+        return hook
+
+    def normed(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if id(arguments[0]) in last:
+            centred.add(last[id(arguments[0])])
+
+    for name, module in teacher.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(normed)
+        elif _is_solvable(module) and owners[id(module.weight)] == 1:
+            module.register_forward_hook(heard(name))
+    chunks = inputs.split(_CHUNK)
+    with torch.no_grad():
+        for chunk in chunks:
+            teacher(chunk)
+    once = {name: found for name, found in parts.items() if len(found) == len(chunks)}
+    layers = {
+        name: _Heard(found[0].shape, torch.cat([f.places for f in found]), torch.cat([f.values for f in found]))
+        for name, found in once.items()
+    }
+    return Recording(inputs, layers, frozenset(centred))
+
+
+def compensate(student: nn.Module, analysis: Analysis, architecture: Architecture, recording: Recording) -> None:
+    """Solve the layers of a student anew, in place and in the order of execution.
+
+    Each layer is the ridge regression of what it gave in the teacher on what now arrives, held to the inherited
+    weights; the batch norms behind it take the statistics of what it then gives. So a layer makes up for channels,
+    units and kernels that went, and for what the layers before it could not make up for (He, Zhang, Sun, ICCV 2017,
+    section 3.1: "reconstruction", with its inputs from the compressed network).
+
+    Args:
+        student: that `build` made of the architecture, with inherited weights, on the recording's device.
+        analysis: of the teacher.
+        architecture: of the student.
+        recording: of the teacher.
+    """
+    kept, before = kept_slots(analysis, architecture), analysis.groups.parameters
+    plans = analysis.refit(architecture).plan.parameters
+    hooks = []
+
+    def solve(name: str, fresh: bool, outputs: Tensor) -> Callable[..., None]:
+        def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
+            heard = recording.layers[name]
+            if _shape_of(module, arguments[0]) == heard.shape:
+                _solve(module, arguments[0], heard, outputs, fresh=fresh, centred=name in recording.centred)
+
+        return hook
+
+    for name, module in student.named_modules():
+        weight = f"{name}.weight"
+        if name in recording.layers and _is_solvable(module) and weight in plans:
+            plan = plans[weight]
+            index = kept[plan.dims[0]] if isinstance(plan.dims[0], np.ndarray) else np.ones(plan.dims[0], dtype=bool)
+            fresh = not same_dims(before[weight].dims, plan.dims)
+            outputs = torch.from_numpy(np.flatnonzero(index)).to(recording.inputs.device)
+            if len(index) == recording.layers[name].values.shape[1]:
+                hooks.append(module.register_forward_pre_hook(solve(name, fresh, outputs)))
+    norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    modes = [(module, module.training) for module in student.modules()]
+    momenta = [norm.momentum for norm in norms]
+    student.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's name for the cumulative average
+            norm.train()
+        with torch.no_grad():
+            student(recording.inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _is_solvable(module: nn.Module) -> bool:
+    return (
+        isinstance(module, _LAYERS)
+        and getattr(module, "groups", 1) == 1
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+    )
+
+
+def _solve(module: Any, arriving: Tensor, heard: _Heard, outputs: Tensor, *, fresh: bool, centred: bool) -> None:
+    """Set the weights of a layer to the ridge regression of what it should give on what arrives.
+
+    R rows, D numbers that each is computed from, C channels. Weights stay as they are where that is not finite.
+    """
+    x_RD, y_RC = _rows(module, arriving, heard.places), heard.values[:, outputs]
+    has_bias = module.bias is not None
+    if centred or has_bias:
+        mean_D, mean_C = x_RD.mean(0), y_RC.mean(0)
+        x_RD, y_RC = x_RD - mean_D, y_RC - mean_C
+    start_CD = torch.zeros_like(module.weight.flatten(1)) if fresh else module.weight.flatten(1)
+    weight_CD = start_CD + _ridge(x_RD, y_RC - x_RD @ start_CD.T).T
+    if not bool(weight_CD.isfinite().all()):
+        return
+    module.weight.copy_(weight_CD.view_as(module.weight))
+    if has_bias:
+        module.bias.copy_(mean_C - weight_CD @ mean_D)
+
+
+def _ridge(x_RD: Tensor, y_RC: Tensor) -> Tensor:
+    """Return the coefficients (d, c) of a ridge regression; NaN where there are none.
+
+    Solved in double precision on the CPU, which every device has, by whichever of the two forms is smaller.
+    """
+    rows, columns = x_RD.shape
+    penalty = _RIDGE * float(x_RD.square().sum()) / columns
+    wide = columns > rows
+    gram = (x_RD @ x_RD.T if wide else x_RD.T @ x_RD).cpu().double()
+    gram.diagonal().add_(max(penalty, torch.finfo(torch.float32).tiny))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed):
+        return torch.full_like(x_RD[:1].T @ y_RC[:1], float("nan"))
+    moment = (y_RC if wide else x_RD.T @ y_RC).cpu().double()
+    solved = torch.cholesky_solve(moment, factor).to(x_RD)
+    return x_RD.T @ solved if wide else solved
+
+
+def _rows(module: Any, arriving: Tensor, places: Tensor) -> Tensor:
+    """Return what a layer reads for its outputs at these places (n, p) as rows (n * p, d)."""
+    if isinstance(module, nn.Linear):
+        flat = arriving.reshape(len(arriving), -1, arriving.shape[-1])
+        return flat.gather(1, places[:, :, None].expand(-1, -1, flat.shape[-1])).flatten(0, 1)
+    padded = _padded(module, arriving)
+    shape = _shape_of(module, arriving)
+    corners = torch.unravel_index(places, shape)
+    offsets = torch.cartesian_prod(*(torch.arange(k) for k in module.kernel_size)).view(-1, len(shape))
+    examples = torch.arange(len(arriving), device=arriving.device)[:, None]
+    columns = []
+    for offset in offsets.tolist():
+        at = [c * s + o * d for c, s, o, d in zip(corners, module.stride, offset, module.dilation, strict=True)]
+        columns.append(padded.movedim(1, -1)[(examples, *at)])  # (n, p, c)
+    return torch.stack(columns, -1).flatten(0, 1).flatten(1)
+
+
+def _padded(module: Any, arriving: Tensor) -> Tensor:
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(arriving, tuple(module._reversed_padding_repeated_twice), mode=mode)
+
+
+def _shape_of(module: Any, arriving: Tensor) -> tuple[int, ...]:
+    """Return the shape of what a layer gives, without examples and channels."""
+    if isinstance(module, nn.Linear):
+        return tuple(arriving.shape[1:-1])
+    around = module._reversed_padding_repeated_twice
+    sizes = [
+        size + around[2 * i] + around[2 * i + 1]
+        for size, i in zip(arriving.shape[2:], range(arriving.dim() - 3, -1, -1), strict=True)
+    ]
+    spans = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    return tuple((size - span) // s + 1 for size, span, s in zip(sizes, spans, module.stride, strict=True))
+
+
+def _sampled(module: Any, output: Tensor, numbers: torch.Generator) -> _Heard:
+    """Return some places of what a layer gave, drawn for each example."""
+    last = isinstance(module, nn.Linear)
+    shape = tuple(output.shape[1:-1] if last else output.shape[2:])
+    flat = output.reshape(len(output), -1, output.shape[-1]) if last else output.flatten(2).movedim(1, -1)
+    count = min(flat.shape[1], _ROWS)
+    places = torch.rand(len(output), flat.shape[1], generator=numbers).argsort(1)[:, :count].to(output.device)
+    values = flat.gather(1, places[:, :, None].expand(-1, -1, flat.shape[-1])).flatten(0, 1)
+    return _Heard(shape, places, values)
