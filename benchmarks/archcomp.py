@@ -37,7 +37,7 @@ from understudy.methods.base import Problem
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.models.zoo import create
 from understudy.testing.contracts import run_searcher
-from understudy.testing.landscapes import toy_accuracy, toy_cost, toy_evaluation, toy_problem, toy_reward, toy_space
+from understudy.testing.landscapes import toy_cost, toy_evaluation, toy_problem, toy_reward, toy_score, toy_space
 
 TOYS = ("chain", "residual")
 NETWORKS = ("vgg13", "resnet18", "densenet40")
@@ -50,7 +50,7 @@ ABLATIONS = {
     "no ascent": Rules(steps=0),
     "half the radius": Rules(trust=0.5),
     "no noise": Rules(noise=0.0),
-    "costs alone shape it": Rules(accuracy_weight=0.0),
+    "costs alone shape it": Rules(score_weight=0.0),
     "the mean for all": Rules(draws=1),
     "no pool near the best": Rules(changes=1e3),
     "students may be alike": Rules(apart=0),
@@ -79,7 +79,7 @@ def embedded(name: str, students: int, fit_steps: int, seed: int) -> tuple[ArchC
     space, cost = place(name)
     teacher = cost(space.full)
     assert teacher is not None, "the teacher can be built"
-    reward = toy_reward(space) if name in TOYS else Reward(teacher_cost=teacher, teacher_accuracy=1.0)
+    reward = toy_reward(space) if name in TOYS else Reward(teacher_cost=teacher, teacher_score=1.0)
     settings = ArchComp(students=2 * students, start=students)
     problem = Problem(space=space, reward=reward, predict=cost, seed=seed)
     searcher = ArchCompSearcher(problem, settings, rules=Rules(fit_steps=fit_steps))
@@ -93,7 +93,7 @@ def embedded(name: str, students: int, fit_steps: int, seed: int) -> tuple[ArchC
 def untrained(architecture: Architecture) -> Evaluation:
     """Return an evaluation that failed."""
     return Evaluation(
-        architecture=architecture, teacher="", data="", recipe="", cost=None, accuracy=0.0, seconds=0.0, seed=0,
+        architecture=architecture, teacher="", data="", recipe="", cost=None, score=0.0, seconds=0.0, seed=0,
         status="failed", error="nothing is trained here",
     )  # fmt: skip
 
@@ -126,7 +126,7 @@ def rank(searcher: ArchCompSearcher, objective: Objective, choices_BD: Tensor, s
     """Return the rank correlation of predicted and true accuracy."""
     with torch.no_grad():
         guessed_B = objective.forecast(searcher.embedding.features(searcher.embedding.encode(choices_BD)))[:, 0]
-    true = [toy_accuracy(searcher.columns.architecture(choices_D), landscape=seed) for choices_D in choices_BD]
+    true = [toy_score(searcher.columns.architecture(choices_D), landscape=seed) for choices_D in choices_BD]
     return float(spearmanr(guessed_B, true).statistic)
 
 
@@ -142,7 +142,7 @@ def along(searcher: ArchCompSearcher, objective: Objective, toy: bool, seed: int
         if toy:
             with torch.no_grad():
                 guessed_S = objective(searcher.embedding.encode(choices_SD), draw_S)
-            true = [toy_accuracy(searcher.columns.architecture(c_D), landscape=seed) / 0.95 for c_D in choices_SD]
+            true = [toy_score(searcher.columns.architecture(c_D), landscape=seed) / 0.95 for c_D in choices_SD]
             true_S = rewarded(exact_SF[:, 0], torch.tensor(true, dtype=torch.float64))
             figures[f"objective predicted, after {5 * number} steps"] = guessed_S.mean().item()
             figures[f"objective true, after {5 * number} steps"] = true_S.mean().item()
@@ -163,8 +163,8 @@ def best(name: str, params: str | None, method: Method | Rules, seed: int, *, st
 def other_data(architecture: Architecture, seed: int) -> Evaluation:
     """Return an evaluation whose accuracy is half (geometrically) the landscape of a seed, half another one."""
     evaluation = toy_evaluation(architecture, landscape=seed)
-    other = toy_accuracy(architecture, landscape=1000 + seed)
-    return replace(evaluation, accuracy=math.sqrt(evaluation.accuracy * other))
+    other = toy_score(architecture, landscape=1000 + seed)
+    return replace(evaluation, score=math.sqrt(evaluation.score * other))
 
 
 def warm(name: str, params: str | None, budget: int, seed: int) -> dict[str, list[float]]:

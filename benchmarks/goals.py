@@ -66,7 +66,7 @@ class Teacher:
         cost = self.predict(architecture)
         share = 0.0 if cost is None else cost.parameters / self.cost.parameters
         return Evaluation(
-            architecture=architecture, teacher="t", data="d", recipe="r", cost=cost, accuracy=0.9 * share**0.05,
+            architecture=architecture, teacher="t", data="d", recipe="r", cost=cost, score=0.9 * share**0.05,
             seconds=0.0, seed=0, status="failed" if cost is None else "ok",
         )  # fmt: skip
 
@@ -80,7 +80,7 @@ def random_goal(numbers: np.random.Generator) -> Goal:
 
 def searched(teacher: Teacher, budgets: Budgets, seed: int) -> Evaluation:
     """Return what a search under these budgets ends with."""
-    reward = Reward(teacher_cost=teacher.cost, teacher_accuracy=0.9, budgets=budgets)
+    reward = Reward(teacher_cost=teacher.cost, teacher_score=0.9, budgets=budgets)
     searcher = METHOD.searcher(Problem(space=teacher.space, reward=reward, predict=teacher.predict, seed=seed))
     found: list[Evaluation] = []
     while proposals := searcher.propose():
@@ -115,7 +115,7 @@ def main() -> None:
         numbers = np.random.default_rng(options.seed)
         for seed in range(options.goals):
             goal = random_goal(numbers)
-            budgets = replace(goal.budgets(teacher.cost, 0.9), accuracy=0.0)
+            budgets = replace(goal.budgets(teacher.cost, 0.9), score=0.0)
             used = ""
             try:
                 refuse_what_is_out_of_reach(budgets, teacher.space, METHOD, Widths(), teacher.predict)

@@ -38,7 +38,7 @@ def main() -> None:
         ranked = Shortlist(problem, N2N(), torch.Generator())
         architectures = [table.space.full, *(e.architecture for e in ok)]
         features = ranked._features(ranked._choices(architectures))
-        accuracies = torch.tensor([table.about["teacher_accuracy"], *(e.accuracy for e in ok)], dtype=torch.float64)
+        accuracies = torch.tensor([table.about["teacher_accuracy"], *(e.score for e in ok)], dtype=torch.float64)
         costs = [table.cost(architecture) for architecture in architectures]
         logs = torch.tensor([[math.log(c.parameters), math.log(c.macs)] for c in costs if c], dtype=torch.float64)
         logs = logs - logs[0]

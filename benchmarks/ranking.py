@@ -67,7 +67,7 @@ class Runs:
         assert most is not None
         full = [e for e in self.students(seed) if e.cost and 0.8 * most < e.cost.parameters <= most]
         removed = [sum(self.task.space.unit(name).kind == "block" for name in e.architecture.removed) for e in full]
-        return float(spearmanr(removed, [e.accuracy for e in full])[0])
+        return float(spearmanr(removed, [e.score for e in full])[0])
 
     def ranked(
         self, seed: int, kind: type[Shortlist] = Shortlist, policy: Mapping[str, Tensor] | None = None
@@ -75,7 +75,7 @@ class Runs:
         """Return a shortlist that has learned nothing but what is in the policy."""
         result = next(self._folder.glob(f"seed-{seed}/*.json"))
         accuracy = json.loads(result.read_text("utf-8"))["teacher"]
-        reward = Reward(teacher_cost=self.task.cost, teacher_accuracy=accuracy)
+        reward = Reward(teacher_cost=self.task.cost, teacher_score=accuracy)
         problem = replace(self.task.problem(reward), policy=policy)
         return kind(problem, SETTINGS, torch.Generator().manual_seed(seed))
 
@@ -85,7 +85,7 @@ def correlation(ranked: Shortlist, known: Sequence[Evaluation], others: Sequence
     ranked.learn(known)
     with one_thread():
         foretold_B = ranked.foretold([evaluation.architecture for evaluation in others]).mean(1)
-    return float(spearmanr(foretold_B.numpy(), [evaluation.accuracy for evaluation in others])[0])
+    return float(spearmanr(foretold_B.numpy(), [evaluation.score for evaluation in others])[0])
 
 
 def rows(runs: Runs, other: Runs | None, seed: int) -> dict[str, dict[int, list[float]]]:

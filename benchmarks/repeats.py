@@ -63,7 +63,7 @@ def repeated(task: Task, evaluator: Evaluator, architecture: Architecture, folde
         assert task.data.test is not None
         compute = evaluator.compute
         test = accuracy(student, task.data.test, normalise=task.data.normalise, compute=compute)
-        result = {"val": evaluation.accuracy, "test": test, "seconds": evaluation.seconds, "torch": torch.__version__}
+        result = {"val": evaluation.score, "test": test, "seconds": evaluation.seconds, "torch": torch.__version__}
         write_whole(place, json.dumps(result))
         place.with_suffix(".checkpoint.pt").unlink(missing_ok=True)
     return dict(json.loads(place.read_text(encoding="utf-8")))

@@ -105,8 +105,8 @@ class Arena:
         (folder / "logits").mkdir(parents=True, exist_ok=True)
         evaluator = task.evaluator(compute, folder / "logits")
         evaluator.prepare()
-        budgets = task.settings.goal.budgets(task.cost, evaluator.teacher_accuracy)
-        reward = Reward(teacher_cost=task.cost, teacher_accuracy=evaluator.teacher_accuracy, budgets=budgets)
+        budgets = task.settings.goal.budgets(task.cost, evaluator.teacher_score)
+        reward = Reward(teacher_cost=task.cost, teacher_score=evaluator.teacher_score, budgets=budgets)
         return cls(task=task, evaluator=evaluator, reward=reward, folder=folder)
 
     def searched(self, called: str, method: Method, policy: Mapping[str, Tensor] | None) -> list[Evaluation]:
@@ -156,7 +156,7 @@ class Arena:
         return {
             "parameters": evaluation.cost.parameters,
             "macs": evaluation.cost.macs,
-            "val": evaluation.accuracy,
+            "val": evaluation.score,
             "test": test,
             "seconds": round(evaluation.seconds, 1),
         }
@@ -179,10 +179,10 @@ def run(name: str, options: argparse.Namespace) -> None:
             figures = None if options.no_finals else arena.finished(best)
             result = {
                 "rewards": [arena.reward(evaluation) for evaluation in found],
-                "accuracies": [evaluation.accuracy for evaluation in found],
+                "accuracies": [evaluation.score for evaluation in found],
                 "best": json.loads(best.to_json()),
                 "final": figures,
-                "teacher": arena.evaluator.teacher_accuracy,
+                "teacher": arena.evaluator.teacher_score,
                 "cpu_seconds": round(time.process_time() - began, 1),
             }
             (folder / f"{called}.json").write_text(json.dumps(result), encoding="utf-8")

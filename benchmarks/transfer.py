@@ -29,7 +29,7 @@ from understudy.core.goal import Goal, Reward
 from understudy.methods.base import Problem
 from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.search import N2NSearch
-from understudy.testing.landscapes import toy_accuracy
+from understudy.testing.landscapes import toy_score
 
 _POLICY = N2N(draws_per_rollout=1)
 _ALONE = replace(TUNED, fill=False)  # a policy's own draws alone, as the paper transfers no more
@@ -57,7 +57,7 @@ def evaluation(teacher: Teacher, architecture: Architecture, landscape: int) -> 
     cost = teacher.predict(architecture)
     return Evaluation(
         architecture=architecture, teacher="t", data="d", recipe="r", cost=cost, seconds=0.0, seed=0,
-        accuracy=0.0 if cost is None else toy_accuracy(architecture, landscape=landscape, shared=True),
+        score=0.0 if cost is None else toy_score(architecture, landscape=landscape, shared=True),
         status="failed" if cost is None else "ok",
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ class Search:
         """Return the rewards of each update and the policies in the end."""
         settings, goal = STAGES[self.stage]
         reward = Reward(
-            teacher_cost=self.teacher.cost, teacher_accuracy=0.95, budgets=goal.budgets(self.teacher.cost, 0.95)
+            teacher_cost=self.teacher.cost, teacher_score=0.95, budgets=goal.budgets(self.teacher.cost, 0.95)
         )
         problem = Problem(
             space=self.teacher.space, reward=reward, predict=self.teacher.predict, seed=self.landscape, policy=policy

@@ -37,9 +37,7 @@ Table = dict[tuple[str, int], list[Evaluation]]  # (start, epochs) -> one for ea
 
 def architectures(task: Task, students: int, seed: int) -> list[Architecture]:
     """Return what random search would train under the task's goal, in its order."""
-    reward = Reward(
-        teacher_cost=task.cost, teacher_accuracy=1.0, budgets=task.settings.goal.budgets(task.cost, accuracy=1.0)
-    )
+    reward = Reward(teacher_cost=task.cost, teacher_score=1.0, budgets=task.settings.goal.budgets(task.cost, score=1.0))
     searcher = RandomSearcher(replace(task.problem(reward), seed=seed), RandomSearch(students=students))
     drawn: list[Architecture] = []
     while proposals := searcher.propose():
@@ -58,7 +56,7 @@ def evaluated(evaluator: Evaluator, architecture: Architecture, folder: Path) ->
 
 def correlation(one: list[Evaluation], other: list[Evaluation]) -> float:
     """Return Spearman's rank correlation of the accuracies."""
-    return float(spearmanr([e.accuracy for e in one], [e.accuracy for e in other]).statistic)
+    return float(spearmanr([e.score for e in one], [e.score for e in other]).statistic)
 
 
 def report(table: Table, long: int) -> None:
@@ -66,7 +64,7 @@ def report(table: Table, long: int) -> None:
     print("| start | epochs | validation accuracy | best | seconds | rank: long, inherited | rank: long, fresh |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for (start, epochs), found in table.items():
-        accuracies = [100 * e.accuracy for e in found]
+        accuracies = [100 * e.score for e in found]
         ranks = [f"{correlation(found, table[other, long]):.2f}" for other in STARTS]
         print(
             f"| {start} | {epochs} | {statistics.fmean(accuracies):.1f} +- {statistics.stdev(accuracies):.1f} | "
@@ -106,7 +104,7 @@ def main() -> None:
             for number, architecture in enumerate(drawn, 1):
                 found = evaluated(taught, architecture, options.out)
                 table[start, epochs].append(found)
-                print(f"{start}, {epochs} epochs, {number}/{len(drawn)}: {found.accuracy:.4f}", flush=True)
+                print(f"{start}, {epochs} epochs, {number}/{len(drawn)}: {found.score:.4f}", flush=True)
     print()
     report(table, options.long)
 

@@ -41,7 +41,7 @@ def made(analysis: Analysis) -> Table:
         cost = predict(analysis, architecture)
         accuracy = round(cost.parameters / (cost.parameters + 1000.0) + luck / 1000.0, 4)
         return Evaluation(
-            architecture=architecture, teacher="t", data="d", recipe="r", cost=cost, accuracy=accuracy, seconds=0.25,
+            architecture=architecture, teacher="t", data="d", recipe="r", cost=cost, score=accuracy, seconds=0.25,
             seed=2**63 + luck,
         )  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_what_is_saved_is_loaded(table: Table, tmp_path: Path) -> None:
     again = Table.load(tmp_path / "table.npz")
     assert again.space == table.space
     assert again.evaluations == tuple(replace(e, seconds=again[e.architecture].seconds) for e in table.evaluations)
-    assert [[e.accuracy for e in row] for row in again.repeats] == [[e.accuracy for e in row] for row in table.repeats]
+    assert [[e.score for e in row] for row in again.repeats] == [[e.score for e in row] for row in table.repeats]
     assert [row[2].seed for row in again.repeats] == [2**63 + 2] * 2
     assert again.reward("5x") == table.reward("5x")
 

@@ -155,7 +155,7 @@ def build(name: str, data: Data, work: Path, command: str, most: int | None = No
             "compute": compute.name,
             "versions": versions(),
             "teacher": first.teacher_digest,
-            "teacher_accuracy": first.teacher_accuracy,
+            "teacher_accuracy": first.teacher_score,
             "data": first.data_digest,
             "recipe": first.recipe_digest,
         },

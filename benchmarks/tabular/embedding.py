@@ -61,7 +61,7 @@ def ranks(table: Table, searcher: ArchCompSearcher, objective: Objective, known:
     reward = table.reward()
     middle = statistics.median(reward(evaluation) for evaluation in held)
     upper = [number for number, evaluation in enumerate(held) if reward(evaluation) >= middle]
-    true = [evaluation.accuracy for evaluation in held]
+    true = [evaluation.score for evaluation in held]
     return {
         RANK: float(spearmanr(guessed, true).statistic),
         TOP: float(spearmanr([guessed[n] for n in upper], [true[n] for n in upper]).statistic),
@@ -79,7 +79,7 @@ def along(table: Table, searcher: ArchCompSearcher, objective: Objective) -> dic
         built += [answer.cost is not None for answer in answers]
         with torch.no_grad():
             guessed_S = objective(searcher.embedding.encode(choices_SD), draw_S)
-        accuracy_S = torch.tensor([a.accuracy for a in answers], dtype=torch.float64) / table.reward().teacher_accuracy
+        accuracy_S = torch.tensor([a.score for a in answers], dtype=torch.float64) / table.reward().teacher_score
         true_S = rewarded(searcher.exact(choices_SD)[:, 0], accuracy_S)
         figures[f"objective after {5 * number} steps, predicted"] = guessed_S.mean().item()
         figures[f"objective after {5 * number} steps, true"] = true_S.nanmean().item()

@@ -83,7 +83,7 @@ class Table:
         assert teacher is not None, "the teacher can be built"
         accuracy = float(self.about["teacher_accuracy"])
         budgets = Goal(params=params).budgets(teacher, accuracy)
-        return Reward(teacher_cost=teacher, teacher_accuracy=accuracy, budgets=budgets)
+        return Reward(teacher_cost=teacher, teacher_score=accuracy, budgets=budgets)
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads."""
@@ -92,7 +92,7 @@ class Table:
             path,
             **_columns(self.evaluations, self.space),
             repeated=np.array(sample, dtype=np.int16).reshape(-1),
-            repeated_accuracy=np.array([[e.accuracy for e in row[1:]] for row in self.repeats]),
+            repeated_accuracy=np.array([[e.score for e in row[1:]] for row in self.repeats]),
             repeated_seed=np.array([[e.seed for e in row[1:]] for row in self.repeats], dtype=np.uint64),
             space=np.array(self.space.to_json()),
             about=np.array(json.dumps(dict(self.about))),
@@ -141,7 +141,7 @@ def _columns(evaluations: Sequence[Evaluation], space: Space) -> dict[str, np.nd
         "widths": np.array([[a.width(g.name) for g in space.groups] for a in architectures], dtype=np.uint8),
         "kernels": np.array([[a.kernel(name) for name in kernels] for a in architectures], dtype=np.uint8),
         "costs": np.array(costs, dtype=np.int32),
-        "accuracy": np.array([e.accuracy for e in evaluations]),
+        "accuracy": np.array([e.score for e in evaluations]),
         "failed": np.array([e.status == "failed" for e in evaluations]),
         "seconds": np.array([e.seconds for e in evaluations], dtype=np.float16),
         "seed": np.array([e.seed for e in evaluations], dtype=np.uint64),
@@ -166,7 +166,7 @@ def _rows(space: Space, held: Mapping[str, Any], about: Mapping[str, Any]) -> It
             data=about["data"],
             recipe=about["recipe"],
             cost=None if costs[0] < 0 else Cost(**dict(zip(COSTS, costs, strict=True))),
-            accuracy=accuracy,
+            score=accuracy,
             seconds=seconds,
             seed=seed,
             status="failed" if failed else "ok",
@@ -176,4 +176,4 @@ def _rows(space: Space, held: Mapping[str, Any], about: Mapping[str, Any]) -> It
 
 def _again(first: Evaluation, accuracy: float, seed: int) -> Evaluation:
     fields = {name: getattr(first, name) for name in ("architecture", "teacher", "data", "recipe", "cost")}
-    return Evaluation(**fields, accuracy=accuracy, seconds=0.0, seed=seed)
+    return Evaluation(**fields, score=accuracy, seconds=0.0, seed=seed)

@@ -30,7 +30,7 @@ CREATE TABLE study_system_attributes (
 	UNIQUE (study_id, "key"), 
 	FOREIGN KEY(study_id) REFERENCES studies (study_id)
 );
-INSERT INTO "study_system_attributes" VALUES(1,1,'study:metric_names','["accuracy", "parameters"]');
+INSERT INTO "study_system_attributes" VALUES(1,1,'study:metric_names','["score", "parameters"]');
 CREATE TABLE study_user_attributes (
 	study_user_attribute_id INTEGER NOT NULL, 
 	study_id INTEGER, 
@@ -97,11 +97,11 @@ CREATE TABLE trial_user_attributes (
 	UNIQUE (trial_id, "key"), 
 	FOREIGN KEY(trial_id) REFERENCES trials (trial_id)
 );
-INSERT INTO "trial_user_attributes" VALUES(1,1,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.75, \"seconds\": 1.5, \"seed\": 7, \"status\": \"ok\", \"error\": null, \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
+INSERT INTO "trial_user_attributes" VALUES(1,1,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"score\": 0.75, \"seconds\": 1.5, \"seed\": 7, \"status\": \"ok\", \"error\": null, \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
 INSERT INTO "trial_user_attributes" VALUES(2,1,'digest','"0d2eee29ea4e765f"');
-INSERT INTO "trial_user_attributes" VALUES(3,2,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.125, \"seconds\": 1.5, \"seed\": 7, \"status\": \"stopped\", \"error\": null, \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [], \"widths\": {\"conv\": 8}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
+INSERT INTO "trial_user_attributes" VALUES(3,2,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"score\": 0.125, \"seconds\": 1.5, \"seed\": 7, \"status\": \"stopped\", \"error\": null, \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [], \"widths\": {\"conv\": 8}, \"kernels\": {}, \"channels\": {}}, \"cost\": {\"parameters\": 432, \"macs\": 5000, \"weight_bytes\": 1728, \"peak_activation_bytes\": 64, \"latency_ms\": 0.5, \"latency_spread_ms\": null}}"');
 INSERT INTO "trial_user_attributes" VALUES(4,2,'digest','"db213199edafcf53"');
-INSERT INTO "trial_user_attributes" VALUES(5,3,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"accuracy\": 0.0, \"seconds\": 1.5, \"seed\": 7, \"status\": \"failed\", \"error\": \"at node conv\", \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [\"conv\"], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": null}"');
+INSERT INTO "trial_user_attributes" VALUES(5,3,'evaluation','"{\"teacher\": \"teacher\", \"data\": \"data\", \"recipe\": \"recipe\", \"score\": 0.0, \"seconds\": 1.5, \"seed\": 7, \"status\": \"failed\", \"error\": \"at node conv\", \"architecture\": {\"space\": \"5bd09b4d73751795\", \"removed\": [\"conv\"], \"widths\": {}, \"kernels\": {}, \"channels\": {}}, \"cost\": null}"');
 INSERT INTO "trial_user_attributes" VALUES(6,3,'digest','"d0fca82458cf0cf7"');
 INSERT INTO "trial_user_attributes" VALUES(7,3,'error','"at node conv"');
 CREATE TABLE trial_values (

@@ -15,7 +15,7 @@ from tests.support.tiny import FACTORY, teach_tiny
 from understudy.cli import main, parse
 from understudy.cli.compress import Compress
 from understudy.core.errors import ConfigError
-from understudy.core.summary import Accuracy
+from understudy.core.summary import Score
 from understudy.runs.folder import Run
 
 PINNED = ["--device.device=cpu", "--device.precision=fp32", "--device.memory-format=contiguous", "--device.threads=1"]
@@ -99,7 +99,7 @@ def test_evaluate_gives_the_reported_accuracy(run: str, capsys: pytest.CaptureFi
     summary = json.loads((Path(run) / "summary.json").read_text())["student"]
     for split in ("test", "val"):
         assert main(["evaluate", f"{run}/student", "--data", "digits", "--trust-code", "--split", split]) == 0
-        assert f"{Accuracy(**summary[split])} of" in capsys.readouterr().out
+        assert f"{Score(**summary[split])} of" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -216,7 +216,7 @@ def test_errors_are_one_message_without_a_traceback(
 def test_a_budget_that_is_not_kept_is_an_exit_code(
     teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["compress", teacher, "--trust-code", "--data", "digits", "--accuracy", "1.0", *QUICK]
+    args = ["compress", teacher, "--trust-code", "--data", "digits", "--score", "1.0", *QUICK]
     assert main([*args, "--run", str(tmp_path / "run")]) == 1
     out = capsys.readouterr().out
     assert "✗" in out and "not every budget is kept" in out

@@ -15,7 +15,7 @@ EVALUATION = Evaluation(
     data="d",
     recipe="r",
     cost=Cost(parameters=10, macs=20, weight_bytes=40),
-    accuracy=0.5,
+    score=0.5,
     seconds=1.5,
     seed=3,
 )
@@ -41,4 +41,4 @@ def test_an_answer_counts_only_where_everything_agrees() -> None:
 
 def test_a_failure_keeps_its_reason() -> None:
     failed = EVALUATION.with_error("out of memory")
-    assert (failed.status, failed.error, failed.accuracy) == ("failed", "out of memory", 0.0)
+    assert (failed.status, failed.error, failed.score) == ("failed", "out of memory", 0.0)

@@ -10,8 +10,8 @@ from understudy.core.goal import Budgets, Goal
 
 
 def test_the_table_names_what_goals_and_costs_have() -> None:
-    assert {f.goal for f in FIGURES} == {f.name for f in fields(Goal)} - {"accuracy", "accuracy_drop"}
-    assert [f.name for f in FIGURES] == [f.name for f in fields(Budgets) if f.name != "accuracy"]
+    assert {f.goal for f in FIGURES} == {f.name for f in fields(Goal)} - {"score", "score_drop"}
+    assert [f.name for f in FIGURES] == [f.name for f in fields(Budgets) if f.name != "score"]
     known = {f.name for f in fields(Cost)}
     assert {f.field for f in FIGURES} | {f.stand_in for f in FIGURES if f.stand_in} <= known
     assert all((f.stand_in is not None) == f.measured for f in FIGURES)

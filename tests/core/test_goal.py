@@ -20,7 +20,7 @@ SPACE = Space(layers=(), groups=(), units=())
 def evaluation(parameters: int, accuracy: float, **changes: object) -> Evaluation:
     cost = Cost(parameters=parameters, macs=0, weight_bytes=4 * parameters)
     fixed = {"architecture": SPACE.full, "teacher": "t", "data": "d", "recipe": "r", "seconds": 1.0, "seed": 0}
-    return replace(Evaluation(cost=cost, accuracy=accuracy, **fixed), **changes)  # type: ignore[arg-type]
+    return replace(Evaluation(cost=cost, score=accuracy, **fixed), **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -38,18 +38,16 @@ def test_refuses_what_is_no_amount(text: str) -> None:
 
 
 def test_refuses_accuracies_that_are_no_share() -> None:
-    with pytest.raises(GoalError, match=r"'accuracy_drop' must be in 0\.\.1, but got 2\.0"):
-        Goal(accuracy_drop=2.0)
+    with pytest.raises(GoalError, match=r"'score_drop' must be in 0\.\.1, but got 2\.0"):
+        Goal(score_drop=2.0)
 
 
 def test_budgets_are_absolute() -> None:
-    goal = Goal(params="10x", macs="5M", size_mb="0.5", memory_mb="2x", latency_ms="4x", accuracy_drop=0.01)
+    goal = Goal(params="10x", macs="5M", size_mb="0.5", memory_mb="2x", latency_ms="4x", score_drop=0.01)
     budgets = goal.budgets(TEACHER, 0.95)
-    assert budgets == Budgets(
-        parameters=1e5, macs=5e6, size_mb=0.5, memory_mb=0.4, latency_ms=2.0, accuracy=0.95 - 0.01
-    )
+    assert budgets == Budgets(parameters=1e5, macs=5e6, size_mb=0.5, memory_mb=0.4, latency_ms=2.0, score=0.95 - 0.01)
     cost = Cost(parameters=100_001, macs=5_000_000, weight_bytes=500_000, latency_ms=3.0)
-    assert budgets.broken_by(cost, 0.9) == ("parameters", "latency_ms", "accuracy")
+    assert budgets.broken_by(cost, 0.9) == ("parameters", "latency_ms", "score")
     assert budgets.broken_by(cost) == ("parameters", "latency_ms")
 
 
@@ -59,20 +57,20 @@ def test_a_ratio_of_something_unknown_is_refused() -> None:
 
 
 def test_reward_is_the_papers() -> None:
-    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9)
+    reward = Reward(teacher_cost=TEACHER, teacher_score=0.9)
     # C = 0.8, R_c = 0.8 * 1.2 = 0.96, R_a = 0.81 / 0.9 = 0.9
     assert reward(evaluation(200_000, 0.81)) == pytest.approx(0.96 * 0.9)
 
 
 def test_degenerate_students_get_minus_one() -> None:
-    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9)
+    reward = Reward(teacher_cost=TEACHER, teacher_score=0.9)
     assert reward(evaluation(1_000_000, 0.9)) == -1.0
     assert reward(evaluation(10, 0.9, status="failed")) == -1.0
     assert reward(evaluation(10, 0.9, cost=None)) == -1.0
 
 
 def test_the_penalty_is_phased_in_and_stays() -> None:
-    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9, budgets=Budgets(parameters=1e5), phase_updates=15)
+    reward = Reward(teacher_cost=TEACHER, teacher_score=0.9, budgets=Budgets(parameters=1e5), phase_updates=15)
     over, plain = evaluation(200_000, 0.81), 0.96 * 0.9
     assert reward(over, update=0) == pytest.approx(plain)
     e = (1 - 5 / 15) ** 4
@@ -97,7 +95,7 @@ def costing(parameters: int, macs: int, accuracy: float) -> Evaluation:
 
 def test_a_goal_in_macs_is_pursued_in_macs() -> None:
     teacher = replace(TEACHER, macs=100_000_000)
-    reward = Reward(teacher_cost=teacher, teacher_accuracy=0.95, budgets=Goal(macs="4x").budgets(teacher, 0.95))
+    reward = Reward(teacher_cost=teacher, teacher_score=0.95, budgets=Goal(macs="4x").budgets(teacher, 0.95))
     accurate, few = costing(500_000, 25_000_000, 0.92), costing(50_000, 24_000_000, 0.80)
     assert reward(accurate) == pytest.approx(0.75 * 1.25 * 0.92 / 0.95)
     assert reward(accurate) > reward(few)
@@ -105,15 +103,15 @@ def test_a_goal_in_macs_is_pursued_in_macs() -> None:
 
 
 def test_what_is_saved_beyond_a_budget_earns_nothing() -> None:
-    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9, budgets=Budgets(parameters=5e5))
+    reward = Reward(teacher_cost=TEACHER, teacher_score=0.9, budgets=Budgets(parameters=5e5))
     assert reward(evaluation(100_000, 0.8)) == reward(evaluation(500_000, 0.8)) == pytest.approx(0.75 * 0.8 / 0.9)
     # A budget that asks for nothing leaves the paper's reward.
-    loose = Reward(teacher_cost=TEACHER, teacher_accuracy=0.9, budgets=Budgets(parameters=2e6))
+    loose = Reward(teacher_cost=TEACHER, teacher_score=0.9, budgets=Budgets(parameters=2e6))
     assert loose(evaluation(100_000, 0.81)) == pytest.approx(0.9 * 1.1 * 0.9)
 
 
 def test_several_budgets_count_by_their_factors() -> None:
-    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=1.0, budgets=Budgets(parameters=1e4, macs=1e6))
+    reward = Reward(teacher_cost=TEACHER, teacher_score=1.0, budgets=Budgets(parameters=1e4, macs=1e6))
     # A fourth of the parameters and a 16th of the MACs: an eighth in the geometric mean.
     student = costing(250_000, 50_000_000 // 16, 1.0)
     assert reward.left(student.cost) == pytest.approx(1 / 8)
@@ -121,7 +119,7 @@ def test_several_budgets_count_by_their_factors() -> None:
 
 
 def test_a_teacher_that_is_never_right_divides_by_nothing() -> None:
-    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=0.0)
+    reward = Reward(teacher_cost=TEACHER, teacher_score=0.0)
     assert reward(evaluation(200_000, 0.5)) == pytest.approx(0.96 * 0.5)
 
 
@@ -133,8 +131,8 @@ accuracies = st.floats(0.0, 1.0)
 def test_rewards_stay_in_their_range(
     parameters: int, macs: int, accuracy: float, teachers: float, limited: set[str], update: int
 ) -> None:
-    goal = Goal(**dict.fromkeys(limited, "3x"), accuracy=0.5 if "macs" in limited else None)  # type: ignore[arg-type]
-    reward = Reward(teacher_cost=TEACHER, teacher_accuracy=teachers, budgets=goal.budgets(TEACHER, teachers))
+    goal = Goal(**dict.fromkeys(limited, "3x"), score=0.5 if "macs" in limited else None)  # type: ignore[arg-type]
+    reward = Reward(teacher_cost=TEACHER, teacher_score=teachers, budgets=goal.budgets(TEACHER, teachers))
     earned = reward(costing(parameters, macs, accuracy), update=update % 20)
     assert -1.0 <= earned <= reward.most
     assert reward.most == 1.0 / (teachers or 1.0)

@@ -6,19 +6,19 @@ import pytest
 
 from understudy.core.evaluation import Cost
 from understudy.core.goal import Goal, Reward
-from understudy.core.summary import Accuracy, FinalStudent, Network, SearchTotals, Summary, asked_and_obtained
+from understudy.core.summary import FinalStudent, Network, Score, SearchTotals, Summary, asked_and_obtained
 from understudy.core.timing import Comparison, Timing
 from understudy.report.tables import result_table
 
 TEACHER = Network(
     cost=Cost(parameters=1_000_000, macs=50_000_000, weight_bytes=4_000_000, latency_ms=8.0),
-    val=Accuracy(value=0.9, examples=400),
-    test=Accuracy(value=0.89, examples=400),
+    val=Score(value=0.9, examples=400),
+    test=Score(value=0.89, examples=400),
 )
 STUDENT = Network(
     cost=Cost(parameters=90_000, macs=20_000_000, weight_bytes=360_000, latency_ms=5.0),
-    val=Accuracy(value=0.88, examples=400),
-    test=Accuracy(value=0.87, examples=400),
+    val=Score(value=0.88, examples=400),
+    test=Score(value=0.87, examples=400),
 )
 
 
@@ -31,9 +31,9 @@ def compared(ratio: Timing) -> Comparison:
 
 
 def summary(goal: Goal | None = None) -> Summary:
-    asked = goal or Goal(params="10x", latency_ms="2x", accuracy_drop=0.05)
+    asked = goal or Goal(params="10x", latency_ms="2x", score_drop=0.05)
     budgets = asked.budgets(TEACHER.cost, TEACHER.val.value)
-    reward = Reward(teacher_cost=TEACHER.cost, teacher_accuracy=TEACHER.val.value, budgets=budgets)
+    reward = Reward(teacher_cost=TEACHER.cost, teacher_score=TEACHER.val.value, budgets=budgets)
     return Summary(
         name="abc",
         teacher=TEACHER,
@@ -54,14 +54,14 @@ def test_a_summary_comes_back_from_json() -> None:
     assert [(b.name, b.asked) for b in found.goal] == [
         ("params", "10x"),
         ("latency_ms", "2x"),
-        ("accuracy_drop", "0.05"),
+        ("score_drop", "0.05"),
     ]
     assert not found.kept and summary(Goal(params="10x")).kept
 
 
 def test_values_check_themselves() -> None:
     with pytest.raises(ValueError, match=r"must be in 0\.\.1, of at least one example"):
-        Accuracy(value=1.1, examples=3)
+        Score(value=1.1, examples=3)
     with pytest.raises(ValueError, match="quartiles must be ordered"):
         Timing(median=1.0, low=2.0, high=3.0)
     with pytest.raises(ValueError, match="one of the final students, but 'x' is not"):
@@ -92,10 +92,10 @@ def test_the_table_shows_standard_errors_and_quartiles(monkeypatch: pytest.Monke
 
 
 def test_a_teacher_that_has_seen_its_validation_images_is_said() -> None:
-    seen = replace(TEACHER, val=Accuracy(value=0.683, examples=1000), test=Accuracy(value=0.579, examples=1000))
+    seen = replace(TEACHER, val=Score(value=0.683, examples=1000), test=Score(value=0.579, examples=1000))
     (note,) = replace(summary(), teacher=seen).notes
     assert "68.30% ± 1.5 of the validation images right and 57.90% ± 1.6 of the test images" in note
     assert "judged too hard" in note and "FOLDER/val" in note
-    within = replace(seen, test=Accuracy(value=0.66, examples=1000))
+    within = replace(seen, test=Score(value=0.66, examples=1000))
     assert replace(summary(), teacher=within).notes == ()
     assert "FOLDER/val" in " ".join(str(result_table(replace(summary(), teacher=seen))).split())

@@ -37,7 +37,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 @pytest.fixture(scope="module")
 def done(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> us.Result:
     """A finished run, not to be changed."""
-    return squeeze(teacher, tmp_path_factory.mktemp("runs") / "done", goal=us.Goal(params="4x", accuracy_drop=0.9))
+    return squeeze(teacher, tmp_path_factory.mktemp("runs") / "done", goal=us.Goal(params="4x", score_drop=0.9))
 
 
 def keys(folder: Path) -> list[str]:
@@ -55,7 +55,7 @@ def test_student_keeps_the_budget_and_is_as_good_as_reported(done: us.Result) ->
         with torch.no_grad():
             right = done.student(data.normalise(split.images)).argmax(1) == split.labels
         assert right.double().mean().item() == getattr(summary.student, name).value
-    assert done.evaluation.accuracy == summary.student.val.value
+    assert done.evaluation.score == summary.student.val.value
     assert not done.student.training
 
 
@@ -107,7 +107,7 @@ def test_no_student_is_stored_twice(done: us.Result) -> None:
 def test_a_finished_run_is_loaded_without_training(teacher: Teacher, done: us.Result, monkeypatch: Any) -> None:
     monkeypatch.setattr("understudy.training.evaluator.train", _unexpected)
     monkeypatch.setattr("understudy.jobs.summary.predict", _unexpected)
-    again = squeeze(teacher, done.run, goal=us.Goal(params="4x", accuracy_drop=0.9))
+    again = squeeze(teacher, done.run, goal=us.Goal(params="4x", score_drop=0.9))
     assert again.summary == done.summary
     assert _same(again.student, done.student)
 
@@ -124,7 +124,7 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     teacher: Teacher, done: us.Result, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    goal = us.Goal(params="4x", accuracy_drop=0.9)
+    goal = us.Goal(params="4x", score_drop=0.9)
     for step in ("updated", "tell_of_final"):
         with monkeypatch.context() as m:
             m.setattr(JOB.Job, step, _interrupt)
@@ -141,7 +141,7 @@ def _interrupt(*args: object, **kwargs: object) -> None:
 @pytest.mark.slow
 def test_workers_change_nothing(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:
     two = Device(device="cpu", precision="fp32", memory_format="contiguous", workers=2)
-    squeeze(teacher, tmp_path / "run", goal=us.Goal(params="4x", accuracy_drop=0.9), device=two)
+    squeeze(teacher, tmp_path / "run", goal=us.Goal(params="4x", score_drop=0.9), device=two)
     assert outcome(tmp_path / "run") == outcome(done.run)
 
 
@@ -172,7 +172,7 @@ def test_settings_come_one_by_one_or_as_one(teacher: Teacher, done: us.Result) -
     whole = Compression(
         method=METHOD,
         widths=WIDTHS,
-        goal=us.Goal(params="4x", accuracy_drop=0.9),
+        goal=us.Goal(params="4x", score_drop=0.9),
         candidates=CANDIDATES,
         final=FINAL,
         device=DEVICE,
@@ -298,12 +298,12 @@ def test_a_run_of_other_settings_is_refused(
     teacher: Teacher, done: us.Result, changed: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(RunError, match=r"the settings that it was started with|teacher, data and settings") as caught:
-        squeeze(teacher, done.run, **{"goal": us.Goal(params="4x", accuracy_drop=0.9), **changed})
+        squeeze(teacher, done.run, **{"goal": us.Goal(params="4x", score_drop=0.9), **changed})
     assert line in str(caught.value)
 
 
 def test_a_run_of_another_teacher_or_data_is_refused(teacher: Teacher, done: us.Result) -> None:
-    goal = us.Goal(params="4x", accuracy_drop=0.9)
+    goal = us.Goal(params="4x", score_drop=0.9)
     with pytest.raises(RunError, match=r"weights are others \([0-9a-f]{16} then, [0-9a-f]{16} now\)") as caught:
         squeeze(Tiny(), done.run, goal=goal)
     assert "the data are others" not in str(caught.value)
@@ -351,7 +351,7 @@ def test_a_full_disk_says_what_to_free_and_how_to_go_on(
     def full(path: Path, content: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    goal = us.Goal(params="4x", accuracy_drop=0.9)
+    goal = us.Goal(params="4x", score_drop=0.9)
     with monkeypatch.context() as m:
         m.setattr(place, full)
         with pytest.raises(
@@ -366,7 +366,7 @@ def test_a_folder_in_use_is_refused(teacher: Teacher, done: us.Result) -> None:
     with (done.run / ".lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(RunError, match="written by one process at a time"):
-            squeeze(teacher, done.run, goal=us.Goal(params="4x", accuracy_drop=0.9))
+            squeeze(teacher, done.run, goal=us.Goal(params="4x", score_drop=0.9))
 
 
 def test_a_run_of_a_newer_format_is_refused(teacher: Teacher, tmp_path: Path) -> None:
@@ -380,5 +380,5 @@ def test_a_run_of_a_newer_format_is_refused(teacher: Teacher, tmp_path: Path) ->
 def test_other_versions_are_logged(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:
     identity = json.loads((done.run / "identity.json").read_text())
     (done.run / "identity.json").write_text(json.dumps({**identity, "versions": {"torch": "0.4"}}))
-    squeeze(teacher, done.run, goal=us.Goal(params="4x", accuracy_drop=0.9))
+    squeeze(teacher, done.run, goal=us.Goal(params="4x", score_drop=0.9))
     assert "started with torch 0.4 and goes on with" in (done.run / "run.log").read_text()

@@ -15,7 +15,7 @@ from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
 from understudy.config.job import Compression
 from understudy.core.architecture import Frozen
 from understudy.core.errors import DataError, ModelError
-from understudy.core.summary import Accuracy
+from understudy.core.summary import Score
 from understudy.data import Data
 from understudy.jobs.door import Look, Losses, Normalisation, look_at
 from understudy.jobs.dry_run import plan, plan_table
@@ -72,7 +72,7 @@ def test_a_normalisation_that_is_clearly_better_is_named() -> None:
     # Made for pixels in 0..1, given the data's own mean and deviation.
     task = task_of(Brightness(at=99.5 / 255), shades())
     look = look_at(task)
-    assert 0.6 < look.accuracy.value < 0.9 and not look.guesses
+    assert 0.6 < look.score.value < 0.9 and not look.guesses
     assert look.better is not None and look.better.name == "pixels in 0..1" and look.better.reached.value == 1.0
     with pytest.raises(DataError, match=r"with pixels in 0\.\.1, --mean 0 --std 1, it gets 100\.00% ± 0 right"):
         look.refuse(task.teacher, untrained=False)
@@ -82,7 +82,7 @@ def test_a_normalisation_that_is_clearly_better_is_named() -> None:
     look_at(given).refuse(given.teacher, untrained=False)
     assert "is the normalisation that of the teacher's training? with pixels in 0..1" in look_at(given).notes[0]
     right = task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,))
-    assert look_at(right).better is None and look_at(right).accuracy.value == 1.0
+    assert look_at(right).better is None and look_at(right).score.value == 1.0
 
 
 def test_a_validation_split_that_the_teacher_has_seen_is_noted() -> None:
@@ -98,16 +98,16 @@ def test_a_validation_split_that_the_teacher_has_seen_is_noted() -> None:
 
 
 def test_the_likeliest_cause_comes_first() -> None:
-    better = Normalisation(name="ImageNet's", mean=(0.5,), std=(0.25,), reached=Accuracy(value=0.9, examples=200))
-    guess = Accuracy(value=0.5, examples=200)
-    look = Look(accuracy=guess, known=guess, classes=("a", "b"), mean=(0.1,), std=(0.2,), better=better)
+    better = Normalisation(name="ImageNet's", mean=(0.5,), std=(0.25,), reached=Score(value=0.9, examples=200))
+    guess = Score(value=0.5, examples=200)
+    look = Look(score=guess, known=guess, classes=("a", "b"), mean=(0.1,), std=(0.2,), better=better)
     with pytest.raises(ModelError, match=r"(?s)1\. it was trained with another normalisation .*2\. its weights"):
         look.refuse(Teacher(module=Tiny()), untrained=False)
 
 
 def test_the_dry_run_shows_the_teachers_accuracy(tmp_path: Path) -> None:
     found = plan(task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,)))
-    assert found.look.accuracy == Accuracy(value=1.0, examples=200)
+    assert found.look.score == Score(value=1.0, examples=200)
 
 
 def test_a_source_line_with_brackets_is_shown_as_it_stands() -> None:

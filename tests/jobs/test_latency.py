@@ -73,7 +73,7 @@ def test_a_search_starts_near_a_latency_budget(
     with Run.open(tmp_path / "run", task.settings, task.identity) as run:
         latencies = Latencies(task, run, reference)
         budgets = task.settings.goal.budgets(latencies.teacher, 0.9)
-        reward = Reward(teacher_cost=latencies.teacher, teacher_accuracy=0.9, budgets=budgets)
+        reward = Reward(teacher_cost=latencies.teacher, teacher_score=0.9, budgets=budgets)
         searcher = method.searcher(replace(task.problem(reward), predict=latencies.predict))
         first = searcher.propose()[0]
         expected = latencies.predict(first)
@@ -119,7 +119,7 @@ def test_the_estimate_learns_from_students(teacher: Teacher, tmp_path: Path, clo
             data="",
             recipe="",
             cost=task.predict(half),
-            accuracy=0.5,
+            score=0.5,
             seconds=1.0,
             seed=0,
         )

@@ -70,7 +70,7 @@ def test_the_student_keeps_the_budget_and_uses_it(done: us.Result) -> None:
     # Better than what the agents left, which is far better than chance.
     pruned = json.loads(stored(done.run)[0])
     assert pruned["architecture"]["channels"] == {n: [*c] for n, c in done.architecture.channels}
-    assert done.evaluation.accuracy >= pruned["accuracy"] > 0.3
+    assert done.evaluation.score >= pruned["score"] > 0.3
 
 
 def stored(folder: Path) -> list[str]:
@@ -274,7 +274,7 @@ def test_agents_of_a_network_that_guesses_are_warned_of(teacher: Teacher, tmp_pa
         squeeze(teacher, tmp_path / name, method=replace(METHOD, agent_lr=rate), goal=goal)
         logs.append((tmp_path / name / "run.log").read_text())
     assert "learning signal has vanished" not in logs[0]
-    assert re.search(r"masked network's accuracy fell to \d+\.\d+% \(chance level is \d+", logs[1])
+    assert re.search(r"masked network's score fell to \d+\.\d+% \(chance level is \d+", logs[1])
 
 
 def test_what_does_not_agree_is_not_saved(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ class Scripted(Searcher):
             return []
         if len(self.told) < len(self.script):
             return [SPACE.full.with_width(GROUP, width) for width in self.script[len(self.told)]]
-        best = max((e for batch in self.told for e in batch), key=lambda e: e.accuracy)
+        best = max((e for batch in self.told for e in batch), key=lambda e: e.score)
         return [best.architecture.without(SPACE.units[0].name)]
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
@@ -53,7 +53,7 @@ class Scripted(Searcher):
         return f"stage {len(self.told)}"
 
     def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        return [len(self.told) / 10 + e.accuracy / 100 for e in evaluations]
+        return [len(self.told) / 10 + e.score / 100 for e in evaluations]
 
 
 class Counting:
@@ -99,7 +99,7 @@ def test_updates_tell_stage_and_reward_from_before_learning(tmp_path: Path) -> N
         searcher, updates = run(store, toy_evaluation)
     assert [(u.number, u.of, u.stage) for u in updates] == [(i + 1, 4, f"stage {i}") for i in range(4)]
     assert [list(u.evaluations) for u in updates] == searcher.told
-    assert updates[2].rewards == tuple(2 / 10 + e.accuracy / 100 for e in searcher.told[2])
+    assert updates[2].rewards == tuple(2 / 10 + e.score / 100 for e in searcher.told[2])
 
 
 def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Cost
 from understudy.core.goal import Goal
 from understudy.methods.archcomp import rules
-from understudy.methods.archcomp.embedding import predicted_accuracy
+from understudy.methods.archcomp.embedding import predicted_score
 from understudy.methods.archcomp.rules import Rules
 from understudy.methods.archcomp.search import ArchCompSearcher, descend, left, rewarded
 from understudy.methods.base import Searcher
@@ -27,11 +27,11 @@ from understudy.methods.baselines.random import RandomSearcher
 from understudy.testing.contracts import SearcherContract, run_searcher
 from understudy.testing.landscapes import (
     ToyKind,
-    toy_accuracy,
     toy_cost,
     toy_evaluation,
     toy_problem,
     toy_reward,
+    toy_score,
     toy_space,
 )
 
@@ -91,7 +91,7 @@ def test_the_objective_is_n2ns_reward_less_what_breaks_a_budget() -> None:
     evaluation = toy_evaluation(toy_space().full.with_width("features.0", 8))
     assert evaluation.cost is not None
     share = evaluation.cost.parameters / toy_cost(toy_space().full).parameters
-    known = torch.tensor([[share], [evaluation.accuracy / 0.95]], dtype=torch.float64)
+    known = torch.tensor([[share], [evaluation.score / 0.95]], dtype=torch.float64)
     reward = rewarded(known[0].log(), known[1])
     assert reward.item() == pytest.approx(toy_reward(toy_space())(evaluation))
 
@@ -218,7 +218,7 @@ def test_what_was_learned_can_be_saved() -> None:
     expected = fitted(QUICK)
     searcher.propose(), expected.propose()
     state = searcher.state_dict()
-    parts = {"encoder", "decoder", "cost", "traits", "accuracy", "forecast", "made_for"}
+    parts = {"encoder", "decoder", "cost", "traits", "score", "forecast", "made_for"}
     assert {name.split(".")[0] for name in state} == parts
     assert all(isinstance(value, torch.Tensor) and value.isfinite().all() for value in state.values())
     told = [toy_evaluation(a) for a in toy_students(5)]
@@ -244,17 +244,17 @@ def learned(landscape: int) -> dict[str, torch.Tensor]:
 
 def test_what_was_learned_predicts_accuracies_and_their_deviation() -> None:
     space, students = toy_space(), toy_students(60)
-    told = predicted_accuracy(learned(0), space, Widths(), [space.full, *students])
+    told = predicted_score(learned(0), space, Widths(), [space.full, *students])
     teacher, *shares = [share for share, _ in told]
-    true = [toy_accuracy(a) / 0.95 for a in students]
+    true = [toy_score(a) / 0.95 for a in students]
     assert teacher == pytest.approx(1.0, abs=0.1)
     assert spearmanr(shares, true).statistic > 0.6
     assert all(deviation > 0.0 for _, deviation in told)
     assert told[0][1] < statistics.fmean(deviation for _, deviation in told[1:])  # the teacher's own is known
     with pytest.raises(ConfigError, match="a teacher of the same structure"):
-        predicted_accuracy(learned(0), toy_space("residual"), Widths(), [toy_space("residual").full])
+        predicted_score(learned(0), toy_space("residual"), Widths(), [toy_space("residual").full])
     with pytest.raises(ConfigError, match="a teacher of the same structure"):
-        predicted_accuracy(learned(0), space, Widths(min_width=16), [space.full])
+        predicted_score(learned(0), space, Widths(min_width=16), [space.full])
 
 
 def test_a_search_that_starts_from_another_is_good_at_once() -> None:
@@ -290,7 +290,7 @@ def test_a_run_serves_inspect_and_the_next_run(
     told = json.loads(capsys.readouterr().out)["forecast"]
     assert told["architecture"] == first.architecture.digest
     assert told["cost"]["parameters"] == sum(p.numel() for p in first.student.parameters())
-    assert 0.0 < told["accuracy"] < 1.5 and told["deviation"] > 0.0
+    assert 0.0 < told["score"] < 1.5 and told["deviation"] > 0.0
     assert main(["inspect", *model, "--forecast-by", str(tmp_path)]) == 2
     second = squeeze(teacher, tmp_path / "second", method=method, policy_from=str(first.run))
     assert squeeze(teacher, tmp_path / "second", method=method, policy_from=str(first.run)).summary == second.summary

@@ -78,7 +78,7 @@ def mean_gradient(monkeypatch: pytest.MonkeyPatch, *, known: str = "examples", *
     for one, two in itertools.product(every, repeat=2):
         actions = torch.stack([one, two])
         made.earned.copy_(torch.tensor([0.9, 0.4] if known == "examples" else [math.nan, math.nan]))
-        made.accuracy.fill_(math.nan if known == "nothing" else 0.7)
+        made.score.fill_(math.nan if known == "nothing" else 0.7)
         made.learn(actions, logits_of(actions), LABELS, torch.tensor([0, 1]))
         total += torch.where(actions == 1, chances, 1 - chances).prod() * taken.pop()
     return total
@@ -216,7 +216,7 @@ def test_right_answers_drop_and_wrong_ones_keep() -> None:
             logits = torch.nn.functional.one_hot(LABELS if right else 1 - LABELS).float()
             made.learn(actions, logits, LABELS, torch.tensor([0, 1]))
         assert bool(((made.weights < WEIGHTS) == right).all())
-        assert made.accuracy == float(right)
+        assert made.score == float(right)
 
 
 def test_all_that_was_learned_is_in_the_state() -> None:
@@ -344,7 +344,7 @@ def test_the_penalty_follows_the_cost() -> None:
     steer = Steering(settings=made.settings, space=SPACE, groups=GROUPS, steps=100, usage=used(2))
     steer(made)
     assert float(made.penalty) == 0.0  # nobody has answered yet
-    made.accuracy.fill_(0.9)
+    made.score.fill_(0.9)
 
     def penalty(done: int, weight: float) -> float:
         made.steps.fill_(done)
@@ -357,5 +357,5 @@ def test_the_penalty_follows_the_cost() -> None:
     assert penalty(50, 9.0) == pytest.approx((1 + odds) / 2.5**2 - 1)  # 5 channels where it should be 2
     assert penalty(99, -9.0) == pytest.approx(odds)  # 2 of 2
     assert penalty(10, -9.0) > odds  # too few, too early
-    made.accuracy.fill_(0.3)
+    made.score.fill_(0.3)
     assert -1 < penalty(50, 9.0) < 0  # so far off that wrong answers earn too

@@ -11,7 +11,7 @@ from understudy.methods.archcomp.embedding import FIGURES, Embedding, Known, log
 from understudy.methods.archcomp.rules import Rules
 from understudy.methods.surrogate.columns import Columns
 from understudy.methods.surrogate.regression import Forecast
-from understudy.testing.landscapes import toy_accuracy, toy_cost, toy_space
+from understudy.testing.landscapes import toy_cost, toy_score, toy_space
 
 RULES = Rules(hidden=16)
 TEACHER = [float(getattr(toy_cost(toy_space().full), name)) for name in FIGURES]
@@ -37,7 +37,7 @@ def known(columns: Columns, count: int, trained: int, seed: int) -> Known:
         [float(getattr(toy_cost(columns.architecture(choices_D)), name)) for name in FIGURES]
         for choices_D in choices_BD
     ]
-    shares = [toy_accuracy(columns.architecture(choices_D), noise=0.0) / 0.95 for choices_D in choices_BD[:trained]]
+    shares = [toy_score(columns.architecture(choices_D), noise=0.0) / 0.95 for choices_D in choices_BD[:trained]]
     return Known(choices_BD, log_shares(figures, TEACHER), choices_BD[:trained], torch.tensor(shares).double())
 
 
@@ -84,10 +84,10 @@ def test_fitting_teaches_costs_and_accuracies_that_hold_for_others() -> None:
         assert right_BD[matter_BD].double().mean() > 0.99
         # That a layer costs the product of its widths is known from the start, but not at how many positions.
         assert (errors_F() < 0.05).all() and errors_F()[1] < 0.2 * before_F[1]
-        forecast = Forecast.of(made.features(made.encode(data.trained_ND)), data.accuracies_N, 50, generator(2))
+        forecast = Forecast.of(made.features(made.encode(data.trained_ND)), data.scores_N, 50, generator(2))
         guessed_BM = forecast(made.features(code_BCL))
-    wrong_B = guessed_BM[:, 0] - held.accuracies_N
-    assert wrong_B.square().mean().sqrt() < 0.5 * held.accuracies_N.std()
+    wrong_B = guessed_BM[:, 0] - held.scores_N
+    assert wrong_B.square().mean().sqrt() < 0.5 * held.scores_N.std()
     # The draws spread about as far as the mean is wrong.
     spread = guessed_BM[:, 1:].std(1).square().mean().sqrt()
     assert 0.2 < (wrong_B.square().mean().sqrt() / spread).item() < 5.0
@@ -105,7 +105,7 @@ def test_costs_that_are_unknown_teach_nothing() -> None:
 
 
 def replace_logs(data: Known, logs_BF: torch.Tensor) -> Known:
-    return Known(data.choices_BD, logs_BF, data.trained_ND, data.accuracies_N)
+    return Known(data.choices_BD, logs_BF, data.trained_ND, data.scores_N)
 
 
 def test_a_forecast_meets_what_is_known_and_doubts_what_is_not() -> None:
@@ -113,10 +113,10 @@ def test_a_forecast_meets_what_is_known_and_doubts_what_is_not() -> None:
     made, data = embedding(columns), known(columns, 60, 12, 0)
     with torch.no_grad():
         features_NP = made.features(made.encode(data.trained_ND))
-        forecast = Forecast.of(features_NP, data.accuracies_N, 200, generator())
+        forecast = Forecast.of(features_NP, data.scores_N, 200, generator())
         trained_NM = forecast(features_NP)
         others_BM = forecast(made.features(made.encode(data.choices_BD[12:])))
-    assert torch.allclose(trained_NM[:, 0], data.accuracies_N, atol=0.3 * data.accuracies_N.std().item())
+    assert torch.allclose(trained_NM[:, 0], data.scores_N, atol=0.3 * data.scores_N.std().item())
     assert others_BM[:, 1:].std(1).mean() > 1.5 * trained_NM[:, 1:].std(1).mean()
     torch.testing.assert_close(others_BM[:, 1:].mean(), others_BM[:, 0].mean(), rtol=0.0, atol=0.1)
 
@@ -126,10 +126,10 @@ def test_a_single_known_accuracy_is_what_is_expected() -> None:
     made, data = embedding(columns), known(columns, 30, 1, 0)
     with torch.no_grad():
         features_NP = made.features(made.encode(data.trained_ND))
-        forecast = Forecast.of(features_NP, data.accuracies_N, 2, generator())
+        forecast = Forecast.of(features_NP, data.scores_N, 2, generator())
         guessed_BM = forecast(made.features(made.encode(data.choices_BD)))
     assert guessed_BM.isfinite().all()
-    assert guessed_BM[:, 0].tolist() == pytest.approx([data.accuracies_N.item()] * 30)
+    assert guessed_BM[:, 0].tolist() == pytest.approx([data.scores_N.item()] * 30)
 
 
 def test_shares_of_figures() -> None:

@@ -132,11 +132,11 @@ def test_stage_two_shrinks_the_best_of_stage_one() -> None:
         found += [toy_evaluation(a) for a in proposals]
         searcher.learn(found[-5:])
     assert searcher.stage == "shrinkage"
-    best = max(found, key=lambda e: e.accuracy)  # nearly: the reward is all but saturated
+    best = max(found, key=lambda e: e.score)  # nearly: the reward is all but saturated
     starts = {a.removed for a in searcher.propose()}
     assert len(starts) == 1
-    accuracies = {e.architecture.removed: e.accuracy for e in found}
-    assert accuracies[starts.pop()] > best.accuracy - 0.1
+    accuracies = {e.architecture.removed: e.score for e in found}
+    assert accuracies[starts.pop()] > best.score - 0.1
 
 
 def test_stage_two_starts_from_the_teacher_if_all_failed() -> None:

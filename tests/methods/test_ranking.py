@@ -19,11 +19,11 @@ def narrow(width: int) -> Architecture:
 
 
 def scored(width: int, accuracy: float) -> Evaluation:
-    return replace(toy_evaluation(narrow(width)), accuracy=accuracy)
+    return replace(toy_evaluation(narrow(width)), score=accuracy)
 
 
 def test_within_the_budgets_accuracy_decides() -> None:
-    merit = merit_for(toy_reward(SPACE, Goal(params="4x", accuracy=0.8)))
+    merit = merit_for(toy_reward(SPACE, Goal(params="4x", score=0.8)))
     good, smaller, unsure, hopeless = scored(128, 0.9), scored(64, 0.89), scored(64, 0.79), scored(16, 0.5)
     large = scored(512, 0.94)
     ordered = sorted([large, hopeless, unsure, smaller, good], key=merit, reverse=True)
@@ -31,18 +31,18 @@ def test_within_the_budgets_accuracy_decides() -> None:
 
 
 def test_without_a_budget_on_cost_the_reward_decides() -> None:
-    merit = merit_for(toy_reward(SPACE, Goal(accuracy=0.8)))
+    merit = merit_for(toy_reward(SPACE, Goal(score=0.8)))
     good, smaller, unsure = scored(256, 0.9), scored(64, 0.89), scored(16, 0.79)
     assert sorted([good, unsure, smaller], key=merit, reverse=True) == [smaller, good, unsure]
 
 
 def test_equal_students_are_ranked_by_parameters() -> None:
-    merit = merit_for(toy_reward(SPACE, Goal(accuracy=0.99)))
+    merit = merit_for(toy_reward(SPACE, Goal(score=0.99)))
     assert merit(scored(16, 0.5)) > merit(scored(32, 0.5))
 
 
 def test_finalists_keep_the_budgets_on_cost() -> None:
-    reward = toy_reward(SPACE, Goal(params="6x", accuracy=0.99))
+    reward = toy_reward(SPACE, Goal(params="6x", score=0.99))
     evaluations = [scored(512, 0.99), scored(128, 0.9), scored(64, 0.7), scored(32, 0.8), scored(16, 0.1)]
     assert finalists(evaluations, reward, 2) == [narrow(128), narrow(32)]
 
@@ -84,7 +84,7 @@ def test_a_tie_goes_to_what_is_cheaper_in_the_figure_asked_for() -> None:
 
 
 def test_the_winner_keeps_the_accuracy_asked_for_even_within_the_error() -> None:
-    reward = toy_reward(SPACE, Goal(params="4x", accuracy=0.9))
+    reward = toy_reward(SPACE, Goal(params="4x", score=0.9))
     assert winner([scored(128, 0.901), scored(64, 0.899)], reward, examples=100) == scored(128, 0.901)
     assert winner([scored(128, 0.85), scored(64, 0.84)], reward, examples=100) == scored(128, 0.85)
 
@@ -105,6 +105,6 @@ def test_the_order_of_evaluation_decides_nothing() -> None:
     space = toy_space("residual")
     reward = toy_reward(space)
     twins = [toy_evaluation(space.architecture(removed=[f"stage1.{number}"])) for number in (1, 2)]
-    twins = [replace(twin, accuracy=0.9) for twin in twins]
+    twins = [replace(twin, score=0.9) for twin in twins]
     assert twins[0].cost == twins[1].cost
     assert finalists(twins, reward, 1) == finalists(twins[::-1], reward, 1)

@@ -19,11 +19,11 @@ from understudy.methods.surrogate.shortlist import Shortlist
 from understudy.testing.contracts import SearcherContract, run_searcher
 from understudy.testing.landscapes import (
     ToyKind,
-    toy_accuracy,
     toy_cost,
     toy_evaluation,
     toy_problem,
     toy_reward,
+    toy_score,
     toy_space,
 )
 
@@ -81,7 +81,7 @@ def test_where_too_little_is_known_or_nothing_is_to_choose_draws_stay_as_they_ar
     before = generator.get_state()
     others = drawn(60, seed=1)[:offered]
     ranked = Shortlist(toy_problem(), SETTINGS, generator)
-    failed = [replace(toy_evaluation(a), status="failed", accuracy=0.0, error="no memory") for a in others[:5]]
+    failed = [replace(toy_evaluation(a), status="failed", score=0.0, error="no memory") for a in others[:5]]
     ranked.learn([*failed, *(toy_evaluation(a) for a in drawn(60, seed=2)[:known])])
     assert ordered(ranked, others) == others
     assert torch.equal(generator.get_state(), before)
@@ -153,8 +153,8 @@ def test_a_policy_that_never_learns_finds_more_when_its_draws_are_ranked() -> No
 def known_of(kind: ToyKind, landscape: int) -> dict[str, torch.Tensor]:
     """Return what a shortlist keeps of 60 students of a toy teacher, on a landscape that all teachers share."""
     ranked = shortlist(kind)
-    accuracies = {a: toy_accuracy(a, landscape=landscape, shared=True) for a in drawn(60, seed=2, kind=kind)}
-    ranked.learn([replace(toy_evaluation(a), accuracy=accuracy) for a, accuracy in accuracies.items()])
+    accuracies = {a: toy_score(a, landscape=landscape, shared=True) for a in drawn(60, seed=2, kind=kind)}
+    ranked.learn([replace(toy_evaluation(a), score=accuracy) for a, accuracy in accuracies.items()])
     return ranked.tensors()
 
 
@@ -164,7 +164,7 @@ def test_students_of_another_teacher_rank_before_anything_is_trained(
     smaller: ToyKind, larger: ToyKind, landscape: int
 ) -> None:
     others, known = drawn(100, seed=1, kind=larger), known_of(smaller, landscape)
-    accuracies = {a: toy_accuracy(a, landscape=landscape, noise=0.0, shared=True) for a in others}
+    accuracies = {a: toy_score(a, landscape=landscape, noise=0.0, shared=True) for a in others}
     predicted_B = shortlist(larger, known, N2N(rollouts=200)).predicted(others).mean(1)
     best = [accuracies[others[index]] for index in predicted_B.argsort(descending=True)[:10].tolist()]
     assert statistics.fmean(best) > sorted(accuracies.values())[75]  # by luck, about the median

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cards import card
 from understudy.core.errors import ModelError
-from understudy.core.summary import Accuracy, Asked
+from understudy.core.summary import Asked, Score
 from understudy.core.timing import Comparison, Timing
 from understudy.models.card import StudentCard
 
@@ -18,7 +18,7 @@ TIME = Timing(median=2.0, low=1.0, high=3.0)
 FULL = replace(
     card(model="zoo:resnet20", width=16),
     starts=('{"space": "a"}',),
-    teacher=replace(card().teacher, test=Accuracy(value=0.25, examples=4)),
+    teacher=replace(card().teacher, test=Score(value=0.25, examples=4)),
     latency=(Comparison(where="1 thread", first=TIME, second=TIME, ratio=TIME),),
     goal=(ASKED,),
     versions={"torch": "2"},

@@ -18,7 +18,7 @@ from understudy.cli import main
 from understudy.config.methods import Decore
 from understudy.config.training import Training
 from understudy.core.goal import Goal
-from understudy.core.summary import Accuracy
+from understudy.core.summary import Score
 from understudy.report.facts import Facts, difference, layer_rows
 from understudy.report.html import page
 from understudy.runs.predictions import Predictions
@@ -207,7 +207,7 @@ def test_ten_thousand_evaluations_take_seconds(run: Path) -> None:
     facts = Facts.read(run)
     numbers = np.random.default_rng(0)
     some = [e for e in facts.evaluations if e.status == "ok"]
-    many = [replace(some[n % len(some)], accuracy=float(right)) for n, right in enumerate(numbers.random(10_000))]
+    many = [replace(some[n % len(some)], score=float(right)) for n, right in enumerate(numbers.random(10_000))]
     start = time.process_time()
     text = page(replace(facts, evaluations=tuple(many)))
     assert time.process_time() - start < 10
@@ -226,7 +226,7 @@ def test_a_difference_is_known_better_from_pairs() -> None:
         classes=("a", "b"), labels=labels, teacher=teacher, student=student, teacher_confidence=sure,
         student_confidence=sure,
     )  # fmt: skip
-    was, now = Accuracy(value=0.8, examples=100), Accuracy(value=0.78, examples=100)
+    was, now = Score(value=0.8, examples=100), Score(value=0.78, examples=100)
     assert difference(was, now, None) == (pytest.approx(-0.02), pytest.approx(0.0576, abs=1e-3))
     assert difference(was, now, found) == (pytest.approx(-0.02), pytest.approx(0.014, abs=1e-4))
 

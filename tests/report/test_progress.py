@@ -142,7 +142,7 @@ def test_the_final_training_is_judged_from_candidates() -> None:
 def test_a_search_says_how_long_the_whole_run_takes(clock: Clock) -> None:
     console = piped()
     assert FULL.cost is not None
-    reward = Reward(teacher_cost=FULL.cost, teacher_accuracy=FULL.accuracy)
+    reward = Reward(teacher_cost=FULL.cost, teacher_score=FULL.score)
     finals = Finals(students=1, passes=2.0, workers=1, logits=0.0)
     with Display(shown=True, console=console) as display, display.steps("search", 4, after=finals):
         follow = SearchProgress(display, students=4, reward=reward, finals=finals)

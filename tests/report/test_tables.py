@@ -19,4 +19,4 @@ def test_a_table_fits_the_width_that_it_gets(width: int, monkeypatch: pytest.Mon
     monkeypatch.setenv("COLUMNS", str(width))
     lines = str(result_table(summary())).splitlines()
     assert max(map(len, lines)) <= width
-    assert any("accuracy_drop" in line for line in lines)
+    assert any("score_drop" in line for line in lines)

@@ -89,7 +89,7 @@ def test_runs_share_a_database_and_find_what_they_find_on_their_own(server: Serv
         assert outcome(tmp_path / name) == outcome(tmp_path / "file")
         assert not (tmp_path / name / "study.db").exists()
         found, alone = Run(tmp_path / name).evaluations(), Run(tmp_path / "file").evaluations()
-        assert [(e.key, e.accuracy, e.cost) for e in found] == [(e.key, e.accuracy, e.cost) for e in alone]
+        assert [(e.key, e.score, e.cost) for e in found] == [(e.key, e.score, e.cost) for e in alone]
     names = optuna.get_all_study_names(server.address.replace("postgresql:", "postgresql+psycopg:"))
     assert sorted(name.rpartition("-")[0] for name in names) == ["one", "two"]
 

@@ -31,7 +31,7 @@ def evaluations(space: Space = SPACE) -> list[Evaluation]:
         replace(toy_evaluation(space.full), seconds=2.5),
         replace(toy_evaluation(thin), status="stopped"),
         toy_evaluation(thinner).with_error("diverged: loss is nan"),
-        replace(toy_evaluation(thinner), recipe="other", cost=None, status="failed", error="at node x", accuracy=0.0),
+        replace(toy_evaluation(thinner), recipe="other", cost=None, status="failed", error="at node x", score=0.0),
     ]
 
 
@@ -61,10 +61,10 @@ def test_a_known_key_keeps_its_first_evaluation(path: Path) -> None:
     first = toy_evaluation(SPACE.full)
     with Store(path, SPACE) as store:
         store.add(first)
-        store.add(replace(first, accuracy=0.25))
+        store.add(replace(first, score=0.25))
         assert store.all() == [first]
     with Store(path, SPACE) as store:
-        store.add(replace(first, accuracy=0.25))
+        store.add(replace(first, score=0.25))
         assert store.all() == [first]
 
 
@@ -80,12 +80,12 @@ def test_optuna_sees_objectives_states_and_parameters(path: Path) -> None:
             store.add(evaluation)
     study = study_in(path)
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert study.metric_names == ["accuracy", "parameters"]
+    assert study.metric_names == ["score", "parameters"]
     full, stopped, failed, unbuilt = study.trials
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "FAIL", "FAIL"]
     want = evaluations()
     assert want[0].cost is not None
-    assert full.values == [want[0].accuracy, want[0].cost.parameters]
+    assert full.values == [want[0].score, want[0].cost.parameters]
     assert full.duration is not None and full.duration.total_seconds() == 2.5
     assert study.best_trials == [full]
     group, unit, layer = SPACE.groups[0], SPACE.units[0], SPACE.layers[0]
@@ -210,11 +210,11 @@ def small_evaluations() -> list[Evaluation]:
         data="data",
         recipe="recipe",
         cost=Cost(parameters=432, macs=5000, weight_bytes=1728, peak_activation_bytes=64, latency_ms=0.5),
-        accuracy=0.75,
+        score=0.75,
         seconds=1.5,
         seed=7,
     )
-    thin = replace(full, architecture=full.architecture.with_width("conv", 8), status="stopped", accuracy=0.125)
+    thin = replace(full, architecture=full.architecture.with_width("conv", 8), status="stopped", score=0.125)
     gone = replace(full, architecture=full.architecture.without("conv"), cost=None).with_error("at node conv")
     return [full, thin, gone]
 

@@ -57,7 +57,7 @@ def test_tensors_reach_the_workers() -> None:
     import torch  # not above, because every worker imports this file
 
     with Pool(Toy(tensor=torch.full((64, 64), 0.5**12)), failed=failed, workers=2) as pool:
-        assert [e.accuracy for e in pool.evaluate_all(ARCHITECTURES)] == [1.0] * len(ARCHITECTURES)
+        assert [e.score for e in pool.evaluate_all(ARCHITECTURES)] == [1.0] * len(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from understudy.core.evaluation import Cost
-from understudy.core.summary import Accuracy, Network
+from understudy.core.summary import Network, Score
 from understudy.models.card import StudentCard
 
 
 def network(parameters: int = 1) -> Network:
     """Return the figures of a network that was not tested."""
     cost = Cost(parameters=parameters, macs=1, weight_bytes=4 * parameters)
-    return Network(cost=cost, val=Accuracy(value=0.5, examples=10), test=None)
+    return Network(cost=cost, val=Score(value=0.5, examples=10), test=None)
 
 
 def card(*, input: tuple[int, ...] = (1, 8, 8), model: str | None = None, **arguments: object) -> StudentCard:

@@ -67,7 +67,7 @@ class Toy:
         if width == self.strange:
             raise Unpicklable(1, 2)
         if self.tensor is not None:
-            return replace(toy_evaluation(architecture), accuracy=float(self.tensor.sum()))
+            return replace(toy_evaluation(architecture), score=float(self.tensor.sum()))
         if self.mark:
             return replace(toy_evaluation(architecture), seed=os.getpid())
         return toy_evaluation(architecture)

@@ -113,18 +113,18 @@ def test_an_evaluation_says_all_of_a_trained_student(
     assert evaluation.architecture is narrow
     assert evaluation.cost is not None
     assert evaluation.cost.parameters == sum(p.numel() for p in student.parameters())
-    assert evaluation.accuracy == accuracy(student, data.val, normalise=data.normalise, compute=evaluator.compute)
-    assert evaluation.accuracy > 0.5
+    assert evaluation.score == accuracy(student, data.val, normalise=data.normalise, compute=evaluator.compute)
+    assert evaluation.score > 0.5
     assert evaluation.seconds > 0
     assert evaluation.teacher == evaluator.teacher_digest == weights_digest(evaluator.analysis.teacher)
     assert evaluation.data == data.digest
     assert evaluation.recipe == evaluator.recipe_digest
-    assert evaluator.teacher_accuracy > 0.9
+    assert evaluator.teacher_score > 0.9
 
 
 def test_the_whole_teacher_keeps_its_accuracy(make: Callable[..., Evaluator], analysis: Analysis) -> None:
     evaluator = make(candidates=replace(CANDIDATES, training=replace(CANDIDATES.training, lr=0.0)))
-    assert evaluator(analysis.space.full).accuracy == pytest.approx(evaluator.teacher_accuracy, abs=0.05)
+    assert evaluator(analysis.space.full).score == pytest.approx(evaluator.teacher_score, abs=0.05)
 
 
 @pytest.mark.parametrize("weights", ["fresh", "inherited", "compensated"])
@@ -159,7 +159,7 @@ def test_an_evaluator_travels_without_what_it_can_make_again(
     assert evaluator.glance(narrow) > 0.0
     copied = pickle.loads(pickle.dumps(evaluator))
     assert not {"lesson", "_teacher", "_val", "_recording", "_glanced"} & set(copied.__dict__)
-    assert {"teacher_accuracy", "teacher_digest"} <= set(copied.__dict__)
+    assert {"teacher_score", "teacher_digest"} <= set(copied.__dict__)
     there = Architecture.from_json(copied.analysis.space, narrow.to_json())
     assert timeless(copied(there)) == timeless(expected)
 
@@ -234,7 +234,7 @@ def test_a_student_that_cannot_be_built_is_a_failed_evaluation(
     monkeypatch.setattr(module.surgery, "build", build)
     evaluation, student = make().evaluate(narrow)
     assert student is None
-    assert (evaluation.status, evaluation.accuracy) == ("failed", 0.0)
+    assert (evaluation.status, evaluation.score) == ("failed", 0.0)
     assert evaluation.error == "SurgeryError: at node add: 48 and 64 channels meet"
     assert evaluation.cost is not None
 
@@ -281,7 +281,7 @@ def test_what_machine_or_data_fail_at_is_no_evaluation(
         raise raised
 
     evaluator = make()
-    assert evaluator.teacher_accuracy > 0
+    assert evaluator.teacher_score > 0
     monkeypatch.setattr(module, place, fail)
     with pytest.raises(kind, match=message):
         evaluator.evaluate(narrow)
@@ -294,11 +294,11 @@ def test_a_student_that_cannot_run_in_evaluation_mode_is_a_failed_evaluation(
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     evaluator = make()
-    assert evaluator.teacher_accuracy > 0
+    assert evaluator.teacher_score > 0
     monkeypatch.setattr(module, "accuracy", fail)
     evaluation, student = evaluator.evaluate(narrow)
     assert student is None
-    assert (evaluation.status, evaluation.accuracy) == ("failed", 0.0)
+    assert (evaluation.status, evaluation.score) == ("failed", 0.0)
     assert "must run in evaluation mode, but: RuntimeError: mat1 and mat2" in (evaluation.error or "")
 
 
@@ -320,7 +320,7 @@ def test_what_is_not_the_students_fault_is_raised(
 def test_a_candidate_that_was_lost_is_a_failed_evaluation(make: Callable[..., Evaluator], narrow: Architecture) -> None:
     evaluator = make()
     lost, found = evaluator.failed(narrow, "the worker process was ended by SIGKILL"), evaluator(narrow)
-    assert (lost.status, lost.error, lost.accuracy) == ("failed", "the worker process was ended by SIGKILL", 0.0)
+    assert (lost.status, lost.error, lost.score) == ("failed", "the worker process was ended by SIGKILL", 0.0)
     assert (lost.key, lost.seed) == (found.key, found.seed)
 
 
@@ -340,7 +340,7 @@ def test_a_hopeless_student_is_stopped_after_its_first_epoch(
     )
     evaluation, student = evaluator.evaluate(narrow)
     assert (evaluation.status, evaluation.error, epochs) == ("stopped", None, [1])
-    assert evaluation.accuracy < 0.9 * evaluator.teacher_accuracy
+    assert evaluation.score < 0.9 * evaluator.teacher_score
     assert student is not None
     assert make(candidates=replace(CANDIDATES, stop_below=0.3))(narrow).status == "ok"
     assert len(epochs) == 2
@@ -470,7 +470,7 @@ def test_a_final_student_continues_where_it_was_interrupted(
     assert told == [1, 2, 3, 3]
     assert timeless(again) == timeless(expected)
     assert same(student, twin)
-    assert make().finish(narrow, FINAL, checkpoint=path)[0].accuracy == expected.accuracy
+    assert make().finish(narrow, FINAL, checkpoint=path)[0].score == expected.score
     assert told == [1, 2, 3, 3]
 
 

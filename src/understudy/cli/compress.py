@@ -38,7 +38,7 @@ class Compress(Settings, Subject, Command):
 
     Examples:
       understudy compress model.py:make --weights w.safetensors --data photos/ --mean 0.485 0.456 0.406
-          --std 0.229 0.224 0.225 --params 10x --accuracy-drop 0.01 --run runs/first
+          --std 0.229 0.224 0.225 --params 10x --score-drop 0.01 --run runs/first
       understudy compress teachers/digits --data digits --params 10x --run runs/digits
       understudy compress --config job.toml --macs 4x     (flags override the file)
     """
@@ -71,7 +71,7 @@ class Compress(Settings, Subject, Command):
             "Goal",
             tuple(
                 f"goal.{name}"
-                for name in ("params", "macs", "size_mb", "memory_mb", "latency_ms", "accuracy", "accuracy_drop")
+                for name in ("params", "macs", "size_mb", "memory_mb", "latency_ms", "score", "score_drop")
             ),
         ),
         ("Run", ("run_folder", "dry_run", "config", "seed", "trust_code")),

@@ -16,7 +16,7 @@ from understudy.core.errors import ModelError
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Command):
-    """Measure a student: its accuracy on a split, its parameters and its latency.
+    """Measure a student: its score on a split, its parameters and its latency.
 
     Examples:
       understudy evaluate runs/first/student --data photos/
@@ -40,14 +40,14 @@ class Evaluate(Command):
 
     def run(self, typed: Sequence[str]) -> int:
         """Print the student's figures."""
-        from understudy.jobs.evaluate import score
+        from understudy.jobs.evaluate import measure
         from understudy.models.card import StudentCard
 
         folder = student_folder(self.student)
         data = open_data(opened(self.data, self.size, self.grey, StudentCard.read(folder).input))
-        figures = score(folder, data, self.split, trust_code=self.trust_code, model=self.model)
+        figures = measure(folder, data, self.split, trust_code=self.trust_code, model=self.model)
         out.print(
-            f"{folder}: {figures.accuracy} of {figures.accuracy.examples:,} {self.split} images (± standard error), "
+            f"{folder}: {figures.score} of {figures.score.examples:,} {self.split} images (± standard error), "
             f"{figures.parameters:,} parameters, {figures.latency} ms for one image (1 thread; the middle half of "
             "the times)",
             soft_wrap=True,

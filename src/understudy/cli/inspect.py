@@ -35,7 +35,7 @@ class Inspect(Command):
     architecture: Path | None = None
     """A student's folder, or an architecture as JSON: show what it costs."""
     forecast_by: Path | None = None
-    """Run of archcomp on a teacher of this structure: show the accuracy that it predicts for that architecture."""
+    """Run of archcomp on a teacher of this structure: show the score that it predicts for that architecture."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON for machines."""
 

@@ -54,9 +54,9 @@ class Teach(Teaching, Subject, Command):
             self.model, data, self.out, teaching=teaching, arguments=parsed(self.arguments), weights=self.weights
         )
         card = read_teacher_card(self.out)
-        accuracy = card["accuracy"]
+        score = card["score"]
         out.print(
-            f"{self.out}: {share(accuracy['val'])} on validation, {share(accuracy['test'])} on test, "
+            f"{self.out}: {share(score['val'])} on validation, {share(score['test'])} on test, "
             f"{card['seconds']} s of training",
             soft_wrap=True,
         )

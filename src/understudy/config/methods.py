@@ -225,7 +225,7 @@ class Decore(Method):
 
     penalty: Annotated[float, Range(0.0)] = 200.0
     """Penalty for a wrong prediction, where a right one earns 1 (DECORE's lambda). Dropping channels pays only while
-    the accuracy is above penalty / (1 + penalty). With budgets on cost it is adapted instead."""
+    the score is above penalty / (1 + penalty). With budgets on cost it is adapted instead."""
     training: Training = field(default_factory=lambda: Training(epochs=12, lr=0.001, schedule="constant", loss="ce"))
     """The network's training while the agents learn (paper: 260 epochs on labels, batches of 256)."""
     agent_lr: Amount = 0.0

@@ -100,7 +100,7 @@ class Candidates(Checked):
     """Initial weights: fresh (as N2N), inherited from the teacher by slicing, or compensated: then each layer is solved
     anew to give on some training images what it gave in the teacher."""
     stop_below: Share = 0.2
-    """Early-stop a student whose accuracy after one epoch is below this fraction of the teacher's (0: never)."""
+    """Early-stop a student whose score after one epoch is below this fraction of the teacher's (0: never)."""
 
 
 @dataclass(frozen=True, kw_only=True)

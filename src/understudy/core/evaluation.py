@@ -41,7 +41,7 @@ class Evaluation:
     """One trained and scored student, or why there is none.
 
     `teacher`, `data` and `recipe` are digests; an evaluation answers for another proposal only where
-    architecture and all three agree. `accuracy` is on the validation split, in 0..1; 0 if failed.
+    architecture and all three agree. `score` is on the validation split, in 0..1; 0 if failed.
     """
 
     architecture: Architecture
@@ -49,7 +49,7 @@ class Evaluation:
     data: str
     recipe: str
     cost: Cost | None  # None if the student could not be built
-    accuracy: float
+    score: float
     seconds: float
     seed: int
     status: Status = "ok"  # "stopped": given up early as clearly bad; "failed": no score
@@ -62,13 +62,13 @@ class Evaluation:
 
     def with_error(self, error: str) -> Evaluation:
         """Return this evaluation as a failed one, with the reason."""
-        return replace(self, status="failed", error=error, accuracy=0.0)
+        return replace(self, status="failed", error=error, score=0.0)
 
     def to_json(self) -> str:
         """Return this evaluation as JSON text; `from_json` reads it back."""
         fields: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("teacher", "data", "recipe", "accuracy", "seconds", "seed", "status", "error")
+            for name in ("teacher", "data", "recipe", "score", "seconds", "seed", "status", "error")
         }
         fields["architecture"] = json.loads(self.architecture.to_json())
         fields["cost"] = None if self.cost is None else asdict(self.cost)

@@ -72,13 +72,13 @@ def amount(number: float) -> str:
 
 
 def share(number: float | None) -> str:
-    """Return an accuracy as percents."""
+    """Return a score as percents."""
     return "-" if number is None else f"{100 * number:.2f}%"
 
 
-def standard_error(accuracy: float, examples: int) -> float:
-    """Return the standard error of an accuracy (0..1) that was measured on so many examples."""
-    return math.sqrt(max(accuracy * (1.0 - accuracy), 0.0) / max(examples, 1))
+def standard_error(score: float, examples: int) -> float:
+    """Return the standard error of a score (0..1) that was measured on so many examples."""
+    return math.sqrt(max(score * (1.0 - score), 0.0) / max(examples, 1))
 
 
 def duration(seconds: float) -> str:

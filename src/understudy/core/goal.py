@@ -15,7 +15,7 @@ _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Budgets on cost and accuracy. An amount is a number ("1.7M", "500K", 74000) or a ratio ("10x")."""
+    """Budgets on cost and score. An amount is a number ("1.7M", "500K", 74000) or a ratio ("10x")."""
 
     params: str | None = None
     """Maximum number of parameters: "1.7M", "74000", or "10x" for a tenth of the teacher's."""
@@ -27,10 +27,10 @@ class Goal:
     """Maximum megabytes of activations alive at the same time, one image, float32: "0.5" or "2x"."""
     latency_ms: str | None = None
     """Maximum milliseconds of one forward pass on this machine and device, batch 1, one thread: "5" or "2x"."""
-    accuracy: float | None = None
-    """Minimum accuracy on the validation split, 0..1."""
-    accuracy_drop: float | None = None
-    """Maximum drop below the teacher's validation accuracy, 0..1 (0.01 is one percentage point)."""
+    score: float | None = None
+    """Minimum score on the validation split, 0..1."""
+    score_drop: float | None = None
+    """Maximum drop below the teacher's validation score, 0..1 (0.01 is one percentage point)."""
 
     def __post_init__(self) -> None:
         for figure in FIGURES:
@@ -39,35 +39,35 @@ class Goal:
                 # A number is as good as its text: Goal(params=74000).
                 object.__setattr__(self, figure.goal, str(amount))
                 parse_amount(str(amount), of=1.0, name=figure.goal)
-        for name in ("accuracy", "accuracy_drop"):
+        for name in ("score", "score_drop"):
             share = getattr(self, name)
             if share is not None and not 0.0 <= share <= 1.0:
                 raise GoalError(f"goal {name!r} must be in 0..1, but got {share}")
 
-    def budgets(self, cost: Cost, accuracy: float) -> Budgets:
-        """Return this goal in absolute numbers for a teacher of that cost and validation accuracy."""
-        floors = [0.0 if self.accuracy is None else self.accuracy]
-        if self.accuracy_drop is not None:
-            floors.append(accuracy - self.accuracy_drop)
+    def budgets(self, cost: Cost, score: float) -> Budgets:
+        """Return this goal in absolute numbers for a teacher of that cost and validation score."""
+        floors = [0.0 if self.score is None else self.score]
+        if self.score_drop is not None:
+            floors.append(score - self.score_drop)
 
         limits = {
             figure.name: parse_amount(amount, of=figure.of(cost), name=figure.goal)
             for figure in FIGURES
             if (amount := getattr(self, figure.goal)) is not None
         }
-        return Budgets(**limits, accuracy=max(floors))
+        return Budgets(**limits, score=max(floors))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """A goal in absolute numbers: upper limits on cost, a lower one on accuracy."""
+    """A goal in absolute numbers: upper limits on cost, a lower one on score."""
 
     parameters: float | None = None
     macs: float | None = None
     size_mb: float | None = None
     memory_mb: float | None = None
     latency_ms: float | None = None
-    accuracy: float = 0.0
+    score: float = 0.0
 
     def limits(self) -> tuple[tuple[str, float], ...]:
         """Return the cost limits that are set, as pairs of a figure's name and its most."""
@@ -81,11 +81,11 @@ class Budgets:
         """
         return tuple((name, _known(name, cost) / most) for name, most in self.limits())
 
-    def broken_by(self, cost: Cost, accuracy: float | None = None) -> tuple[str, ...]:
-        """Return the names of the limits that are not kept, in order; an accuracy of None is not judged."""
+    def broken_by(self, cost: Cost, score: float | None = None) -> tuple[str, ...]:
+        """Return the names of the limits that are not kept, in order; a score of None is not judged."""
         over = tuple(name for name, used in self.used(cost) if used > 1.0)
-        below = accuracy is not None and accuracy < self.accuracy
-        return (*over, "accuracy") if below else over
+        below = score is not None and score < self.score
+        return (*over, "score") if below else over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,26 +96,26 @@ class Reward:
     budgets P is the figure that has one: a goal in MACs is pursued in MACs. Where several have one, what is left of
     the teacher is the geometric mean over them, so that a factor of two counts the same in each, whatever its unit
     and however hard its budget is. And what a figure saves beyond its budget earns nothing (ours): within the
-    budgets the reward is the accuracy times a constant, as the most accurate student within the budgets wins.
+    budgets the reward is the score times a constant, as the most accurate student within the budgets wins.
     A budget that asks for no reduction counts as none.
 
     A student that breaks a budget has its reward phased towards -1 over the first `phase_updates` updates: with
     `e = (1 - t / phase_updates)^4`, `(e - 1) + e * R`; once the phase is over the penalty stays. 0 updates mean
     the hard form from the start.
 
-    Rewards are in -1..`most`, where `most` is 1 over the teacher's accuracy: a student can be better than its
+    Rewards are in -1..`most`, where `most` is 1 over the teacher's score: a student can be better than its
     teacher. A teacher that is never right (0) counts as 1.
     """
 
     teacher_cost: Cost
-    teacher_accuracy: float
+    teacher_score: float
     budgets: Budgets = Budgets()
     phase_updates: int = 15
 
     def __call__(self, evaluation: Evaluation, *, update: int | None = None) -> float:
         """Return the reward at that update of the search (None: after the phase), in -1..most."""
         plain, cost = self.plain(evaluation), evaluation.cost
-        if plain < 0.0 or cost is None or not self.budgets.broken_by(cost, evaluation.accuracy):
+        if plain < 0.0 or cost is None or not self.budgets.broken_by(cost, evaluation.score):
             return plain
         leniency = self._leniency(update)
         return (leniency - 1.0) + leniency * plain
@@ -125,13 +125,13 @@ class Reward:
         cost = evaluation.cost
         if evaluation.status == "failed" or cost is None or self.left(cost) >= 1.0:
             return -1.0
-        compression = 1.0 - self._left(cost, capped=True)
-        return compression * (2.0 - compression) * evaluation.accuracy * self.most
+        compression = max(1.0 - self._left(cost, capped=True), 0.0)
+        return compression * (2.0 - compression) * evaluation.score * self.most
 
     @property
     def most(self) -> float:
         """The largest reward, that of a student which is always right and costs nothing."""
-        return 1.0 / (self.teacher_accuracy or 1.0)
+        return 1.0 / (self.teacher_score or 1.0)
 
     def left(self, cost: Cost) -> float:
         """Return what is left of the teacher's cost in the figures with a budget, 1 for all of it."""

@@ -12,11 +12,11 @@ from understudy.core.figures import FIGURE, FIGURES, share, standard_error
 from understudy.core.goal import Goal, Reward
 from understudy.core.timing import Comparison
 
-_CLEARLY = 3.0  # standard errors, from which on two accuracies differ
+_CLEARLY = 3.0  # standard errors, from which on two scores differ
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
+class Score:
     """A share of examples that were classified rightly."""
 
     value: float  # 0..1
@@ -24,14 +24,14 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.value <= 1.0 or self.examples < 1:
-            raise ValueError(f"an accuracy must be in 0..1, of at least one example, but got {self}")
+            raise ValueError(f"a score must be in 0..1, of at least one example, but got {self}")
 
     @property
     def error(self) -> float:
         """The standard error, 0..1."""
         return standard_error(self.value, self.examples)
 
-    def above(self, other: Accuracy) -> bool:
+    def above(self, other: Score) -> bool:
         """Return whether it is larger than another one by more than chance explains."""
         return self.value - other.value > _CLEARLY * math.hypot(self.error, other.error)
 
@@ -45,14 +45,14 @@ class Network:
     """The figures of one network."""
 
     cost: Cost  # with a latency only where the goal limits it
-    val: Accuracy
-    test: Accuracy | None  # None without a test split
+    val: Score
+    test: Score | None  # None without a test split
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Network:
         """Return what `dataclasses.asdict` gave."""
-        test = None if values["test"] is None else Accuracy(**values["test"])
-        return cls(cost=Cost(**values["cost"]), val=Accuracy(**values["val"]), test=test)
+        test = None if values["test"] is None else Score(**values["test"])
+        return cls(cost=Cost(**values["cost"]), val=Score(**values["val"]), test=test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Asked:
 
     @property
     def is_floor(self) -> bool:
-        """Whether at least that much was asked for, as of accuracy, and not at most."""
+        """Whether at least that much was asked for, as of score, and not at most."""
         return self.name not in {figure.goal for figure in FIGURES}
 
     @property
@@ -99,7 +99,7 @@ class FinalStudent:
     """One of the students that were trained to convergence."""
 
     name: str
-    val: float  # accuracy, 0..1
+    val: float  # score, 0..1
     status: Status
     seconds: float
 
@@ -133,7 +133,7 @@ class Summary:
         val, test = self.teacher.val, self.teacher.test
         if test is None or not val.above(test):
             return ()
-        asked = " An accuracy that is asked for is judged there, so it was judged too hard." if self._floors else ""
+        asked = " A score that is asked for is judged there, so it was judged too hard." if self._floors else ""
         return (
             f"The teacher gets {val} of the validation images right and {test} of the test images: it has probably "
             f"been trained on the validation images.{asked} Give images that it has not seen: FOLDER/val, or val= in "
@@ -164,16 +164,16 @@ class Summary:
 
 
 def asked_and_obtained(goal: Goal, reward: Reward, student: Network) -> tuple[Asked, ...]:
-    """Return each budget of a goal beside what a student takes; its accuracy is that on the validation split."""
+    """Return each budget of a goal beside what a student takes; its score is that on the validation split."""
     found = []
     for name, most in reward.budgets.limits():
         figure, obtained = FIGURE[name], FIGURE[name].of(student.cost)
         assert obtained is not None, "what has a budget was measured"
         asked = str(getattr(goal, figure.goal))
         found.append(Asked(name=figure.goal, asked=asked, limit=most, obtained=obtained))
-    floors = {"accuracy": goal.accuracy, "accuracy_drop": goal.accuracy_drop}
+    floors = {"score": goal.score, "score_drop": goal.score_drop}
     for name, number in floors.items():
         if number is not None:
-            limit = number if name == "accuracy" else reward.teacher_accuracy - number
+            limit = number if name == "score" else reward.teacher_score - number
             found.append(Asked(name=name, asked=str(number), limit=limit, obtained=student.val.value))
     return tuple(found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from understudy.core.figures import amount, share
-from understudy.core.summary import Accuracy
+from understudy.core.summary import Score
 from understudy.export.source import Source
 from understudy.models.card import StudentCard
 
@@ -70,7 +70,7 @@ def _figures(card: StudentCard) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _accuracy(found: Accuracy | None) -> str:
+def _accuracy(found: Score | None) -> str:
     return "-" if found is None else f"{share(found.value)} of {found.examples:,}"
 
 

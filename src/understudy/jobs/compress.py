@@ -144,7 +144,7 @@ def compress(
         run: folder, new or one to continue.
         method: how students are searched for, `N2N()` unless given; a `Method` of your own as well. What is not given
             here and below has the default of `Compression`.
-        goal: budgets on cost and accuracy.
+        goal: budgets on cost and score.
         widths: the widths that students may have.
         augmentation: how training images are varied.
         candidates: how proposals are evaluated.
@@ -247,34 +247,34 @@ class Job:
         if known is None:
             evaluator = self.evaluator
             with self.display.steps("measuring the teacher", None):
-                known = {"cost": asdict(self.latencies.teacher), "accuracy": evaluator.teacher_accuracy}
+                known = {"cost": asdict(self.latencies.teacher), "score": evaluator.teacher_score}
             self.run.remember("teacher", known)
         with understood(self.run.folder / "teacher.json", RunError):
             Cost(**known["cost"])
-            return {**known, "accuracy": float(known["accuracy"])}
+            return {**known, "score": float(known["score"])}
 
     @cached_property
     def reward(self) -> Reward:
         """The reward that students are judged by in the end."""
-        teacher_cost, teacher_accuracy = Cost(**self.teacher["cost"]), self.teacher["accuracy"]
-        budgets = self.settings.goal.budgets(teacher_cost, teacher_accuracy)
-        return Reward(teacher_cost=teacher_cost, teacher_accuracy=teacher_accuracy, budgets=budgets)
+        teacher_cost, teacher_score = Cost(**self.teacher["cost"]), self.teacher["score"]
+        budgets = self.settings.goal.budgets(teacher_cost, teacher_score)
+        return Reward(teacher_cost=teacher_cost, teacher_score=teacher_score, budgets=budgets)
 
     @property
     def search_reward(self) -> Reward:
         """The reward that the searcher sees.
 
-        The accuracy asked for is that of a student trained to convergence. A candidate's few epochs
+        The score asked for is that of a student trained to convergence. A candidate's few epochs
         seldom reach it, and if none does, a penalty for all teaches nothing. So where budgets on cost
-        bound the search already, accuracy counts as a factor of the reward alone; the end of the search
+        bound the search already, score counts as a factor of the reward alone; the end of the search
         and the final choice hold to the floor.
         """
         budgets = self.reward.budgets
-        return replace(self.reward, budgets=replace(budgets, accuracy=0.0)) if budgets.limits() else self.reward
+        return replace(self.reward, budgets=replace(budgets, score=0.0)) if budgets.limits() else self.reward
 
     def _pruned(self) -> tuple[Evaluator, list[Evaluation]]:
         """Let agents prune, or go on; return the evaluator of what they left, and its evaluation."""
-        self.display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; agents on every channel")
+        self.display.say(f"teacher: {share(self.teacher['score'])} on validation; agents on every channel")
         pruning = Pruning(
             self.task, self.run, self.evaluator, self.reward.budgets, self.display, latencies=self.latencies
         )
@@ -283,7 +283,7 @@ class Job:
             if not store.all():
                 store.add(evaluator.cut(architecture))
             found = [self.latencies.measured(e) for e in store.all()]
-        self.display.say(f"pruned: {share(found[0].accuracy)} on validation before the final training")
+        self.display.say(f"pruned: {share(found[0].score)} on validation before the final training")
         return evaluator, found
 
     def _searched(self) -> tuple[Evaluator, list[Evaluation]]:
@@ -291,7 +291,7 @@ class Job:
         method, display = self.settings.method, self.display
         problem = replace(self.task.problem(self.search_reward), predict=self.latencies.predict)
         searcher = method.searcher(problem)
-        display.say(f"teacher: {share(self.teacher['accuracy'])} on validation; search by {searcher.stage}")
+        display.say(f"teacher: {share(self.teacher['score'])} on validation; search by {searcher.stage}")
         finals, start = self._after_search(), time.monotonic()
         epochs = self.settings.candidates.training.epochs
         with display.steps("teacher logits for the search", epochs, unit="epochs", after=finals):
@@ -400,7 +400,7 @@ class Job:
 
     def tell_of_final(self, evaluation: Evaluation) -> None:
         """Tell of a final student that was trained."""
-        figures = "failed: " + str(evaluation.error) if evaluation.status == "failed" else share(evaluation.accuracy)
+        figures = "failed: " + str(evaluation.error) if evaluation.status == "failed" else share(evaluation.score)
         parameters = "?" if evaluation.cost is None else f"{evaluation.cost.parameters:,}"
         self.display.say(f"final student {evaluation.architecture.digest}: {parameters} parameters, {figures}")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from understudy.core.errors import DataError, ModelError
 from understudy.core.figures import share, standard_error
-from understudy.core.summary import Accuracy
+from understudy.core.summary import Score
 from understudy.data import AnySplit, Data
 from understudy.graph.copies import copied
 from understudy.jobs.task import Task
@@ -21,8 +21,8 @@ from understudy.training.loop import predict
 
 _IMAGES = 500  # of each split that is looked at
 _TRIED = 200  # images on which another normalisation is tried
-_BEYOND_DOUBT = 0.9  # accuracy from which on no other normalisation is tried
-_BETTER = 0.05  # accuracy that another normalisation must gain to be named
+_BEYOND_DOUBT = 0.9  # score from which on no other normalisation is tried
+_BETTER = 0.05  # score that another normalisation must gain to be named
 _NORMALISATIONS = (
     ("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ("CIFAR-10's", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
@@ -52,7 +52,7 @@ class Normalisation:
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    reached: Accuracy
+    reached: Score
 
     def __str__(self) -> str:
         """Return it as flags, with what is reached."""
@@ -64,8 +64,8 @@ class Normalisation:
 class Look:
     """What a first look at a teacher finds."""
 
-    accuracy: Accuracy  # on validation images
-    known: Accuracy  # on validation and training images together, which tells a guess from a few images
+    score: Score  # on validation images
+    known: Score  # on validation and training images together, which tells a guess from a few images
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -101,7 +101,7 @@ class Look:
         if self.better is not None and teacher.mean is None:
             raise DataError(
                 "a teacher needs the normalisation that it was trained with: with the data's own "
-                f"{self._normalisation} it gets {self.accuracy} of {self.accuracy.examples} validation images right, "
+                f"{self._normalisation} it gets {self.score} of {self.score.examples} validation images right, "
                 f"but {self.better}. Give it (Data.with_normalisation in Python), or go on all the same with "
                 "--untrained (untrained=True)."
             )
@@ -116,7 +116,7 @@ class Look:
             found.append(
                 f"the teacher's loss is as low on the validation images ({self.val_loss.mean:.3f}) as on training "
                 f"images ({self.train_loss.mean:.3f}), from which they were cut: it has probably been trained on them, "
-                "and an accuracy relative to its own is asked for too hard. Give images that it has not seen: a "
+                "and a score relative to its own is asked for too hard. Give images that it has not seen: a "
                 "folder val/ beside train/, or val= in Python"
             )
         return tuple(found)
@@ -152,13 +152,13 @@ def look_at(task: Task) -> Look:
     train = data.train.subset(min(_IMAGES, len(data.train)), settings.seed)
     train_right, train_losses = _judged(network, train, data, compute)
     found = Look(
-        accuracy=_accuracy(right),
-        known=_accuracy(right + train_right),
+        score=_score(right),
+        known=_score(right + train_right),
         classes=data.classes,
         mean=data.mean,
         std=data.std,
     )
-    if found.accuracy.value < _BEYOND_DOUBT and data.train.dtype == torch.uint8:
+    if found.score.value < _BEYOND_DOUBT and data.train.dtype == torch.uint8:
         found = replace(found, better=_better(network, data, compute, settings.seed))
     if data.val_from_train and teacher.taught_on != data.digest and min(len(losses), len(train_losses)) > 1:
         found = replace(found, val_loss=Losses.of(losses), train_loss=Losses.of(train_losses))
@@ -173,14 +173,14 @@ def _judged(network: nn.Module, split: AnySplit, data: Data, compute: Compute) -
     return (logits.argmax(1) == labels).tolist(), losses.tolist()
 
 
-def _accuracy(right: list[bool]) -> Accuracy:
-    return Accuracy(value=sum(right) / len(right), examples=len(right))
+def _score(right: list[bool]) -> Score:
+    return Score(value=sum(right) / len(right), examples=len(right))
 
 
 def _better(network: nn.Module, data: Data, compute: Compute, seed: int) -> Normalisation | None:
     """Return the best of the usual normalisations, if the teacher is clearly better with it than with the data's."""
     some = data.val.subset(min(_TRIED, len(data.val)), seed)
-    now = _accuracy(_judged(network, some, data, compute)[0])
+    now = _score(_judged(network, some, data, compute)[0])
     found = []
     for name, mean, std in _NORMALISATIONS:
         channels = data.shape[0]
@@ -188,7 +188,7 @@ def _better(network: nn.Module, data: Data, compute: Compute, seed: int) -> Norm
             continue
         means, stds = (numbers * channels if len(numbers) == 1 else numbers for numbers in (mean, std))
         other = replace(data, mean=means, std=stds)  # not `with_normalisation`, whose digest reads every image
-        reached = _accuracy(_judged(network, some, other, compute)[0])
+        reached = _score(_judged(network, some, other, compute)[0])
         found.append(Normalisation(name=name, mean=means, std=stds, reached=reached))
     best = max(found, key=lambda tried: tried.reached.value, default=None)
     return best if best and best.reached.value > now.value + _BETTER and best.reached.above(now) else None

@@ -83,7 +83,7 @@ def plan_table(plan: Plan) -> Group:
             "the teacher",
             f"{plan.layers} layers, {plan.teacher.parameters:,} parameters, {amount(plan.teacher.macs)} MACs",
         ),
-        ("its accuracy", f"{plan.look.accuracy} of {plan.look.accuracy.examples} validation images (± s.e.)"),
+        ("its score", f"{plan.look.score} of {plan.look.score.examples} validation images (± s.e.)"),
         ("can be removed", _counted(plan.units, "unit")),
         ("can be narrowed", _counted(plan.groups, "group") + " of channels"),
         ("keep their width", _counted(len(plan.frozen), "group") + (", see below" if plan.frozen else "")),

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from understudy.core.errors import DataError
-from understudy.core.summary import Accuracy
+from understudy.core.summary import Score
 from understudy.core.timing import Timing
 from understudy.cost.measure import latency
 from understudy.data import Data
@@ -21,22 +21,22 @@ from understudy.training.loop import Compute, accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Measured:
     """A student's figures on a split."""
 
-    accuracy: Accuracy
+    score: Score
     parameters: int
     latency: Timing  # ms of one forward pass of one image, 1 thread
 
 
-def score(
+def measure(
     folder: str | Path,
     data: Data,
     split: Literal["test", "val"],
     *,
     trust_code: bool = False,
     model: str | None = None,
-) -> Score:
+) -> Measured:
     """Measure the student of a folder on a split, in float32 with one thread.
 
     `trust_code` and `model` are those of `load_student`.
@@ -52,8 +52,8 @@ def score(
     if examples is None:
         raise DataError(f"the data must have a test split to evaluate on, but {data.source} has none")
     check_outputs(student, fitted)
-    return Score(
-        accuracy=Accuracy(
+    return Measured(
+        score=Score(
             value=accuracy(student, examples, normalise=fitted.normalise, compute=Compute()), examples=len(examples)
         ),
         parameters=sum(p.numel() for p in student.parameters()),

@@ -23,7 +23,7 @@ from understudy.core.figures import amount, share
 from understudy.cost.predict import LayerCost, per_layer, predict
 from understudy.graph.analysis import Analysis, analyse
 from understudy.jobs.task import proved
-from understudy.methods.archcomp.embedding import predicted_accuracy
+from understudy.methods.archcomp.embedding import predicted_score
 from understudy.methods.feasibility import smallest
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import load_into, read_weights
@@ -37,8 +37,8 @@ class Forecast:
 
     architecture: str  # its digest
     cost: Cost  # exact
-    accuracy: float | None = None  # on validation after a candidate's training, 0..1; None: no run was asked
-    deviation: float | None = None  # standard deviation of what the accuracy may be
+    score: float | None = None  # on validation after a candidate's training, 0..1; None: no run was asked
+    deviation: float | None = None  # standard deviation of what the score may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def inspect_model(
         channels: of an input image.
         check: build students and hold them against the masked network, as a compression does before it starts.
         architecture: folder of a student or JSON of an architecture, whose cost is shown as well.
-        forecast_by: run of architecture compression that predicts its accuracy.
+        forecast_by: run of architecture compression that predicts its score.
         progress: show how far the checks are.
 
     Raises:
@@ -121,7 +121,7 @@ def inspect_model(
     analysis = analyse(module, example)
     known = None if architecture is None else forecast(analysis, architecture, forecast_by)
     if architecture is None and forecast_by is not None:
-        raise ConfigError("forecast_by predicts the accuracy of an architecture, but no architecture was given")
+        raise ConfigError("forecast_by predicts the score of an architecture, but no architecture was given")
     return replace(inspect_analysis(analysis, name=name, check=check, progress=progress), forecast=known)
 
 
@@ -144,9 +144,9 @@ def forecast(analysis: Analysis, path: Path, run: Path | None) -> Forecast:
     teacher = source.recall("teacher")
     assert teacher is not None, "a run has measured its teacher before it searches"
     widths, policy = source.settings.widths, read_weights(source.policy)
-    ((expected, deviation),) = predicted_accuracy(policy, analysis.space, widths, [architecture])
-    scale = teacher["accuracy"]
-    return replace(known, accuracy=expected * scale, deviation=deviation * scale)
+    ((expected, deviation),) = predicted_score(policy, analysis.space, widths, [architecture])
+    scale = teacher["score"]
+    return replace(known, score=expected * scale, deviation=deviation * scale)
 
 
 def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, progress: bool = False) -> Inspection:
@@ -250,8 +250,8 @@ def _summary(found: Inspection) -> str:
     if found.forecast is not None:
         known = found.forecast
         line = f"{known.architecture}: {amount(known.cost.parameters)} parameters, {amount(known.cost.macs)} MACs"
-        if known.accuracy is not None and known.deviation is not None:
-            line += f", {share(known.accuracy)} ± {share(known.deviation)} predicted on validation"
+        if known.score is not None and known.deviation is not None:
+            line += f", {share(known.score)} ± {share(known.deviation)} predicted on validation"
         lines = (*lines, line)
     if found.proof is not None:
         lines = (*lines, found.proof.summary)

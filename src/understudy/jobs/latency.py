@@ -165,7 +165,7 @@ def _samples(task: Task) -> Iterator[tuple[Architecture, Cost]]:
 
 def _refuse_what_is_out_of_reach(task: Task, reference: Reference) -> None:
     cost = replace(task.cost, latency_ms=reference.latency_ms)
-    most = task.settings.goal.budgets(cost, accuracy=0.0).latency_ms
+    most = task.settings.goal.budgets(cost, score=0.0).latency_ms
     least = min(reference.points, key=lambda point: point.latency_ms)
     if most is not None and least.latency_ms > most:
         figure = FIGURE["latency_ms"]

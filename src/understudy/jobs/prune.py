@@ -42,7 +42,7 @@ from understudy.training.loop import Progress, train
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
 _LATE = 1.25  # times the budget that the expected cost may be at the end of the loop, without a warning
-_NO_SIGNAL = 0.1  # of the teacher's accuracy above chance, under which masked outputs tell agents nothing
+_NO_SIGNAL = 0.1  # of the teacher's score above chance, under which masked outputs tell agents nothing
 _EVERYWHERE = ("parameters", "macs", "size_mb", "latency_ms")  # each layer adds to these, few to the peak of memory
 
 
@@ -147,10 +147,10 @@ class Pruning:
 
     def _warn_of_chance(self, agents: Agents) -> None:
         """Warn if the masked network fell to chance level."""
-        guess, reached = 1.0 / len(self.task.data.classes), float(agents.accuracy)
-        if reached - guess < _NO_SIGNAL * (self.evaluator.teacher_accuracy - guess):
+        guess, reached = 1.0 / len(self.task.data.classes), float(agents.score)
+        if reached - guess < _NO_SIGNAL * (self.evaluator.teacher_score - guess):
             self.display.warn(
-                f"the masked network's accuracy fell to {share(reached)} (chance level is {share(guess)}), so the "
+                f"the masked network's score fell to {share(reached)} (chance level is {share(guess)}), so the "
                 f"agents' learning signal has vanished; increase decore.training.epochs"
             )
 
@@ -304,12 +304,12 @@ class _Report:
         self._display.say(
             f"epoch {progress.epoch}/{progress.epochs}  {int((chances >= 0.5).sum())}/{len(chances)} channels kept  "
             f"expected {amount(likely.parameters)} parameters, {amount(likely.macs)} MACs  "
-            f"accuracy {share(float(agents.accuracy))} with masks  reward {float(agents.reward):+.3g}  "
+            f"score {share(float(agents.score))} with masks  reward {float(agents.reward):+.3g}  "
             f"penalty {penalty:.3g} (dropping pays above {share(pays)})  {share(stuck)} saturated"
             + f"  {self._display.rest(left)}"
         )
-        if float(agents.accuracy) <= pays and not self._steered:
-            right = float(agents.accuracy)
+        if float(agents.score) <= pays and not self._steered:
+            right = float(agents.score)
             self._warn(
                 f"dropping does not pay: {share(right)} of the answers are right, but with a penalty of {penalty:.4g} "
                 f"it takes more than {share(pays)}; give a penalty under {right / max(1 - right, 1e-9):.3g} or a budget"

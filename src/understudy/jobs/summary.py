@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from understudy.core.evaluation import Evaluation
 from understudy.core.goal import Reward
-from understudy.core.summary import Accuracy, FinalStudent, Network, SearchTotals, Summary, asked_and_obtained
+from understudy.core.summary import FinalStudent, Network, Score, SearchTotals, Summary, asked_and_obtained
 from understudy.core.timing import Comparison
 from understudy.data import AnySplit
 from understudy.graph.copies import copied
@@ -39,7 +39,7 @@ def summarise(
         task: what was done.
         run: where.
         reward: whose budgets count.
-        compute: how accuracy is computed.
+        compute: how score is computed.
         student: the winner.
         best: its evaluation after the final training.
         finished: the evaluations of all final students.
@@ -49,12 +49,12 @@ def summarise(
     examples, test = len(task.data.val), task.data.test
     both = None if test is None else _tested(task, run, test, compute, teacher, student)
     of_teacher, of_student = both or (None, None)
-    found = Network(cost=best.cost, val=Accuracy(value=best.accuracy, examples=examples), test=of_student)
+    found = Network(cost=best.cost, val=Score(value=best.score, examples=examples), test=of_student)
     return Summary(
         name=best.architecture.digest,
         teacher=Network(
             cost=reward.teacher_cost,
-            val=Accuracy(value=reward.teacher_accuracy, examples=examples),
+            val=Score(value=reward.teacher_score, examples=examples),
             test=of_teacher,
         ),
         student=found,
@@ -67,7 +67,7 @@ def summarise(
             seconds=round(sum(e.seconds for e in searched), 1),
         ),
         finals=tuple(
-            FinalStudent(name=e.architecture.digest, val=e.accuracy, status=e.status, seconds=round(e.seconds, 1))
+            FinalStudent(name=e.architecture.digest, val=e.score, status=e.status, seconds=round(e.seconds, 1))
             for e in finished
         ),
         compute=compute.name,
@@ -77,8 +77,8 @@ def summarise(
 
 def _tested(
     task: Task, run: Run, split: AnySplit, compute: Compute, teacher: nn.Module, student: nn.Module
-) -> tuple[Accuracy, Accuracy]:
-    """Return the accuracy of teacher and student, and leave their predictions in the run folder."""
+) -> tuple[Score, Score]:
+    """Return the score of teacher and student, and leave their predictions in the run folder."""
     placed, labels = split.to(compute.device), split.labels.cpu()
     answers = [
         predict(compute.place(copied(model)), placed, normalise=task.data.normalise, compute=compute).cpu()
@@ -94,7 +94,7 @@ def _tested(
         student_confidence=as_sure.numpy(),
     ).write(run.predictions)
     first, second = (
-        Accuracy(value=rightly(logits, labels).double().mean().item(), examples=len(split)) for logits in answers
+        Score(value=rightly(logits, labels).double().mean().item(), examples=len(split)) for logits in answers
     )
     return first, second
 

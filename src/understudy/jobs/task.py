@@ -117,9 +117,9 @@ class Task:
         )
         if policy is None and settings.policy_from is not None:
             task = replace(task, policy=_learned(settings.policy_from, task))
-        # What is measured, latency and accuracy, cannot be judged yet.
-        predicted = replace(settings.goal, latency_ms=None, accuracy=None, accuracy_drop=None)
-        budgets = predicted.budgets(task.cost, accuracy=0.0)
+        # What is measured, latency and score, cannot be judged yet.
+        predicted = replace(settings.goal, latency_ms=None, score=None, score_drop=None)
+        budgets = predicted.budgets(task.cost, score=0.0)
         refuse_what_is_out_of_reach(budgets, task.space, settings.method, settings.widths, task.predict)
         return task
 
@@ -290,6 +290,6 @@ def _learned(where: str, task: Task) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"policy_from must name a run with a policy, but there is no {path}")
     tensors = read_weights(path)
-    budgets = replace(task.settings.goal, latency_ms=None, accuracy_drop=None).budgets(task.cost, accuracy=0.0)
-    method.check_start(tensors, task.problem(Reward(teacher_cost=task.cost, teacher_accuracy=1.0, budgets=budgets)))
+    budgets = replace(task.settings.goal, latency_ms=None, score_drop=None).budgets(task.cost, score=0.0)
+    method.check_start(tensors, task.problem(Reward(teacher_cost=task.cost, teacher_score=1.0, budgets=budgets)))
     return tensors

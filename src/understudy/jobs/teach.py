@@ -79,7 +79,7 @@ def teach(
             card = {
                 **_card(spec, data, teaching, compute),
                 "start": started["start"],
-                "accuracy": scored,
+                "score": scored,
                 "seconds": round(outcome.seconds, 1),
             }
             write_code(out, code_of(spec.name))

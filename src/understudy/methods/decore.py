@@ -83,7 +83,7 @@ class Agents(nn.Module):
     square: Tensor
     steps: Tensor
     penalty: Tensor
-    accuracy: Tensor
+    score: Tensor
     reward: Tensor
     earned: Tensor
     sizes: Tensor
@@ -114,7 +114,7 @@ class Agents(nn.Module):
         self.register_buffer("square", torch.zeros(count))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("penalty", torch.tensor(settings.penalty))
-        self.register_buffer("accuracy", torch.tensor(math.nan))  # running, of answers with masks drawn
+        self.register_buffer("score", torch.tensor(math.nan))  # running, of answers with masks drawn
         self.register_buffer("reward", torch.tensor(math.nan))  # running, of a layer
         self.register_buffer("earned", torch.full((examples,), math.nan))  # what each example scored, running
 
@@ -193,12 +193,12 @@ class Agents(nn.Module):
         """
         others = (score.sum() - score) / max(len(score) - 1, 1)
         before = self.earned[indices]
-        known = torch.where(before.isnan(), torch.where(self.accuracy.isnan(), others, self.accuracy), before)
+        known = torch.where(before.isnan(), torch.where(self.score.isnan(), others, self.score), before)
         self.earned[indices] = torch.where(before.isnan(), score, 0.5 * before + 0.5 * score)
         return known
 
     def _remember(self, score: Tensor, reward: Tensor) -> None:
-        for running, now in ((self.accuracy, score.mean()), (self.reward, reward)):
+        for running, now in ((self.score, score.mean()), (self.reward, reward)):
             running.copy_(torch.where(running.isnan(), now, running.lerp(now, 1.0 - _MEMORY)))
 
     def ascend(self, gradient: Float[Tensor, " a"]) -> None:
@@ -261,12 +261,12 @@ class Steering:
 
     def _steered(self, share: float, agents: Agents) -> float:
         assert self.usage is not None
-        if bool(agents.accuracy.isnan()):
+        if bool(agents.score.isnan()):
             return 0.0  # nobody has answered yet
         start = max(*self.usage(self.space.full), 1.0)
         aim = start ** (1.0 - min(share / max(self.settings.budget_by, 1e-9), 1.0))
         ratio = max(self.usage(expected(self.space, self.groups, agents.chances))) / aim
-        right = min(max(float(agents.accuracy), 1e-4), 1.0 - 1e-4)
+        right = min(max(float(agents.score), 1e-4), 1.0 - 1e-4)
         return float(min(ratio**-self.settings.gain / (1.0 - right) - 1.0, _MOST_PENALTY))
 
 

@@ -173,23 +173,23 @@ class Scoring:
         return self.reward(self.foresee.of(evaluation) if self.foresee else evaluation, update=update)
 
     def worth(self, cost: Cost | None, architecture: Architecture) -> float:
-        """Return the reward of an architecture of that predicted cost at the accuracy of the teacher."""
+        """Return the reward of an architecture of that predicted cost at the score of the teacher."""
         evaluation = Evaluation(
             architecture=architecture,
             teacher="",
             data="",
             recipe="",
             cost=cost,
-            accuracy=self.reward.teacher_accuracy,
+            score=self.reward.teacher_score,
             seconds=0.0,
             seed=0,
         )
         return self(evaluation)
 
     def merit(self, evaluation: Evaluation) -> tuple[float, bool, float]:
-        """Return what a start of the next stage is chosen by: reward, then whether it fits, then accuracy."""
+        """Return what a start of the next stage is chosen by: reward, then whether it fits, then score."""
         fits = evaluation.status != "failed" and self.usage(evaluation.cost, evaluation.architecture) <= 1.0
-        return self(evaluation), fits, evaluation.accuracy
+        return self(evaluation), fits, evaluation.score
 
 
 def calibrated(usages_at: Callable[[float], Iterable[float]], low: float, high: float) -> float:

@@ -16,14 +16,14 @@ from understudy.methods.feasibility import said
 def finalists(evaluations: Iterable[Evaluation], reward: Reward, count: int) -> list[Architecture]:
     """Return the architectures to train to convergence, the most promising first.
 
-    Only those that keep the budgets on cost. Those that reached the accuracy asked for after their short
-    training come first; the others follow, by accuracy, as the likeliest to reach it. See `merit_for`.
+    Only those that keep the budgets on cost. Those that reached the score asked for after their short
+    training come first; the others follow, by score, as the likeliest to reach it. See `merit_for`.
 
     Raises:
         GoalError: none keeps the budgets; the nearest points are listed.
     """
     trained = [e for e in evaluations if e.status != "failed"]
-    on_cost = replace(reward.budgets, accuracy=0.0)
+    on_cost = replace(reward.budgets, score=0.0)
     able = [e for e in trained if e.cost is not None and not on_cost.broken_by(e.cost)]
     if not able:
         raise GoalError(_nothing_fits(trained, on_cost))
@@ -35,7 +35,7 @@ def winner(finished: Sequence[Evaluation], reward: Reward, *, examples: int) -> 
     """Return the best of the final students on the validation split.
 
     Of those that keep every budget the most accurate wins where there is a budget on cost; those within one standard
-    error of its accuracy are as accurate, and of these the cheapest wins, by the figures with a budget. Without a
+    error of its score are as accurate, and of these the cheapest wins, by the figures with a budget. Without a
     budget on cost nothing says how small is small enough, so the reward weighs one against the other. If none keeps
     every budget, the most accurate of those that keep the budgets on cost wins.
 
@@ -54,15 +54,15 @@ def winner(finished: Sequence[Evaluation], reward: Reward, *, examples: int) -> 
     best = max(trained, key=merit_for(reward))
     if not reward.budgets.limits() or not _keeps_all(best, reward):
         return best
-    least = best.accuracy - standard_error(best.accuracy, examples)
-    equal = [e for e in trained if _keeps_all(e, reward) and e.accuracy >= least]
-    return min(equal, key=lambda e: (_left(e, reward), -e.accuracy, e.architecture.digest))
+    least = best.score - standard_error(best.score, examples)
+    equal = [e for e in trained if _keeps_all(e, reward) and e.score >= least]
+    return min(equal, key=lambda e: (_left(e, reward), -e.score, e.architecture.digest))
 
 
 def merit_for(reward: Reward) -> Callable[[Evaluation], tuple[int, float, float, str]]:
     """Return what evaluations that were not failures are ranked by, larger is better.
 
-    Whether it keeps every budget or at least those on cost; then accuracy, but the reward of those that keep every
+    Whether it keeps every budget or at least those on cost; then score, but the reward of those that keep every
     budget where none is on cost; then how little is left of the figures with a budget (of parameters without one); at
     last the digest, so that nothing hangs on who was finished first.
     """
@@ -70,16 +70,16 @@ def merit_for(reward: Reward) -> Callable[[Evaluation], tuple[int, float, float,
 
     def merit(evaluation: Evaluation) -> tuple[int, float, float, str]:
         assert evaluation.cost is not None, "what was trained has a cost"
-        broken = reward.budgets.broken_by(evaluation.cost, evaluation.accuracy)
-        kept = 2 if not broken else 1 if broken == ("accuracy",) else 0
-        score = reward.plain(evaluation) if by_reward and kept == 2 else evaluation.accuracy
+        broken = reward.budgets.broken_by(evaluation.cost, evaluation.score)
+        kept = 2 if not broken else 1 if broken == ("score",) else 0
+        score = reward.plain(evaluation) if by_reward and kept == 2 else evaluation.score
         return kept, score, -_left(evaluation, reward), evaluation.architecture.digest
 
     return merit
 
 
 def _keeps_all(evaluation: Evaluation, reward: Reward) -> bool:
-    return evaluation.cost is not None and not reward.budgets.broken_by(evaluation.cost, evaluation.accuracy)
+    return evaluation.cost is not None and not reward.budgets.broken_by(evaluation.cost, evaluation.score)
 
 
 def _left(evaluation: Evaluation, reward: Reward) -> float:
@@ -92,7 +92,7 @@ def _nothing_fits(trained: Sequence[Evaluation], budgets: Budgets) -> str:
         return max((used for _, used in budgets.used(evaluation.cost)), default=0.0) if evaluation.cost else 0.0
 
     nearest = sorted(trained, key=excess)[:3]
-    points = "\n  ".join(f"{said(e.cost)}, validation accuracy {share(e.accuracy)}" for e in nearest if e.cost)
+    points = "\n  ".join(f"{said(e.cost)}, validation score {share(e.score)}" for e in nearest if e.cost)
     if not points:
         return "a search must find at least one student that can be trained, but every one failed; run.log says why"
     asked = ", ".join(FIGURE[name].text(most) for name, most in budgets.limits())

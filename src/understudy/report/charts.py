@@ -50,7 +50,7 @@ def pareto(facts: Facts, figure: Figure) -> Chart:
     """Return accuracy over a cost of all trained students, the front among them, the finals and the teacher."""
     trained = facts.trained
     costs = [_cost(figure, cost) for _, _, cost in trained]
-    right = [e.accuracy for _, e, _ in trained]
+    right = [e.score for _, e, _ in trained]
     numbers = [number for number, _, _ in trained]
     best = front(costs, right)
     stopped = [e.status == "stopped" for _, e, _ in trained]
@@ -72,7 +72,7 @@ def pareto(facts: Facts, figure: Figure) -> Chart:
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": "after the final training",
-                "x": [_cost(figure, e.cost) for e in finals], "y": [e.accuracy for e in finals],
+                "x": [_cost(figure, e.cost) for e in finals], "y": [e.score for e in finals],
                 "marker": {"color": ORANGE, "size": 12, "symbol": "diamond"},
                 "hovertemplate": "%{y:.2%}<br>%{x:,.4~g} " + figure.unit,
             }
@@ -81,7 +81,7 @@ def pareto(facts: Facts, figure: Figure) -> Chart:
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": "teacher",
-                "x": [_cost(figure, facts.reward.teacher_cost)], "y": [facts.reward.teacher_accuracy],
+                "x": [_cost(figure, facts.reward.teacher_cost)], "y": [facts.reward.teacher_score],
                 "marker": {"color": GREY, "size": 15, "symbol": "star"},
                 "hovertemplate": "teacher: %{y:.2%}<br>%{x:,.4~g} " + figure.unit,
             }
@@ -194,7 +194,7 @@ def loop(facts: Facts) -> Chart:
     epochs = [epoch.epoch for epoch in facts.epochs]
     lines = (
         ("channels kept", [e.kept for e in facts.epochs], BLUE, "solid"),
-        ("accuracy with masks", [e.accuracy for e in facts.epochs], ORANGE, "dot"),
+        ("accuracy with masks", [e.score for e in facts.epochs], ORANGE, "dot"),
     )
     data = [
         {"type": "scatter", "mode": "lines+markers", "name": name, "x": epochs, "y": values,

@@ -16,14 +16,14 @@ from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURES
 from understudy.core.files import read_text, understood
 from understudy.core.goal import Reward
-from understudy.core.summary import Accuracy, Summary
+from understudy.core.summary import Score, Summary
 from understudy.methods.ranking import merit_for
 from understudy.runs.folder import Run, State
 from understudy.runs.predictions import Predictions
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _NOTES = 50  # the last ones of a log
-_EPOCH = re.compile(r"epoch (\d+)/\d+  (\d+)/(\d+) channels kept .*accuracy ([\d.]+)% with masks")
+_EPOCH = re.compile(r"epoch (\d+)/\d+  (\d+)/(\d+) channels kept .*score ([\d.]+)% with masks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class AgentsEpoch:
 
     epoch: int
     kept: float  # share of the channels that they would keep
-    accuracy: float  # of the masked network, 0..1
+    score: float  # of the masked network, 0..1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +45,7 @@ class Facts:
     expected: int  # students of the whole search, 0 if not known
     asked: tuple[tuple[str, str], ...]
     space: Space | None
-    reward: Reward | None  # as if the final accuracy were not asked of candidates; None before the teacher was measured
+    reward: Reward | None  # as if the final score were not asked of candidates; None before the teacher was measured
     evaluations: tuple[Evaluation, ...]
     summary: Summary | None
     finals: tuple[Evaluation, ...]
@@ -93,7 +93,7 @@ class Facts:
             with understood(folder / "summary.json", RunError):
                 found = Summary.from_json(summary)
         log = (folder / "run.log").read_text(encoding="utf-8", errors="replace") if _is_file(folder, "run.log") else ""
-        names = [*(figure.goal for figure in FIGURES), "accuracy", "accuracy_drop"]
+        names = [*(figure.goal for figure in FIGURES), "score", "score_drop"]
         pruned = settings.method.job == "prune"
         return cls(
             folder=folder,
@@ -171,11 +171,11 @@ def width_shares(architecture: Architecture) -> list[float]:
     ]
 
 
-def difference(teacher: Accuracy, student: Accuracy, predictions: Predictions | None) -> tuple[float, float]:
+def difference(teacher: Score, student: Score, predictions: Predictions | None) -> tuple[float, float]:
     """Return by how much the student is more accurate, and the standard error of that.
 
     Where it is known who was right where, from pairs: teacher and student mostly fail together, so their difference
-    is known better than either accuracy.
+    is known better than either score.
     """
     gain = student.value - teacher.value
     if predictions is None:
@@ -193,11 +193,11 @@ def _reward(run: Run) -> Reward | None:
     if teacher is None:
         return None
     with understood(run.folder / "teacher.json", RunError):
-        cost, accuracy = Cost(**teacher["cost"]), float(teacher["accuracy"])
-    budgets = run.settings.goal.budgets(cost, accuracy)
-    if budgets.limits():  # the accuracy that is asked for is that of the final training
-        budgets = replace(budgets, accuracy=0.0)
-    return Reward(teacher_cost=cost, teacher_accuracy=accuracy, budgets=budgets)
+        cost, score = Cost(**teacher["cost"]), float(teacher["score"])
+    budgets = run.settings.goal.budgets(cost, score)
+    if budgets.limits():  # the score that is asked for is that of the final training
+        budgets = replace(budgets, score=0.0)
+    return Reward(teacher_cost=cost, teacher_score=score, budgets=budgets)
 
 
 def _finals(folder: Path, space: Space) -> Iterator[Evaluation]:
@@ -237,5 +237,5 @@ def _weights(path: Path) -> Any:
 def _epochs(log: str) -> Iterator[AgentsEpoch]:
     known: dict[int, AgentsEpoch] = {}
     for epoch, kept, of, right in _EPOCH.findall(log):  # a run that was continued may tell of an epoch twice
-        known[int(epoch)] = AgentsEpoch(epoch=int(epoch), kept=int(kept) / int(of), accuracy=float(right) / 100)
+        known[int(epoch)] = AgentsEpoch(epoch=int(epoch), kept=int(kept) / int(of), score=float(right) / 100)
     yield from (known[epoch] for epoch in sorted(known))

@@ -158,7 +158,7 @@ def _front(facts: Facts) -> list[tuple[int, Evaluation, Cost]]:
         return []
     figure = charts.figures_of(facts)[0]
     costs = [float(figure.of(cost) or 0.0) for _, _, cost in facts.trained]
-    places = charts.front(costs, [e.accuracy for _, e, _ in facts.trained])
+    places = charts.front(costs, [e.score for _, e, _ in facts.trained])
     return [facts.trained[place] for place in reversed(places)][:_LISTED]
 
 
@@ -179,7 +179,7 @@ def _students(facts: Facts) -> dict[str, Any]:
             {
                 "d": e.architecture.digest,
                 "s": e.status,
-                "a": round(e.accuracy, 6),
+                "a": round(e.score, 6),
                 "t": round(e.seconds, 2),
                 "c": None if e.cost is None else [_number(FIGURE[f.name].of(e.cost)) for f in figures],
                 "r": None if facts.reward is None or e.cost is None else round(facts.reward.plain(e), 4),

@@ -250,9 +250,9 @@ class SearchProgress:
         if self._best is None:
             return "best -"
         assert self._best.cost is not None, "what was trained has a cost"
-        broken = self._budgets.broken_by(self._best.cost, self._best.accuracy)
+        broken = self._budgets.broken_by(self._best.cost, self._best.score)
         over = f" (not yet kept: {', '.join(broken)})" if broken else ""
-        figures = f"{share(self._best.accuracy)}, {amount(self._best.cost.parameters)} parameters"
+        figures = f"{share(self._best.score)}, {amount(self._best.cost.parameters)} parameters"
         return f"best {self._plain(self._best):+.3f}: {figures}{over}"
 
     def _left(self) -> float | None:

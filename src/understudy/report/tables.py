@@ -14,7 +14,7 @@ from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURES, Figure, amount, share
 from understudy.core.files import understood
 from understudy.core.goal import Reward
-from understudy.core.summary import Accuracy, Asked, Summary
+from understudy.core.summary import Asked, Score, Summary
 from understudy.methods.ranking import merit_for
 from understudy.runs.folder import Run
 
@@ -58,7 +58,7 @@ def result_table(summary: Summary) -> PlainTable:
 
 
 def in_a_line(summary: Summary) -> str:
-    """Return a finished run in a few words: the student's size, its accuracy, the budgets that are not kept."""
+    """Return a finished run in a few words: the student's size, its score, the budgets that are not kept."""
     teacher, student = summary.teacher, summary.student
     broken = ", ".join(budget.name for budget in summary.goal if not budget.kept)
     goal = f"not kept: {broken}" if broken else "all budgets kept"
@@ -78,7 +78,7 @@ def runs_table(runs: Iterable[Run]) -> Table:
     for run in runs:
         settings = run.settings
         evaluations, of = run.evaluations(), settings.method.expected_students
-        names = [*(figure.goal for figure in FIGURES), "accuracy", "accuracy_drop"]
+        names = [*(figure.goal for figure in FIGURES), "score", "score_drop"]
         asked = ((name, getattr(settings.goal, name)) for name in names)
         goal = ", ".join(f"{name} {value}" for name, value in asked if value is not None)
         students = f"{len(evaluations)}/{of}" if of else str(len(evaluations))
@@ -97,21 +97,21 @@ def _best(run: Run, evaluations: Sequence[Evaluation]) -> str:
     if teacher is None:
         return "-"
     with understood(run.folder / "teacher.json", RunError):
-        cost, accuracy = Cost(**teacher["cost"]), float(teacher["accuracy"])
-    reward = Reward(teacher_cost=cost, teacher_accuracy=accuracy, budgets=run.settings.goal.budgets(cost, accuracy))
+        cost, score = Cost(**teacher["cost"]), float(teacher["score"])
+    reward = Reward(teacher_cost=cost, teacher_score=score, budgets=run.settings.goal.budgets(cost, score))
     # A student whose latency is still to be measured cannot be ranked yet.
     limited = [name for name, _ in reward.budgets.limits()]
     trained = [e for e in evaluations if e.status != "failed" and _known(e, limited)]
     best = max(trained, key=merit_for(reward), default=None)
-    return "-" if best is None or best.cost is None else _brief(best.accuracy, best.cost.parameters)
+    return "-" if best is None or best.cost is None else _brief(best.score, best.cost.parameters)
 
 
 def _known(evaluation: Evaluation, figures: Sequence[str]) -> bool:
     return all(getattr(evaluation.cost, name) is not None for name in figures)
 
 
-def _brief(accuracy: float, parameters: int) -> str:
-    return f"{share(accuracy)}, {amount(parameters)} parameters"
+def _brief(score: float, parameters: int) -> str:
+    return f"{share(score)}, {amount(parameters)} parameters"
 
 
 def _compared(figure: Figure, teacher: Cost, student: Cost) -> tuple[str, str, str]:
@@ -121,7 +121,7 @@ def _compared(figure: Figure, teacher: Cost, student: Cost) -> tuple[str, str, s
     return format(was, figure.form), format(now, figure.form), change
 
 
-def _points(was: Accuracy, now: Accuracy) -> str:
+def _points(was: Score, now: Score) -> str:
     return f"{100 * (now.value - was.value):+.2f} points"
 
 

@@ -7,7 +7,7 @@ Every file is written whole or not at all, so a run that was killed at any momen
     source.json          how the teacher and the data were named, for `understudy resume`
     space.json           what the teacher allows
     compute.json         the precision and memory format that were chosen
-    teacher.json         the teacher's cost and validation accuracy; teacher.safetensors beside it
+    teacher.json         the teacher's cost and validation score; teacher.safetensors beside it
     crashes.json         which students crashed their process, if any did
     study.db             every evaluation (Optuna, SQLite), or study.json: the name of the study in a shared database
     unsent/              evaluations that a database which was away did not get yet

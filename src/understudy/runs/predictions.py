@@ -22,7 +22,7 @@ class Predictions:
     """The first guess of both networks for each example, and how probable they held it to be.
 
     Labels and guesses are numbers of classes (n,), -1 for a guess that is no number; confidences (n,) are the largest
-    probability of the softmax, 0..1. That is all that per-class accuracy, flipped predictions and calibration need,
+    probability of the softmax, 0..1. That is all that per-class score, flipped predictions and calibration need,
     and 20 bytes an example whatever the number of classes.
     """
 

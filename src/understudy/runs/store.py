@@ -154,7 +154,7 @@ def _study(storage: RDBStorage, name: str) -> Study:
         storage=storage, study_name=name, directions=["maximize", "minimize"], load_if_exists=True
     )
     if study.metric_names is None:
-        study.set_metric_names(["accuracy", "parameters"])
+        study.set_metric_names(["score", "parameters"])
     return study
 
 
@@ -165,7 +165,7 @@ def _trial(evaluation: Evaluation) -> FrozenTrial:
     values = None
     if evaluation.status != "failed":
         assert evaluation.cost is not None, f"{evaluation.architecture.digest} was trained, so it has a cost"
-        values = [evaluation.accuracy, evaluation.cost.parameters]
+        values = [evaluation.score, evaluation.cost.parameters]
     params, distributions = _parameters(evaluation.architecture)
     attributes = {"evaluation": evaluation.to_json(), "digest": evaluation.architecture.digest}
     if evaluation.error is not None:

@@ -1,4 +1,4 @@
-"""Small known landscapes in place of training: toy Spaces, their costs, accuracies and rewards."""
+"""Small known landscapes in place of training: toy Spaces, their costs, scores and rewards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from understudy.methods.base import Problem
 
 ToyKind = Literal["chain", "residual"]
 
-_TEACHER_ACCURACY = 0.95
+_TEACHER_SCORE = 0.95
 _CHANCE = 0.1
 _SHARED_LOSS = 2.0  # of all convolutions together, whatever their number
 _CHAIN = (64, 64, 0, 128, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)  # VGG-13; 0: a pooling layer
@@ -49,15 +49,13 @@ def toy_cost(architecture: Architecture) -> Cost:
     return Cost(parameters=parameters, macs=macs, weight_bytes=4 * parameters)
 
 
-def toy_accuracy(
-    architecture: Architecture, *, landscape: int = 0, noise: float = 0.004, shared: bool = False
-) -> float:
-    """Return a known accuracy, in 0..1, in place of a trained student's.
+def toy_score(architecture: Architecture, *, landscape: int = 0, noise: float = 0.004, shared: bool = False) -> float:
+    """Return a known score, in 0..1, in place of a trained student's.
 
     Each layer of the teacher has an importance, a width at which it saturates and a need for its full
     kernel, drawn once for each `landscape`. Dropping a layer loses its importance, narrowing it a part
     of that, a smaller kernel another part; too few convolutions lose more than the sum of them. A loss
-    l makes the accuracy `chance + (teacher - chance) exp(-l)`, give or take `noise` (a standard
+    l makes the score `chance + (teacher - chance) exp(-l)`, give or take `noise` (a standard
     deviation): the luck of training, which is the architecture's own.
 
     A `shared` landscape draws a smooth function of what a layer is (its relative depth, width, stride, kernel and
@@ -77,7 +75,7 @@ def toy_accuracy(
     convolutions = {layer.name for layer in space.layers if layer.type == "conv"}
     loss += 4.0 * max(0.0, 0.4 - len(kept & convolutions) / len(convolutions)) ** 2
     luck = np.random.default_rng(_number(f"{landscape} {architecture.digest}")).standard_normal()
-    return min(max(_CHANCE + (_TEACHER_ACCURACY - _CHANCE) * math.exp(-loss) + noise * luck, 0.0), 1.0)
+    return min(max(_CHANCE + (_TEACHER_SCORE - _CHANCE) * math.exp(-loss) + noise * luck, 0.0), 1.0)
 
 
 def toy_evaluation(architecture: Architecture, *, landscape: int = 0, noise: float = 0.004) -> Evaluation:
@@ -88,7 +86,7 @@ def toy_evaluation(architecture: Architecture, *, landscape: int = 0, noise: flo
         data="toy",
         recipe=f"{landscape}/{noise}",
         cost=toy_cost(architecture),
-        accuracy=toy_accuracy(architecture, landscape=landscape, noise=noise),
+        score=toy_score(architecture, landscape=landscape, noise=noise),
         seconds=0.0,
         seed=0,
     )
@@ -97,8 +95,8 @@ def toy_evaluation(architecture: Architecture, *, landscape: int = 0, noise: flo
 def toy_reward(space: Space, goal: Goal | None = None) -> Reward:
     """Return N2N's reward for a toy Space and a goal (none: no budgets)."""
     cost = toy_cost(space.full)
-    budgets = (goal or Goal()).budgets(cost, _TEACHER_ACCURACY)
-    return Reward(teacher_cost=cost, teacher_accuracy=_TEACHER_ACCURACY, budgets=budgets)
+    budgets = (goal or Goal()).budgets(cost, _TEACHER_SCORE)
+    return Reward(teacher_cost=cost, teacher_score=_TEACHER_SCORE, budgets=budgets)
 
 
 def toy_problem(space: Space | ToyKind = "chain", params: str | None = None, **fields: Any) -> Problem:

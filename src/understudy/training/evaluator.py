@@ -85,11 +85,11 @@ class Evaluator:
         """Train and score a candidate of the search; return its evaluation and, unless it failed, the student.
 
         Batch-norm statistics are estimated anew before the score. A student that is under `stop_below` of the
-        teacher's accuracy after its first epoch is "stopped" with the accuracy that it had.
+        teacher's score after its first epoch is "stopped" with the score that it had.
         """
 
         def hopeful(student: nn.Module, progress: Progress) -> bool:
-            floor = self.candidates.stop_below * self.teacher_accuracy
+            floor = self.candidates.stop_below * self.teacher_score
             return progress.epoch > 1 or floor <= 0 or self.peek(student) >= floor
 
         return self._taught(architecture, self.lesson, _seed(self.seed, architecture.digest, 0), go_on=hopeful)
@@ -155,8 +155,8 @@ class Evaluator:
         )
 
     def prepare(self, *, on_part: OnPart = lambda done: None) -> None:
-        """Do what all candidates share before workers start: the teacher's accuracy and its logits."""
-        assert self.teacher_accuracy >= 0
+        """Do what all candidates share before workers start: the teacher's score and its logits."""
+        assert self.teacher_score >= 0
         if self.lesson.logits is not None:
             self.lesson.logits.prepare(self.lesson.training.epochs, on_part=on_part)
 
@@ -176,8 +176,8 @@ class Evaluator:
         return self._recipe(candidates=asdict(self.candidates))
 
     @cached_property
-    def teacher_accuracy(self) -> float:
-        """The teacher's accuracy on the validation split, in 0..1."""
+    def teacher_score(self) -> float:
+        """The teacher's score on the validation split, in 0..1."""
         return accuracy(self._teacher, self._val, normalise=self.data.normalise, compute=self.compute)
 
     @cached_property
@@ -279,7 +279,7 @@ class Evaluator:
             lesson.recipe,
             seed,
             cost=predicted,
-            accuracy=score,
+            score=score,
             seconds=time.perf_counter() - start,
             status=status,
             error=error,
@@ -306,7 +306,7 @@ class Evaluator:
         status: Status,
         error: str | None,
         cost: Cost | None = None,
-        accuracy: float = 0.0,
+        score: float = 0.0,
         seconds: float = 0.0,
     ) -> Evaluation:
         return Evaluation(
@@ -315,7 +315,7 @@ class Evaluator:
             data=self.data_digest,
             recipe=recipe,
             cost=cost,
-            accuracy=accuracy,
+            score=score,
             seconds=seconds,
             seed=seed,
             status=status,
@@ -354,7 +354,7 @@ class Evaluator:
             raise SurgeryError(f"the student must run in evaluation mode, but: {fault_of_network(e)}") from e
 
     def peek(self, student: nn.Module) -> float:
-        """Return the student's accuracy on a part of the validation split, 0..1: enough to see that it is hopeless."""
+        """Return the student's score on a part of the validation split, 0..1: enough to see that it is hopeless."""
         some = self._val.subset(min(_PEEK, len(self._val)), self.seed)
         recalibrate(student, self.lesson.split, normalise=self.data.normalise, compute=self.compute, examples=500)
         return accuracy(student, some, normalise=self.data.normalise, compute=self.compute)

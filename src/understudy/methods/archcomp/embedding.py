@@ -1,11 +1,11 @@
 """The networks of architecture compression (Ashok, 2019, arXiv 1902.03326): an embedding of architectures.
 
 A 1-D CNN along the depth of the teacher maps an architecture's columns to a few numbers for each layer, a
-second one maps those back to decisions, and heads regress cost and accuracy. Everything is float64.
+second one maps those back to decisions, and heads regress cost and score. Everything is float64.
 `docs/archcomp.md` numbers every choice with its source.
 
 Shapes: B = architectures, D = decisions, K = classes of one, L = columns, I = entries of a column, C = channels
-of the embedding, H = hidden channels, F = figures of cost, P = features of accuracy, N = known accuracies,
+of the embedding, H = hidden channels, F = figures of cost, P = features of score, N = known scores,
 M = draws of a forecast, in the order of the suffix.
 """
 
@@ -44,7 +44,7 @@ class Known:
     choices_BD: Int[Tensor, "b d"]
     logs_BF: Float[Tensor, "b f"]  # log shares of the teacher's figures; nan for what cannot be built
     trained_ND: Int[Tensor, "n d"]
-    accuracies_N: Float[Tensor, " n"]  # shares of the teacher's accuracy
+    scores_N: Float[Tensor, " n"]  # shares of the teacher's score
 
 
 class Embedding(nn.Module):
@@ -60,7 +60,7 @@ class Embedding(nn.Module):
             self.decoder = _Residual(channels, hidden, max(len(columns.slot_kinds), 1))
             self.cost = _Products(channels, hidden, len(columns.rows))
             self.traits = nn.Conv1d(channels, hidden, 3, padding=1)
-            self.accuracy = nn.Linear((channels + hidden) * len(columns.rows), 1)
+            self.score = nn.Linear((channels + hidden) * len(columns.rows), 1)
         self.double().to_empty(device="cpu")
         self._at_D, self._slots_D = torch.tensor(columns.at), torch.tensor(columns.slots)
         self._class_K = torch.arange(columns.legal_DK.shape[1], dtype=torch.float64)
@@ -72,7 +72,7 @@ class Embedding(nn.Module):
         column that change, how decisions are read from them, and that a layer costs the product of its widths.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith(("last.weight", "bias")) or name.startswith(("accuracy", "cost.exponents", "cost.levels")):
+            if name.endswith(("last.weight", "bias")) or name.startswith(("score", "cost.exponents", "cost.levels")):
                 nn.init.zeros_(parameter)
             else:
                 bound = 1.0 / math.sqrt(parameter[0].numel())
@@ -122,7 +122,7 @@ class Embedding(nn.Module):
         return logs_BFL.logsumexp(-1)
 
     def features(self, code_BCL: Float[Tensor, "b c l"]) -> Float[Tensor, "b p"]:
-        """Return what accuracy is linear in: the embedding, and traits of each layer with its neighbours."""
+        """Return what score is linear in: the embedding, and traits of each layer with its neighbours."""
         return torch.cat([code_BCL, self.traits(code_BCL).tanh()], 1).flatten(1)
 
     def fit(self, known: Known, steps: int, generator: torch.Generator) -> None:
@@ -131,7 +131,7 @@ class Embedding(nn.Module):
         adam = torch.optim.Adam(self.parameters(), lr=rules.lr)
         buildable = known.logs_BF.isfinite().all(1)
         scale_F = known.logs_BF[buildable].std(0).clamp_min(1e-3) if buildable.sum() > 1 else 1.0
-        mean, spread = known.accuracies_N.mean(), known.accuracies_N.std(correction=0).clamp_min(1e-3)
+        mean, spread = known.scores_N.mean(), known.scores_N.std(correction=0).clamp_min(1e-3)
         for step in range(steps):
             for group in adam.param_groups:
                 group["lr"] = rules.lr * (1.0 - 0.95 * step / steps)
@@ -144,9 +144,9 @@ class Embedding(nn.Module):
             loss = self._reconstruction(noisy_BCL, choices_BD) + 0.01 * code_BCL.square().mean()
             errors_BF = (self.costs(code_BCL[: len(picked_B)]) - known.logs_BF[picked_B]) / scale_F
             loss = loss + rules.cost_weight * errors_BF[buildable[picked_B]].square().sum() / errors_BF.numel()
-            wanted_B = (known.accuracies_N[trained_B] - mean) / spread
-            guessed_B = self.accuracy(self.features(code_BCL[len(picked_B) :]))[:, 0]
-            loss = loss + rules.accuracy_weight * (guessed_B - wanted_B).square().mean()
+            wanted_B = (known.scores_N[trained_B] - mean) / spread
+            guessed_B = self.score(self.features(code_BCL[len(picked_B) :]))[:, 0]
+            loss = loss + rules.score_weight * (guessed_B - wanted_B).square().mean()
             adam.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -215,16 +215,16 @@ def log_shares(figures: Sequence[Sequence[float] | None], teacher: Sequence[floa
 
 
 def loaded(embedding: Embedding, policy: Mapping[str, Tensor]) -> Forecast:
-    """Load an embedding from what a search's `state_dict` gave, and return what it says of accuracy."""
+    """Load an embedding from what a search's `state_dict` gave, and return what it says of score."""
     embedding.load_state_dict({name: policy[name] for name in embedding.state_dict()})
     return Forecast.of_tensors(policy)
 
 
 @torch.no_grad()
-def predicted_accuracy(
+def predicted_score(
     policy: Mapping[str, Tensor], space: Space, widths: Widths, architectures: Sequence[Architecture]
 ) -> list[tuple[float, float]]:
-    """Return what a search's `state_dict` predicts of each accuracy: share of the teacher's, standard deviation.
+    """Return what a search's `state_dict` predicts of each score: share of the teacher's, standard deviation.
 
     Raises:
         ConfigError: it was made for another teacher or other widths.

@@ -15,12 +15,12 @@ class Rules:
     hidden: int = 24  # channels of encoder, decoder and heads
     fit_steps: int = 400  # gradient steps of the first fit
     refit_steps: int = 60  # of each later one, which goes on from the one before
-    batch_size: int = 64  # architectures in one step, and half as many with known accuracy
+    batch_size: int = 64  # architectures in one step, and half as many with known score
     lr: float = 0.02  # Adam's peak
     noise: float = 0.1  # standard deviation on the embedding before it is decoded in training
     cost_weight: float = 1.0  # of the cost heads' squared error, in standard deviations
-    accuracy_weight: float = 0.3  # of the accuracy head's
-    draws: int = 5  # from the posterior of accuracy; each student of an update is one draw's favourite
+    score_weight: float = 0.3  # of the score head's
+    draws: int = 5  # from the posterior of score; each student of an update is one draw's favourite
     starts: int = 40  # architectures that ascent starts from, in one batch
     steps: int = 30  # of ascent from each
     trust: float = 1.0  # radius of ascent at first, as a share of the median distance between architectures

@@ -1,12 +1,12 @@
 """Architecture compression (Ashok, 2019, arXiv 1902.03326): descent in a learned space of architectures.
 
 An encoder-decoder learns to map architectures to a continuous embedding and back, while heads on the
-embedding regress accuracy and cost. To compress, the objective is descended in the embedding and the
+embedding regress score and cost. To compress, the objective is descended in the embedding and the
 decoder says which architectures the points on the way stand for. The best are trained, which gives
 labels for the next fit. `docs/archcomp.md` numbers every choice with its source.
 
 Shapes: B = architectures, S = starts, D = decisions, C = channels, L = columns, F = figures of cost, M = draws
-of the accuracy's posterior (the first is its mean), in the order of the suffix.
+of the score's posterior (the first is its mean), in the order of the suffix.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from understudy.methods.surrogate.regression import Forecast, in_turn, one_threa
 
 _SNAP = 5  # steps of descent after which it goes on from the best that was decoded
 _BEST = 8  # known students that descent starts from
-_SAVED_DRAWS = 50  # of accuracy's posterior, of which a forecast's deviation is computed
+_SAVED_DRAWS = 50  # of score's posterior, of which a forecast's deviation is computed
 _SHORTLIST = 60  # decoded architectures whose exact costs are asked for in one update
 
 
@@ -59,7 +59,7 @@ class Objective:
     limits: tuple[tuple[int, float], ...]  # index of a figure -> logarithm of the most, as a share of the teacher's
 
     def __call__(self, code_SCL: Float[Tensor, "s c l"], draw_S: Int[Tensor, " s"]) -> Float[Tensor, " s"]:
-        """Return the objective, which is to rise, of each point under its draw of the accuracy's posterior."""
+        """Return the objective, which is to rise, of each point under its draw of the score's posterior."""
         logs_SF = self.embedding.costs(code_SCL)
         accuracy_SM = self.forecast(self.embedding.features(code_SCL))
         value_S = rewarded(left(logs_SF, self.limits), accuracy_SM.gather(1, draw_S[:, None])[:, 0])
@@ -78,7 +78,7 @@ def left(logs_BF: Tensor, limits: Sequence[tuple[int, float]]) -> Tensor:
 
 
 def rewarded(log_left_B: Tensor, accuracy_B: Tensor) -> Tensor:
-    """Return `C (2 - C) A` for the log of what is left of the teacher's cost, and shares of its accuracy."""
+    """Return `C (2 - C) A` for the log of what is left of the teacher's cost, and shares of its score."""
     compression_B = 1.0 - log_left_B.exp()
     return compression_B * (2.0 - compression_B) * accuracy_B
 
@@ -132,7 +132,7 @@ class ArchCompSearcher(Searcher):
 
     Args:
         problem: its policy may be what another search's `state_dict` gave, on a teacher of the same structure: its
-            embedding serves as it is, what it says of accuracy is corrected, and no student is random.
+            embedding serves as it is, what it says of score is corrected, and no student is random.
         settings: of architecture compression.
         rules: instead of those that the settings name.
     """
@@ -179,7 +179,7 @@ class ArchCompSearcher(Searcher):
         if self._random.left:
             self._random.learn(evaluations)
 
-    # Knowledge: costs are free, accuracies are not.
+    # Knowledge: costs are free, scores are not.
 
     def _grow_pool(self) -> None:
         """Add architectures to the pool: of all sizes at first, then near to the best known students."""
@@ -207,14 +207,14 @@ class ArchCompSearcher(Searcher):
         return torch.stack([self.columns.choices(architecture) for architecture in architectures])
 
     def _known(self) -> Known:
-        """Return everything known; the teacher's own accuracy is, without training."""
+        """Return everything known; the teacher's own score is, without training."""
         scored = [evaluation for evaluation in self._told if evaluation.status != "failed"]
-        teacher = self._reward.teacher_accuracy
+        teacher = self._reward.teacher_score
         return Known(
             choices_BD=self._pool_BD,
             logs_BF=self._logs_BF,
             trained_ND=self._choices(self._space.full, *(evaluation.architecture for evaluation in scored)),
-            accuracies_N=torch.tensor([teacher, *(e.accuracy for e in scored)], dtype=torch.float64) / teacher,
+            scores_N=torch.tensor([teacher, *(e.score for e in scored)], dtype=torch.float64) / teacher,
         )
 
     def _best(self) -> Tensor:
@@ -228,7 +228,7 @@ class ArchCompSearcher(Searcher):
     # The method.
 
     def fit(self) -> Objective:
-        """Fit the embedding, from where the last fit left it, and what it says about accuracy."""
+        """Fit the embedding, from where the last fit left it, and what it says about score."""
         rules, first = self._rules, not len(self._pool_BD)
         if first and self._before is None:
             self.embedding.draw_weights(self._generator)
@@ -248,7 +248,7 @@ class ArchCompSearcher(Searcher):
     @torch.no_grad()
     def _forecast(self, known: Known, draws: int, generator: torch.Generator) -> Forecast:
         features_NP = self.embedding.features(self.embedding.encode(known.trained_ND))
-        return Forecast.of(features_NP, known.accuracies_N, draws, generator, before=self._before)
+        return Forecast.of(features_NP, known.scores_N, draws, generator, before=self._before)
 
     def starts(self, objective: Objective) -> Tensor:
         """Return where to descend from: teacher, best students, some near to them, the most promising of the pool."""
@@ -311,7 +311,7 @@ class ArchCompSearcher(Searcher):
         refuse_other_embedding(tensors, problem.space, problem.widths)
 
     def state_dict(self) -> dict[str, object]:
-        """Return the embedding and what it says of accuracy given all that is known; nothing before the first fit."""
+        """Return the embedding and what it says of score given all that is known; nothing before the first fit."""
         if not len(self._pool_BD):
             return {}
         with one_thread():

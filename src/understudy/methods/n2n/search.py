@@ -261,7 +261,7 @@ class N2NSearch(Searcher):
         """Return the best student so far, or the teacher if that is better: its reward is 0 if it fits, else -1."""
         fits = scoring.usage(self._reward.teacher_cost, self.problem.space.full) <= 1.0
         best = max(self._told, key=scoring.merit, default=None)
-        if best and scoring.merit(best) > (0.0 if fits else -1.0, fits, self._reward.teacher_accuracy):
+        if best and scoring.merit(best) > (0.0 if fits else -1.0, fits, self._reward.teacher_score):
             return best.architecture
         return self.problem.space.full
 

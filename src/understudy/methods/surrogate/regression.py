@@ -1,6 +1,6 @@
-"""What accuracies may be, given those that are known: Bayesian linear regression, and how its draws choose.
+"""What scores may be, given those that are known: Bayesian linear regression, and how its draws choose.
 
-Shapes: B = architectures, D = decisions, P = features, N = known accuracies, M = draws, in the order of the suffix.
+Shapes: B = architectures, D = decisions, P = features, N = known scores, M = draws, in the order of the suffix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bayesian linear regression of accuracy on features, as of the fitted embedding (Snoek et al., 2015, DNGO).
+    """Bayesian linear regression of score on features, as of the fitted embedding (Snoek et al., 2015, DNGO).
 
     Weights have independent normal priors; the ratio of noise to signal is the one of greatest evidence.
     """
@@ -44,22 +44,22 @@ class Forecast:
     def of(
         cls,
         features_NP: Float[Tensor, "n p"],
-        accuracies_N: Float[Tensor, " n"],
+        scores_N: Float[Tensor, " n"],
         draws: int,
         generator: torch.Generator,
         *,
         before: Forecast | None = None,
     ) -> Forecast:
-        """Return the posterior mean and that many draws, given the known accuracies.
+        """Return the posterior mean and that many draws, given the known scores.
 
         With the forecast of another search from the same features, what is regressed is how far that one is wrong.
         """
         if before is not None:
-            accuracies_N = accuracies_N - before(features_NP)[:, 0]
+            scores_N = scores_N - before(features_NP)[:, 0]
         centre_P = features_NP.mean(0)
         features_NP = (features_NP - centre_P) / math.sqrt(features_NP.shape[1])
-        mean, spread = accuracies_N.mean(), accuracies_N.std(correction=0).clamp_min(1e-3)
-        wanted_N = (accuracies_N - mean) / spread
+        mean, spread = scores_N.mean(), scores_N.std(correction=0).clamp_min(1e-3)
+        wanted_N = (scores_N - mean) / spread
         gram_NN = features_NP @ features_NP.T
         noise, signal = _evident(gram_NN, wanted_N)
         # Matheron's rule: a draw from the prior, corrected by what it gets wrong about noisy observations.
@@ -87,7 +87,7 @@ class Forecast:
         return cls(state["forecast.centre"], state["forecast.weights"], mean, spread)
 
     def __call__(self, features_BP: Float[Tensor, "b p"]) -> Float[Tensor, "b m"]:
-        """Return the share of the teacher's accuracy that the mean and each draw predict."""
+        """Return the share of the teacher's score that the mean and each draw predict."""
         return self.mean + self.spread * ((features_BP - self.centre_P) @ self.weights_MP.T)
 
 

@@ -1,6 +1,6 @@
 """Which of a policy's draws are worth training: those expected to earn most, given the students so far (ours).
 
-Costs are exact and free. What has to be guessed is accuracy: by Bayesian linear regression on the entries of an
+Costs are exact and free. What has to be guessed is score: by Bayesian linear regression on the entries of an
 architecture's columns that change. The weight of an entry is one that all columns share, another for each end of the
 network, and each column's own, all as large beforehand. What columns share means the same for every teacher, so the
 students of another one say something about it.
@@ -28,7 +28,7 @@ from understudy.methods.surrogate.regression import Forecast, in_turn, one_threa
 
 T = TypeVar("T")
 _FEATURES, _SHARES = "students.features", "students.shares"  # of what is known about students, among policies
-_FEWEST = 5  # students before which their accuracies rank nothing
+_FEWEST = 5  # students before which their scores rank nothing
 _SHARED = 3 * len(CHANGING)  # features: means over all columns, and over those at each end of the network
 _APART = 2  # decisions in which the students of an update differ, if there are such
 
@@ -36,7 +36,7 @@ _APART = 2  # decisions in which the students of an update differ, if there are 
 class Shortlist:
     """Orders draws by what they are expected to earn.
 
-    Each student of an update is the favourite of another draw from the posterior of accuracy, so that what is not
+    Each student of an update is the favourite of another draw from the posterior of score, so that what is not
     known yet is tried as well (Thompson sampling).
 
     Args:
@@ -46,7 +46,7 @@ class Shortlist:
     """
 
     def __init__(self, problem: Problem, settings: N2N, generator: torch.Generator) -> None:
-        self._space, self._teacher_accuracy = problem.space, problem.reward.teacher_accuracy
+        self._space, self._teacher_score = problem.space, problem.reward.teacher_score
         self._count, self._generator = settings.rollouts, generator
         self._known: list[Evaluation] = []
         self._columns = Columns(problem.space, problem.widths, granularity=settings.granularity)
@@ -55,7 +55,7 @@ class Shortlist:
         self._others_shares_N = policy.get(_SHARES, torch.zeros(0, dtype=torch.float64))
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
-        """Take in what became of students; failed ones say nothing about accuracy."""
+        """Take in what became of students; failed ones say nothing about score."""
         self._known += [evaluation for evaluation in evaluations if evaluation.status != "failed"]
 
     def order(
@@ -65,7 +65,7 @@ class Shortlist:
 
         Args:
             draws: distinct architectures.
-            worth: the reward that an architecture would earn at the accuracy of the teacher.
+            worth: the reward that an architecture would earn at the score of the teacher.
         """
         known = len(self._known) >= _FEWEST or len(self._others_NS) > 0
         if not known or len(draws) <= self._count:
@@ -91,7 +91,7 @@ class Shortlist:
         }
 
     def predicted(self, architectures: Sequence[Architecture]) -> Float[Tensor, "b m"]:
-        """Return draws, one for each student of an update, of the share of the teacher's accuracy."""
+        """Return draws, one for each student of an update, of the share of the teacher's score."""
         known_ND = self._choices([self._space.full, *(evaluation.architecture for evaluation in self._known)])
         features_NP, shares_N = self._features(known_ND), self._known_shares()
         # Nothing is known of what another teacher's students would have of each column, nor of how far all are off.
@@ -103,9 +103,9 @@ class Shortlist:
         return forecast(self._features(self._choices(architectures)))[:, 1:]
 
     def _known_shares(self) -> Float[Tensor, " n"]:
-        """Return the shares of the teacher's accuracy that it and the students have."""
-        accuracies = [self._teacher_accuracy, *(evaluation.accuracy for evaluation in self._known)]
-        return torch.tensor(accuracies, dtype=torch.float64) / self._teacher_accuracy
+        """Return the shares of the teacher's score that it and the students have."""
+        scores = [self._teacher_score, *(evaluation.score for evaluation in self._known)]
+        return torch.tensor(scores, dtype=torch.float64) / self._teacher_score
 
     def _choices(self, architectures: Sequence[Architecture]) -> Int[Tensor, "b d"]:
         return torch.stack([self._columns.choices(architecture) for architecture in architectures])
