@@ -60,7 +60,7 @@ def rows(task: Task, folder: Path, augmented: bool) -> Iterator[str]:
         seconds = []
         for each in taught:
             began = time.process_time()
-            scores.append(each(architecture).accuracy)
+            scores.append(each(architecture).score)
             seconds.append(time.process_time() - began)
         cells = [f"{fewer:.0%}", f"{task.cost.parameters / cost.parameters:.1f}x"]
         cells += [f"{100 * score:.1f}" for score in scores]

@@ -108,7 +108,7 @@ class Bench:
             self.once(called, taught.prepare)
 
             def way(architecture: Architecture) -> float:
-                return taught(architecture).accuracy
+                return taught(architecture).score
 
         found = []
         for number, architecture in enumerate(self.students[:students], 1):
@@ -194,8 +194,8 @@ def tau(one: list[float], other: list[float]) -> float:
 
 def drawn(task: Task, count: int) -> list[Architecture]:
     """Return different architectures that use the budget up, as far as their widths allow."""
-    budgets = task.settings.goal.budgets(task.cost, accuracy=1.0)
-    reward = Reward(teacher_cost=task.cost, teacher_accuracy=1.0, budgets=budgets)
+    budgets = task.settings.goal.budgets(task.cost, score=1.0)
+    reward = Reward(teacher_cost=task.cost, teacher_score=1.0, budgets=budgets)
     searcher, found = RandomSearcher(task.problem(reward), RandomSearch()), dict[str, Architecture]()
     while len(found) < count:
         architecture = searcher.filled(searcher.drawn())
