@@ -15,16 +15,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import multiprocessing
 import os
 import random
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor, nn
 
+from benchmarks.limited import limited
 from tests.support.third_party import MODELS, Model, library
 from understudy.cost.predict import predict_many
 from understudy.graph.analysis import analyse
@@ -57,7 +55,9 @@ def main() -> None:
     for model in MODELS:
         for tool in options.tools if not options.models or model.name in options.models else ():
             if (model.name, tool) not in known:
-                rows.append({"model": model.name, "tool": tool, **_limited(model, tool, options.draws, options.limit)})
+                late = {"error": f"no answer within {options.limit:.0f} s"}
+                row = limited(_measured, model, tool, options.draws, limit=options.limit) or late
+                rows.append({"model": model.name, "tool": tool, **row})
                 known[model.name, tool] = rows[-1]
                 if options.out:
                     options.out.write_text(json.dumps(rows, indent=1) + "\n")
@@ -83,42 +83,16 @@ def _line(row: dict[str, Any]) -> str:
     return head + figures + costed
 
 
-def _limited(model: Model, tool: str, draws: int, limit: float) -> dict[str, Any]:
-    """Measure in a process of its own, which ends after `limit` seconds of processor time."""
-    context = multiprocessing.get_context("fork")  # what is imported once stays imported; nothing has run yet
-    answers = context.Queue()
-    process = context.Process(target=_measure, args=(model, tool, draws, limit, answers), daemon=True)
-    process.start()
-    answer: dict[str, Any] | None = None
-    while answer is None:
-        ended = not process.is_alive()  # asked first: an answer may come just before the end
-        try:
-            answer = answers.get(timeout=1)
-        except Empty:
-            answer = {"error": f"no answer within {limit:.0f} s"} if ended else None
-    process.kill()
-    process.join()
-    return answer
-
-
-def _measure(model: Model, tool: str, draws: int, limit: float, answers: Any) -> None:
-    threading.Thread(target=_end_after, args=(limit,), daemon=True).start()
+def _measured(model: Model, tool: str, draws: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     teacher = model.create()
     x = torch.randn(2, 3, model.size, model.size, generator=torch.Generator().manual_seed(0))
     measured = _ours if tool == "understudy" else _theirs
     try:
         measured(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)), x, 1)
-        answers.put(measured(teacher, x, draws))
+        return measured(teacher, x, draws)
     except Exception as error:
-        answers.put({"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"})
-
-
-def _end_after(limit: float) -> None:
-    """End this process when it has used so many processor seconds; a limit of the system makes its clock coarse."""
-    while time.process_time() < limit:
-        time.sleep(0.5)
-    os._exit(1)
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"}
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:

@@ -23,16 +23,13 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import multiprocessing
 import os
 import random
 import statistics
 import sys
-import threading
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor, nn
 
+from benchmarks.limited import limited
 from tests.support.third_party import library
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import UnderstudyError
@@ -70,7 +68,7 @@ def main() -> None:
         done = name in rows and not (options.again and rows[name]["outcome"] not in ("right", "timm"))
         if done or not fnmatch.fnmatch(name, options.only):
             continue
-        rows[name] = limited(name, options.draws, options.limit)
+        rows[name] = row_of(name, options.draws, options.limit)
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
         print(line(name, rows[name]), flush=True)
     show({name: row for name, row in rows.items() if fnmatch.fnmatch(name, options.only)})
@@ -94,39 +92,20 @@ def ordered(cache: Path) -> list[str]:
     return [name for _, _, name in json.loads(cache.read_text())]
 
 
-def limited(name: str, draws: int, limit: float) -> dict[str, Any]:
+def row_of(name: str, draws: int, limit: float) -> dict[str, Any]:
     """Return the row of an entry, from a process of its own."""
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    process = context.Process(target=_measure, args=(name, draws, limit, answers), daemon=True)
-    process.start()
-    answer: dict[str, Any] | None = None
-    while answer is None:
-        ended = not process.is_alive()  # asked first: an answer may come just before the end
-        try:
-            answer = answers.get(timeout=1)
-        except Empty:
-            answer = {"outcome": "time", "reason": f"no answer within {limit:.0f} s"} if ended else None
-    process.kill()
-    process.join()
-    return answer
+    late = {"outcome": "time", "reason": f"no answer within {limit:.0f} s"}
+    return limited(_measured, name, draws, limit=limit) or late
 
 
-def _measure(name: str, draws: int, limit: float, answers: Any) -> None:
-    threading.Thread(target=_end_after, args=(limit,), daemon=True).start()
+def _measured(name: str, draws: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
         made = _made(name)
-        answers.put({"outcome": "timm", "reason": "no size of image works"} if made is None else audit(*made, draws))
+        return {"outcome": "timm", "reason": "no size of image works"} if made is None else audit(*made, draws)
     except Exception as error:
-        answers.put({"outcome": "timm", "reason": _said(error)})
-
-
-def _end_after(limit: float) -> None:
-    while time.process_time() < limit:
-        time.sleep(0.5)
-    os._exit(1)
+        return {"outcome": "timm", "reason": _said(error)}
 
 
 def _made(name: str) -> tuple[nn.Module, Tensor] | None:

@@ -7,10 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.models import images, zoo_analysis
+from tests.support.modules import odd_modules, odd_python, odd_tensors
 from understudy.core.errors import TraceError
+from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.fake import Signature, source_line
 from understudy.graph.trace import trace
 from understudy.models import zoo
+from understudy.proof.prove import prove
+from understudy.surgery.masked import tensors_of
 
 
 class Branching(nn.Module):
@@ -125,3 +129,46 @@ def test_a_parameter_of_two_names_is_one_node() -> None:
 
     traced = trace(Tied().eval(), torch.zeros(2, 8))
     assert [node.target for node in traced.nodes if node.op == "get_attr"] == ["first", "third"]
+
+
+def analysed(name: str) -> Analysis:
+    case = next(case for case in (*odd_tensors.CASES, *odd_modules.CASES, *odd_python.CASES) if case.name == name)
+    return analyse(case.network(), case.input())
+
+
+@pytest.mark.parametrize("name", ["odd_write_rows", "odd_boolean_index", "odd_batch_halves", "py_width_as_numpy"])
+def test_only_what_is_touched_freezes(name: str) -> None:
+    analysis, _ = prove(analysed(name))
+    assert {"b", "c"} <= {group.name for group in analysis.space.groups}
+
+
+@pytest.mark.parametrize("name", ["py_sliced_sequential", "py_dimension", "odd_transpose_batch"])
+def test_what_moves_or_is_called_in_another_way_is_followed(name: str) -> None:
+    analysis, _ = prove(analysed(name))
+    assert {"a", "b", "c"} <= {group.name for group in analysis.space.groups}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("py_hidden_list", r"the Conv2d called at odd_python.py:\d+: .* is none. Make it an attribute of its module"),
+        ("py_closure_over_network", "every layer must be a registered part of the teacher"),
+        ("py_scripted", "extra is a scripted module"),
+    ],
+)
+def test_what_cannot_be_copied_rightly_is_refused(name: str, message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        analysed(name)
+
+
+@pytest.mark.parametrize("name", ["py_reused", "py_moving_assigned", "py_logged", "py_counting"])
+def test_recording_leaves_nothing_in_the_modules(name: str) -> None:
+    analysis = analysed(name)
+    held = [value for module in analysis.trace.root.modules() for value in vars(module).values()]
+    held += [value for part in held if isinstance(part, dict) for value in part.values()]
+    assert not [value for value in held if isinstance(value, torch.fx.Proxy)]
+
+
+def test_tensors_of_a_dataclass_are_compared() -> None:
+    case = next(case for case in odd_modules.CASES if case.name == "py_dataclass_output")
+    assert [t.shape[1] for t in tensors_of(case.network()(case.input()))] == [3, 8]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +17,21 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
     """
     memo = dict(instead or {})
     for part in module.modules():
-        for value in vars(part).values():
+        for value in _held(vars(part)):
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
     return copy.deepcopy(module, memo)
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """Yield what lists, tuples and dictionaries hold, and anything else as it is."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _held(part)
+    else:
+        yield value
 
 
 def tensor_at(root: nn.Module, name: str) -> Tensor:

@@ -7,7 +7,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +63,20 @@ def flat(value: Any) -> list[Any]:
     return found
 
 
-def run_fake(call: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
-    """Run an operation on fake tensors; one that looks at values inside runs on real zeros instead."""
+def run_fake(
+    call: Callable[..., Any], args: Any, kwargs: Any, mode: FakeTensorMode, values: Mapping[int, Tensor] | None = None
+) -> Any:
+    """Run an operation on fake tensors; one that looks at values inside runs on real tensors instead.
+
+    Those are zeros, but for fake tensors whose identity is in `values`.
+    """
     try:
         with torch.no_grad(), mode, _quietly():
             return call(*args, **kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            zeros = map_structure((args, kwargs), _zeros)
-            out = copy.deepcopy(call)(*zeros[0], **zeros[1])
+            real = map_structure((args, kwargs), lambda v: (values or {}).get(id(v), _zeros(v)))
+            out = copy.deepcopy(call)(*real[0], **real[1])
         return map_structure(out, lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v)
 
 

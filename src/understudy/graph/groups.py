@@ -112,7 +112,8 @@ class _Joiner(Walk):
         part, self.part = self.part, Part()
         cut = [labels for plan in part.parameters.values() for labels in plan.dims if isinstance(labels, np.ndarray)]
         emitted = [self.emitted[name] for name, emitter in self._emitters.items() if emitter is part]
-        for labels in (*cut, *emitted, *(attribute.labels for attribute in part.attributes)):
+        told = [self.plan.sizes[n] for n in node.all_input_nodes if n in self.plan.sizes]
+        for labels in (*cut, *emitted, *told, *(attribute.labels for attribute in part.attributes)):
             self.freeze(labels, reason, node)
         self.abandoned[node] = reason
         return self.visit(node)

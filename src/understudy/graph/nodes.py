@@ -35,7 +35,8 @@ def is_in_place(node: fx.Node) -> bool:
     return False
 
 
-_IN_PLACE = frozenset(f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor"))
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor")
+_IN_PLACE = frozenset(("setitem", *(f"i{name}" for name in _OPERATORS)))
 
 
 def enclosing_modules(node: fx.Node) -> tuple[str, ...]:

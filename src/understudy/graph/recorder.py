@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import operator
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import TraceError
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
-from understudy.graph.numbers import Call, Watch, plain, watching
+from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
@@ -31,7 +33,7 @@ def record_inputs(
     """Return the graph of a module's forward pass on these inputs by name, and what it reads of its modules."""
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
-    with _repeatable(), _factories(tracer), watching(root, tracer.watch, tracer.is_leaf_module):
+    with _repeatable(), _as_before(root), _factories(tracer), watching(root, tracer.watch, tracer.is_leaf_module):
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))
     for node in graph.nodes:
@@ -63,6 +65,24 @@ def _factories(tracer: _Tracer) -> Iterator[None]:
     finally:
         for name, function in made.items():
             setattr(torch, name, function)
+
+
+@contextmanager
+def _as_before(root: nn.Module) -> Iterator[None]:
+    """Take back what the forward pass stores in its modules: proxies there would be taken for tensors later on."""
+    before = [(module, {name: _opened(value) for name, value in vars(module).items()}) for module in root.modules()]
+    try:
+        yield
+    finally:
+        made = {name: value for name, value in vars(root).items() if name.startswith("_tensor_constant")}
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        vars(root).update(made)  # which the graph refers to
+
+
+def _opened(value: Any) -> Any:
+    return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
 
 
 @contextmanager
@@ -152,6 +172,9 @@ class _Proxy(fx.Proxy):
     def __itruediv__(self, other: Any) -> Any:
         return self._overwritten(operator.itruediv, other)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
 
 class _Device(fx.proxy.Attribute):
     """The device of a tensor, whose type `torch.autocast` takes as a plain text only."""
@@ -174,6 +197,7 @@ class _Tracer(fx.Tracer):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
         self._running = False
+        self._indices: dict[int, Tensor] = {}  # masks and numbers that the network holds, by the fake tensors' identity
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self._leaf_modules) or super().is_leaf_module(m, module_qualified_name)
@@ -201,6 +225,8 @@ class _Tracer(fx.Tracer):
         return proxy
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, np.generic):
+            return a.item()
         with self.watch.paused():
             found = super().create_arg(a)
         # A tensor that is no parameter: made in the forward pass, or a plain attribute of a module.
@@ -233,6 +259,10 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._running:
             return forward(*args, **kwargs)
+        if m not in (self.submodule_paths or {}):
+            if self.is_leaf_module(m, ""):
+                raise TraceError(_stray_message(m))
+            return forward(*args, **kwargs)  # a part of a Sequential, say: its layers are known
         path = self.path_of_module(m)
         times = self.num_calls.get(path, 0)
         first = args[0].node.name if args and isinstance(args[0], fx.Proxy) else None
@@ -265,12 +295,23 @@ class _Tracer(fx.Tracer):
         running, self._running = self._running, True
         try:
             if node.op == "get_attr":
-                return self._to_fake(operator.attrgetter(str(node.target))(self.root))
+                value = operator.attrgetter(str(node.target))(self.root)
+                return self._known(self._to_fake(value), value)
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
             args, kwargs = map_structure((args, kwargs), plain)
-            return run_fake(self._call(node), args, kwargs, self._fake)
+            found = run_fake(self._call(node), args, kwargs, self._fake, self._indices)
+            given = [v for v in flat((args, kwargs)) if isinstance(v, Tensor)]
+            if given and all(id(v) in self._indices for v in given):  # a size may follow from what they hold
+                real = map_structure((args, kwargs), lambda v: self._indices.get(id(v), v))
+                self._known(found, copy.deepcopy(self._call(node))(*real[0], **real[1]))
+            return found
         finally:
             self._running = running
+
+    def _known(self, fake: Any, value: Any) -> Any:
+        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+            self._indices[id(fake)] = value
+        return fake
 
     def _call(self, node: fx.Node) -> Callable[..., Any]:
         if node.op == "call_module":
@@ -298,6 +339,14 @@ def _named(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
 
 def _signature(value: Any) -> Any:
     return Signature(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _stray_message(module: nn.Module) -> str:
+    return (
+        f"every layer must be a registered part of the teacher, but the {type(module).__name__} called at "
+        f"{user_line() or 'an unknown line'} is none. Make it an attribute of its module, keep lists of layers in "
+        "nn.ModuleList and dictionaries in nn.ModuleDict, and call it from there, not from a closure"
+    )
 
 
 def _branch_message(node: fx.Node) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 from torch import fx
 
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse
-from understudy.graph.fake import flat
+from understudy.graph.fake import flat, map_structure
 from understudy.graph.nodes import describe
-from understudy.graph.numbers import Number
+from understudy.graph.numbers import Number, plain
 
 if TYPE_CHECKING:
     from understudy.graph.walk import Walk
@@ -46,7 +46,8 @@ def _told(walk: Walk, node: fx.Node, counted: list[Labels]) -> Labels:
     """Return the channels whose number a plain value was computed from."""
     near = node.args[0] if node.args else None
     if isinstance(near, fx.Node) and describe(node) == "getitem":
-        measured, place = _measured(walk, near), node.args[1]
+        measured = _measured(walk, near)
+        place = map_structure(fx.node.map_arg(node.args[1], lambda n: walk.plan.values[n]), plain)
         if measured is not None and isinstance(place, int | slice):
             return _sizes_of(walk, measured, range(len(measured.shape))[place])
     measured = _measured(walk, node)

@@ -177,6 +177,12 @@ def check_example(teacher: nn.Module, example: Example) -> None:
     """Refuse what is no module, and examples without elements."""
     if not isinstance(teacher, nn.Module):
         raise TraceError(f"a teacher must be a torch.nn.Module, but got {type(teacher).__name__}")
+    for path, module in teacher.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"a teacher must be written in Python, but {path or 'it'} is a scripted module, which cannot be looked "
+                "into. Give the module that torch.jit.script was called with"
+            )
     for name, value in named_inputs(teacher, example).items():
         if isinstance(value, Tensor) and value.numel() == 0:
             raise TraceError(f"an example must have elements, but {name!r} has the shape {tuple(value.shape)}")

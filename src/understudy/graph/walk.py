@@ -171,11 +171,11 @@ class Walk(ABC):
         try:
             self.plan.values[node] = self.visit(node)
             self.verify(node)
+            follow_sizes(self, node)
         except SurgeryError:
             raise
         except Exception as error:
             self.plan.values[node] = self.failed(node, error)
-        follow_sizes(self, node)
         if node.graph is not self.trace.graph:
             self.part.work = []
         self.plan.parts[node] = self.part

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -133,7 +134,8 @@ class Masked(fx.Interpreter):
         known = self._refit.plan.values[node]
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
-        return value * self._kept[torch.from_numpy(known.labels.copy())].to(value.device)
+        stays = self._kept[torch.from_numpy(known.labels.copy())]
+        return value if bool(stays.all()) else value * stays.to(value.device)
 
 
 def rimmed(weight: Tensor, kernel: int) -> Tensor:
@@ -176,8 +178,10 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of a module's output, whatever holds them."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, dict):
+    elif isinstance(output, Mapping):
         yield from tensors_of(tuple(output.values()))
+    elif is_dataclass(output):
+        yield from tensors_of(tuple(vars(output).values()))
     elif isinstance(output, tuple | list):
         for part in output:
             yield from tensors_of(part)

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterUse
+from understudy.graph.rules.movement import transpose
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.walk import Walk
 
@@ -48,6 +49,8 @@ def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
     """The shape is computed; dtype, device and rank are the teacher's. Others may tell how many channels there are."""
     if name == "shape":
         return x.shape
+    if name == "mT" and isinstance(x, Labelled):
+        return transpose(walk, node, x, -2, -1)
     if name not in _FACTS:
         return walk.give_up(node, (x, name), {}, f"no rule for the attribute {name}")
     return walk.recorded(node)
