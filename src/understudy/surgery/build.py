@@ -108,13 +108,13 @@ def kept_slots(analysis: Analysis, architecture: Architecture) -> Mask:
     architecture.check_belongs(analysis.space)
     kept = np.ones(analysis.groups.slots + 1, dtype=bool)
     chosen, widths = dict(architecture.channels), dict(architecture.widths)
+    magnitudes = analysis.magnitudes if widths else np.zeros(0)  # asked once: it looks at every weight
     for group, slots in zip(analysis.groups.groups, analysis.groups.slots_of, strict=True):
         width = widths.get(group.name, group.width)  # an architecture of a part of the Space does not have all groups
         if group.name in chosen:
             stay = slots[list(chosen[group.name])]
         elif width < group.width:
-            magnitude = analysis.magnitudes[slots]
-            stay = slots[np.argsort(-magnitude, kind="stable")[: width // group.step]]
+            stay = slots[np.argsort(-magnitudes[slots], kind="stable")[: width // group.step]]
         else:
             continue
         kept[slots] = False
