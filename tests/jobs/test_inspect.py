@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.models import images, zoo_analysis
+from tests.support.tiny import FACTORY, teach_tiny
 from understudy.cli import main
 from understudy.core.architecture import Architecture
 from understudy.core.errors import TraceError
@@ -45,6 +46,22 @@ def test_json_is_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert {layer["name"] for layer in found["layers"]} == set(found["costs"])
     assert found["proof"]["refused"] == [] and found["proof"]["students"] > 10
     assert 0 < found["proof"]["largest"] < 1e-12 and found["proof"]["dtype"] == "float64"
+
+
+def test_a_teacher_folder_says_all_that_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teach_tiny(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "--trust-code" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path), "--trust-code"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "on images of 1 x 8 x 8: " in out and f"compress {tmp_path} --trust-code --data" in out
+    assert main(["inspect", str(tmp_path), "--trust-code", "--weights", "w.pt"]) == 2
+    assert "a teacher folder says all that itself" in capsys.readouterr().err
+
+
+def test_a_factory_gets_the_channels_that_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", FACTORY, "--size", "8", "--channels", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["input"] == [2, 8, 8]
 
 
 def test_what_fails_is_shown_with_its_reason(
@@ -103,9 +120,9 @@ def test_frozen_channels_have_a_reason_and_a_line() -> None:
     [
         (["zoo:resnet21"], "the zoo has .*did you mean 'resnet20'"),
         (["resnet20"], "a model must be zoo:NAME"),
-        (["zoo:resnet20", "--channels", "1"], "must accept the example .*1, 32, 32"),
+        (["zoo:resnet20", "--channels", "1", "--arguments", "input_channels=3"], "must accept the example .*1, 32, 32"),
         (["zoo:resnet20", "--size", "0"], "an image must have pixels and channels, but got size 0"),
-        (["zoo:resnet20", "--arguments", "depth=3"], r"is called with \(depth=3\), but"),
+        (["zoo:resnet20", "--arguments", "depth=3"], r"is called with \(input_channels=3, depth=3\), but"),
         (["zoo:resnet20", "--weights", "none.safetensors"], "a weights file must be readable"),
     ],
 )

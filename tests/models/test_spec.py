@@ -121,6 +121,13 @@ def test_weights_that_do_not_fit_are_listed() -> None:
     ]
 
 
+def test_weights_from_before_batch_norm_counted_batches_fit() -> None:
+    trained, model = Tiny(), Tiny()
+    state = {name: value for name, value in trained.state_dict().items() if "num_batches" not in name}
+    load_into(model, state, source="w.pt")
+    assert torch.equal(model.first[0].weight, trained.first[0].weight) and model.first[1].num_batches_tracked == 0
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrappers_are_taken_off_and_told(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     trained, model = Tiny(), Tiny()

@@ -152,3 +152,14 @@ def test_a_search_says_how_long_the_whole_run_takes(clock: Clock) -> None:
         follow.updated(Update(stage="search", number=1, of=4, evaluations=(student,), rewards=(-1.0,), trained=1))
     # Three more at 100 seconds each, and a final training that costs two of them.
     assert [line.partition("about ")[2] for line in lines(console)] == ["8m 20s left"] * 2
+
+
+def test_a_warning_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    console = piped()
+    monkeypatch.setattr(logging.getLogger("understudy"), "propagate", False)  # as where nobody set logging up
+    with Display(shown=True, console=console) as display:
+        display.warn("a group stays")
+    assert console.file.getvalue() == "note: a group stays\n" and capsys.readouterr().err == ""
+    with Display(shown=False, console=console) as display:
+        display.warn("a group stays")
+    assert capsys.readouterr().err == "a group stays\n"

@@ -12,7 +12,7 @@ import torch
 from rich.console import Group as Together
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy.config.methods import N2N
 from understudy.config.widths import Widths
@@ -23,8 +23,10 @@ from understudy.core.figures import amount, share
 from understudy.cost.predict import LayerCost, per_layer, predict
 from understudy.graph.analysis import Analysis, analyse
 from understudy.jobs.task import proved
+from understudy.jobs.teach import load_teacher
 from understudy.methods.archcomp.embedding import predicted_score
 from understudy.methods.feasibility import smallest
+from understudy.models.card import read_teacher_card
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import load_into, read_weights
 from understudy.proof.prove import Proof
@@ -86,24 +88,27 @@ def inspect_model(
     weights: Path | None = None,
     arguments: Mapping[str, Any] | None = None,
     size: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     check: bool = False,
     architecture: Path | None = None,
     forecast_by: Path | None = None,
     progress: bool = False,
+    trust_code: bool = False,
 ) -> Inspection:
     """Analyse a model by its name.
 
     Args:
-        name: zoo:NAME, torchvision:NAME, timm:NAME, or FILE.py:FACTORY.
+        name: zoo:NAME, torchvision:NAME, timm:NAME, FILE.py:FACTORY, or the folder of a teacher, which has its own
+            weights and arguments.
         weights: a file to load into it; None for weights at random, which an inspection can do with.
         arguments: of the model's factory.
-        size: height and width of an input image, pixels; None for 32 for the zoo and 224 for others.
-        channels: of an input image.
+        size: height and width of an input image, pixels; None for the teacher's, 32 for the zoo and 224 for others.
+        channels: of an input image; None for the teacher's and 3 for others.
         check: build students and hold them against the masked network, as a compression does before it starts.
         architecture: folder of a student or JSON of an architecture, whose cost is shown as well.
         forecast_by: run of architecture compression that predicts its score.
         progress: show how far the checks are.
+        trust_code: run the Python file in a teacher's folder that makes it.
 
     Raises:
         ArchitectureError: the architecture is none of this model.
@@ -111,18 +116,32 @@ def inspect_model(
         ModelError: there is no such model, or the weights do not fit.
         TraceError: it cannot be traced, or does not take such images.
     """
-    if (size is not None and size < 1) or channels < 1:
+    if (size is not None and size < 1) or (channels is not None and channels < 1):
         raise ModelError(f"an image must have pixels and channels, but got size {size} and {channels} channels")
-    module = ModelSpec(name=name, arguments=arguments or {}).build()
-    if weights is not None:
-        load_into(module, read_weights(weights), source=str(weights))
-    side = size or (32 if name.startswith("zoo:") else 224)
-    example = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-    analysis = analyse(module, example)
+    module, shape = _subject(name, weights, arguments or {}, channels, trust_code)
+    shape = (channels or shape[0], size or shape[1], size or shape[2])
+    analysis = analyse(module, torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)))
     known = None if architecture is None else forecast(analysis, architecture, forecast_by)
     if architecture is None and forecast_by is not None:
         raise ConfigError("forecast_by predicts the score of an architecture, but no architecture was given")
     return replace(inspect_analysis(analysis, name=name, check=check, progress=progress), forecast=known)
+
+
+def _subject(
+    name: str, weights: Path | None, arguments: Mapping[str, Any], channels: int | None, trust_code: bool
+) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Return a network and the usual shape of its images."""
+    folder = Path(name)
+    if not folder.is_dir():
+        module = ModelSpec.fitting(name, channels or 3, None, arguments).build()
+        if weights is not None:
+            load_into(module, read_weights(weights), source=str(weights))
+        side = 32 if name.startswith("zoo:") else 224
+        return module, (3, side, side)
+    if weights is not None or arguments:
+        raise ConfigError("a teacher folder says all that itself, but weights or arguments were given as well")
+    teacher = load_teacher(folder, trust_code=trust_code)
+    return teacher.module, tuple(read_teacher_card(folder)["input"])
 
 
 def forecast(analysis: Analysis, path: Path, run: Path | None) -> Forecast:

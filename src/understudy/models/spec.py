@@ -63,9 +63,18 @@ class ModelSpec:
         Raises:
             ModelError: there is no such model.
         """
+        return cls.fitting(name, data.shape[0], len(data.classes), arguments)
+
+    @classmethod
+    def fitting(cls, name: str, channels: int, classes: int | None, arguments: Mapping[str, Any]) -> ModelSpec:
+        """Return the spec of a model for images of so many channels, and so many classes if that is known.
+
+        Raises:
+            ModelError: there is no such model.
+        """
         name = absolute(name)
-        known = {"classes": len(data.classes), "num_classes": len(data.classes)}
-        known |= dict.fromkeys(_CHANNELS, data.shape[0])
+        known = dict.fromkeys(_CHANNELS, channels)
+        known |= {} if classes is None else dict.fromkeys(_CLASSES, classes)
         takes = _parameters(name)
         return cls(name=name, arguments={**{k: v for k, v in known.items() if k in takes}, **arguments})
 

@@ -23,6 +23,7 @@ from understudy.core.files import write_whole
 _log = logging.getLogger("understudy")
 _SEAL = "understudy digest"
 _INSIDE = ("state_dict", "model_state_dict", "model", "net", "network", "weights")  # where checkpoints hold weights
+_COUNTER = ".num_batches_tracked"
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 
 
@@ -97,6 +98,8 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) 
     """
     own = module.state_dict()
     tensors = _unwrapped(tensors, own, source)
+    # Batch norm counted no batches before PyTorch 0.4.1, and torch takes weights without the counters, too.
+    tensors = {**{name: zero for name, zero in own.items() if name.endswith(_COUNTER)}, **tensors}
     trouble = [f"{name} is missing{did_you_mean(name, tensors)}" for name in own if name not in tensors]
     trouble += [f"{name} is not in the model" for name in tensors if name not in own]
     trouble += [

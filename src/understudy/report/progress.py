@@ -78,7 +78,8 @@ class Display:
 
     def warn(self, line: str) -> None:
         """Print a line that should be read and log it."""
-        _log.warning(line)
+        if not self._shown or _log.hasHandlers():  # without a handler Python would print it a second time
+            _log.warning(line)
         if self._shown:
             self._console.print(Text.assemble(("note:", "yellow"), f" {line}"), soft_wrap=True)
 
