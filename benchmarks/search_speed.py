@@ -66,6 +66,7 @@ class Bench:
     students: list[Architecture]
     examples: int  # training images that candidates see, at most
     long: int  # epochs
+    without: tuple[str, ...]  # ways that are left out
     folder: Path
 
     @property
@@ -88,6 +89,7 @@ class Bench:
             return {
                 called: Candidates(weights=start, examples=count, training=training, stop_below=0.0)
                 for called, (start, count, training) in kinds.items()
+                if called not in self.without
             }
 
     def longer(self, start: Start) -> str:
@@ -227,6 +229,7 @@ def bench(options: argparse.Namespace) -> Bench:
         students=drawn(task, options.students),
         examples=options.examples,
         long=options.long,
+        without=tuple(options.without),
         folder=folder,
     )
 
@@ -243,6 +246,7 @@ def main() -> None:
     parser.add_argument("--published", type=int, default=25, help="how many of them are trained as the authors do")
     parser.add_argument("--examples", type=int, default=5000)
     parser.add_argument("--long", type=int, default=12, help="epochs")
+    parser.add_argument("--without", nargs="*", default=(), help="ways to leave out, as the table calls them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     bench(options).show(min(options.published, options.students))

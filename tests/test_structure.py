@@ -19,6 +19,7 @@ PACKAGE = ROOT / "src" / "understudy"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = {
+    "Allocate",
     "ArchComp",
     "Architecture",
     "Augmentation",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from understudy.config.job import Compression as Compression
 from understudy.config.methods import N2N as N2N
+from understudy.config.methods import Allocate as Allocate
 from understudy.config.methods import ArchComp as ArchComp
 from understudy.config.methods import Decore as Decore
 from understudy.config.methods import Free as Free
@@ -69,6 +70,7 @@ _LAZY = {
 
 __all__ = [
     "N2N",
+    "Allocate",
     "ArchComp",
     "Architecture",
     "Augmentation",

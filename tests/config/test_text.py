@@ -81,7 +81,7 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
         "widths.factors must be a tuple of a number, but got (0.5, 'x')",
         "candidates.training.lr must be a number, but got True",
         "candidates.examples must be an integer, but got 'many'",
-        "method must be one of n2n, decore, archcomp, random, optuna, uniform, free, "
+        "method must be one of n2n, decore, archcomp, random, optuna, uniform, free, allocate, "
         "but got 'n3n' (did you mean 'n2n'?)",
     ]
 

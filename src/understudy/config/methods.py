@@ -196,6 +196,20 @@ class Free(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Allocate(Method):
+    """A baseline: what each width costs in error alone, untrained, then the best widths for the budgets, exactly."""
+
+    name: ClassVar[str] = "allocate"
+    made_by: ClassVar[str] = "understudy.methods.baselines.allocate:AllocateSearcher"
+    shrinks_kernels: ClassVar[bool] = False
+
+    @property
+    def expected_students(self) -> int:
+        """Five."""
+        return 5
+
+
+@dataclass(frozen=True, kw_only=True)
 class UniformWidth(Method):
     """A baseline: one width factor for all groups, nothing removed."""
 

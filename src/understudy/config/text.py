@@ -19,6 +19,7 @@ from understudy.config.checked import checked_together, invalid, mistakes_in, pl
 from understudy.config.job import Compression, Job
 from understudy.config.methods import (
     N2N,
+    Allocate,
     ArchComp,
     Decore,
     Free,
@@ -31,8 +32,8 @@ from understudy.config.methods import (
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
 
 T = TypeVar("T")
-MethodName = Literal["n2n", "decore", "archcomp", "random", "optuna", "uniform", "free"]
-_KINDS: tuple[type[Method], ...] = (N2N, Decore, ArchComp, RandomSearch, OptunaSearch, UniformWidth, Free)
+MethodName = Literal["n2n", "decore", "archcomp", "random", "optuna", "uniform", "free", "allocate"]
+_KINDS: tuple[type[Method], ...] = (*(N2N, Decore, ArchComp, RandomSearch, OptunaSearch, UniformWidth, Free, Allocate),)
 METHODS: dict[str, type[Method]] = {kind.name: kind for kind in _KINDS}
 
 
@@ -41,7 +42,8 @@ class Settings(Job):
     """The settings of a compression, as flags and files spell them."""
 
     method: MethodName = "n2n"
-    """n2n and archcomp search, decore prunes while it trains; random, optuna, uniform and free are baselines."""
+    """n2n and archcomp search, decore prunes while it trains; random, optuna, uniform, free and allocate are
+    baselines."""
     n2n: N2N = field(default_factory=N2N)
     """Settings of the method n2n."""
     decore: Decore = field(default_factory=Decore)
@@ -56,6 +58,8 @@ class Settings(Job):
     """Settings of the method uniform."""
     free: Free = field(default_factory=Free)
     """Settings of the method free, which has none."""
+    allocate: Allocate = field(default_factory=Allocate)
+    """Settings of the method allocate, which has none."""
 
     def compression(self) -> Compression:
         """Return these settings as the main job takes them.

@@ -29,6 +29,7 @@ from understudy.export.folder import Exported, export_student
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.door import look_at
 from understudy.jobs.finals import Finisher, read_evaluation
+from understudy.jobs.glances import Glances
 from understudy.jobs.latency import Latencies, reference_for
 from understudy.jobs.pools import pool_for
 from understudy.jobs.prune import Pruning
@@ -289,7 +290,8 @@ class Job:
     def _searched(self) -> tuple[Evaluator, list[Evaluation]]:
         """Run the search, or what is left of it; return the evaluator and all evaluations."""
         method, display = self.settings.method, self.display
-        problem = replace(self.task.problem(self.search_reward), predict=self.latencies.predict)
+        glance = Glances(self.run, self.evaluator.glance, display.say)
+        problem = replace(self.task.problem(self.search_reward), predict=self.latencies.predict, glance=glance)
         searcher = method.searcher(problem)
         display.say(f"teacher: {share(self.teacher['score'])} on validation; search by {searcher.stage}")
         finals, start = self._after_search(), time.monotonic()

@@ -15,6 +15,9 @@ from understudy.core.goal import Reward
 Predict = Callable[[Architecture], Cost | None]
 """The exact cost of an architecture; None if it cannot be built."""
 
+Glance = Callable[[Architecture], float]
+"""How far an untrained student is from the teacher, small is good; infinity if it cannot be built. Seconds each."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
@@ -25,6 +28,7 @@ class Problem:
     predict: Predict  # exact and free, where an evaluation is a training
     widths: Widths = field(default_factory=Widths)
     seed: int = 0  # of the searcher's own generators
+    glance: Glance | None = None  # None: students are known by their evaluations alone
     policy: Mapping[str, Any] | None = None  # what another search's `state_dict` gave, to start from
 
 
