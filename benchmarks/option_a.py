@@ -6,6 +6,7 @@ State dicts of the public repository akamaster/pytorch_resnet_cifar10 load into 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -28,11 +29,14 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
         self.stride, self.more = stride, out - channels
+        self.shortcut: nn.Module | None = None  # what stands for the padding, if anything does
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, out, H / stride, W / stride) for x (B, channels, H, W)."""
         residual = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        if self.more:
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        elif self.more:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.more // 2, self.more // 2))
         return torch.relu(residual + x)
 
@@ -71,3 +75,28 @@ def trained(depth: int, weights: Path) -> Teacher:
     module = resnet(depth)
     module.load_state_dict(read_weights(weights))  # without counts of batches, which older files do not have
     return Teacher(module=module.eval(), mean=MEAN, std=STD)
+
+
+def with_shortcuts_as_convolutions(network: nn.Module) -> nn.Module:
+    """Return a copy that computes the same with each padded shortcut written as a convolution of zeros and ones.
+
+    torch-pruning 1.6.1 takes the padding of channels for an operation that keeps them and builds networks that do not
+    run. Other networks are copied as they are.
+    """
+    twin = copy.deepcopy(network)
+    for block in twin.modules():
+        if isinstance(block, Block) and block.more:
+            channels, before = block.conv1.in_channels, block.more // 2
+            block.shortcut = nn.Conv2d(channels, channels + block.more, 1, stride=block.stride, bias=False)
+            with torch.no_grad():
+                block.shortcut.weight.zero_()
+                block.shortcut.weight[torch.arange(channels) + before, torch.arange(channels)] = 1.0
+    freeze_shortcuts(twin)
+    return twin
+
+
+def freeze_shortcuts(network: nn.Module) -> None:
+    """Keep convolutions that stand for shortcuts from being trained, since what they stand for has no parameters."""
+    for block in network.modules():
+        if isinstance(block, Block) and block.shortcut is not None:
+            block.shortcut.requires_grad_(False)

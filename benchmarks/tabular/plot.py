@@ -1,4 +1,4 @@
-"""Curves of searches as a small SVG: mean over seeds and, as a band, from the 10% to the 90% quantile."""
+"""Curves as a small SVG: mean over seeds and a band around it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 WIDTH, HEIGHT = 380, 300  # of one panel, in pixels
 LEFT, TOP, RIGHT, BOTTOM = 52, 30, 10, 36  # its margins
 LEGEND = 24
+_IN_A_ROW = 8  # names in a row of the legend
 COLOURS = ("#777777", "#bbbbbb", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one method had reached after so many students."""
+    """What one method reached at each place, such as after so many students."""
 
     name: str
     mean: tuple[float, ...]
@@ -25,7 +26,7 @@ class Curve:
 
     @classmethod
     def of(cls, name: str, curves: Sequence[Sequence[float]]) -> Curve:
-        """Return the summary of the curves of several seeds."""
+        """Return the summary of the curves of several seeds; the band is from the 10% to the 90% quantile."""
         values = np.array(curves)
         low, high = np.quantile(values, [0.1, 0.9], axis=0)
         return cls(name, *(tuple(row.tolist()) for row in (values.mean(0), low, high)))
@@ -37,8 +38,11 @@ class Panel:
 
     title: str
     best: float  # of the whole table
-    at: tuple[int, ...]  # numbers of students
+    at: tuple[int, ...]  # numbers of students, or places in a row
     curves: tuple[Curve, ...]
+    ticks: tuple[str, ...] = ()  # what stands below each place; empty: every second number
+    words: str = "students trained; top line: the best known"
+    percent: bool = False
 
     @property
     def floor(self) -> float:
@@ -59,7 +63,8 @@ def svg(panels: Sequence[Panel]) -> str:
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
     rows = -(-len(panels) // 2)
-    width, height = 2 * WIDTH, rows * HEIGHT + LEGEND
+    below = -(-len(names) // _IN_A_ROW)
+    width, height = 2 * WIDTH, rows * HEIGHT + below * LEGEND
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="11">',
@@ -69,7 +74,8 @@ def svg(panels: Sequence[Panel]) -> str:
         parts.append(f'<g transform="translate({number % 2 * WIDTH} {number // 2 * HEIGHT})">')
         parts += [*_axes(panel), *(line for curve in panel.curves for line in _drawn(panel, curve, colours)), "</g>"]
     for number, name in enumerate(names):
-        x, y = 12 + number * (width - 12) / max(len(names), 1), rows * HEIGHT + 12
+        across = (width - 12) / min(len(names), _IN_A_ROW)
+        x, y = 12 + number % _IN_A_ROW * across, rows * HEIGHT + 12 + number // _IN_A_ROW * LEGEND
         parts.append(f'<path d="M{x:.0f},{y} h16" stroke="{colours[name]}" stroke-width="3"/>')
         parts.append(f'<text x="{x + 20:.0f}" y="{y + 4}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>\n"])
@@ -81,13 +87,15 @@ def _axes(panel: Panel) -> list[str]:
         start, end = panel.place(panel.at[0], reward), panel.place(panel.at[-1], reward)
         y = start.split(",")[1]
         parts.append(f'<path d="M{start} L{end}" stroke="#e5e5e5"/>')
-        parts.append(f'<text x="{LEFT - 4}" y="{float(y) + 4:.1f}" text-anchor="end">{reward:.3f}</text>')
-    for students in panel.at[1::2]:
-        x = panel.place(students, panel.floor).split(",")[0]
-        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{students}</text>')
+        figure = f"{100 * reward:.1f}" if panel.percent else f"{reward:.3f}"
+        parts.append(f'<text x="{LEFT - 4}" y="{float(y) + 4:.1f}" text-anchor="end">{figure}</text>')
+    for place, tick in (
+        list(zip(panel.at, panel.ticks, strict=True)) if panel.ticks else [(n, n) for n in panel.at[1::2]]
+    ):
+        x = panel.place(place, panel.floor).split(",")[0]
+        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{tick}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    words = "students trained; top line: the best known"
-    return [*parts, f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{words}</text>']
+    return [*parts, f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(panel.words)}</text>']
 
 
 def _drawn(panel: Panel, curve: Curve, colours: dict[str, str]) -> list[str]:
