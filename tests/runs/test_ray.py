@@ -80,7 +80,7 @@ class Crash:
 
 def started(folder: Path, pattern: str) -> Path:
     """Return the file that an attempt leaves when it begins; every attempt has a core, but workers start at leisure."""
-    deadline = time.monotonic() + 60.0
+    deadline = time.monotonic() + 300.0
     while not (found := list(folder.glob(pattern))):
         assert time.monotonic() < deadline, f"no attempt has left {pattern}"
         time.sleep(0.05)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60.0  # to wait for an answer, on a machine that is busy
+SECONDS = 300.0  # to wait for an answer, on a machine that is busy
 
 
 def chromium() -> str | None:
