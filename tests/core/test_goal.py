@@ -136,3 +136,9 @@ def test_rewards_stay_in_their_range(
     earned = reward(costing(parameters, macs, accuracy), update=update % 20)
     assert -1.0 <= earned <= reward.most
     assert reward.most == 1.0 / (teachers or 1.0)
+
+
+def test_a_runtime_is_one_that_is_known() -> None:
+    assert Goal(runtime="onnxruntime").runtime == "onnxruntime"
+    with pytest.raises(GoalError, match=r"'runtime' must be one of torch, onnxruntime, but got 'onnx_runtime' \(did"):
+        Goal(runtime="onnx_runtime")  # type: ignore[arg-type]

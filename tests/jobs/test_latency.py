@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, WIDTHS, Tiny, squeeze, teach_tiny
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, Method, RandomSearch, UniformWidth
-from understudy.core.errors import GoalError
+from understudy.core.errors import ExtraError, GoalError
 from understudy.core.goal import Reward
 from understudy.cost.estimate import Point, weighted_layers
 from understudy.data import Data
-from understudy.jobs.latency import Latencies, reference_for
+from understudy.export.onnx import OnnxModel
+from understudy.jobs.latency import Latencies, beside_teacher, reference_for
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
 from understudy.runs.folder import Run
@@ -143,3 +146,34 @@ def test_nothing_is_measured_without_a_goal_for_it(tmp_path: Path, clock: list[i
     task = task_of(Teacher(module=Tiny()), N2N(), "2x")
     plain = replace(task, settings=replace(task.settings, goal=us.Goal(params="2x")))
     assert reference_for(plain, tmp_path / "run") is None and clock == []
+
+
+def test_the_runtime_of_the_goal_is_timed(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both networks are ONNX Runtime's, which give what PyTorch gives; the teacher is exported once."""
+    task = task_of(teacher, METHOD, "2x")
+    goal = us.Goal(latency_ms="2x", runtime="onnxruntime")
+    task = replace(task, settings=replace(task.settings, goal=goal))
+    timed: list[nn.Module] = []
+
+    def forward_ms(network: nn.Module, images: Tensor, calls: int) -> float:
+        timed.append(network)
+        return 1.0
+
+    monkeypatch.setattr("understudy.cost.measure.forward_ms", forward_ms)
+    student = task.build(task.space.full.with_width("first.0", 4)).eval()
+    assert beside_teacher(task, student).where == beside_teacher(task, student).where == "1 thread, ONNX Runtime"
+    own = task.teacher_in_onnxruntime(1)
+    students = set(timed) - {own}
+    assert own in timed and len(students) == 2 and all(isinstance(network, OnnxModel) for network in students)
+    with torch.no_grad():
+        assert torch.allclose(own(task.example), task.teacher.module(task.example), atol=1e-5)
+        assert all(torch.allclose(one(task.example), student(task.example), atol=1e-5) for one in students)
+
+
+def test_a_runtime_that_is_missing_is_said_before_any_work(
+    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ExtraError, match=r"onnxruntime must be installed, but is not: pip install"):
+        squeeze(teacher, tmp_path / "run", goal=us.Goal(params="2x", runtime="onnxruntime"))
+    assert not (tmp_path / "run").exists()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from understudy.core.errors import GoalError
+from understudy.core.errors import GoalError, did_you_mean
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE, FIGURES
 
+RUNTIMES = ("torch", "onnxruntime")
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 
@@ -31,6 +33,8 @@ class Goal:
     """Minimum score on the validation split, 0..1."""
     score_drop: float | None = None
     """Maximum drop below the teacher's validation score, 0..1 (0.01 is one percentage point)."""
+    runtime: Literal["torch", "onnxruntime"] = "torch"
+    """Runtime whose latency counts, as the student will be served: torch, or onnxruntime on the CPU."""
 
     def __post_init__(self) -> None:
         for figure in FIGURES:
@@ -43,6 +47,9 @@ class Goal:
             share = getattr(self, name)
             if share is not None and not 0.0 <= share <= 1.0:
                 raise GoalError(f"goal {name!r} must be in 0..1, but got {share}")
+        if self.runtime not in RUNTIMES:
+            meant = did_you_mean(self.runtime, RUNTIMES)
+            raise GoalError(f"goal 'runtime' must be one of {', '.join(RUNTIMES)}, but got {self.runtime!r}{meant}")
 
     def budgets(self, cost: Cost, score: float) -> Budgets:
         """Return this goal in absolute numbers for a teacher of that cost and validation score."""

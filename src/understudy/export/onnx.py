@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import json
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from understudy.core.errors import ExportError
 from understudy.core.extras import optional
 from understudy.core.files import write_whole
+from understudy.export.pt2 import program_of
+from understudy.graph.copies import copied
+from understudy.surgery.masked import tensors_of
 
 INPUT, OUTPUT = "images", "logits"
 _FUSED = frozenset(("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Sigmoid", "Tanh"))
@@ -155,6 +159,27 @@ class OnnxModel(nn.Module):
 
     def __deepcopy__(self, memo: Any) -> OnnxModel:
         return self  # sessions cannot be copied, and running one does not change it
+
+
+def in_onnxruntime(network: nn.Module, images: Tensor, *, threads: int = 1) -> OnnxModel:
+    """Return a network as ONNX Runtime runs it, on the CPU.
+
+    Args:
+        network: in evaluation mode; it is not touched.
+        images: its input, (B, c, h, w).
+        threads: of the runtime.
+
+    Raises:
+        ExportError: an exporter refuses it; with its reason.
+        ExtraError: the packages of the extra `export` are missing.
+    """
+    example = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
+    exported = copied(network).cpu().float().eval()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        outputs = sum(1 for _ in tensors_of(exported(example)))
+        path = Path(folder) / "network.onnx"
+        write_onnx(program_of(exported, example), path, outputs=outputs, metadata={})
+        return OnnxModel(path, threads=threads)
 
 
 def quantise(source: Path, target: Path, batches: Iterable[Tensor]) -> None:

@@ -20,6 +20,7 @@ from understudy.core.files import understood
 from understudy.core.timing import Comparison
 from understudy.cost.estimate import LatencyEstimate, Point, weighted_layers
 from understudy.cost.measure import compare
+from understudy.export.onnx import in_onnxruntime
 from understudy.jobs.task import Task
 from understudy.methods.feasibility import smallest
 from understudy.runs.folder import Run
@@ -114,7 +115,10 @@ def reference_for(task: Task, folder: Path) -> Reference | None:
 
     Raises:
         GoalError: no architecture that was measured is as fast as the goal asks for.
+        ExtraError, ExportError: the goal's runtime is not installed, or does not take the teacher.
     """
+    if task.settings.goal.runtime == "onnxruntime":
+        task.teacher_in_onnxruntime(1)  # before any work, also where the latency is only shown
     if task.settings.goal.latency_ms is None:
         return None
     if (folder / "config.toml").is_file() and (known := Run(folder).recall("latency")) is not None:
@@ -136,15 +140,16 @@ def reference_for(task: Task, folder: Path) -> Reference | None:
 
 
 def beside_teacher(task: Task, student: nn.Module, *, threads: int = 1, seconds: float = 1.0) -> Comparison:
-    """Time the teacher and a student in turns, one image at a time, on the device that was asked for."""
-    return compare(
-        task.teacher.module,
-        student,
-        task.example,
-        device=device_named(task.settings.device.device),
-        threads=threads,
-        seconds=seconds,
-    )
+    """Time the teacher and a student in turns, one image at a time, in the runtime of the goal.
+
+    PyTorch runs them on the device that was asked for, ONNX Runtime on the CPU, where it will serve them.
+    """
+    if task.settings.goal.runtime == "torch":
+        device = device_named(task.settings.device.device)
+        return compare(task.teacher.module, student, task.example, device=device, threads=threads, seconds=seconds)
+    teacher, own = task.teacher_in_onnxruntime(threads), in_onnxruntime(student, task.example, threads=threads)
+    found = compare(teacher, own, task.example, threads=threads, seconds=seconds)
+    return replace(found, where=f"{found.where}, ONNX Runtime")
 
 
 def _samples(task: Task) -> Iterator[tuple[Architecture, Cost]]:

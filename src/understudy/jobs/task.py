@@ -19,6 +19,7 @@ from understudy.core.goal import Reward
 from understudy.cost import predict as cost
 from understudy.data import Data
 from understudy.data.data import first_images
+from understudy.export.onnx import OnnxModel, in_onnxruntime
 from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.copies import copied
 from understudy.methods.base import Problem
@@ -53,6 +54,7 @@ class Task:
     start_folder: Path | None = None  # that it was read from
     proof: Proof  # that students compute what slicing promises; what it refused is not in the Space
     _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
+    _sessions: dict[int, OnnxModel] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -210,6 +212,16 @@ class Task:
             except SurgeryError:
                 self._costs[architecture.digest] = None
         return self._costs[architecture.digest]
+
+    def teacher_in_onnxruntime(self, threads: int) -> OnnxModel:
+        """Return the teacher as ONNX Runtime runs it, exported once.
+
+        Raises:
+            ExtraError, ExportError: as `in_onnxruntime`.
+        """
+        if threads not in self._sessions:
+            self._sessions[threads] = in_onnxruntime(self.teacher.module, self.example, threads=threads)
+        return self._sessions[threads]
 
     def problem(self, reward: Reward) -> Problem:
         """Return what a searcher works on, by that reward."""
