@@ -16,7 +16,7 @@ from understudy.methods.baselines.allocate import STUDENTS
 from understudy.methods.baselines.budgeted import Options, solved
 from understudy.methods.proposals import usage
 from understudy.testing.contracts import SearcherContract, run_searcher
-from understudy.testing.landscapes import ToyKind, toy_accuracy, toy_cost, toy_problem, toy_reward, toy_space
+from understudy.testing.landscapes import ToyKind, toy_cost, toy_problem, toy_reward, toy_score, toy_space
 
 GROUPS = ("a", "b", "c", "d")
 OPTIONS = [
@@ -97,7 +97,7 @@ def test_costs_of_three_widths_are_kept_by_tightening() -> None:
 
 
 def glance(architecture: Architecture) -> float:
-    return -math.log(toy_accuracy(architecture, noise=0.0))
+    return -math.log(toy_score(architecture, noise=0.0))
 
 
 class TestAllocateSearcher(SearcherContract):
