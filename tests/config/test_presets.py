@@ -18,7 +18,7 @@ def test_n2n_is_the_papers() -> None:
     assert method == us.N2N.paper() and isinstance(method, us.N2N)
     assert (method.removal_updates, method.shrinkage_updates, method.rollouts, HIDDEN) == (100, 100, 5, 30)
     assert (method.lr, method.phase_updates, method.granularity, method.rules) == (0.003, 15, "layers", "paper")
-    assert (method.revisit, method.draws_per_rollout) == (0.0, 1)
+    assert (method.revisit, method.draws_per_rollout, method.capped, us.N2N().capped) == (0.0, 1, False, True)
     assert widths.factors == tuple(tenth / 10 for tenth in range(1, 11))
     # One gradient step for each update, by its mean reward less the earlier ones', and nothing but the reward steers.
     assert (PAPER.replay, PAPER.gradient_steps, PAPER.per_rollout, PAPER.entropy_bonus) == (1, 1, False, 0.0)

@@ -142,3 +142,13 @@ def test_a_runtime_is_one_that_is_known() -> None:
     assert Goal(runtime="onnxruntime").runtime == "onnxruntime"
     with pytest.raises(GoalError, match=r"'runtime' must be one of torch, onnxruntime, but got 'onnx_runtime' \(did"):
         Goal(runtime="onnx_runtime")  # type: ignore[arg-type]
+
+
+def test_the_papers_reward_pays_for_what_is_saved_beyond_a_budget() -> None:
+    ours = Reward(teacher_cost=TEACHER, teacher_score=0.9, budgets=Goal(params="2x").budgets(TEACHER, 0.9))
+    papers = replace(ours, capped=False)
+    small, smaller = evaluation(400_000, 0.8), evaluation(100_000, 0.8)
+    assert ours(small) == ours(smaller) == pytest.approx(0.5 * 1.5 * 0.8 / 0.9)
+    assert papers(small) == pytest.approx(0.6 * 1.4 * 0.8 / 0.9)  # C (2 - C) A / A_teacher with C = 1 - P / P_teacher
+    assert papers(smaller) == pytest.approx(0.9 * 1.1 * 0.8 / 0.9)
+    assert papers(evaluation(600_000, 0.8)) == ours(evaluation(600_000, 0.8)) == -1.0

@@ -60,7 +60,7 @@ def test_a_factory_must_return_a_module(tmp_path: Path) -> None:
 
 def test_a_file_must_not_have_the_name_of_another_module(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(ModelError, match=r"a name of its own, but there is another 'json': .*json"):
+    with pytest.raises(ModelError, match=r"a name of its own, but there is another 'json': .*json.*; rename json.py"):
         ModelSpec(name=f"{tmp_path / 'json.py'}:make").build()
 
 

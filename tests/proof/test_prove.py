@@ -56,7 +56,7 @@ def test_the_group_that_is_to_blame_freezes_and_nothing_else(monkeypatch: pytest
     proven, proof = prove(analysis)
     (found,) = proof.refused
     assert (found.kind, found.name) == ("group", "stages.1.0.conv1")
-    assert found.reason.startswith("in evaluation mode on a batch of 2 a student differs from the masked network at ")
+    assert found.reason.startswith("in evaluation mode on a batch of 3 a student differs from the masked network at ")
     assert {g.name for g in analysis.space.groups} - {g.name for g in proven.space.groups} == {found.name}
     assert [f.reason for f in proven.space.frozen if f.name == found.name] == [found.reason]
     assert proven.space.units == analysis.space.units

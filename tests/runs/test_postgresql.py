@@ -16,6 +16,7 @@ import optuna
 import pytest
 
 from tests.support.evaluators import ARCHITECTURES, SPACE
+from tests.support.stores import StoreContract
 from tests.support.third_party import need
 from tests.support.tiny import DEVICE, outcome, squeeze, teach_tiny
 from understudy.config.training import Device
@@ -78,6 +79,12 @@ def server() -> Iterator[Server]:
 
 def on(server: Server) -> Device:
     return replace(DEVICE, storage=server.address)
+
+
+class TestDatabase(StoreContract):
+    @pytest.fixture(autouse=True)
+    def place(self, server: Server, request: pytest.FixtureRequest) -> None:
+        self.address, self.prefix = server.address, f"{request.node.name}-"
 
 
 def test_runs_share_a_database_and_find_what_they_find_on_their_own(server: Server, tmp_path: Path) -> None:

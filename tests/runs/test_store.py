@@ -13,26 +13,13 @@ from pathlib import Path
 import optuna
 import pytest
 
+from tests.support.stores import SPACE, StoreContract, evaluations
 from understudy.core.architecture import Group, Layer, Space, Unit
 from understudy.core.errors import RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.runs import database as database_module
 from understudy.runs.store import Store
-from understudy.testing.landscapes import toy_evaluation, toy_space
-
-SPACE = toy_space()
-
-
-def evaluations(space: Space = SPACE) -> list[Evaluation]:
-    """One of each status; the last could not be built."""
-    thin = space.full.with_width(space.groups[0].name, 8)
-    thinner = thin.without(space.units[0].name).with_kernel(space.layers[0].name, 1)
-    return [
-        replace(toy_evaluation(space.full), seconds=2.5),
-        replace(toy_evaluation(thin), status="stopped"),
-        toy_evaluation(thinner).with_error("diverged: loss is nan"),
-        replace(toy_evaluation(thinner), recipe="other", cost=None, status="failed", error="at node x", score=0.0),
-    ]
+from understudy.testing.landscapes import toy_evaluation
 
 
 @pytest.fixture
@@ -40,38 +27,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run" / "study.db"
 
 
+class TestFile(StoreContract):
+    @pytest.fixture(autouse=True)
+    def place(self, path: Path) -> None:
+        self.address = str(path)
+
+
 def study_in(path: Path) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return optuna.load_study(study_name="candidates", storage=f"sqlite:///{path}")
-
-
-def test_what_was_added_is_there_after_reopening(path: Path) -> None:
-    with Store(path, SPACE) as store:
-        for evaluation in evaluations():
-            store.add(evaluation)
-        assert store.all() == evaluations()
-    with Store(path, SPACE) as store:
-        assert store.all() == evaluations()
-        assert [store.get(e.key) for e in evaluations()] == evaluations()
-        assert store.get("unknown") is None
-
-
-def test_a_known_key_keeps_its_first_evaluation(path: Path) -> None:
-    first = toy_evaluation(SPACE.full)
-    with Store(path, SPACE) as store:
-        store.add(first)
-        store.add(replace(first, score=0.25))
-        assert store.all() == [first]
-    with Store(path, SPACE) as store:
-        store.add(replace(first, score=0.25))
-        assert store.all() == [first]
-
-
-def test_the_returned_list_is_the_callers(path: Path) -> None:
-    with Store(path, SPACE) as store:
-        store.all().append(toy_evaluation(SPACE.full))
-        assert store.all() == []
 
 
 def test_optuna_sees_objectives_states_and_parameters(path: Path) -> None:
@@ -147,19 +112,6 @@ def test_an_address_will_do(path: Path) -> None:
         store.add(toy_evaluation(SPACE.full))
     with Store(path, SPACE) as store:
         assert store.all() == [toy_evaluation(SPACE.full)]
-
-
-def test_names_keep_studies_apart(path: Path) -> None:
-    with Store(path, SPACE, name="one") as one, Store(path, SPACE, name="two") as two:
-        one.add(toy_evaluation(SPACE.full))
-        assert two.all() == []
-
-
-def test_another_space_is_refused(path: Path) -> None:
-    Store(path, SPACE).close()
-    other = toy_space("residual")
-    with pytest.raises(RunError, match=f"{path} is of Space {SPACE.digest}, but this teacher's is {other.digest}"):
-        Store(path, other)
 
 
 @pytest.mark.parametrize("found", [0, 2, None])

@@ -61,6 +61,11 @@ class Method(Checked):
         """How many students it proposes, those that it proposes twice included; 0: not known beforehand."""
         return int(getattr(self, "students", 0))
 
+    @property
+    def capped(self) -> bool:
+        """Whether what a student saves beyond a budget earns nothing (`Reward.capped`)."""
+        return True
+
     def removable(self, space: Space) -> list[Unit]:
         """Return the units that it may remove."""
         return [unit for unit in space.units if unit.kind != "layer"]
@@ -109,6 +114,11 @@ class N2N(Method):
     def expected_students(self) -> int:
         """How many students it proposes."""
         return (self.removal_updates + self.shrinkage_updates) * self.rollouts
+
+    @property
+    def capped(self) -> bool:
+        """Whether a budget ends what compression earns: not in the paper."""
+        return self.rules != "paper"
 
     def removable(self, space: Space) -> list[Unit]:
         """Return the units of its granularity."""

@@ -118,6 +118,7 @@ class Reward:
     teacher_score: float
     budgets: Budgets = Budgets()
     phase_updates: int = 15
+    capped: bool = True  # False, as in the paper: what is saved beyond a budget earns more
 
     def __call__(self, evaluation: Evaluation, *, update: int | None = None) -> float:
         """Return the reward at that update of the search (None: after the phase), in -1..most."""
@@ -132,7 +133,7 @@ class Reward:
         cost = evaluation.cost
         if evaluation.status == "failed" or cost is None or self.left(cost) >= 1.0:
             return -1.0
-        compression = max(1.0 - self._left(cost, capped=True), 0.0)
+        compression = max(1.0 - self._left(cost, capped=self.capped), 0.0)
         return compression * (2.0 - compression) * evaluation.score * self.most
 
     @property

@@ -259,7 +259,8 @@ class Job:
         """The reward that students are judged by in the end."""
         teacher_cost, teacher_score = Cost(**self.teacher["cost"]), self.teacher["score"]
         budgets = self.settings.goal.budgets(teacher_cost, teacher_score)
-        return Reward(teacher_cost=teacher_cost, teacher_score=teacher_score, budgets=budgets)
+        capped = self.settings.method.capped
+        return Reward(teacher_cost=teacher_cost, teacher_score=teacher_score, budgets=budgets, capped=capped)
 
     @property
     def search_reward(self) -> Reward:

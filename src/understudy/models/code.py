@@ -135,7 +135,9 @@ def _import_file(path: Path) -> Any:
         found = None
     if found is None or found.origin is None or not _same_file(Path(found.origin), path):
         other = "" if found is None else f": {found.origin}"
-        raise ModelError(f"a model file must have a name of its own, but there is another {path.stem!r}{other}")
+        raise ModelError(
+            f"a model file must have a name of its own, but there is another {path.stem!r}{other}; rename {path.name}"
+        )
     try:
         return importlib.import_module(path.stem)
     except Exception as error:  # whatever a file may do

@@ -14,7 +14,7 @@ from understudy.proof.trial import Outcome, Trials
 _CHUNKS = 4  # in so many students all units of a kind go
 _REMOVALS = (0.15, 0.3, 0.5)  # chances of units in joint draws
 _MIXED = 2  # draws with half of the groups at random widths
-USUAL = 1 + 3 + _MIXED + 1 + 3 * _CHUNKS + len(_REMOVALS) + 1  # students, where all hold
+USUAL = 1 + 3 + _MIXED + 3 * _CHUNKS + len(_REMOVALS) + 1  # students, where all hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +103,10 @@ class _Prover:
         rng = self._rng
         self._hold([self._narrowed(g, g.nearest(g.width / 2)) for g in space.groups])
         self._hold([self._narrowed(g, g.legal_widths()[0]) for g in space.groups])
-        self._hold([self._narrowed(g, rng.choice(g.legal_widths())) for g in space.groups])
+        kernels = [_Decision("kernel", layer.name, (layer.kernels[0],)) for layer in space.layers if layer.kernels]
+        self._hold([*(self._narrowed(g, rng.choice(g.legal_widths())) for g in space.groups), *kernels])
         for _ in range(_MIXED):
             self._hold([self._narrowed(g, rng.choice(g.legal_widths())) for g in space.groups if rng.random() < 0.5])
-        self._hold([_Decision("kernel", layer.name, (layer.kernels[0],)) for layer in space.layers if layer.kernels])
         for kinds in (("block", "branch"), ("conv", "linear", "pool"), ("layer",)):
             for chunk in _apart([unit for unit in space.units if unit.kind in kinds]):
                 self._each(chunk)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
@@ -23,7 +24,7 @@ from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
 
 Inputs = Mapping[str, Any]
-_SMALL = 32  # pixels; smaller images are not tried
+_SMALL = (40, 64, 128)  # pixels of a smaller image; 40 leave 2 x 2 of a network that divides by 32
 _RANDOM = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
 
 
@@ -129,6 +130,13 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class NoNorms(TorchFunctionMode):
+    """Batch norms pass everything: without values they take most of the time, and they have no MACs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+
+
 def _calls(training: bool) -> contextlib.AbstractContextManager[object]:
     return _NoDropout() if training else contextlib.nullcontext()  # listening to every function takes its time
 
@@ -149,11 +157,15 @@ def laboratory(dtype: torch.dtype, *, training: bool) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def call(module: nn.Module, inputs: Inputs, *, training: bool) -> Any:
-    """Return a module's output in a mode; its gradients can be asked for where that is training."""
+def call(module: nn.Module, inputs: Inputs, *, training: bool, instead: Mapping[str, Tensor] | None = None) -> Any:
+    """Return a module's output in a mode; its gradients can be asked for where that is training.
+
+    Tensors by name can stand `instead` of its own parameters and buffers.
+    """
     module.train(training)
     with laboratory(_dtype(module), training=training), torch.set_grad_enabled(training):
-        return module(**map_structure(dict(inputs), _own))
+        own = map_structure(dict(inputs), _own)
+        return module(**own) if instead is None else functional_call(module, dict(instead), (), own)
 
 
 def _own(value: Any) -> Any:
@@ -187,7 +199,7 @@ def inputs_like(given: Inputs, batch: int, now: int, dtype: torch.dtype, *, side
         if not value.is_floating_point():
             return value
         if len(shape) == 4:
-            shape[2:] = [max(int(size * side), 1) for size in shape[2:]]
+            shape[2:] = [max(round(size * side), 1) for size in shape[2:]]
         return torch.randn(shape, generator=generator).to(dtype)
 
     return map_structure(dict(given), like)  # type: ignore[no-any-return]
@@ -197,4 +209,4 @@ def sides(given: Inputs) -> list[float]:
     """Return how much smaller images may be made for a quick check, the smallest first, 1 last."""
     images = [v for v in given.values() if isinstance(v, Tensor) and v.dim() == 4 and v.is_floating_point()]
     least = min((min(v.shape[2:]) for v in images), default=0)
-    return [*(share for share in (0.125, 0.25, 0.5) if least * share >= _SMALL), 1.0]
+    return [*(pixels / least for pixels in _SMALL if pixels < least), 1.0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
 from understudy.graph.trace import named_inputs
-from understudy.proof.shaken import Inputs, call, inputs_like, laboratory, settle, shaken, sides
+from understudy.proof.shaken import Inputs, NoNorms, call, inputs_like, laboratory, settle, shaken, sides
 from understudy.surgery.build import build, inherits_all, kept_slots, rebuild
 from understudy.surgery.masked import Masked, rimmed, tensors_of
 
@@ -51,7 +52,8 @@ class _Setting:
     training: bool
     inputs: Inputs
     graph: fx.Graph | None
-    tolerance: float
+    tolerance: float = 0.0
+    shapes: list[tuple[int, ...]] = field(default_factory=list)  # of the teacher's outputs
 
     @property
     def name(self) -> str:
@@ -89,7 +91,8 @@ class Trials:
     def judge(self, architecture: Architecture, *, thorough: bool = False) -> Outcome:
         """Build and check the student of an architecture; `thorough` also counts its MACs and reloads it.
 
-        Whatever a student raises is an outcome.
+        The whole teacher is run at all batch sizes, a student at two of them: in evaluation mode at the example's, a
+        thorough one at another, and in training mode. Whatever a student raises is an outcome.
         """
         try:
             cost = predict(self.analysis, architecture)
@@ -101,7 +104,7 @@ class Trials:
             self.students += 1
             student = build(self._copy, architecture)
             self._check_size(student, cost)
-            for setting in self._settings if thorough else self._settings[::2]:
+            for setting in self._settings_of(architecture, thorough):
                 self._check(student, architecture, setting)
             if thorough:
                 self._check_reload(student, architecture)
@@ -112,6 +115,12 @@ class Trials:
         except Exception as error:
             return Outcome("fails", f"a student fails: {_brief(error)}")
         return Outcome("holds")
+
+    def _settings_of(self, architecture: Architecture, thorough: bool) -> list[_Setting]:
+        if architecture == self.analysis.space.full:
+            return self._settings
+        evaluation = [setting for setting in self._settings if not setting.training]
+        return [evaluation[-1 if thorough else 0], *(setting for setting in self._settings if setting.training)]
 
     def _prepared(self, seed: int, drawn: bool) -> str:
         """Make the copy, and find the settings that its graph reproduces; return why there are none."""
@@ -135,11 +144,12 @@ class Trials:
         train = inputs_like(self._given, batch, _BATCHES[-1], self.dtype, side=side)
         plain = inputs_like(self._given, batch, batch, self.dtype, side=side)
         modes = [(False, plain), (False, inputs_like(self._given, batch, _BATCHES[0], self.dtype, side=side))]
-        modes.append((True, train if _runs(teacher, train, training=True) else plain))
-        if _runs(teacher, modes[-1][1], training=True):
-            settle(teacher, modes[-1][1])
-        for index, (training, inputs) in enumerate(modes):
-            if index == 0 or _runs(teacher, inputs, training=training):
+        trained = next((inputs for inputs in (train, plain) if _runs(teacher, inputs, training=True)), None)
+        if trained is not None:
+            settle(teacher, trained)
+            modes.append((True, trained))
+        for training, inputs in modes:
+            if inputs is plain or inputs is trained or _runs(teacher, inputs, training=training):
                 yield self._setting(training, inputs)
 
     def _setting(self, training: bool, inputs: Inputs) -> _Setting:
@@ -149,17 +159,18 @@ class Trials:
             raise Unlike(f"the teacher's output must hold tensors that can be compared, but is a {type(real).__name__}")
         if not all(bool(t.isfinite().any()) for t in tensors_of(real) if t.is_floating_point()):
             raise Unlike("the teacher's outputs are not finite")
+        shapes = [tuple(t.shape) for t in tensors_of(real)]
         tolerance = max(_LEAST[self.dtype], _ROUNDING * self._rounding(real, training, inputs))
         for graph in reversed(self.analysis.trace.graphs) if training else (self.analysis.trace.graph,):
             try:
-                found, _ = self._masked(full, _Setting(training, inputs, graph, 0.0))
+                found, _ = self._masked(full, _Setting(training, inputs, graph))
                 worst = _unlike(real, found, tolerance)
             except Exception as error:
                 worst = _brief(error)
             if not worst:
-                return _Setting(training, inputs, graph, tolerance)
+                return _Setting(training, inputs, graph, tolerance, shapes)
         if training:
-            return _Setting(training, inputs, None, tolerance)
+            return _Setting(training, inputs, None, tolerance, shapes)
         raise Unlike(f"the module computes something else than its recorded forward pass: {worst}")
 
     def _rounding(self, real: Any, training: bool, inputs: Inputs) -> float:
@@ -224,10 +235,9 @@ class Trials:
         if inherits_all(self._copy, architecture) and not (setting.graph is None and architecture.removed):
             self._compare(found, heard, architecture, setting)
         else:
-            real = call(self._copy.teacher, setting.inputs, training=setting.training)
-            shapes = [[tuple(t.shape) for t in tensors_of(out)] for out in (real, found)]
-            if shapes[0] != shapes[1]:
-                raise Unlike(f"a student gives {shapes[1]} {setting.name} where the teacher gives {shapes[0]}")
+            shapes = [tuple(t.shape) for t in tensors_of(found)]
+            if shapes != setting.shapes:
+                raise Unlike(f"a student gives {shapes} {setting.name} where the teacher gives {setting.shapes}")
         if setting.training and self._trains and not _learns(student, found):
             raise Unlike("a student's gradients are not finite")
 
@@ -277,8 +287,14 @@ class Trials:
     def _counted(self, module: nn.Module) -> int:
         batch = self.analysis.trace.batch
         inputs = inputs_like(self._given, batch, batch, self.dtype)
-        with FlopCounterMode(display=False) as counter:
-            call(module, inputs, training=False)
+        try:  # without values, which does not work for tensors that a forward pass makes on the CPU
+            named = (*module.named_parameters(), *module.named_buffers())
+            instead = {name: tensor.detach().to("meta") for name, tensor in named}
+            with FlopCounterMode(display=False) as counter, NoNorms():
+                call(module, map_structure(dict(inputs), _on_meta), training=False, instead=instead)
+        except Exception:
+            with FlopCounterMode(display=False) as counter:
+                call(module, inputs, training=False)
         return int(counter.get_total_flops()) // 2 // batch
 
 
@@ -332,16 +348,18 @@ def _difference(a: Tensor, b: Tensor) -> float:
     if a.is_complex() or b.is_complex():
         a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
     a, b = a.detach().double(), b.detach().double()
-    finite = a.isfinite()
-    if not torch.equal(a[~finite].nan_to_num(nan=0.5), b[~finite].nan_to_num(nan=0.5)) or not finite.equal(
-        b.isfinite()
-    ):
-        return float("inf")
-    a, b = a[finite], b[finite]
     if not a.numel():
         return 0.0
     scale, worst = float(a.abs().max()), float((a - b).abs().max())
-    return worst / scale if scale else worst
+    if math.isfinite(scale) and math.isfinite(worst):
+        return worst / scale if scale else worst
+    finite = a.isfinite()
+    alike = finite.equal(b.isfinite()) and torch.equal(a[~finite].nan_to_num(nan=0.5), b[~finite].nan_to_num(nan=0.5))
+    return _difference(a[finite], b[finite]) if alike and not finite.all() else float("inf")
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
 
 
 def _own(value: Any) -> Any:

@@ -197,7 +197,7 @@ def _reward(run: Run) -> Reward | None:
     budgets = run.settings.goal.budgets(cost, score)
     if budgets.limits():  # the score that is asked for is that of the final training
         budgets = replace(budgets, score=0.0)
-    return Reward(teacher_cost=cost, teacher_score=score, budgets=budgets)
+    return Reward(teacher_cost=cost, teacher_score=score, budgets=budgets, capped=run.settings.method.capped)
 
 
 def _finals(folder: Path, space: Space) -> Iterator[Evaluation]:

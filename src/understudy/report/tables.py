@@ -98,7 +98,8 @@ def _best(run: Run, evaluations: Sequence[Evaluation]) -> str:
         return "-"
     with understood(run.folder / "teacher.json", RunError):
         cost, score = Cost(**teacher["cost"]), float(teacher["score"])
-    reward = Reward(teacher_cost=cost, teacher_score=score, budgets=run.settings.goal.budgets(cost, score))
+    budgets, capped = run.settings.goal.budgets(cost, score), run.settings.method.capped
+    reward = Reward(teacher_cost=cost, teacher_score=score, budgets=budgets, capped=capped)
     # A student whose latency is still to be measured cannot be ranked yet.
     limited = [name for name, _ in reward.budgets.limits()]
     trained = [e for e in evaluations if e.status != "failed" and _known(e, limited)]
