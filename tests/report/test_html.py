@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -11,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.support.browser import browser, chromium
 from tests.support.tiny import make, squeeze
@@ -19,6 +23,7 @@ from understudy.config.methods import Decore
 from understudy.config.training import Training
 from understudy.core.goal import Goal
 from understudy.core.summary import Score
+from understudy.data import Data
 from understudy.report.facts import Facts, difference, layer_rows
 from understudy.report.html import page
 from understudy.runs.predictions import Predictions
@@ -75,7 +80,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 def test_the_page_needs_nothing_from_elsewhere(run: Path) -> None:
     found = Parsed(page(Facts.read(run)))
     for tag, attrs in found.elements:
-        assert tag not in ("img", "iframe", "object", "embed")
+        assert tag not in ("iframe", "object", "embed")
         for name in ("src", "href", "action", "srcset"):
             assert (attrs.get(name) or "#").startswith(("#", "data:")), (tag, attrs)
     own = [text for attrs, text in found.scripts if attrs.get("id") != "plotly"]
@@ -115,7 +120,9 @@ def test_names_are_escaped(run: Path) -> None:
     classes = ("</script><script>alert(2)</script>", *facts.predictions.classes[1:])
     text = page(replace(facts, predictions=replace(facts.predictions, classes=classes)))
     found = Parsed(text)
-    assert NAME in found.text and not any(tag == "img" for tag, _ in found.elements)
+    assert NAME in found.text and all(
+        (attrs["src"] or "").startswith("data:image/png;base64,") for tag, attrs in found.elements if tag == "img"
+    )
     assert len(found.scripts) == 3 and "<script>alert" not in text
     assert any("&lt;/script&gt;" in name for name in found.data["charts"]["classes"]["data"][0]["y"])
 
@@ -127,6 +134,24 @@ def test_layers_stand_beside_what_became_of_them(run: Path) -> None:
     assert sum(row.parameters for row in rows) == facts.summary.teacher.cost.parameters
     assert sum(row.student_parameters or 0 for row in rows) == facts.summary.student.cost.parameters
     assert any(row.state != "kept" and row.student_width < row.width for row in rows)
+
+
+def test_images_that_one_of_both_gets_wrong_are_shown(run: Path) -> None:
+    facts = Facts.read(run)
+    found = facts.predictions
+    assert found is not None and len(found.lost) + len(found.gained) == len(found.shown) > 0
+    images = Data.digits().test
+    assert images is not None
+    for place, picture in zip(found.shown.tolist(), found.pictures, strict=True):
+        assert (found.teacher[place] == found.labels[place]) != (found.student[place] == found.labels[place])
+        assert np.array_equal(picture, images.batch(torch.tensor([place]))[0][0].permute(1, 2, 0).numpy())
+    parsed = Parsed(page(facts))
+    shown = [attrs for tag, attrs in parsed.elements if tag == "img"]
+    assert len(shown) == len(found.shown) and all((attrs["alt"] or "").startswith("An image of") for attrs in shown)
+    first = Image.open(io.BytesIO(base64.b64decode((shown[0]["src"] or "").partition(",")[2])))
+    assert np.array_equal(np.asarray(first), found.pictures[0][..., 0])
+    earlier = replace(found, shown=found.shown[:0], pictures=found.pictures[:0])  # of a run that kept none
+    assert not any(tag == "img" for tag, _ in Parsed(page(replace(facts, predictions=earlier))).elements)
 
 
 def test_an_unfinished_run_says_so(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

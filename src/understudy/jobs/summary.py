@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,11 @@ from understudy.graph.copies import copied
 from understudy.jobs.latency import beside_teacher
 from understudy.jobs.task import Task
 from understudy.runs.folder import Run, versions
-from understudy.runs.predictions import Predictions
+from understudy.runs.predictions import Numbers, Predictions
 from understudy.training.compute import Compute, cores, device_named
 from understudy.training.loop import predict, rightly
+
+_SIDE = 64  # pixels of a picture on the page
 
 
 def summarise(
@@ -85,14 +89,18 @@ def _tested(
         for model in (teacher, student)
     ]
     (taught, sure), (learned, as_sure) = map(_guesses, answers)
-    Predictions(
+    found = Predictions(
         classes=task.data.classes,
         labels=labels.int().numpy(),
         teacher=taught.numpy(),
         student=learned.numpy(),
         teacher_confidence=sure.numpy(),
         student_confidence=as_sure.numpy(),
-    ).write(run.predictions)
+    )
+    shown = np.concatenate([found.lost, found.gained])
+    if split.shape[0] in (1, 3):
+        found = replace(found, shown=shown, pictures=_pictures(split.batch(torch.from_numpy(shown))[0]))
+    found.write(run.predictions)
     first, second = (
         Score(value=rightly(logits, labels).double().mean().item(), examples=len(split)) for logits in answers
     )
@@ -104,6 +112,18 @@ def _guesses(logits: Tensor) -> tuple[Tensor, Tensor]:
     lost = logits.isnan().any(1)
     sure, guess = torch.softmax(logits.float(), 1).max(1)
     return guess.int().masked_fill(lost, -1), sure.float().masked_fill(lost, 0.0)
+
+
+def _pictures(images: Tensor) -> Numbers:
+    """Return images (k, c, h, w) as bytes (k, h, w, c), of at most 64 pixels a side; what are no bytes is stretched."""
+    wide = images.cpu().double()
+    if max(wide.shape[2:]) > _SIDE:
+        size = [max(round(side * _SIDE / max(wide.shape[2:])), 1) for side in wide.shape[2:]]
+        wide = torch.nn.functional.interpolate(wide, size, mode="area")
+    if images.dtype != torch.uint8 and len(wide):
+        low, high = wide.amin((1, 2, 3), keepdim=True), wide.amax((1, 2, 3), keepdim=True)
+        wide = 255 * (wide - low) / (high - low).clamp(min=1e-12)
+    return wide.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _latency(task: Task, student: nn.Module) -> tuple[Comparison, ...]:

@@ -16,6 +16,7 @@ from understudy.core.summary import Asked, Summary
 from understudy.report import charts
 from understudy.report.behaviour import Behaviour
 from understudy.report.facts import Facts, difference, layer_rows
+from understudy.report.pictures import Picture, pictures
 
 _PARTS = Path(__file__).parent / "page"
 _LISTED = 20  # rows of a list of which a page shows the first ones
@@ -71,6 +72,7 @@ def page(facts: Facts) -> str:
         best_first=_front(facts),
         rows=rows,
         behaviour=behaviour,
+        pictures=_shown(facts),
         figures=charts.figures_of(facts) if facts.trained else [],
         drawn=drawn,
         listed=_LISTED,
@@ -80,6 +82,15 @@ def page(facts: Facts) -> str:
         script=(_PARTS / "page.js").read_text(encoding="utf-8"),
     )
     return text
+
+
+def _shown(facts: Facts) -> list[tuple[str, list[Picture]]]:
+    """Return the images that only one of both gets right, under their headings."""
+    found = facts.predictions
+    if found is None:
+        return []
+    both = ("Only the teacher is right", found.lost), ("Only the student is right", found.gained)
+    return [(title, shown) for title, places in both if (shown := pictures(found, places))]
 
 
 def _safe(values: Any) -> str:
