@@ -111,6 +111,9 @@ def test_two_drivers_on_one_study_are_refused(server: Server) -> None:
         pass
 
 
+# The driver warns of connections that the server dropped, whenever they happen to be collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_a_database_that_went_away_did_not_get_is_sent_later(server: Server, tmp_path: Path) -> None:
     evaluations = [toy_evaluation(architecture) for architecture in ARCHITECTURES[:2]]
     with Store(server.address, SPACE, name="away", unsent=tmp_path) as store:
