@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.support.cards import card
 from understudy.core.errors import ModelError
 from understudy.core.summary import Asked, Score
 from understudy.core.timing import Comparison, Timing
-from understudy.models.card import StudentCard
+from understudy.models.card import NetworkCard, StudentCard, TeacherCard
 
 ASKED = Asked(name="params", asked="10x", limit=5.0, obtained=4.0)
 TIME = Timing(median=2.0, low=1.0, high=3.0)
@@ -54,7 +54,8 @@ def test_the_file_says_its_format_and_which_budgets_are_kept(tmp_path: Path) -> 
         ({"teacher": {"val": None}}, "is damaged: KeyError"),
         ({"student": {"cost": {"parameters": 1}, "val": None, "test": None}}, "is damaged: TypeError"),
         ({"goal": [{"asked": "10x"}]}, "is damaged: TypeError"),
-        ({"classes": [0, 1]}, "classes and starts must be texts"),
+        ({"classes": [0, 1]}, "classes must be at least one, and texts"),
+        ({"starts": [0]}, "starts must be texts"),
         ({"latency": [{"where": "here"}]}, "is damaged: KeyError"),
         ({"format": 2}, "has format 2, but this version of understudy reads formats up to 1"),
     ],
@@ -71,3 +72,38 @@ def test_what_a_card_lacks_is_listed(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in values.items() if k not in ("mean", "std")}))
     with pytest.raises(ModelError, match=r"model\.json must say what the network is, but lacks mean, std"):
         StudentCard.read(tmp_path)
+
+
+TEACHER = TeacherCard(
+    **{field.name: getattr(card(model="zoo:resnet20", width=16), field.name) for field in fields(NetworkCard)},
+    teaching={"seed": 0},
+    compute="cpu fp32",
+    start=None,
+    val=0.75,
+    test=None,
+    seconds=1.5,
+)
+
+
+def test_a_teachers_card_is_read_as_it_was_written(tmp_path: Path) -> None:
+    TEACHER.write(tmp_path)
+    assert TeacherCard.read(tmp_path) == TEACHER
+    assert json.loads((tmp_path / "teacher.json").read_text())["score"] == {"val": 0.75, "test": None}
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"model": None}, "model must be a name, but got None"),
+        ({"score": {"val": 75.0, "test": None}}, r"score of val must be in 0\.\.1 or null, but got 75"),
+        ({"score": 3}, "is damaged: TypeError"),
+        ({"data": {}}, "is damaged: KeyError"),
+        ({"std": [0.0]}, "std above 0"),
+        ({"cost": 1}, "must be one that `understudy teach` made, but"),
+    ],
+)
+def test_a_damaged_card_of_a_teacher_is_one_error(changed: dict[str, Any], text: str, tmp_path: Path) -> None:
+    (tmp_path / "teacher.json").write_text(json.dumps({**TEACHER.to_json(), **changed}))
+    with pytest.raises(ModelError, match=text) as caught:
+        TeacherCard.read(tmp_path)
+    assert str(tmp_path) in str(caught.value)

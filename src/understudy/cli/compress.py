@@ -118,10 +118,10 @@ class Compress(Settings, Subject, Command):
         return command_line("resume", str(self.run_folder), *trust(self.run_folder))
 
     def _opened(self) -> dict[str, Any]:
-        from understudy.models.card import read_teacher_card
+        from understudy.models.card import TeacherCard
 
         folder = Path(self.model)
-        expected = read_teacher_card(folder)["input"] if folder.is_dir() else None
+        expected = TeacherCard.read(folder).input if folder.is_dir() else None
         return opened(self.data, self.size, self.grey, expected)
 
     def _teacher(self, data: Data) -> Teacher:

@@ -46,18 +46,16 @@ class Teach(Teaching, Subject, Command):
         """Train and print what came of it."""
         from understudy.core.figures import share
         from understudy.jobs.teach import teach
-        from understudy.models.card import read_teacher_card
+        from understudy.models.card import TeacherCard
 
         data = open_data(opened(self.data, self.size, self.grey))
         teaching = Teaching(**{f.name: getattr(self, f.name) for f in fields(Teaching)})
         teacher = teach(
             self.model, data, self.out, teaching=teaching, arguments=parsed(self.arguments), weights=self.weights
         )
-        card = read_teacher_card(self.out)
-        score = card["score"]
+        card = TeacherCard.read(self.out)
         out.print(
-            f"{self.out}: {share(score['val'])} on validation, {share(score['test'])} on test, "
-            f"{card['seconds']} s of training",
+            f"{self.out}: {share(card.val)} on validation, {share(card.test)} on test, {card.seconds} s of training",
             soft_wrap=True,
         )
         goal = _goal(teacher, data)

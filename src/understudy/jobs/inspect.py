@@ -26,7 +26,7 @@ from understudy.jobs.task import proved
 from understudy.jobs.teach import load_teacher
 from understudy.methods.archcomp.embedding import predicted_score
 from understudy.methods.feasibility import smallest
-from understudy.models.card import read_teacher_card
+from understudy.models.card import TeacherCard
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import load_into, read_weights
 from understudy.proof.prove import Proof
@@ -141,7 +141,8 @@ def _subject(
     if weights is not None or arguments:
         raise ConfigError("a teacher folder says all that itself, but weights or arguments were given as well")
     teacher = load_teacher(folder, trust_code=trust_code)
-    return teacher.module, tuple(read_teacher_card(folder)["input"])
+    channels, height, width = TeacherCard.read(folder).input
+    return teacher.module, (channels, height, width)
 
 
 def forecast(analysis: Analysis, path: Path, run: Path | None) -> Forecast:

@@ -18,7 +18,7 @@ from understudy.core.errors import ConfigError, RunError
 from understudy.core.files import read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
-from understudy.models.card import FORMAT, read_teacher_card
+from understudy.models.card import TeacherCard
 from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.weights import load_into, read_weights, save_weights
@@ -76,15 +76,18 @@ def teach(
                 outcome = _train(module, data, out, teaching, compute, on_epoch=on_epoch, display=display)
             with display.steps("measuring accuracy", None):
                 scored = _scores(module, data, compute)
-            card = {
-                **_card(spec, data, teaching, compute),
-                "start": started["start"],
-                "score": scored,
-                "seconds": round(outcome.seconds, 1),
-            }
+            card = TeacherCard(
+                **_described(spec, data),
+                teaching=asdict(teaching),
+                compute=compute.name,
+                start=started["start"],
+                val=scored["val"],
+                test=scored["test"],
+                seconds=round(outcome.seconds, 1),
+            )
             write_code(out, code_of(spec.name))
             save_weights(out / "teacher.safetensors", module)
-            write_whole(out / _CARD, json.dumps(card, indent=1) + "\n")
+            card.write(out)
             (out / "checkpoint.pt").unlink(missing_ok=True)
     return load_teacher(out, model=model)
 
@@ -102,18 +105,18 @@ def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | N
             not be run.
     """
     folder = Path(folder)
-    card = read_teacher_card(folder)
-    name = allowed(folder, card["model"], trust_code=trust_code, model=model)
-    spec = ModelSpec(name=name, arguments=card["arguments"])
+    card = TeacherCard.read(folder)
+    name = allowed(folder, str(card.model), trust_code=trust_code, model=model)
+    spec = ModelSpec(name=name, arguments=card.arguments)
     module = spec.build()
     weights = folder / "teacher.safetensors"
     load_into(module, read_weights(weights, ours=True), source=str(weights))
     return Teacher(
         module=module.eval(),
         spec=spec,
-        mean=tuple(card["mean"]),
-        std=tuple(card["std"]),
-        taught_on=card["data"]["digest"],
+        mean=card.mean,
+        std=card.std,
+        taught_on=card.data_digest,
     )
 
 
@@ -159,18 +162,16 @@ def _scores(module: nn.Module, data: Data, compute: Compute) -> dict[str, float 
     }
 
 
-def _card(spec: ModelSpec, data: Data, teaching: Teaching, compute: Compute) -> dict[str, Any]:
+def _described(spec: ModelSpec, data: Data) -> dict[str, Any]:
     return {
-        "format": FORMAT,
         "model": portable(spec.name),
         "arguments": dict(spec.arguments),
-        "input": list(data.shape),
-        "classes": list(data.classes),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "data": {"source": Path(data.source).name, "digest": data.digest},
-        "teaching": asdict(teaching),
-        "compute": compute.name,
+        "input": tuple(data.shape),
+        "classes": tuple(data.classes),
+        "mean": tuple(data.mean),
+        "std": tuple(data.std),
+        "data_source": Path(data.source).name,
+        "data_digest": data.digest,
         "versions": versions(),
     }
 

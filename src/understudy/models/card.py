@@ -19,34 +19,30 @@ _ALWAYS = ("model", "arguments", "input", "classes", "mean", "std")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentCard:
-    """What model.json says of a student: how its teacher is made, what goes in and comes out, and how good it is.
+class NetworkCard:
+    """What a folder says of the network in it: how it is made, what goes in and what comes out.
 
     Raises:
         ValueError: a field is impossible.
     """
 
-    name: str  # its architecture's digest
     model: str | None  # how the teacher is made, as `ModelSpec.name`; None: in Python
     arguments: Mapping[str, Any]  # of `model`
-    starts: tuple[str, ...]  # JSON of the architectures of the students that were cut on the way, first to last
     input: tuple[int, ...]  # channels, height and width of an image
     classes: tuple[str, ...]  # in the order of the logits
     mean: tuple[float, ...]  # of each channel, of pixels in 0..1
     std: tuple[float, ...]
     data_source: str  # name of the file or folder of the images
     data_digest: str
-    teacher: Network
-    student: Network
-    latency: tuple[Comparison, ...]  # of teacher (first) and student (second)
-    goal: tuple[Asked, ...]
     versions: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        if not (self.model is None or isinstance(self.model, str)) or not isinstance(self.arguments, dict):
+            raise ValueError(f"model must be a name or null, with arguments by name, but got {self.model!r}")
         if len(self.input) != 3 or not all(type(size) is int and size > 0 for size in self.input):
             raise ValueError(f"input must be channels, height and width, but got {self.input}")
-        if not self.classes:
-            raise ValueError("classes must be at least one, but there is none")
+        if not self.classes or not all(isinstance(text, str) for text in self.classes):
+            raise ValueError(f"classes must be at least one, and texts, but got {self.classes}")
         if not len(self.mean) == len(self.std) == self.input[0]:
             raise ValueError(f"mean and std must be of {self.input[0]} channels, but got {self.mean} and {self.std}")
         if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
@@ -56,7 +52,42 @@ class StudentCard:
         """Return plain values; `from_json` reads them."""
         plain = asdict(self)
         data = {"source": plain.pop("data_source"), "digest": plain.pop("data_digest")}
-        return {"format": FORMAT, **plain, "data": data, "goal": [budget.to_json() for budget in self.goal]}
+        return {"format": FORMAT, **plain, "data": data}
+
+
+def _common(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: values[name] for name in ("model", "arguments", "versions")},
+        **{name: tuple(values[name]) for name in ("input", "classes")},
+        **{name: tuple(map(float, values[name])) for name in ("mean", "std")},
+        "data_source": values["data"]["source"],
+        "data_digest": values["data"]["digest"],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentCard(NetworkCard):
+    """What model.json says of a student, which is made from its teacher.
+
+    Raises:
+        ValueError: a field is impossible.
+    """
+
+    name: str  # its architecture's digest
+    starts: tuple[str, ...]  # JSON of the architectures of the students that were cut on the way, first to last
+    teacher: Network
+    student: Network
+    latency: tuple[Comparison, ...]  # of teacher (first) and student (second)
+    goal: tuple[Asked, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(isinstance(text, str) for text in self.starts):
+            raise ValueError(f"starts must be texts, but got {self.starts}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `from_json` reads them."""
+        return {**super().to_json(), "goal": [budget.to_json() for budget in self.goal]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StudentCard:
@@ -65,20 +96,10 @@ class StudentCard:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        plain: dict[str, Any] = {name: values[name] for name in ("name", "model", "arguments", "versions")}
-        plain |= {name: tuple(values[name]) for name in ("starts", "input", "classes")}
-        if not (values["model"] is None or isinstance(values["model"], str)) or not isinstance(
-            plain["arguments"], dict
-        ):
-            raise ValueError(f"model must be a name or null, with arguments by name, but got {values['model']!r}")
-        if not all(isinstance(text, str) for text in (*plain["starts"], *plain["classes"])):
-            raise ValueError(f"classes and starts must be texts, but got {plain['classes']}")
         return cls(
-            **plain,
-            mean=tuple(map(float, values["mean"])),
-            std=tuple(map(float, values["std"])),
-            data_source=values["data"]["source"],
-            data_digest=values["data"]["digest"],
+            **_common(values),
+            name=values["name"],
+            starts=tuple(values["starts"]),
             teacher=Network.from_json(values["teacher"]),
             student=Network.from_json(values["student"]),
             latency=tuple(Comparison.from_json(pair) for pair in values["latency"]),
@@ -101,13 +122,58 @@ class StudentCard:
         write_whole(folder / "model.json", json.dumps(self.to_json(), indent=1) + "\n")
 
 
-def read_teacher_card(folder: Path) -> dict[str, Any]:
-    """Return what the folder of a teacher says of it.
+@dataclass(frozen=True, kw_only=True)
+class TeacherCard(NetworkCard):
+    """What teacher.json says of a teacher that `teach` trained.
 
     Raises:
-        ModelError: there is no such folder or JSON in it, or it is damaged, of another kind or of a newer format.
+        ValueError: a field is impossible.
     """
-    return _read(folder, "teacher", "teacher.json")
+
+    teaching: Mapping[str, Any]  # the settings of its training
+    compute: str  # device, precision and memory format
+    start: str | None  # digest of the weights that it started from
+    val: float | None  # accuracy on the validation split, 0..1
+    test: float | None  # on the test split
+    seconds: float  # of training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model is None:
+            raise ValueError("model must be a name, but got None")
+        for name, value in (("val", self.val), ("test", self.test)):
+            if not (value is None or 0 <= value <= 1):
+                raise ValueError(f"score of {name} must be in 0..1 or null, but got {value}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; `from_json` reads them."""
+        plain = super().to_json()
+        return {**plain, "score": {"val": plain.pop("val"), "test": plain.pop("test")}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TeacherCard:
+        """Return what `to_json` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        own = {name: values[name] for name in ("teaching", "compute", "start", "seconds")}
+        return cls(**_common(values), **own, val=values["score"]["val"], test=values["score"]["test"])
+
+    @classmethod
+    def read(cls, folder: Path) -> TeacherCard:
+        """Return what the folder of a teacher says of it.
+
+        Raises:
+            ModelError: there is no such folder or JSON in it, or it is damaged, of another kind or of a newer format.
+        """
+        values = _read(folder, "teacher", "teacher.json")
+        with understood(folder / "teacher.json", ModelError):
+            return cls.from_json(values)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a teacher's folder."""
+        write_whole(folder / "teacher.json", json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def _read(folder: Path, kind: str, name: str) -> dict[str, Any]:
