@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.graph.test_rules import check, reasons, widths
 from understudy.graph.analysis import Analysis
 from understudy.surgery.build import build
+from understudy.surgery.plain import Plain
 
 
 class Attention(nn.Module):
@@ -113,10 +114,12 @@ def test_a_table_of_relative_positions_has_a_column_for_each_head() -> None:
     assert halved(analysis, "attention.qkv").table.shape == (20, 2)
 
 
-def test_heads_whose_number_is_computed_with_stay() -> None:
+def test_heads_whose_number_is_computed_with_go_in_a_plain_graph() -> None:
     analysis = check(Transformer("computed"), draws=2)
-    assert set(widths(analysis)) == {"patches"}
+    assert widths(analysis) == {"patches": (8, 1), "attention.qkv": (36, 9)}
     assert "computes with attention" in reasons(analysis)["attention.qkv"]
+    student = build(analysis, analysis.space.full.with_width("attention.qkv", 9))
+    assert isinstance(student, Plain) and student.attention.proj.in_features == 3
 
 
 class Linear(nn.Module):

@@ -51,7 +51,7 @@ def analysed(model: nn.Module, *shape: int) -> Analysis:
 
 
 def check(analysis: Analysis) -> set[str]:
-    """Compare the students of each group with the masked teacher; return the groups that can shrink."""
+    """Compare the students of each group with the masked teacher; return those that are copies of the teacher."""
     x = analysis.trace.example
     assert isinstance(x, Tensor)
     for group in analysis.space.groups:
@@ -65,11 +65,13 @@ def check(analysis: Analysis) -> set[str]:
         student = build(analysis, analysis.space.full.without(unit.name))
         student.eval()(x)
         student.train()(x)
-    return {group.name for group in analysis.space.groups}
+    return {group.name for group in analysis.space.groups if not group.plain}
 
 
 def reason(analysis: Analysis, name: str) -> str:
-    return next(f"{frozen.source} {frozen.reason}" for frozen in analysis.space.frozen if frozen.name == name)
+    """Return why only a plain graph can be narrower, or why nothing can."""
+    why = {frozen.name: f"{frozen.source} {frozen.reason}" for frozen in analysis.space.frozen}
+    return (why | {group.name: group.plain for group in analysis.space.groups})[name]
 
 
 def branch(which: Any, y: Tensor) -> Tensor:
@@ -309,7 +311,7 @@ def test_shared_weights_are_cut_once(how: str, free: set[str]) -> None:
         assert student.q.weight is student.p.weight
 
 
-def test_an_embedding_keeps_the_width_of_the_layer_that_shares_its_weight() -> None:
+def test_an_embedding_and_the_layer_that_shares_its_weight_are_cut_alike() -> None:
     class Words(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -320,8 +322,10 @@ def test_an_embedding_keeps_the_width_of_the_layer_that_shares_its_weight() -> N
             return self.out(torch.relu(self.inner(self.words(x))))
 
     analysis = analyse(Words().eval(), torch.zeros(2, 3, dtype=torch.long))
-    assert analysis.space.groups == ()
-    assert "shared with a place of fixed size" in reason(analysis, "inner")
+    assert [(group.name, group.width) for group in analysis.space.groups] == [("words", 6)]
+    student = build(analysis, analysis.space.full.with_width("words", 4))
+    assert student.out.weight is student.words.weight and student.words.weight.shape == (7, 4)
+    assert student.words.embedding_dim == student.inner.out_features == 4
 
 
 class Ranks(nn.Module):

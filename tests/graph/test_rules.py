@@ -14,6 +14,7 @@ from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis, analyse
 from understudy.surgery.build import build
 from understudy.surgery.masked import Masked
+from understudy.surgery.plain import Plain
 
 
 class Net(nn.Module):
@@ -66,7 +67,9 @@ def widths(analysis: Analysis) -> dict[str, tuple[int, int]]:
 
 
 def reasons(analysis: Analysis) -> dict[str, str]:
-    return {frozen.name: frozen.reason for frozen in analysis.space.frozen}
+    """Why channels stay, or are fewer in a plain graph only."""
+    plain = {group.name: group.plain.partition(" (test_")[0] for group in analysis.space.groups if group.plain}
+    return {frozen.name: frozen.reason for frozen in analysis.space.frozen} | plain
 
 
 def test_an_addition_ties() -> None:
@@ -186,14 +189,14 @@ def test_a_view_with_a_computed_size_follows() -> None:
     assert widths(analysis) == {"stem": (8, 1)}
 
 
-def test_a_view_with_a_written_size_freezes() -> None:
+def test_a_view_with_a_written_size_needs_a_plain_graph() -> None:
     analysis = check(Net(lambda m, x: x.reshape(-1, 8 * 64), after=8 * 64, flat=True))
     assert reasons(analysis)["stem"] == "reshape writes their number as 512"
-    frozen = next(f for f in analysis.space.frozen if f.name == "stem")
-    assert "x.reshape(-1, 8 * 64)" in frozen.source
+    assert "x.reshape(-1, 8 * 64)" in analysis.space.group("stem").plain
+    assert isinstance(build(analysis, analysis.space.full.with_width("stem", 3)), Plain)
 
 
-def test_the_number_of_other_channels_freezes_both() -> None:
+def test_the_number_of_other_channels_needs_a_plain_graph() -> None:
     def body(m, x):
         b, c, h, w = x.shape
         return x + torch.cumsum(m["a"](x), 1).flatten(2).reshape(b, c, h, w)
@@ -209,13 +212,14 @@ def test_the_number_of_other_channels_freezes_both() -> None:
     assert set(found) >= {"stem", "parts.a"}
 
 
-def test_a_number_of_channels_that_is_computed_with_freezes() -> None:
+def test_a_number_of_channels_that_is_computed_with_needs_a_plain_graph() -> None:
     written = "computes with their number"
     assert reasons(check(Net(lambda m, x: x * x.size(1) ** -0.5)))["stem"] == f"mul {written}"
     assert reasons(check(Net(lambda m, x: x / float(x.shape[1]))))["stem"] == f"Python {written}"
     assert reasons(check(Net(lambda m, x: -x if x.shape[1] == 8 else x)))["stem"] == f"Python {written}"
     assert (
-        reasons(check(Net(lambda m, x: m["n"](x) / x[0].numel(), n=nn.BatchNorm2d(8))))["stem"] == f"truediv {written}"
+        reasons(check(Net(lambda m, x: m["n"](x) / x[0].numel(), n=nn.BatchNorm2d(8))))["stem"]
+        == "the number of all elements, those of all examples, is computed with"
     )
     # Those of other dimensions are free.
     assert widths(check(Net(lambda m, x: x / x.shape[2] if x.shape[3] == 8 else x))) == {"stem": (8, 1)}
@@ -230,7 +234,7 @@ def test_channel_shuffle_with_computed_sizes() -> None:
     assert widths(analysis) == {"stem": (8, 2)}
 
 
-def test_channel_shuffle_with_written_sizes_freezes() -> None:
+def test_channel_shuffle_with_written_sizes_needs_a_plain_graph() -> None:
     def shuffle(m, x):
         return x.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)
 
@@ -247,7 +251,7 @@ def test_chunks_stay_equal() -> None:
     assert widths(analysis) == {"stem": (8, 2), "parts.a": (4, 1)}
 
 
-def test_split_and_slices_at_written_places_freeze() -> None:
+def test_split_and_slices_at_written_places_need_a_plain_graph() -> None:
     assert "stem" in reasons(check(Net(lambda m, x: torch.cat(torch.split(x, [3, 5], dim=1), 1))))
     assert "stem" in reasons(check(Net(lambda m, x: m["a"](x[:, :4]), a=conv(4, 8))))
 
@@ -350,17 +354,19 @@ def test_a_buffer_that_is_added_is_cut_where_the_channels_are() -> None:
 
 
 @pytest.mark.parametrize("around", [(4, 4), (0, 8)])
-def test_padding_with_channels_of_zeros_keeps_those_that_meet_them(around: tuple[int, int]) -> None:
+def test_channels_of_zeros_go_with_those_that_meet_them(around: tuple[int, int]) -> None:
     """The shortcut of option A (He et al., 2015, section 4.2): no parameters, more channels, half the size."""
 
     def body(m, x):
         return torch.relu(m["b"](torch.relu(m["a"](x))) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *around)))
 
     analysis = check(Net(body, a=conv(8, 6, stride=2), b=conv(6, 16), after=16))
-    assert widths(analysis) == {"stem": (8, 1), "parts.a": (6, 1)}
+    assert widths(analysis) == {"stem": (8, 1), "parts.a": (6, 1), "parts.b": (8, 1)}
     student = build(analysis, analysis.space.full.with_width("stem", 3))
-    assert (student.parts["b"].out_channels, student.head.in_channels) == (11, 11)
-    assert set(reasons(analysis).values()) == {"add joins it with channels of fixed size", "it is an output"}
+    assert (student.parts["b"].out_channels, student.head.in_channels) == (11, 11) and not isinstance(student, Plain)
+    assert reasons(analysis) == {"parts.b": "pad writes how many it adds", "head": "it is an output"}
+    student = build(analysis, analysis.space.full.with_width("stem", 3).with_width("parts.b", 2))
+    assert (student.parts.b.out_channels, student.head.in_channels) == (5, 5) and isinstance(student, Plain)
 
 
 @pytest.mark.parametrize("mode", ["circular", "reflect"])

@@ -99,7 +99,7 @@ def test_subclasses_of_layers_are_rows_and_units() -> None:
     assert predict(analysis, without).parameters == sum(p.numel() for p in student.parameters())
 
 
-def test_groups_that_a_module_holds_follow_and_written_ones_freeze() -> None:
+def test_groups_that_a_module_holds_follow_and_written_ones_need_a_plain_graph() -> None:
     analysis = check(Net(lambda m, x: m["d"](x), d=own_conv(8, 8, groups=8)))
     assert widths(analysis) == {"stem": (8, 1)}
     assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["d"].groups == 3
@@ -138,7 +138,7 @@ def test_a_layer_norm_as_a_function_is_cut_where_its_module_holds_the_number() -
     assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["n"].normalized_shape == (3,)
 
 
-def test_a_layer_norm_as_a_function_freezes_a_written_number() -> None:
+def test_a_layer_norm_of_a_written_number_needs_a_plain_graph() -> None:
     class Written(ChannelsFirst):
         def forward(self, x: Tensor) -> Tensor:
             return F.layer_norm(x.permute(0, 2, 3, 1), (8,), self.weight, self.bias).permute(0, 3, 1, 2)
@@ -147,7 +147,7 @@ def test_a_layer_norm_as_a_function_freezes_a_written_number() -> None:
     assert reasons(analysis)["stem"] == "layer norm writes their number as 8"
 
 
-def test_a_layer_norm_whose_number_is_used_otherwise_freezes() -> None:
+def test_a_layer_norm_whose_number_is_used_otherwise_needs_a_plain_graph() -> None:
     class Scaled(ChannelsFirst):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) * self.normalized_shape[0] ** -0.5
@@ -176,7 +176,7 @@ def test_a_slice_at_a_number_that_a_module_holds_follows() -> None:
     assert build(analysis, analysis.space.full.with_width("stem", 2)).parts["s"].first == 2
 
 
-def test_a_number_that_is_computed_with_as_well_freezes() -> None:
+def test_a_number_that_is_computed_with_as_well_needs_a_plain_graph() -> None:
     analysis = check(Net(lambda m, x: torch.cat(m["s"](x), 1), s=Splitting(3, spoil=True)))
     assert "stem" in reasons(analysis)
 
@@ -216,6 +216,11 @@ MOVES = {
     "softmax in space": lambda m, x: x * torch.softmax(x.flatten(2), dim=-1).view_as(x),
     "product in space": lambda m, x: x @ x.transpose(-2, -1),
     "zeros": lambda m, x: x + torch.zeros_like(x),
+    "pixel shuffle": lambda m, x: F.interpolate(F.pixel_shuffle(x.repeat_interleave(4, 1), 2), scale_factor=0.5),
+    "pixel unshuffle": lambda m, x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).mean((2, 3, 4), keepdim=True)[:, :, 0] + x,
+    "mean over channels": lambda m, x: x * x.mean(1, keepdim=True),
+    "rms norm": lambda m, x: x / (x.pow(2).mean(dim=1, keepdim=True) + 1e-3).sqrt(),
+    "index": lambda m, x: x[torch.tensor([1, 0])] if len(x) == 2 else x,
 }
 
 
@@ -236,7 +241,6 @@ FREEZES = {
     "roll": lambda m, x: torch.roll(x, 1, 1),
     "softmax": lambda m, x: torch.softmax(x, dim=1),
     "normalize": lambda m, x: F.normalize(x, dim=1),
-    "pixel shuffle": lambda m, x: F.pixel_shuffle(x.repeat(1, 4, 1, 1), 2),
     "einsum": lambda m, x: torch.einsum("bchw,bcwv->bchv", x, x),
     "squeeze": lambda m, x: m["a"](x).mean((2, 3), keepdim=True).squeeze()[:, :, None, None],
 }

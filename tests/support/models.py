@@ -7,10 +7,10 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.core.architecture import Architecture, Space
 from understudy.graph.analysis import Analysis, analyse
+from understudy.graph.flops import counting
 from understudy.models import zoo
 
 
@@ -46,6 +46,6 @@ def parameters(model: nn.Module) -> int:
 
 def macs(model: nn.Module, x: Tensor) -> int:
     """MACs of one example as torch's flop counter sees them (it counts two for each)."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         model(x)
     return int(counter.get_total_flops()) // 2 // len(x)

@@ -52,6 +52,8 @@ class Group:
     width: int
     step: int = 1
     layers: tuple[str, ...] = ()  # every layer that emits or reads these channels
+    # Why the teacher's own class cannot have other widths, so that the student is a plain graph; "" where it can.
+    plain: str = ""
 
     def legal_widths(self, *, round_to: int = 1, minimum: int = 1) -> tuple[int, ...]:
         """Return the widths (channels, ascending) that are multiples of `round_to` and of the step.
@@ -201,7 +203,7 @@ class Space:
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits that name this Space."""
-        return _digest(asdict(self))
+        return _digest(self._fields())
 
     @property
     def family(self) -> str:
@@ -210,7 +212,14 @@ class Space:
 
     def to_json(self) -> str:
         """Return this Space as JSON text; `from_json` reads it back."""
-        return json.dumps(asdict(self))
+        return json.dumps(self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        fields = asdict(self)
+        for group in fields["groups"]:  # Spaces from before there were plain graphs keep their digests
+            if not group["plain"]:
+                del group["plain"]
+        return fields
 
     @classmethod
     def from_json(cls, text: str) -> Space:

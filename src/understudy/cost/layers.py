@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.core.timing import Timing
+from understudy.graph.flops import counting
 
 _WARMUP = 3
 _WORTH = 1.25  # fewer MACs by this factor should show
@@ -97,7 +97,7 @@ def layers_of(model: nn.Module, images: Tensor, times: dict[str, list[float]]) -
         module.register_forward_hook(lambda m, i, o, path=path: note(path, m, i, o)) for path, module in _leaves(model)
     ]
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), counting() as counter:
             model(images)
     finally:
         for handle in handles:

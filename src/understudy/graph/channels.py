@@ -75,6 +75,19 @@ class Attribute:
 
 
 @dataclass(frozen=True, eq=False)
+class Size:
+    """An argument of a node that is a number of channels: in a plain graph, how many of `labels` stay, by `per`.
+
+    `place` leads to it: (1, 2) is the third of the second positional argument, ("groups",) one by name, "start" and
+    "stop" those of a slice. Labels in several parts stand for a list of as many numbers.
+    """
+
+    place: tuple[int | str, ...]
+    labels: Labels | tuple[Labels, ...]
+    per: int = 1
+
+
+@dataclass(frozen=True, eq=False)
 class Work:
     """MACs of one operation for the whole example: `constant` times the count of each of `factors`."""
 
@@ -87,11 +100,14 @@ class Work:
 
 @dataclass(eq=False)
 class Part:
-    """What one node asks for: how its parameters are cut, which numbers follow, what it computes."""
+    """What one node asks for: how its parameters are cut, which numbers follow, what it computes, what sizes it has."""
 
     parameters: dict[str, ParameterPlan] = field(default_factory=dict)
     attributes: list[Attribute] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    # The dimension of the first input over whose channels it takes statistics: over those that stay.
+    statistic: int | None = None
 
     @property
     def uses(self) -> set[Any]:

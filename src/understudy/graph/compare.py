@@ -42,6 +42,11 @@ def difference(one: fx.Graph, other: fx.Graph, *, sizes: Sizes | None = None, mo
     return "", ""
 
 
+def twins(one: fx.Graph, other: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Return the nodes of the first of two recordings that differ in modes only by those of the second."""
+    return dict(zip(_steps(other, True), _steps(one, True), strict=True))
+
+
 def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
     """Return the shapes of a node's tensors."""
     return [value.shape for value in flat(node.meta["value"]) if isinstance(value, Signature)]

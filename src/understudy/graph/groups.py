@@ -40,6 +40,7 @@ class Groups:
     frozen: tuple[Frozen, ...]
     abandoned: dict[fx.Node, str] = field(default_factory=dict)
     computed: frozenset[Key] = frozenset()
+    chosen: Mapping[fx.Node, int] = field(default_factory=dict)
 
     def freezing(self, reasons: Mapping[str, tuple[str, str]]) -> Groups:
         """Return it with more groups frozen, each by its name for a reason and at a source line."""
@@ -52,6 +53,13 @@ class Groups:
             slots_of=tuple(slots for _, slots in free),
             frozen=(*self.frozen, *more),
         )
+
+    def writing(self, reasons: Mapping[str, tuple[str, str]]) -> Groups:
+        """Return it with more groups that only a plain graph can narrow, each by its name with reason and line."""
+        if self.trace.draws:
+            return self.freezing(reasons)
+        groups = (replace(g, plain=_told(*reasons[g.name])) if g.name in reasons else g for g in self.groups)
+        return replace(self, groups=tuple(groups))
 
     @cached_property
     def numbers(self) -> dict[Key, Labels]:
@@ -81,25 +89,42 @@ class Groups:
         free = np.concatenate([*self.slots_of, np.zeros(0, dtype=np.int64)])
         return np.setdiff1d(np.arange(self.slots), free)
 
+    @cached_property
+    def written(self) -> Labels:
+        """The slots that only a plain graph can lack."""
+        none = np.zeros(0, dtype=np.int64)
+        return np.concatenate([none, *(s for g, s in zip(self.groups, self.slots_of, strict=True) if g.plain)])
+
     def without(self, names: set[str]) -> Groups:
         """Return the groups but those of these names, whose channels stay."""
         kept = [index for index, group in enumerate(self.groups) if group.name not in names]
         return replace(self, groups=tuple(self.groups[i] for i in kept), slots_of=tuple(self.slots_of[i] for i in kept))
 
 
+_Reasons = dict[int, tuple[str, str]]  # of slots: why, and the line
+
+
 class _Joiner(Walk):
     """The pass that ties: every channel starts as a label of its own, and ties join them."""
 
-    def __init__(self, traced: Trace, before: _Joiner | None = None) -> None:
+    def __init__(self, traced: Trace, before: _Joiner | None = None, chosen: Mapping[fx.Node, int] | None = None) -> None:
         super().__init__(traced)
+        self.chosen = chosen or {}
         self.emitted: dict[str, Labels] = {}
         self.frozen: list[tuple[Labels, str, str]] = []
+        self.written: list[tuple[Labels, str, str]] = []
         self.abandoned: dict[fx.Node, str] = {}
+        self.parted: dict[fx.Node, Labels] = {}  # channels that a node puts into several dimensions
         self._parent: list[int] = []
         self._emitters: dict[str, Part] = {}
         if before is not None:  # labels are given out in the same order again
             self.cuts = before.plan.parameters
             self.counts = {key: labels for key, (labels, _, _) in before.counted.items()}
+
+    def choose(self, node: fx.Node, dims: list[int], labels: Labels) -> int:
+        if len(dims) > 1:
+            self.parted[node] = labels
+        return super().choose(node, dims, labels)
 
     def verify(self, node: fx.Node) -> None:
         foretold = [v.shape for v in flat(self.plan.values[node]) if isinstance(v, Labelled)]
@@ -144,6 +169,12 @@ class _Joiner(Walk):
         if held.size:
             self.frozen.append((held, reason, line or source_line(node)))
 
+    def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
+        if self.trace.draws:  # which no recorded graph repeats
+            self.freeze(labels, reason, node, line)
+        else:
+            self.written.append((np.unique(labels[labels != FIXED]), reason, line or source_line(node)))
+
     def tied(self, labels: Labels) -> Labels:
         """Return the label that stands for all that each one is tied to so far, each once."""
         return np.unique(self.alike(labels))
@@ -153,6 +184,11 @@ class _Joiner(Walk):
         held, places = np.unique(labels, return_inverse=True)
         roots = [FIXED if label == FIXED else self._find(label) for label in held.tolist()]
         return np.array(roots, dtype=np.int64)[places].reshape(labels.shape)
+
+    def stuck(self) -> list[fx.Node]:
+        """Return the nodes that part channels, after which these freeze."""
+        held = self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *(labels for labels, _, _ in self.frozen)]))
+        return [node for node, labels in self.parted.items() if np.isin(self.tied(labels), held).any()]
 
     def roots(self) -> Labels:
         """Return, for every label, the one that stands for all that it is tied to."""
@@ -173,19 +209,23 @@ class _Joiner(Walk):
 def find_groups(traced: Trace) -> Groups:
     """Find out which channels of a traced teacher go together, and which must stay."""
     joiner = _Joiner(traced)
+    joiner.run()
+    # Where channels freeze along one dimension, the second pass tries another, and the third keeps those that freed.
+    others = dict.fromkeys(joiner.stuck(), 1)
+    # It also knows from the start how parameters are cut whose shape is read before they are used.
+    joiner = _Joiner(traced, joiner, others)
     plan = joiner.run()
-    # A second pass knows from the start how parameters are cut whose shape is read before they are used.
-    joiner = _Joiner(traced, joiner)
-    plan = joiner.run()
+    if others and (still := joiner.stuck()):
+        joiner = _Joiner(traced, joiner, {node: 1 for node in others if node not in still})
+        plan = joiner.run()
     _, slots = np.unique(joiner.roots(), return_inverse=True)
     total = int(slots.max()) + 1 if slots.size else 0
     emitted = {name: _renamed(labels, slots) for name, labels in joiner.emitted.items()}
     plan = _renamed_plan(plan, slots)
-    reasons: dict[int, tuple[str, str]] = dict.fromkeys(range(total if traced.opaque else 0), (traced.opaque, ""))
-    for labels, reason, source in joiner.frozen:
-        for slot in _renamed(labels, slots).tolist():
-            reasons.setdefault(slot, (reason, source))
-    groups, slots_of, frozen = _named(_by_signature(emitted, plan, total), emitted, plan, reasons)
+    reasons: _Reasons = dict.fromkeys(range(total if traced.opaque else 0), (traced.opaque, ""))
+    reasons |= {slot: why for slot, why in _by_slot(joiner.frozen, slots).items() if slot not in reasons}
+    members, written = _by_signature(emitted, plan, total), _by_slot(joiner.written, slots)
+    groups, slots_of, frozen = _named(members, emitted, plan, (reasons, written))
     return Groups(
         trace=traced,
         plan=plan,
@@ -196,7 +236,21 @@ def find_groups(traced: Trace) -> Groups:
         frozen=frozen,
         abandoned=joiner.abandoned,
         computed=joiner.computed,
+        chosen=joiner.chosen,
     )
+
+
+def _by_slot(found: list[tuple[Labels, str, str]], slots: Labels) -> _Reasons:
+    """Return the first reason and line of each slot."""
+    reasons: _Reasons = {}
+    for labels, reason, source in found:
+        for slot in _renamed(labels, slots).tolist():
+            reasons.setdefault(slot, (reason, source))
+    return reasons
+
+
+def _told(reason: str, source: str) -> str:
+    return f"{reason} ({source})" if source else reason
 
 
 def _renamed(labels: Labels, slots: Labels) -> Labels:
@@ -209,6 +263,9 @@ def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
     def dims(p: ParameterPlan) -> tuple[Labels | int, ...]:
         return tuple(_renamed(d, slots) if isinstance(d, np.ndarray) else d for d in p.dims)
 
+    def count(labels: Labels | tuple[Labels, ...]) -> Labels | tuple[Labels, ...]:
+        return tuple(_renamed(x, slots) for x in labels) if isinstance(labels, tuple) else _renamed(labels, slots)
+
     def value(v: Any) -> Any:
         return Labelled(v.shape, _renamed(v.labels, slots)) if isinstance(v, Labelled) else v
 
@@ -217,6 +274,8 @@ def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
             parameters={name: replace(q, dims=dims(q)) for name, q in p.parameters.items()},
             attributes=[replace(a, labels=_renamed(a.labels, slots)) for a in p.attributes],
             work=[replace(w, factors=tuple(_renamed(f, slots) for f in w.factors)) for w in p.work],
+            sizes=[replace(s, labels=count(s.labels)) for s in p.sizes],
+            statistic=p.statistic,
         )
 
     return Plan(
@@ -244,7 +303,7 @@ def _by_signature(emitted: dict[str, Labels], plan: Plan, slots: int) -> list[La
 
 
 def _named(
-    members: list[Labels], emitted: dict[str, Labels], plan: Plan, reasons: dict[int, tuple[str, str]]
+    members: list[Labels], emitted: dict[str, Labels], plan: Plan, reasons: tuple[_Reasons, _Reasons]
 ) -> tuple[tuple[Group, ...], tuple[Labels, ...], tuple[Frozen, ...]]:
     groups: list[Group] = []
     slots_of: list[Labels] = []
@@ -257,13 +316,14 @@ def _named(
         taken[producer] = taken.get(producer, 0) + 1
         name = producer if taken[producer] == 1 else f"{producer}#{taken[producer]}"
         # One frozen slot freezes all that cannot be told from it: a width says nothing of which ones go.
-        why = next((reasons[s] for s in slots.tolist() if s in reasons), None)
+        why, written = (next((known[s] for s in slots.tolist() if s in known), None) for known in reasons)
         width = len(slots) * step
         if why is not None:
             frozen.append(Frozen(name=name, width=width, reason=why[0], source=why[1]))
         elif len(slots) > 1:
             layers = tuple(dict.fromkeys(readers.get(int(slots[0]), ())))
-            groups.append(Group(name=name, width=width, step=step, layers=layers))
+            plain = "" if written is None else _told(*written)
+            groups.append(Group(name=name, width=width, step=step, layers=layers, plain=plain))
             slots_of.append(slots)
     return tuple(groups), tuple(slots_of), tuple(frozen)
 

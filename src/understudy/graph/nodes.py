@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Container
 from typing import Any
 
 from torch import fx, nn
@@ -59,3 +60,19 @@ def entry_nodes(trace: Trace, path: str, graph: fx.Graph | None = None) -> tuple
 def attribute(root: nn.Module, path: str) -> Any:
     """Return the parameter, buffer or module at a dotted path."""
     return operator.attrgetter(path)(root) if path else root
+
+
+def is_overwritten(trace: Trace, path: str, gone: Container[str]) -> bool:
+    """Return whether the forward pass itself writes in place into what passes by a module."""
+    inner = set(trace.members[path])
+    waiting, seen = [user for node in inner for user in node.users if user not in inner], set(inner)
+    while waiting:
+        node = waiting.pop()
+        if is_in_place(node):
+            return True
+        passes = any(other in gone for other in enclosing_modules(node)) or describe(node) in VIEWS
+        if node not in seen and passes:
+            waiting.extend(node.users)
+        seen.add(node)
+    return False
+

@@ -45,6 +45,7 @@ class Watch:
     calls: dict[str, list[Call]] = field(default_factory=dict)
     # What each module was called with, by the names of its parameters; keys as in `node.meta["nn_module_stack"]`.
     given: dict[str, dict[str, Any]] = field(default_factory=dict)
+    draws: bool = False  # whether the forward pass draws random numbers, or stores anything, that is in no graph
     asks_mode: bool = False  # whether a module that is looked into reads `training`
     inside: Callable[[], set[str]] = set  # the paths of the modules whose forward runs
 

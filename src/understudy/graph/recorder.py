@@ -33,7 +33,8 @@ def record_inputs(
     """Return the graph of a module's forward pass on these inputs by name, and what it reads of its modules."""
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
-    with _repeatable(), _as_before(root), _factories(tracer), watching(root, tracer.watch, tracer.is_leaf_module):
+    patches = _factories(tracer), _lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
+    with _repeatable(tracer.watch), _as_before(root, tracer.watch), patches[0], patches[1], patches[2]:
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))
     for node in graph.nodes:
@@ -68,17 +69,29 @@ def _factories(tracer: _Tracer) -> Iterator[None]:
 
 
 @contextmanager
-def _as_before(root: nn.Module) -> Iterator[None]:
+def _as_before(root: nn.Module, watch: Watch) -> Iterator[None]:
     """Take back what the forward pass stores in its modules: proxies there would be taken for tensors later on."""
     before = [(module, {name: _opened(value) for name, value in vars(module).items()}) for module in root.modules()]
     try:
         yield
     finally:
         made = {name: value for name, value in vars(root).items() if name.startswith("_tensor_constant")}
+        for name in made:
+            del vars(root)[name]
+        watch.draws |= any(_differs(attributes, vars(module)) for module, attributes in before)
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
         vars(root).update(made)  # which the graph refers to
+
+
+def _differs(before: Any, now: Any) -> bool:
+    """Return whether other objects are held than before."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return list(before) != list(now) or any(_differs(before[name], now[name]) for name in before)
+    if type(before) in (list, set):
+        return len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True))
+    return before is not now
 
 
 def _opened(value: Any) -> Any:
@@ -86,18 +99,46 @@ def _opened(value: Any) -> Any:
 
 
 @contextmanager
-def _repeatable() -> Iterator[None]:
-    """Draw the same random numbers every time, and leave all random states as they were."""
+def _lengths(root: nn.Module) -> Iterator[None]:
+    """Let `len` of a tensor be a node where the modules are written; Python itself takes nothing but a plain number."""
+    kinds = {kind for module in root.modules() for kind in type(module).__mro__}
+    held = (value for module in root.modules() for value in vars(module).values())
+    functions = [f for f in (*(f for kind in kinds for f in vars(kind).values()), *held) if inspect.isfunction(f)]
+    found = {id(f.__globals__): f.__globals__ for f in functions if not (f.__module__ or "torch").startswith("torch.")}
+    spaces = [space for space in found.values() if "len" not in space]
+    try:
+        for space in spaces:
+            space["len"] = _length
+        yield
+    finally:
+        for space in spaces:
+            del space["len"]
+
+
+def _length(value: Any) -> Any:
+    counts = isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
+    return value.shape[0] if counts else len(value)
+
+
+@contextmanager
+def _repeatable(watch: Watch) -> Iterator[None]:
+    """Draw the same random numbers every time, note whether any are, and leave all random states as they were."""
     python, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             random.seed(0)
             np.random.seed(0)
             torch.manual_seed(0)
+            start = _random_states()
             yield
+            watch.draws |= _random_states() != start
     finally:
         random.setstate(python)
         np.random.set_state(numpy_state)
+
+
+def _random_states() -> tuple[Any, ...]:
+    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().numpy().tobytes()
 
 
 class _Proxy(fx.Proxy):

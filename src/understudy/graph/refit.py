@@ -34,6 +34,7 @@ class Refit(Walk):
         self._groups = groups
         self.abandoned, self.cuts, self.counts = groups.abandoned, groups.parameters, groups.numbers
         self._strict = strict
+        self.chosen = groups.chosen
         before = groups.plan
         self.plan = Plan(
             values=ChainMap({}, before.values), parts=ChainMap({}, before.parts), sizes=ChainMap({}, before.sizes)
@@ -107,6 +108,10 @@ class Refit(Walk):
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {reason}")
         self.met.append((held, np.full(held.size, FIXED), node))
 
+    def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
+        """Pass slots that only a plain graph lacks, or that stay; others that a removal brings here must not shrink."""
+        self.freeze(labels[~np.isin(labels, self._groups.written)], reason, node, line)
+
     def joins(self, size: int, dim: int, node: fx.Node) -> None:
         """Refuse many copies of channels: each layer that goes where it is joined to its input doubles them."""
         most = _COPIES * max(self._groups.slots, self.recorded(node).shape[dim])
@@ -115,6 +120,11 @@ class Refit(Walk):
                 f"at node {node.name} ({source_line(node)}): at most {most} channels can be joined, but got {size}: "
                 "removals left copies of the same ones"
             )
+
+    @property
+    def removed(self) -> frozenset[str]:
+        """The paths of the removed modules."""
+        return self._removed
 
     def passes_by(self, node: fx.Node) -> bool:
         """Return whether a node is inside a removed module."""

@@ -29,13 +29,17 @@ Found = tuple[str, str]  # what is done otherwise, and the line
 
 
 def checked(groups: Groups) -> Groups:
-    """Return the groups without those that the forward pass of a narrower copy handles otherwise than foretold."""
+    """Let those be for plain graphs that the forward pass of a narrower copy handles otherwise than foretold."""
     for fewest in (True, False):
-        reasons = _culprits(groups, [group.name for group in groups.groups], fewest)
+        reasons = _culprits(groups, _copied(groups), fewest)
         while reasons:
-            groups = groups.freezing(reasons)
-            reasons = _culprits(groups, [group.name for group in groups.groups], fewest)
+            groups = groups.writing(reasons)
+            reasons = _culprits(groups, _copied(groups), fewest)
     return groups
+
+
+def _copied(groups: Groups) -> list[str]:
+    return [group.name for group in groups.groups if not group.plain]
 
 
 def asked_types(traced: Trace) -> frozenset[str]:

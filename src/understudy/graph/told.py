@@ -27,17 +27,19 @@ def follow_sizes(walk: Walk, node: fx.Node) -> None:
     makes = _any_tensor(value)
     told = _NONE if makes else _told(walk, node, counted)
     if node.meta.get("escapes"):
-        walk.freeze(told, "Python computes with their number", node)
+        walk.write(told, "Python computes with their number", node)
     if node.meta.get("counted"):
-        walk.freeze(_sizes_of(walk, value, 0), "Python asks for their number by len", node)
+        walk.write(_sizes_of(walk, value, 0), "Python asks for their number by len", node)
     if makes and counted and node.op != "output" and walk.bypass(node) is None:
         labels, name = np.concatenate(counted), describe(node)
         inputs = [walk.plan.values[n] for n in node.all_input_nodes]
         own = np.concatenate([_NONE, *(_channels_of(walk, value) for value in inputs)])
         if name not in _RESIZING:
-            walk.freeze(labels, f"{name} computes with their number", node)
+            walk.write(labels, f"{name} computes with their number", node)
         elif not np.isin(walk.tied(labels), walk.tied(own)).all():
-            walk.freeze(np.concatenate([labels, own]), f"{name} sizes other channels by their number", node)
+            walk.write(np.concatenate([labels, own]), f"{name} sizes other channels by their number", node)
+    if told.size and describe(node) in ("numel", "nelement") and isinstance(walk.plan.values[node.args[0]], Labelled):
+        walk.freeze(told, "the number of all elements, those of all examples, is computed with", node)
     if told.size or node in walk.plan.sizes:
         walk.plan.sizes[node] = np.unique(told)
 

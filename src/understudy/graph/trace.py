@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from understudy.core.errors import TraceError
-from understudy.graph.compare import difference
+from understudy.graph.compare import difference, twins
 from understudy.graph.copies import copied, first_names, overlapping
 from understudy.graph.fake import Signature
 from understudy.graph.numbers import Call, Key, Watch
@@ -34,7 +34,9 @@ class Trace:
     A plain value that leaves the graph, for a branch or for what Python computes, has `node.meta["escapes"]`; a tensor
     whose first size Python asks for by `len` has `node.meta["counted"]`. `root` shares the teacher's tensors, is in
     evaluation mode and is never handed out. `training` is the graph of the forward pass in training mode where that
-    computes something else (auxiliary heads), and `opaque` says why nothing is known of some way to run the teacher.
+    computes something else (auxiliary heads); `flagged` is it where only flags differ, and `twins` are its nodes' in
+    evaluation. `opaque` says why nothing is known of some way to run the teacher, and `draws` that it draws random
+    numbers, or stores something in a module, which no graph repeats.
     """
 
     teacher: nn.Module
@@ -44,6 +46,8 @@ class Trace:
     batch: int
     leaf_modules: tuple[type[nn.Module], ...] = ()
     training: fx.Graph | None = None
+    flagged: fx.Graph | None = None
+    draws: bool = False
     opaque: str = ""
     # The modules' integers that Python computes with, and the line where it does.
     spoiled: Mapping[Key, str] = field(default_factory=dict)
@@ -55,6 +59,11 @@ class Trace:
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The graph, and that of training where it has one of its own."""
         return (self.graph,) if self.training is None else (self.graph, self.training)
+
+    @cached_property
+    def twins(self) -> dict[fx.Node, fx.Node]:
+        """The nodes of `graph` by those of `flagged`."""
+        return {} if self.flagged is None else twins(self.graph, self.flagged)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -106,7 +115,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         raise
     except Exception as error:
         raise TraceError(explain(root, example, error)) from error
-    training, opaque = None, ""
+    training, flagged, opaque = None, None, ""
     if hooks_of(root):
         opaque = "the teacher has forward hooks, which are not traced"
     if watch.asks_mode or _unreached(root, graph):
@@ -117,7 +126,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         else:
             _merge(watch, more)
             if not any(difference(graph, training, modes=True)):
-                training = None
+                training, flagged = None, training if any(difference(graph, training)) else None
     batches = [n.meta["value"].shape[0] for n in graph.find_nodes(op="placeholder") if _is_batched(n)]
     return Trace(
         teacher=teacher,
@@ -127,6 +136,8 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         batch=batches[0] if batches else 1,
         leaf_modules=leaf_modules,
         training=training,
+        flagged=flagged,
+        draws=watch.draws,
         opaque=opaque,
         spoiled=watch.spoiled,
         read=watch.read,
@@ -166,6 +177,7 @@ def record_example(
 
 
 def _merge(watch: Watch, more: Watch) -> None:
+    watch.draws |= more.draws
     watch.spoiled = {**more.spoiled, **watch.spoiled}
     for path, names in more.read.items():
         watch.read[path] = {**names, **watch.read.get(path, {})}

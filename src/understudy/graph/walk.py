@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.core.errors import SurgeryError
-from understudy.graph.channels import FIXED, Attribute, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Work
+from understudy.graph.channels import FIXED, Attribute, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Size, Work
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
+from understudy.graph.flops import counting
 from understudy.graph.nodes import describe, enclosing_modules, entry_nodes
 from understudy.graph.numbers import Key, Number, plain
 from understudy.graph.told import follow_sizes
@@ -47,6 +47,8 @@ class Walk(ABC):
         self.counted: dict[Key, tuple[Labels, int, fx.Node]] = {}
         self._read: set[Key] = set()
         self._pinned: dict[Key, str] = {}
+        # Of a node that parts channels, the dimension along which they go, the first being the usual one.
+        self.chosen: Mapping[fx.Node, int] = {}
         # Nodes whose rule failed, and how.
         self.abandoned: Mapping[fx.Node, str] = {}
         # What a number of a module counts, and how a parameter is cut, before the walk has come there.
@@ -65,6 +67,10 @@ class Walk(ABC):
     @abstractmethod
     def freeze(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
         """Demand that every channel in `labels` stays, because of a node or of a line of the forward pass."""
+
+    @abstractmethod
+    def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
+        """Hear that the code holds how many of `labels` there are: only a plain graph can have fewer."""
 
     def joins(self, size: int, dim: int, node: fx.Node) -> None:  # noqa: B027  most passes allow any
         """Hear how many channels a concatenation is about to make along one dimension."""
@@ -113,8 +119,21 @@ class Walk(ABC):
         if not isinstance(number, Number):
             return False
         self._read.add(number.key)
-        self.count_in(number.key, labels, node, per=per)
+        known, times, _ = self.counted.get(number.key, (labels, per, node))
+        if times != per or len(known) != len(labels):
+            for several in (known, labels):
+                self.write(several, f"{number.name} counts several kinds of channels", node)
+        else:
+            self.count_in(number.key, labels, node, per=per)
         return True
+
+    def choose(self, node: fx.Node, dims: list[int], labels: Labels) -> int:
+        """Return the dimension along which channels go that a node puts into several, the usual one first."""
+        return dims[self.chosen.get(node, 0) % len(dims)]
+
+    def sized(self, place: tuple[int | str, ...], labels: Labels | tuple[Labels, ...], *, per: int = 1) -> None:
+        """Say that an argument of the node is how many of `labels` there are, by `per`."""
+        self.part.sizes.append(Size(place, labels, per))
 
     def leave(self, number: Any) -> None:
         """Say that an operation is right with a number of a module whatever its channels are."""
@@ -157,7 +176,7 @@ class Walk(ABC):
         for key, line in {**self._pinned, **self.trace.spoiled}.items():
             if key in self.counted:
                 labels, _, node = self.counted[key]
-                self.freeze(labels, f"the forward pass computes with {'.'.join(filter(None, key))}", node, line)
+                self.write(labels, f"the forward pass computes with {'.'.join(filter(None, key))}", node, line)
         return self.plan
 
     @property
@@ -190,6 +209,10 @@ class Walk(ABC):
             SurgeryError: nothing can be said of what comes behind it.
         """
         raise SurgeryError(f"at node {node.name} ({source_line(node)}): {error}") from error
+
+    def value_of(self, argument: Any) -> Any:
+        """Return an argument of a node with the values of the nodes in it."""
+        return fx.node.map_arg(argument, lambda n: self.plan.values[n])
 
     def recorded(self, node: fx.Node) -> Any:
         """Return the teacher's value at a node: a Signature, a plain value, or a structure of them."""
@@ -244,7 +267,7 @@ class Walk(ABC):
             own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
             for name, tensor in own:
                 self.parameter(f"{node.target}.{name}", ParameterPlan(tuple(tensor.shape)), node)
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             outcome = self.rerun(node, args, kwargs)
         if self._is_as_recorded(node, args, kwargs):
             outcome = self.recorded(node)

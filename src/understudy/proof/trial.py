@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
@@ -19,6 +18,7 @@ from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
+from understudy.graph.flops import counting
 from understudy.graph.trace import named_inputs
 from understudy.proof.shaken import Inputs, NoNorms, call, inputs_like, laboratory, settle, shaken, sides
 from understudy.surgery.build import build, inherits_all, kept_slots, rebuild
@@ -161,7 +161,9 @@ class Trials:
             raise Unlike("the teacher's outputs are not finite")
         shapes = [tuple(t.shape) for t in tensors_of(real)]
         tolerance = max(_LEAST[self.dtype], _ROUNDING * self._rounding(real, training, inputs))
-        for graph in reversed(self.analysis.trace.graphs) if training else (self.analysis.trace.graph,):
+        traced = self.analysis.trace
+        graphs = (traced.training or traced.flagged, traced.graph) if training else (traced.graph,)
+        for graph in filter(None, graphs):
             try:
                 found, _ = self._masked(full, _Setting(training, inputs, graph))
                 worst = _unlike(real, found, tolerance)
@@ -290,10 +292,10 @@ class Trials:
         try:  # without values, which does not work for tensors that a forward pass makes on the CPU
             named = (*module.named_parameters(), *module.named_buffers())
             instead = {name: tensor.detach().to("meta") for name, tensor in named}
-            with FlopCounterMode(display=False) as counter, NoNorms():
+            with counting() as counter, NoNorms():
                 call(module, map_structure(dict(inputs), _on_meta), training=False, instead=instead)
         except Exception:
-            with FlopCounterMode(display=False) as counter:
+            with counting() as counter:
                 call(module, inputs, training=False)
         return int(counter.get_total_flops()) // 2 // batch
 

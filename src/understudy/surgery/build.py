@@ -1,4 +1,4 @@
-"""Architecture -> student: the teacher's own class, smaller."""
+"""Architecture -> student: the teacher's own class, smaller, or its recorded forward pass over smaller layers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from understudy.graph.analysis import Analysis
 from understudy.graph.channels import ParameterPlan
 from understudy.graph.copies import copied, tensor_at
 from understudy.graph.fake import source_line
-from understudy.graph.nodes import VIEWS, describe, inside, is_in_place
+from understudy.graph.nodes import is_overwritten
 from understudy.graph.refit import Refit, same_dims
 from understudy.graph.retrace import set_counts
 from understudy.graph.units import removed_paths, silenced_path
+from understudy.surgery.plain import is_plain, plain_student
 
 Mask = npt.NDArray[np.bool_]
 
@@ -33,6 +34,8 @@ def build(
     seed: int = 0,
 ) -> nn.Module:
     """Return the student of an architecture, in the teacher's mode and on its device.
+
+    It is of the teacher's own class, or a plain graph where that class cannot have such widths (`Group.plain`).
 
     Args:
         analysis: of the teacher, which is not touched.
@@ -65,7 +68,7 @@ def build(
         _shrink_kernel(student.get_submodule(name), kernel)
     everything = {name for name, _ in student.named_parameters()}
     _draw(student, analysis.teacher, everything if weights == "fresh" else fresh, seed)
-    return student
+    return plain_student(analysis, architecture, student, kept) if is_plain(architecture) else student
 
 
 def rebuild(analysis: Analysis, architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
@@ -203,24 +206,9 @@ class Zeros(Bypass):
 def _stand_in(analysis: Analysis, path: str, gone: set[str], silenced: set[str | None]) -> nn.Module:
     if path in silenced:
         return Zeros()
-    if _is_overwritten(analysis, path, gone):
+    if is_overwritten(analysis.trace, path, gone):
         return Copy()
     return nn.Identity() if all(call.is_plain for call in analysis.trace.calls.get(path, ())) else Bypass()
-
-
-def _is_overwritten(analysis: Analysis, path: str, gone: set[str]) -> bool:
-    """Return whether the forward pass itself writes in place into what passes by a module."""
-    inner = set(analysis.trace.members[path])
-    waiting, seen = [user for node in inner for user in node.users if user not in inner], set(inner)
-    while waiting:
-        node = waiting.pop()
-        if is_in_place(node):
-            return True
-        passes = any(inside(node, other) for other in gone) or describe(node) in VIEWS
-        if node not in seen and passes:
-            waiting.extend(node.users)
-        seen.add(node)
-    return False
 
 
 def _shrink_kernel(module: Any, kernel: int) -> None:

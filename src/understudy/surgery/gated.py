@@ -112,18 +112,23 @@ def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], dict[int
         if relu:
             gate.args = (copied.args[0],)
             graph.erase_node(copied)
-    for node in filter(lambda node: _is_layer_norm(analysis, node), analysis.trace.graph.nodes):
-        labels = analysis.groups.plan.values[node].labels
-        if labels.shape[-1] > 1:  # a narrower one takes its statistics over what stays, which no mask can imitate
-            reason = f"the layer norm at {source_line(node) or node.name} takes statistics over these channels"
-            unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
+    for node in analysis.trace.graph.nodes:
+        labels = _counted_in(analysis, node)  # a narrower one takes its statistics over what stays, as no mask can
+        reason = f"at {source_line(node) or node.name} statistics are taken over these channels"
+        unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
     return graph, gates, unmasked
 
 
-def _is_layer_norm(analysis: Analysis, node: fx.Node) -> bool:
+def _counted_in(analysis: Analysis, node: fx.Node) -> Labels:
+    """Return the channels that a node takes statistics over."""
+    norm = node.target in (F.layer_norm, F.rms_norm)
     if node.op == "call_module":
-        return isinstance(analysis.trace.root.get_submodule(str(node.target)), nn.LayerNorm)
-    return node.target is F.layer_norm
+        norm = isinstance(analysis.trace.root.get_submodule(str(node.target)), nn.LayerNorm | nn.RMSNorm)
+    if norm or analysis.groups.plan.parts[node].statistic is not None:
+        labels = analysis.groups.plan.values[node.all_input_nodes[0]].labels
+        if not norm or labels.shape[-1] > 1:
+            return labels.reshape(-1)  # type: ignore[no-any-return]
+    return np.zeros(0, dtype=np.int64)
 
 
 def _read(analysis: Analysis) -> list[fx.Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -56,6 +57,8 @@ class Masked(fx.Interpreter):
         self._silenced = {silenced_path(unit) for unit in units} - {None}
         parts = self._refit.plan.parts  # what only training runs has no work there, but is of the same kinds
         self._readers = {self._kind(n) for n in analysis.trace.graph.nodes if parts[n].work}
+        self._twins = analysis.trace.twins
+        self._theirs = {ours: theirs for theirs, ours in self._twins.items()}
         self._record = record
         self.layers: dict[str, list[tuple[Tensor, Labelled]]] = {}
 
@@ -71,28 +74,49 @@ class Masked(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; one that reads channels gets them masked, a layer norm only those that stay."""
-        entry = self._refit.bypass(n) if self.removed and n.op.startswith("call_") else None
+        entry = self._refit.bypass(self._twin(n)) if self.removed and n.op.startswith("call_") else None
         if entry is not None:
-            passed = self.env[entry]
+            passed = self.env[entry if entry in self.env else self._theirs[entry]]
             return torch.zeros_like(passed) if any(inside(n, str(path)) for path in self._silenced) else passed
         value = self._computed(n)
-        known = self._refit.plan.values[n]
+        known = self._refit.plan.values.get(self._twin(n))
         if self._record and n.op == "call_module" and isinstance(value, Tensor) and isinstance(known, Labelled):
             self.layers.setdefault(str(n.target), []).append((value.detach().clone(), known))
         return value
+
+    def _twin(self, node: fx.Node) -> fx.Node:
+        """Return the node that the passes over the graph know, for one of training where only flags differ."""
+        return self._twins.get(node, node)
 
     def _computed(self, n: fx.Node) -> Any:
         stays = self._normalised(n)
         if stays is not None:
             return self._narrow_norm(n, stays)
+        part = self._refit.plan.parts.get(self._twin(n))
+        if part is not None and part.statistic is not None:
+            first = n.all_input_nodes[0]
+            with self._instead({first: self._stay(first, part.statistic)}):
+                return super().run_node(n)
         if not (n.op.startswith("call_") and self._kind(n) in self._readers):
             return super().run_node(n)
-        kept = {m: self.env[m] for m in n.all_input_nodes}
-        try:
-            self.env.update({m: self._masked(m, value) for m, value in kept.items()})
+        with self._instead({m: self._masked(m, self.env[m]) for m in n.all_input_nodes}):
             return self._with_rim(n) if str(n.target) in self._kernels else super().run_node(n)
+
+    @contextmanager
+    def _instead(self, values: dict[fx.Node, Any]) -> Iterator[None]:
+        """Let nodes have other values."""
+        kept = {node: self.env[node] for node in values}
+        self.env.update(values)
+        try:
+            yield
         finally:
             self.env.update(kept)
+
+    def _stay(self, node: fx.Node, dim: int) -> Tensor:
+        """Return the channels of a value that stay, along the dimension where they lie."""
+        labels = self._refit.plan.values[self._twin(node)].labels.reshape(-1)
+        chosen: Tensor = self.env[node].index_select(dim, self._kept[torch.from_numpy(labels.copy())].nonzero()[:, 0])
+        return chosen
 
     def _kind(self, node: fx.Node) -> Any:
         """Return a node's operation: the class of a module, a function or the name of a method."""
@@ -109,7 +133,7 @@ class Masked(fx.Interpreter):
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if node.target not in (F.layer_norm, F.rms_norm) and not isinstance(module, _NARROWED):
             return None
-        known = self._refit.plan.values[node]
+        known = self._refit.plan.values.get(self._twin(node))
         if not isinstance(known, Labelled) or known.labels.shape[-1] == 1:  # it is over space
             return None
         stays = self._kept[torch.from_numpy(known.labels.copy())]
@@ -131,7 +155,7 @@ class Masked(fx.Interpreter):
         return out
 
     def _masked(self, node: fx.Node, value: Any) -> Any:
-        known = self._refit.plan.values[node]
+        known = self._refit.plan.values.get(self._twin(node))
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
         stays = self._kept[torch.from_numpy(known.labels.copy())]

@@ -43,6 +43,17 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
 
 
+@for_calls(F.embedding, parameters=True)
+def embedding(walk: Walk, node: fx.Node, input: Any, weight: Any, *rest: Any, **more: Any) -> Any:
+    """As the layer."""
+    fixed = isinstance(input, Labelled) and input.is_fixed and (rest[1] if len(rest) > 1 else more.get("max_norm")) is None
+    if not fixed or not _is_matrix(weight, 2):
+        return walk.give_up(node, (input, weight, *rest), more, "no rule for embedding with these arguments")
+    outputs = walk.emit(_layer(weight), weight.shape[1])
+    walk.parameter(weight.name, ParameterPlan((weight.shape[0], outputs)), node)
+    return Labelled.along((*input.shape, len(outputs)), len(input.shape), outputs)
+
+
 @for_calls(F.conv1d, F.conv2d, F.conv3d, parameters=True)
 def convolution(
     walk: Walk, node: fx.Node, input: Any, weight: Any, bias: Any = None, *rest: Any, groups: Any = None, **more: Any
@@ -72,12 +83,11 @@ def convolution(
 
 def _grouped(walk: Walk, node: fx.Node, groups: Any, inputs: Labels, outputs: Labels) -> tuple[Labels, Labels]:
     rows = np.concatenate([inputs.reshape(groups, -1), outputs.reshape(groups, -1)], axis=1)
-    if walk.follow(groups, inputs, node, per=len(inputs) // groups):
-        walk.bundle(rows, node)
-    else:
+    if not walk.follow(groups, inputs, node, per=len(inputs) // groups):
         reason = f"{describe(node)} writes its groups as {groups}"
-        walk.freeze(inputs, reason, node)
-        walk.freeze(outputs, reason, node)
+        walk.write(np.concatenate([inputs, outputs]), reason, node)
+    walk.bundle(rows, node)
+    walk.sized((6,) if len(node.args) > 6 else ("groups",), inputs, per=len(inputs) // groups)
     return inputs, outputs
 
 
@@ -110,10 +120,12 @@ def group_norm(
     x = walk.as_tensor(input, node)
     labels = walk.channels(x, 1, node)
     per_group = len(labels) // num_groups
-    if num_groups > 1 and walk.follow(num_groups, labels, node, per=per_group):
-        walk.bundle(labels.reshape(-1, per_group), node)
-    else:
-        walk.freeze(labels, f"group norm writes its groups as {int(num_groups)}", node)
+    if num_groups == 1:
+        walk.freeze(labels, "group norm takes statistics over all of these channels", node)
+    elif not walk.follow(num_groups, labels, node, per=per_group):
+        walk.write(labels, f"group norm writes its groups as {int(num_groups)}", node)
+    walk.bundle(labels.reshape(-1, per_group), node)
+    walk.sized((1,) if len(node.args) > 1 else ("num_groups",), labels, per=per_group)
     for value in (weight, named.get("bias", rest[0] if rest else None)):
         _per_channel(walk, node, value, labels)
     if isinstance(weight, ParameterUse):
@@ -136,15 +148,24 @@ def layer_norm(
     x = walk.as_tensor(input, node)
     if normalises_channels(walk, node, x, len(normalized_shape)):
         labels = walk.channels(x, -1, node)
-        if walk.follow(normalized_shape[0], labels, node):
-            for value in (weight, bias):
-                _per_channel(walk, node, value, labels)
-            return x
-        walk.freeze(labels, f"layer norm writes their number as {len(labels)}", node)
+        if not walk.follow(normalized_shape[0], labels, node):
+            walk.write(labels, f"layer norm writes their number as {len(labels)}", node)
+        walk.sized((1, 0) if len(node.args) > 1 else ("normalized_shape", 0), labels)
+        for value in (weight, bias):
+            _per_channel(walk, node, value, labels)
+        return x
     for value in (weight, bias):
         if isinstance(value, ParameterUse):
             walk.parameter(value.name, ParameterPlan(value.shape), node)
     return x
+
+
+@for_calls(F.rms_norm, parameters=True)
+def rms_norm(
+    walk: Walk, node: fx.Node, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None
+) -> Labelled:
+    """As `layer_norm`."""
+    return layer_norm(walk, node, input, normalized_shape, weight)
 
 
 @for_calls(F.prelu, parameters=True)

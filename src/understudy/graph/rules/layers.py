@@ -73,6 +73,18 @@ def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
 
 
+@for_modules(nn.Embedding)
+def embedding(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """Turns numbers into the rows of a table, whose columns are channels."""
+    if not x.is_fixed or module.max_norm is not None:
+        return walk.give_up(node, (x,), {}, "the Embedding changes its weight in the forward pass")
+    name = str(node.target)
+    outputs = walk.emit(name, module.embedding_dim)
+    walk.parameter(f"{name}.weight", ParameterPlan((module.num_embeddings, outputs)), node)
+    walk.count_in((name, "embedding_dim"), outputs, node)
+    return Labelled.along((*x.shape, len(outputs)), len(x.shape), outputs)
+
+
 @for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def norm_per_channel(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     """Each channel has its own statistics and scale."""
@@ -103,7 +115,7 @@ def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     return x
 
 
-@for_modules(nn.LayerNorm)
+@for_modules(nn.LayerNorm, nn.RMSNorm)
 def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     """Over the last dimension it takes its statistics over the channels that stay; over more it freezes them."""
     name = str(node.target)
@@ -111,7 +123,7 @@ def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
         return x
     labels = walk.channels(x, -1, node)
     for part in ("weight", "bias"):
-        if getattr(module, part) is not None:
+        if getattr(module, part, None) is not None:
             walk.parameter(f"{name}.{part}", ParameterPlan((labels,)), node)
     walk.count_in((name, "normalized_shape"), labels, node)
     return x

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import FIXED, Labelled, Labels
@@ -35,37 +36,50 @@ def flatten(walk: Walk, node: fx.Node, x: Labelled, start_dim: int = 0, end_dim:
 
 @for_calls(torch.reshape, "view", "reshape")
 def reshape(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any, **kwargs: Any) -> Any:
-    """Sizes that the forward pass computes follow the student; those written as numbers do not.
-
-    Channels that end up in a written size are frozen, or, beside a computed one, tied along it.
-    """
+    """Sizes that the forward pass computes follow the student; those written as numbers do so in a plain graph."""
     if kwargs or not isinstance(x, Labelled) or not _are_sizes(sizes):
         return walk.give_up(node, (x, sizes), kwargs, f"no rule for {describe(node)} with these arguments")
     flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
-    given = _written_sizes(node, len(flat))
-    written = [isinstance(s, int) and s != -1 for s in given]
     shape = tuple(np.broadcast_to(np.zeros((), dtype=bool), x.shape).reshape(flat).shape)
-    result = _reshaped(x, shape)
-    named = [d for d in result.varying if isinstance(given[d], Number)]
-    literal = [d for d in result.varying if written[d] and shape[d] > 1 and d not in named[:1]]
-    if literal and len(literal) == len(result.varying):
-        walk.freeze(result.labels, f"{describe(node)} writes their number as {shape[literal[0]]}", node)
-    elif len(result.varying) > 1:
-        # Beside a number that a module holds, such as that of heads, all other sizes stay.
-        _tie_across(walk, node, result, [d for d in result.varying if d not in named[:1]] if named else literal)
-    if named and named[0] not in literal:
-        along = np.moveaxis(result.labels, named[0], 0).reshape(result.labels.shape[named[0]], -1)[:, 0]
-        walk.follow(given[named[0]], along, node)
-    return Labelled(shape, compressed(walk.alike(result.labels))) if len(result.varying) > 1 else result
+    return _sized(walk, node, _reshaped(x, shape), given_sizes(node, sizes))
+
+
+@for_calls("unflatten", torch.unflatten)
+def unflatten(walk: Walk, node: fx.Node, x: Labelled, dim: int, sizes: Any) -> Labelled:
+    """As `reshape` of one dimension."""
+    dim %= len(x.shape)
+    inner = np.broadcast_to(np.zeros((), dtype=bool), x.shape[dim : dim + 1]).reshape(tuple(sizes)).shape
+    around: list[Given] = [(-1, ())] * len(x.shape)
+    written = node.args[2] if len(node.args) > 2 else node.kwargs["sizes"]
+    place: tuple[int | str, ...] = (2,) if len(node.args) > 2 else ("sizes",)
+    given = [(v, (*place, i)) for i, v in enumerate(written if isinstance(written, list | tuple) else (None,) * len(inner))]
+    shape = (*x.shape[:dim], *inner, *x.shape[dim + 1 :])
+    return _sized(walk, node, _reshaped(x, shape), [*around[:dim], *given, *around[dim + 1 :]])
 
 
 @for_calls("reshape_as", "view_as")
 def reshape_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
-    """As `reshape` to sizes that are computed."""
+    """As `reshape` to sizes of another tensor, whose channels these then are."""
     result = _reshaped(x, other.shape)
     if len(result.varying) > 1:
-        _tie_across(walk, node, result, [])
+        walk.freeze(result.labels, f"{describe(node)} spreads them over several computed dimensions", node)
+    for d in result.varying:
+        walk.tie(walk.channels(result, d, node), walk.channels(other, d, node), node)
     return result
+
+
+# An argument as the graph has it, None for one size of a node that is several, and where it is.
+Given = tuple[Any, tuple[int | str, ...]]
+
+
+def given_sizes(node: fx.Node, sizes: tuple[Any, ...]) -> list[Given]:
+    """Return the sizes that follow a node's first argument, positional ones."""
+    if len(sizes) != 1 or isinstance(sizes[0], int):
+        return [(value, (index,)) for index, value in enumerate(node.args) if index > 0]
+    written = node.args[1]
+    if isinstance(written, list | tuple):
+        return [(value, (1, index)) for index, value in enumerate(written)]
+    return [(None, (1, index)) for index in range(len(sizes[0]))]
 
 
 def _are_sizes(sizes: tuple[Any, ...]) -> bool:
@@ -73,21 +87,44 @@ def _are_sizes(sizes: tuple[Any, ...]) -> bool:
     return all(isinstance(s, int) for s in flat)
 
 
-def _written_sizes(node: fx.Node, number: int) -> tuple[Any, ...]:
-    """Return the sizes as the graph has them: nodes where they are computed."""
-    sizes = node.args[1:] if len(node.args) > 1 else (node.kwargs.get("shape"),)
-    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
-        return tuple(sizes[0])
-    return tuple(sizes) if len(sizes) == number else (None,) * number
+def _sized(walk: Walk, node: fx.Node, x: Labelled, given: list[Given]) -> Labelled:
+    """Let each size along channels be their number; those that lie in several dimensions go by slices of one."""
+    along = x.varying
+    if len(along) > 1:
+        along = (_parted(walk, node, x, given),)
+        walk.bundle(np.moveaxis(x.labels, along[0], 0).reshape(x.labels.shape[along[0]], -1), node)
+        x = Labelled(x.shape, compressed(walk.alike(x.labels)))
+        along = along if along[0] in x.varying else x.varying
+    for d in along:
+        value, place = given[d]
+        if _is_written(value):
+            labels = np.moveaxis(x.labels, d, 0).reshape(x.labels.shape[d], -1)[:, 0]
+            walk.write(labels, f"{describe(node)} writes their number as {x.shape[d]}", node)
+        size(walk, node, x, d, given[d])
+    return x
 
 
-def _tie_across(walk: Walk, node: fx.Node, x: Labelled, literal: list[int]) -> None:
-    """Channels that lie in several dimensions can go only by whole slices of the computed one."""
-    free = [d for d in x.varying if d not in literal]
-    if len(free) != 1:
-        walk.freeze(x.labels, f"{describe(node)} spreads them over several computed dimensions", node)
-        return
-    walk.bundle(np.moveaxis(x.labels, free[0], 0).reshape(x.labels.shape[free[0]], -1), node)
+def size(walk: Walk, node: fx.Node, x: Labelled, dim: int, given: Given) -> None:
+    """Let an argument be the number of channels along a dimension."""
+    value, place = given
+    if place and not (isinstance(value, int) and value == -1):
+        labels = np.moveaxis(x.labels, dim, 0).reshape(x.labels.shape[dim], -1)[:, 0]
+        walk.follow(value, labels, node)
+        walk.sized(place, labels)
+
+
+def _parted(walk: Walk, node: fx.Node, x: Labelled, given: list[Given]) -> int:
+    """Return the dimension along which channels can go that lie in several: whole heads, say, and of each as many."""
+    free = [d for d in x.varying if not _is_written(given[d][0])]
+    if sum(not isinstance(given[d][0], Number) and given[d][0] != -1 for d in free) > 1:
+        walk.write(x.labels, f"{describe(node)} spreads them over several computed dimensions", node)
+    written = [d for d in x.varying if d not in free]
+    order = [*free, *(written[1:] if len(written) > 2 else written), *(written[:1] if len(written) > 2 else ())]
+    return walk.choose(node, order, x.labels)
+
+
+def _is_written(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, Number) and value != -1
 
 
 def _reshaped(x: Labelled, shape: tuple[int, ...]) -> Labelled:
@@ -162,16 +199,51 @@ def expand(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any) -> Labelled:
     new = len(flat) - len(x.shape)
     labels = x.labels.reshape((1,) * new + x.labels.shape)
     shape = tuple(x.shape[d - new] if size == -1 else size for d, size in enumerate(flat))
-    given = _written_sizes(node, len(flat))
+    given = given_sizes(node, sizes)
     result = Labelled(shape, labels)
     for d in result.varying:
-        if (
-            isinstance(given[d], int)
-            and given[d] != -1
-            and not walk.follow(given[d], walk.channels(result, d, node), node)
-        ):
-            walk.freeze(labels, f"expand writes their number as {shape[d]}", node)
+        if _is_written(given[d][0]):
+            walk.write(labels, f"expand writes their number as {shape[d]}", node)
+        size(walk, node, result, d, given[d])
     return result
+
+
+@for_modules(nn.ChannelShuffle)
+def channel_shuffle_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """As `channel_shuffle`."""
+    return channel_shuffle(walk, node, x, module.groups)
+
+
+@for_calls(F.channel_shuffle, torch.channel_shuffle)
+def channel_shuffle(walk: Walk, node: fx.Node, x: Labelled, groups: int) -> Labelled:
+    """Channels at the same place of each group go together, so groups stay equal."""
+    labels = walk.channels(x, 1, node).reshape(groups, -1).T
+    walk.bundle(labels, node)
+    return Labelled.along(x.shape, 1, labels.reshape(-1))
+
+
+@for_modules(nn.PixelShuffle, nn.PixelUnshuffle)
+def pixel_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+    """As the functions."""
+    up = isinstance(module, nn.PixelShuffle)
+    return (pixel_shuffle if up else pixel_unshuffle)(walk, node, x, module.upscale_factor if up else module.downscale_factor)
+
+
+@for_calls(F.pixel_shuffle, torch.pixel_shuffle)
+def pixel_shuffle(walk: Walk, node: fx.Node, x: Labelled, factor: int) -> Labelled:
+    """The channels that become the pixels of one go together."""
+    rows = walk.channels(x, -3, node).reshape(-1, factor**2)
+    walk.bundle(rows, node)
+    shape = (*x.shape[:-3], len(rows), x.shape[-2] * factor, x.shape[-1] * factor)
+    return Labelled.along(shape, len(shape) - 3, rows[:, 0])
+
+
+@for_calls(F.pixel_unshuffle, torch.pixel_unshuffle)
+def pixel_unshuffle(walk: Walk, node: fx.Node, x: Labelled, factor: int) -> Labelled:
+    """Each channel becomes as many as it has pixels in a block."""
+    labels = np.repeat(walk.channels(x, -3, node), factor**2)
+    shape = (*x.shape[:-3], len(labels), x.shape[-2] // factor, x.shape[-1] // factor)
+    return Labelled.along(shape, len(shape) - 3, labels)
 
 
 @for_calls("repeat", torch.tile, "tile")

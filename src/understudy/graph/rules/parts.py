@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from understudy.graph.channels import Labelled, ParameterUse
+from understudy.graph.channels import Labelled, ParameterPlan, ParameterUse
 from understudy.graph.numbers import Number
 from understudy.graph.rules.movement import compressed
 from understudy.graph.rules.tables import for_calls
@@ -42,15 +42,41 @@ def split(walk: Walk, node: fx.Node, x: Labelled, sizes: Any = None, dim: int = 
     if dim not in x.varying:
         return results
     labels = walk.channels(x, dim, node)
+    place = _place(node, 1, "split_size_or_sections", "split_size")
+    owns = tuple(labels[end - part : end] for part, end in zip(parts, ends, strict=True))
     if isinstance(sizes, Number) and whole % sizes == 0:
         walk.bundle(labels.reshape(-1, sizes).T, node)
         walk.follow(sizes, labels[:sizes], node)
+        walk.sized(place, owns)
         return results
-    for part, end in zip(parts, ends, strict=True):
-        own = labels[end - part : end]
+    if isinstance(sizes, int):
+        walk.sized(place, owns)
+    for index, (part, own) in enumerate(zip(parts, owns, strict=True)):
         if isinstance(sizes, int) or not walk.follow(part, own, node):
-            walk.freeze(own, "split writes the numbers of its parts", node)
+            walk.write(own, "split writes the numbers of its parts", node)
+        if not isinstance(sizes, int):
+            walk.sized((*place, index), own)
     return results
+
+
+@for_calls(torch.narrow, "narrow")
+def narrow(walk: Walk, node: fx.Node, x: Labelled, dim: int, start: Any, length: Any) -> Any:
+    """As a slice."""
+    if not (isinstance(start, int) and isinstance(length, int)):
+        return walk.give_up(node, (x, dim, start, length), {}, "no rule for narrow with these arguments")
+    dim, start = dim % len(x.shape), start % x.shape[dim]
+    result = _sliced(x, dim, start, start + length)
+    if dim in x.varying:
+        labels = walk.channels(x, dim, node)
+        walk.write(labels, "narrow cuts these channels at written places", node)
+        walk.sized(_place(node, 2, "start"), labels[:start])
+        walk.sized(_place(node, 3, "length"), labels[start : start + length])
+    return result
+
+
+def _place(node: fx.Node, index: int, *names: str) -> tuple[int | str, ...]:
+    """Return where an argument is that can be given by position or by name."""
+    return (index,) if len(node.args) > index else (next(name for name in names if name in node.kwargs),)
 
 
 @for_calls(torch.unbind, "unbind")
@@ -81,16 +107,69 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     if not isinstance(x, Labelled):
         return x[key]
     keys = key if isinstance(key, tuple) else (key,)
-    plain = all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys)
-    if not plain:
-        return walk.give_up(node, (x, key), {}, "no rule for an index that is a tensor")
+    if not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
+        return _indexed(walk, node, x, tuple(_places(walk, node, k) for k in keys))
     flat = np.broadcast_to(x.labels, x.shape)[key]
-    if _counted(walk, node, x, keys):
-        return Labelled(flat.shape, compressed(flat))
-    untouched = np.isin(np.unique(x.labels), np.unique(flat)).all() and _whole(x, keys)
-    if not untouched:
-        walk.freeze(x.labels, "a slice cuts these channels at written places", node)
+    if not _counted(walk, node, x, keys):
+        for dim, index in _dims_of(x, keys):
+            if dim in x.varying and keys[index] != slice(None):
+                _cut(walk, node, x, dim, index)
     return Labelled(flat.shape, compressed(flat))
+
+
+def _dims_of(x: Labelled, keys: tuple[Any, ...]) -> list[tuple[int, int]]:
+    """Return the dimension that each key is for, with the key's place."""
+    behind = keys[keys.index(Ellipsis) + 1 :] if Ellipsis in keys else ()
+    found, dim = [], 0
+    for index, key in enumerate(keys):
+        if key is Ellipsis:
+            dim = len(x.shape) - sum(k is not None for k in behind)
+        elif key is not None:
+            found.append((dim, index))
+            dim += 1
+    return found
+
+
+def _cut(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: int) -> None:
+    """Let a slice of channels end where they do in a plain graph; single ones and steps freeze them."""
+    written: Any = node.args[1]
+    place: tuple[int | str, ...] = (1,)
+    if isinstance(written, tuple):
+        written, place = written[index], (1, index)
+    key = walk.value_of(written)
+    if len(x.varying) > 1 or not isinstance(key, slice) or key.step not in (None, 1) or isinstance(written, fx.Node):
+        walk.freeze(x.labels, "a slice cuts these channels at written places", node)
+        return
+    labels = walk.channels(x, dim, node)
+    start, stop, _ = key.indices(len(labels))
+    if (start, stop) == (0, len(labels)):
+        return
+    walk.write(labels, "a slice cuts these channels at written places", node)
+    if key.start is not None:
+        walk.sized((*place, "start"), labels[:start])
+    if key.stop is not None:
+        walk.sized((*place, "stop"), labels[:stop])
+
+
+def _places(walk: Walk, node: fx.Node, key: Any) -> Any:
+    """Return a buffer of places as a tensor, which has no channels."""
+    if not isinstance(key, ParameterUse):
+        return key
+    walk.parameter(key.name, ParameterPlan(key.shape), node)
+    return Labelled.fixed(key.shape)
+
+
+def _indexed(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
+    """Places in the first dimensions, given as tensors, leave channels behind them as they are."""
+    count = len(keys)
+    tensors = [k for k in keys if isinstance(k, Labelled)]
+    if len(tensors) < count or not all(k.is_fixed for k in tensors) or any(d < count for d in x.varying):
+        return walk.give_up(node, (x, keys), {}, "no rule for an index that is a tensor")
+    places = np.broadcast_shapes(*(k.shape for k in tensors))
+    shape = (*places, *x.shape[count:])
+    if walk.outcome(node, (x, keys if count > 1 else keys[0]), {}).shape != shape:  # a mask, whose number is not known
+        return walk.give_up(node, (x, keys), {}, "no rule for an index that is a tensor")
+    return Labelled(shape, x.labels.reshape((1,) * len(places) + x.labels.shape[count:]))
 
 
 def _looked_up(walk: Walk, node: fx.Node, table: ParameterUse, index: Labelled | ParameterUse) -> Any:
@@ -101,13 +180,6 @@ def _looked_up(walk: Walk, node: fx.Node, table: ParameterUse, index: Labelled |
         return walk.give_up(node, (table, index), {}, "no rule for an index that is a tensor")
     values = walk.as_tensor(table, node, dim=1)
     return Labelled(whole.shape, values.labels.reshape((1,) * len(places.shape) + values.labels.shape[1:]))
-
-
-def _whole(x: Labelled, keys: tuple[Any, ...]) -> bool:
-    """Return whether no dimension with channels is cut."""
-    if any(k is None or k is Ellipsis for k in keys):
-        return not x.varying or all(k in (None, Ellipsis) or k == slice(None) for k in keys)
-    return all(k == slice(None) for d, k in enumerate(keys) if d in x.varying)
 
 
 def _counted(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> bool:
@@ -124,4 +196,8 @@ def _counted(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> b
     if any(place > len(labels) for place in places):
         return False
     followed = [walk.follow(place, labels[:place], node) for place in places if place != 0]
+    at = (1, x.varying[0]) if isinstance(node.args[1], tuple) else (1,)
+    for name, place in (("start", cut.start), ("stop", cut.stop)):
+        if place:
+            walk.sized((*at, name), labels[:place])
     return all(followed)

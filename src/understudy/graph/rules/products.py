@@ -10,9 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from understudy.graph.channels import FIXED, Labelled, Work
+from understudy.graph.flops import counting
 from understudy.graph.nodes import describe
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls
@@ -70,7 +70,7 @@ def attention(
         heads = meet(walk, node, heads, other)
     shape = (*heads.shape, query.shape[-2], value.shape[-1])
     result = Labelled(shape, heads.labels.reshape((*heads.labels.shape, 1, 1)))
-    with FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         walk.rerun(node, args, kwargs)
     if flops := counter.get_total_flops():  # torch counts none on a CPU
         labels = result.labels.reshape(-1)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Labelled
+from understudy.graph.channels import Labelled
 from understudy.graph.fake import Signature
 from understudy.graph.nodes import describe
 from understudy.graph.rules.tables import for_calls, for_modules
@@ -48,17 +48,28 @@ def spatial_call(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: A
 
 @for_calls(F.pad)
 def pad(walk: Walk, node: fx.Node, x: Labelled, widths: Sequence[int], *args: Any, **kwargs: Any) -> Any:
-    """Channels of constants beside those that there are stay; other padding is in space only."""
+    """Each channel by itself. Constants beside the channels are channels of their own, which a plain graph can lack."""
     mode = args[0] if args else kwargs.get("mode", "constant")
     pairs = [(0, 0)] * len(x.shape)
     for i in range(len(widths) // 2):
         pairs[-1 - i] = (widths[2 * i], widths[2 * i + 1])
-    beside = [pair for d, pair in enumerate(pairs) if d in x.varying and any(pair)]
-    if beside and (mode != "constant" or len(x.varying) > 1 or min(beside[0]) < 0):
+    beside = [d for d, pair in enumerate(pairs) if d in x.varying and any(pair)]
+    if beside and (mode != "constant" or len(x.varying) > 1 or min(pairs[beside[0]]) < 0):
         return walk.give_up(node, (x, widths, *args), kwargs, "pad runs over these channels")
-    around = [pair if d in x.varying else (0, 0) for d, pair in enumerate(pairs)]
     shape = tuple(size + sum(pair) for size, pair in zip(x.shape, pairs, strict=True))
-    return Labelled(shape, np.pad(x.labels, around, constant_values=FIXED))
+    if not beside:
+        return Labelled(shape, x.labels)
+    before, after = pairs[beside[0]]
+    fresh = walk.emit(f"{node.name}:pad", before + after)
+    fresh = np.broadcast_to(fresh, (before + after,))
+    walk.write(fresh, "pad writes how many it adds", node)
+    at = 2 * (len(x.shape) - 1 - beside[0])
+    place: tuple[int | str, ...] = (1,) if len(node.args) > 1 else ("pad",)
+    for index, labels in ((at, fresh[:before]), (at + 1, fresh[before:])):
+        if len(labels):
+            walk.sized((*place, index), labels)
+    labels = np.concatenate([fresh[:before], walk.channels(x, beside[0], node), fresh[before:]])
+    return Labelled.along(shape, beside[0], labels)
 
 
 def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:
@@ -76,14 +87,19 @@ def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:
     *("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "all", "any"),
 )
 def reduce(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """Over space it keeps channels; over channels it freezes them."""
+    """Over space it keeps channels. A mean or sum over channels is one over those that stay; others freeze them."""
     if not isinstance(dim, int | tuple | list) and dim is not None:
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"no rule for {describe(node)} with these arguments")
     rank = len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     reduced = {d % rank for d in dims}
-    if reduced & set(x.varying):
+    over = reduced & set(x.varying)
+    summed = describe(node) in ("mean", "sum") and isinstance(walk.plan.values[node.all_input_nodes[0]], Labelled)
+    if over and (not summed or len(x.varying) > 1):
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"{describe(node)} runs over these channels")
+    if over:
+        (walk.part.statistic,) = over
+        x = Labelled.fixed(x.shape)
     kept = [d for d in range(rank) if keepdim or d not in reduced]
     shape = tuple(1 if d in reduced else x.shape[d] for d in kept)
     return Labelled(shape, x.labels.reshape([x.labels.shape[d] for d in kept]))

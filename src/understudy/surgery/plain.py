@@ -1,0 +1,160 @@
+"""Students that the teacher's class cannot express: the recorded forward pass over the layers that it uses."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import inspect
+import linecache
+import textwrap
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, fx, nn
+
+from understudy.core.architecture import Architecture
+from understudy.graph.analysis import Analysis
+from understudy.graph.plain import rewritten
+from understudy.graph.units import silenced_path
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def is_plain(architecture: Architecture) -> bool:
+    """Return whether an architecture's student is a plain graph, as the teacher's class cannot have its widths."""
+    return any(architecture.space.group(name).plain for name, _ in architecture.widths)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A forward pass as text: what it takes, and the bodies of both modes with the names in them."""
+
+    takes: str
+    evaluation: str
+    training: str
+    names: Mapping[str, Any] = field(hash=False)
+    modules: Mapping[str, str] = field(hash=False)  # imported Python modules by their names in the text
+
+    def compiled(self) -> Any:
+        """Return the function."""
+        body = self.evaluation
+        if self.training != body:
+            body = f"if self.training:\n{textwrap.indent(self.training, '    ')}\n{body}"
+        space = {**self.names, **{name: importlib.import_module(full) for name, full in self.modules.items()}}
+        text = f"def forward({self.takes}):\n{textwrap.indent(body, '    ')}\n"
+        name = f"<student {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+        linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name  # what a traceback shows
+        exec(compile(text, name, "exec"), space)
+        return space["forward"]
+
+
+class Plain(nn.Module):
+    """A module whose forward pass is `code`; no class of the teacher's stands behind it, but for layers of its own.
+
+    Every code has a class of its own, as `torch.fx` asks a module's class for its forward pass.
+    """
+
+    code: Code
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plain:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
+
+    def __reduce__(self) -> Any:
+        return plain_module, (self.code, self.__dict__)
+
+
+def plain_module(code: Code, state: Mapping[str, Any]) -> Plain:
+    """Return the module of a forward pass with the members of another module."""
+    made: type[Plain] = type("Plain", (Plain,), {"code": code, "forward": code.compiled()})
+    module = made.__new__(made)
+    module.__dict__.update(state)
+    return module
+
+
+def plain_student(
+    analysis: Analysis, architecture: Architecture, student: nn.Module, kept: npt.NDArray[np.bool_]
+) -> nn.Module:
+    """Return a student as the recorded forward pass over its layers.
+
+    Args:
+        analysis: of the teacher.
+        architecture: the student's.
+        student: a copy of the teacher with the student's layers; it is taken apart.
+        kept: which slots of the analysis stay, (slots + 1,).
+    """
+    traced, refit = analysis.trace, analysis.refit(architecture)
+    units = (analysis.space.unit(name) for name in architecture.removed)
+    silenced = [path for path in map(silenced_path, units) if path is not None]
+    other = traced.training or traced.flagged
+    graphs = [rewritten(graph, refit, kept, silenced) for graph in (traced.graph, *((other,) if other else ()))]
+    leaves = {str(node.target) for graph in graphs for node in graph.find_nodes(op="call_module")}
+    root = _stripped(student, "", leaves, {})
+    for graph in graphs:
+        for node in graph.find_nodes(op="get_attr"):
+            _hold(root, str(node.target), traced.root, student)
+    return plain_module(_code(graphs, traced.root), root.__dict__)
+
+
+def _stripped(module: nn.Module, path: str, leaves: set[str], known: dict[int, nn.Module]) -> nn.Module:
+    """Return a module without its code: layers as they are, others as containers of what they hold."""
+    if id(module) in known:
+        return known[id(module)]
+    if path in leaves or (type(module).__module__.startswith("torch.nn") and not isinstance(module, _CONTAINERS)):
+        known[id(module)] = module
+        return module
+    bare = type(module)() if type(module) in _CONTAINERS else nn.Module()
+    known[id(module)] = bare
+    bare.training = module.training
+    for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        setattr(bare, name, copy.copy(getattr(module, name)))
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        bare._modules[name] = _stripped(child, inner, leaves, known)
+    return bare
+
+
+def _hold(root: nn.Module, target: str, recorded: nn.Module, student: nn.Module) -> None:
+    """Let the root hold a tensor that a recorded forward pass uses and that is neither parameter nor buffer."""
+    path, _, name = target.rpartition(".")
+    holder = root.get_submodule(path)
+    if name in holder._parameters or name in holder._buffers or name in vars(holder):
+        return
+    owner = student.get_submodule(path)
+    value = getattr(owner if hasattr(owner, name) else recorded.get_submodule(path), name)
+    if isinstance(value, Tensor):
+        holder.register_buffer(name, value.detach().clone(), persistent=False)
+    else:
+        setattr(holder, name, value)
+
+
+def _code(graphs: list[fx.Graph], teacher: nn.Module) -> Code:
+    takes = ["self"]
+    known = inspect.signature(teacher.forward).parameters
+    for node in graphs[0].find_nodes(op="placeholder"):
+        given = known.get(str(node.target))
+        takes += ["*"] if given is not None and given.kind is given.KEYWORD_ONLY and "*" not in takes else []
+        takes.append(node.name)
+    bodies, names = [], {}
+    for graph in graphs:
+        for node in graph.nodes:
+            node.type = None
+        python = graph.python_code("self")
+        names.update(python.globals)
+        bodies.append(_body(python.src))
+    modules = {name: value.__name__ for name, value in names.items() if isinstance(value, types.ModuleType)}
+    names = {name: value for name, value in names.items() if name not in modules}
+    return Code(", ".join(takes), bodies[0], bodies[-1], names, modules)
+
+
+def _body(source: str) -> str:
+    lines = source.strip("\n").splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("def forward("))
+    return textwrap.dedent("\n".join(lines[start + 1 :]))
