@@ -217,7 +217,9 @@ MOVES = {
     "product in space": lambda m, x: x @ x.transpose(-2, -1),
     "zeros": lambda m, x: x + torch.zeros_like(x),
     "pixel shuffle": lambda m, x: F.interpolate(F.pixel_shuffle(x.repeat_interleave(4, 1), 2), scale_factor=0.5),
-    "pixel unshuffle": lambda m, x: F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).mean((2, 3, 4), keepdim=True)[:, :, 0] + x,
+    "pixel unshuffle": lambda m, x: (
+        F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).mean((2, 3, 4), keepdim=True)[:, :, 0] + x
+    ),
     "mean over channels": lambda m, x: x * x.mean(1, keepdim=True),
     "rms norm": lambda m, x: x / (x.pow(2).mean(dim=1, keepdim=True) + 1e-3).sqrt(),
     "index": lambda m, x: x[torch.tensor([1, 0])] if len(x) == 2 else x,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from tests.support.models import images, zoo_analysis
@@ -106,13 +108,29 @@ def test_frozen_channels_have_a_reason_and_a_line() -> None:
             self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8 * 16, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.conv(x).view(-1, 8 * 16))
+            return self.head(self.conv(x).cumsum(1).view(-1, 8 * 16))
 
     found = inspecting.inspect_analysis(analyse(Written(), images(2, size=4)), name="written")
     frozen = {f.name: f for f in found.space.frozen}["conv"]
-    assert frozen.reason == "view writes their number as 128"
-    assert frozen.source.endswith("return self.head(self.conv(x).view(-1, 8 * 16))")
+    assert frozen.reason == "no rule for the operation cumsum"
+    assert frozen.source.endswith("return self.head(self.conv(x).cumsum(1).view(-1, 8 * 16))")
     assert found.shrinkable == 0
+
+
+def test_groups_say_why_their_students_are_plain_graphs() -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8 * 16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).view(-1, 8 * 16))
+
+    found = inspecting.inspect_analysis(analyse(Written(), images(2, size=4)), name="written")
+    assert found.space.group("conv").plain.startswith("view writes their number as 128 (test_inspect.py:")
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(inspecting.inspection_tables(found))
+    assert "plain graph: view writes their number as 128" in " ".join(shown.getvalue().split())
 
 
 @pytest.mark.parametrize(

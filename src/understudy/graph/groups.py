@@ -107,14 +107,15 @@ _Reasons = dict[int, tuple[str, str]]  # of slots: why, and the line
 class _Joiner(Walk):
     """The pass that ties: every channel starts as a label of its own, and ties join them."""
 
-    def __init__(self, traced: Trace, before: _Joiner | None = None, chosen: Mapping[fx.Node, int] | None = None) -> None:
+    def __init__(self, traced: Trace, before: _Joiner | None = None, others: frozenset[fx.Node] = frozenset()) -> None:
         super().__init__(traced)
-        self.chosen = chosen or {}
+        self._others = others
         self.emitted: dict[str, Labels] = {}
         self.frozen: list[tuple[Labels, str, str]] = []
         self.written: list[tuple[Labels, str, str]] = []
         self.abandoned: dict[fx.Node, str] = {}
         self.parted: dict[fx.Node, Labels] = {}  # channels that a node puts into several dimensions
+        self.picked: dict[fx.Node, int] = {}  # along which they go
         self._parent: list[int] = []
         self._emitters: dict[str, Part] = {}
         if before is not None:  # labels are given out in the same order again
@@ -124,7 +125,8 @@ class _Joiner(Walk):
     def choose(self, node: fx.Node, dims: list[int], labels: Labels) -> int:
         if len(dims) > 1:
             self.parted[node] = labels
-        return super().choose(node, dims, labels)
+        self.picked[node] = dims[1] if node in self._others and len(dims) > 1 else dims[0]
+        return self.picked[node]
 
     def verify(self, node: fx.Node) -> None:
         foretold = [v.shape for v in flat(self.plan.values[node]) if isinstance(v, Labelled)]
@@ -211,12 +213,12 @@ def find_groups(traced: Trace) -> Groups:
     joiner = _Joiner(traced)
     joiner.run()
     # Where channels freeze along one dimension, the second pass tries another, and the third keeps those that freed.
-    others = dict.fromkeys(joiner.stuck(), 1)
+    others = frozenset(joiner.stuck())
     # It also knows from the start how parameters are cut whose shape is read before they are used.
     joiner = _Joiner(traced, joiner, others)
     plan = joiner.run()
     if others and (still := joiner.stuck()):
-        joiner = _Joiner(traced, joiner, {node: 1 for node in others if node not in still})
+        joiner = _Joiner(traced, joiner, others - set(still))
         plan = joiner.run()
     _, slots = np.unique(joiner.roots(), return_inverse=True)
     total = int(slots.max()) + 1 if slots.size else 0
@@ -236,7 +238,7 @@ def find_groups(traced: Trace) -> Groups:
         frozen=frozen,
         abandoned=joiner.abandoned,
         computed=joiner.computed,
-        chosen=joiner.chosen,
+        chosen=joiner.picked,
     )
 
 

@@ -75,4 +75,3 @@ def is_overwritten(trace: Trace, path: str, gone: Container[str]) -> bool:
             waiting.extend(node.users)
         seen.add(node)
     return False
-

@@ -1,7 +1,7 @@
 """The recorded forward pass of a student: the teacher's graph with the numbers of channels that the student has.
 
-What the code computes with a number of channels is what it computed in the teacher; only where the number is the size of
-channels it is the student's. So what the teacher's class cannot express (a written size, a head's width that is
+What the code computes with a number of channels is what it computed in the teacher; only where the number is the size
+of channels it is the student's. So what the teacher's class cannot express (a written size, a head's width that is
 computed from a layer's) needs nothing but other constants.
 """
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from understudy.graph.channels import Labelled, Labels, Size
+from understudy.graph.channels import Labelled, Size
 from understudy.graph.fake import Signature, flat
 from understudy.graph.nodes import enclosing_modules, inside, is_overwritten
 from understudy.graph.numbers import plain
@@ -137,13 +137,14 @@ class _Writer:
         return type(held)((*held[:index], changed, *held[index + 1 :]))
 
     def _member(self, written: fx.Node, held: fx.Node, index: int) -> Any:
-        measured = self._refit.plan.values.get(self._twin(written.args[0])) if _is_shape(written) else None
+        of: Any = written.args[0] if written.args else None
+        measured = self._refit.plan.values.get(self._twin(of)) if _is_shape(written) else None
         if isinstance(measured, Labelled) and index in measured.varying:
             return written.meta["value"][index]
         return self._new.call_function(operator.getitem, (held, index))
 
     def _number(self, held: Any, size: Size) -> Any:
-        """Return how many channels stay, as a share of the teacher's number where that is computed as the student runs."""
+        """Return how many channels stay, as a share of the teacher's number where the student computes that."""
         if isinstance(size.labels, tuple):
             return [int(self._kept[labels].sum()) for labels in size.labels]
         stay, all_of_them = int(self._kept[size.labels].sum()), len(size.labels)

@@ -126,7 +126,8 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         else:
             _merge(watch, more)
             if not any(difference(graph, training, modes=True)):
-                training, flagged = None, training if any(difference(graph, training)) else None
+                flagged = training if any(difference(graph, training)) else None
+                training = None
     batches = [n.meta["value"].shape[0] for n in graph.find_nodes(op="placeholder") if _is_batched(n)]
     return Trace(
         teacher=teacher,

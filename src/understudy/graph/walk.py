@@ -19,7 +19,18 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import SurgeryError
-from understudy.graph.channels import FIXED, Attribute, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Size, Work
+from understudy.graph.channels import (
+    FIXED,
+    Attribute,
+    Labelled,
+    Labels,
+    ParameterPlan,
+    ParameterUse,
+    Part,
+    Plan,
+    Size,
+    Work,
+)
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
 from understudy.graph.flops import counting
 from understudy.graph.nodes import describe, enclosing_modules, entry_nodes
@@ -47,7 +58,7 @@ class Walk(ABC):
         self.counted: dict[Key, tuple[Labels, int, fx.Node]] = {}
         self._read: set[Key] = set()
         self._pinned: dict[Key, str] = {}
-        # Of a node that parts channels, the dimension along which they go, the first being the usual one.
+        # Of a node that puts channels into several dimensions, the one along which they go, where that was found out.
         self.chosen: Mapping[fx.Node, int] = {}
         # Nodes whose rule failed, and how.
         self.abandoned: Mapping[fx.Node, str] = {}
@@ -129,7 +140,7 @@ class Walk(ABC):
 
     def choose(self, node: fx.Node, dims: list[int], labels: Labels) -> int:
         """Return the dimension along which channels go that a node puts into several, the usual one first."""
-        return dims[self.chosen.get(node, 0) % len(dims)]
+        return self.chosen.get(node, dims[0])
 
     def sized(self, place: tuple[int | str, ...], labels: Labels | tuple[Labels, ...], *, per: int = 1) -> None:
         """Say that an argument of the node is how many of `labels` there are, by `per`."""

@@ -235,9 +235,10 @@ def _units(found: Inspection) -> Table:
 
 
 def _groups(found: Inspection) -> Table:
-    table = _table("Groups of channels that can shrink", "name", "width", "step", "tied layers")
+    table = _table("Groups of channels that can shrink", "name", "width", "step", "tied layers", "student")
     for group in found.space.groups:
-        table.add_row(group.name, str(group.width), str(group.step), ", ".join(group.layers))
+        student = Text(f"plain graph: {group.plain}" if group.plain else "copy")
+        table.add_row(group.name, str(group.width), str(group.step), ", ".join(group.layers), student)
     return table
 
 

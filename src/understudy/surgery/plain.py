@@ -32,8 +32,9 @@ def is_plain(architecture: Architecture) -> bool:
 
 @dataclass(frozen=True)
 class Code:
-    """A forward pass as text: what it takes, and the bodies of both modes with the names in them."""
+    """A forward pass as text: of which class, what it takes, and the bodies of both modes with the names in them."""
 
+    owner: str
     takes: str
     evaluation: str
     training: str
@@ -73,7 +74,7 @@ class Plain(nn.Module):
 
 def plain_module(code: Code, state: Mapping[str, Any]) -> Plain:
     """Return the module of a forward pass with the members of another module."""
-    made: type[Plain] = type("Plain", (Plain,), {"code": code, "forward": code.compiled()})
+    made: type[Plain] = type(code.owner, (Plain,), {"code": code, "forward": code.compiled()})
     module = made.__new__(made)
     module.__dict__.update(state)
     return module
@@ -151,7 +152,7 @@ def _code(graphs: list[fx.Graph], teacher: nn.Module) -> Code:
         bodies.append(_body(python.src))
     modules = {name: value.__name__ for name, value in names.items() if isinstance(value, types.ModuleType)}
     names = {name: value for name, value in names.items() if name not in modules}
-    return Code(", ".join(takes), bodies[0], bodies[-1], names, modules)
+    return Code(type(teacher).__name__, ", ".join(takes), bodies[0], bodies[-1], names, modules)
 
 
 def _body(source: str) -> str:

@@ -46,7 +46,9 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
 @for_calls(F.embedding, parameters=True)
 def embedding(walk: Walk, node: fx.Node, input: Any, weight: Any, *rest: Any, **more: Any) -> Any:
     """As the layer."""
-    fixed = isinstance(input, Labelled) and input.is_fixed and (rest[1] if len(rest) > 1 else more.get("max_norm")) is None
+    fixed = (
+        isinstance(input, Labelled) and input.is_fixed and (rest[1] if len(rest) > 1 else more.get("max_norm")) is None
+    )
     if not fixed or not _is_matrix(weight, 2):
         return walk.give_up(node, (input, weight, *rest), more, "no rule for embedding with these arguments")
     outputs = walk.emit(_layer(weight), weight.shape[1])
@@ -67,6 +69,8 @@ def convolution(
     name = _layer(weight)
     inputs, outputs = walk.channels(x, 1, node), walk.emit(name, weight.shape[0])
     spatial = walk.spatial(node, x, rank - 2)
+    if len(inputs) != groups * weight.shape[1] and groups > 1:
+        raise ValueError(f"{groups} groups of {weight.shape[1]} channels do not fit {len(inputs)} channels")
     if groups > 1:
         inputs, outputs = _grouped(walk, node, groups, inputs, outputs)
     else:

@@ -52,7 +52,9 @@ def unflatten(walk: Walk, node: fx.Node, x: Labelled, dim: int, sizes: Any) -> L
     around: list[Given] = [(-1, ())] * len(x.shape)
     written = node.args[2] if len(node.args) > 2 else node.kwargs["sizes"]
     place: tuple[int | str, ...] = (2,) if len(node.args) > 2 else ("sizes",)
-    given = [(v, (*place, i)) for i, v in enumerate(written if isinstance(written, list | tuple) else (None,) * len(inner))]
+    given = [
+        (v, (*place, i)) for i, v in enumerate(written if isinstance(written, list | tuple) else (None,) * len(inner))
+    ]
     shape = (*x.shape[:dim], *inner, *x.shape[dim + 1 :])
     return _sized(walk, node, _reshaped(x, shape), [*around[:dim], *given, *around[dim + 1 :]])
 
@@ -96,7 +98,7 @@ def _sized(walk: Walk, node: fx.Node, x: Labelled, given: list[Given]) -> Labell
         x = Labelled(x.shape, compressed(walk.alike(x.labels)))
         along = along if along[0] in x.varying else x.varying
     for d in along:
-        value, place = given[d]
+        value = given[d][0]
         if _is_written(value):
             labels = np.moveaxis(x.labels, d, 0).reshape(x.labels.shape[d], -1)[:, 0]
             walk.write(labels, f"{describe(node)} writes their number as {x.shape[d]}", node)
@@ -115,12 +117,19 @@ def size(walk: Walk, node: fx.Node, x: Labelled, dim: int, given: Given) -> None
 
 def _parted(walk: Walk, node: fx.Node, x: Labelled, given: list[Given]) -> int:
     """Return the dimension along which channels can go that lie in several: whole heads, say, and of each as many."""
-    free = [d for d in x.varying if not _is_written(given[d][0])]
-    if sum(not isinstance(given[d][0], Number) and given[d][0] != -1 for d in free) > 1:
-        walk.write(x.labels, f"{describe(node)} spreads them over several computed dimensions", node)
-    written = [d for d in x.varying if d not in free]
-    order = [*free, *(written[1:] if len(written) > 2 else written), *(written[:1] if len(written) > 2 else ())]
-    return walk.choose(node, order, x.labels)
+    able = [d for d in x.varying if _follows(walk, x, given[d][0])]
+    others = [d for d in x.varying if d not in able]
+    if len(others) > 1 and len(x.varying) > 2 and others[0] == x.varying[0]:  # queries, keys and values before heads
+        others = [*others[1:], others[0]]
+    return walk.choose(node, [*able, *others], x.labels)
+
+
+def _follows(walk: Walk, x: Labelled, size: Any) -> bool:
+    """Return whether a size is of a module, or computed from the number of these channels, so that it can follow."""
+    if isinstance(size, fx.Node):
+        told = walk.tied(walk.plan.sizes.get(size, np.zeros(0, dtype=np.int64)))
+        return bool(told.size and np.isin(told, walk.tied(x.labels.reshape(-1))).all())
+    return isinstance(size, Number) or size in (-1, None)
 
 
 def _is_written(value: Any) -> bool:
@@ -226,7 +235,9 @@ def channel_shuffle(walk: Walk, node: fx.Node, x: Labelled, groups: int) -> Labe
 def pixel_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     """As the functions."""
     up = isinstance(module, nn.PixelShuffle)
-    return (pixel_shuffle if up else pixel_unshuffle)(walk, node, x, module.upscale_factor if up else module.downscale_factor)
+    return (pixel_shuffle if up else pixel_unshuffle)(
+        walk, node, x, module.upscale_factor if up else module.downscale_factor
+    )
 
 
 @for_calls(F.pixel_shuffle, torch.pixel_shuffle)
