@@ -196,13 +196,13 @@ def test_a_view_with_a_written_size_needs_a_plain_graph() -> None:
     assert isinstance(build(analysis, analysis.space.full.with_width("stem", 3)), Plain)
 
 
-def test_the_number_of_other_channels_needs_a_plain_graph() -> None:
+def test_the_number_of_other_channels_does_not_size_theirs() -> None:
     def body(m, x):
         b, c, h, w = x.shape
         return x + torch.cumsum(m["a"](x), 1).flatten(2).reshape(b, c, h, w)
 
     found = reasons(check(Net(body, a=conv(8, 8))))
-    assert found["stem"] == "reshape sizes other channels by their number"
+    assert found["stem"] == "add joins it with a tensor of fixed size"
 
     def fine(m, x):
         b, c, h, w = x.shape
