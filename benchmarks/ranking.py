@@ -1,19 +1,18 @@
 """How well does N2N's shortlist rank students that it has not seen, by some that it has or by another teacher's?
 
-    python -m benchmarks.ranking cifar10 --data data/cifar10 --teacher teachers/cifar10 --runs runs/searchers
-    python -m benchmarks.ranking cifar10 --data data/cifar10 --teacher teachers/resnet34 --runs runs/resnet34 \
-        --other-teacher teachers/cifar10 --other-runs runs/searchers
+    python -m benchmarks.ranking cifar10-resnet20a params-10x --data data/cifar10 --weights resnet20.safetensors
+    python -m benchmarks.ranking cifar10-resnet18w16 params-10x --data data/cifar10 \
+        --other cifar10-resnet20a --other-weights resnet20.safetensors
 
-Reads the students that `benchmarks.searchers` trained, trains none. For each seed some of them are drawn, and the
-others ranked: Spearman's correlation of the mean of what is foretold with their accuracies, in the mean of 10 draws
-and of the seeds. "Own weights" is the regression without the weights that columns share. With another teacher's runs,
-40 of its students of the same seed are known as well.
+Reads the students that the searches of `benchmarks.run` trained at an operating point, trains none. For each seed some
+of them are drawn, and the others ranked: Spearman's correlation of the mean of what is foretold with their accuracies,
+in the mean of 10 draws and of the seeds. "Own weights" is the regression without the weights that columns share. With
+another track, 40 of its students of the same seed are known as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,13 +24,12 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.searchers import PLANS, with_seed
+from benchmarks.evidence.cell import settings_of
+from benchmarks.evidence.tracks import SEEDS, TRACKS, Point, Track
 from understudy.config.methods import N2N
 from understudy.core.evaluation import Evaluation
 from understudy.core.goal import Reward
-from understudy.data import Data
 from understudy.jobs.task import Task
-from understudy.jobs.teach import load_teacher
 from understudy.methods.surrogate.regression import one_thread
 from understudy.methods.surrogate.shortlist import Shortlist
 from understudy.runs.store import Store
@@ -50,22 +48,26 @@ class OwnWeights(Shortlist):
 
 
 class Runs:
-    """The students of all searches of one plan on one teacher."""
+    """The students of all searches of one track at one operating point."""
 
-    def __init__(self, name: str, data: Data, teacher: str, runs: Path) -> None:
-        self.task = Task.of(load_teacher(teacher), data, with_seed(PLANS[name], 0))
-        self._folder = runs / name
+    def __init__(self, track: Track, point: Point, data: str | None, weights: Path | None, work: Path) -> None:
+        images = track.open_data(data, work / "images")
+        teacher = track.teacher.open(images, work / "teacher", weights)
+        self.task = Task.of(teacher, images, replace(settings_of(track), goal=point.goal), run=work / "task")
+        self._folder = work / str(point)
 
     def students(self, seed: int) -> list[Evaluation]:
-        """Return all that were trained with a seed."""
-        with Store(self._folder / f"seed-{seed}" / "study.db", self.task.space) as store:
-            return [evaluation for evaluation in store.all() if evaluation.status == "ok"]
+        """Return all that were trained with a seed, each once."""
+        found: dict[str, Evaluation] = {}
+        for path in sorted((self._folder / f"seed-{seed}").glob("*/study.db")):
+            with Store(path, self.task.space) as store:
+                found |= {evaluation.key: evaluation for evaluation in store.all() if evaluation.status == "ok"}
+        return list(found.values())
 
     def of_depth(self, seed: int) -> float:
         """Return the rank correlation of accuracy and blocks removed, of students that use up most of the budget."""
-        most = self.task.settings.goal.budgets(self.task.cost, 1.0).parameters
-        assert most is not None
-        full = [e for e in self.students(seed) if e.cost and 0.8 * most < e.cost.parameters <= most]
+        budgets = self.task.settings.goal.budgets(self.task.cost, 1.0)
+        full = [e for e in self.students(seed) if e.cost and all(0.8 < used <= 1.0 for _, used in budgets.used(e.cost))]
         removed = [sum(self.task.space.unit(name).kind == "block" for name in e.architecture.removed) for e in full]
         return float(spearmanr(removed, [e.score for e in full])[0])
 
@@ -73,9 +75,7 @@ class Runs:
         self, seed: int, kind: type[Shortlist] = Shortlist, policy: Mapping[str, Tensor] | None = None
     ) -> Shortlist:
         """Return a shortlist that has learned nothing but what is in the policy."""
-        result = next(self._folder.glob(f"seed-{seed}/*.json"))
-        accuracy = json.loads(result.read_text("utf-8"))["teacher"]
-        reward = Reward(teacher_cost=self.task.cost, teacher_score=accuracy)
+        reward = Reward(teacher_cost=self.task.cost, teacher_score=1.0)  # a factor of all rewards
         problem = replace(self.task.problem(reward), policy=policy)
         return kind(problem, SETTINGS, torch.Generator().manual_seed(seed))
 
@@ -116,19 +116,24 @@ def rows(runs: Runs, other: Runs | None, seed: int) -> dict[str, dict[int, list[
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", choices=PLANS)
-    parser.add_argument("--data", required=True, help="folder of images")
-    parser.add_argument("--teacher", required=True, help="what `understudy teach` left")
-    parser.add_argument("--runs", type=Path, required=True, help="the --out of benchmarks.searchers with it")
-    parser.add_argument("--other-teacher", help="another one, of the same data")
-    parser.add_argument("--other-runs", type=Path, help="the --out with that one")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("track", choices=TRACKS)
+    parser.add_argument("point", help="such as params-10x")
+    parser.add_argument("--data", help="folder of images")
+    parser.add_argument("--weights", type=Path, help="of a teacher that others trained")
+    parser.add_argument("--other", choices=TRACKS, help="another track on the same data")
+    parser.add_argument("--other-weights", type=Path, help="of its teacher")
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="what benchmarks.run has under way")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     options = parser.parse_args()
-    if (options.other_teacher is None) != (options.other_runs is None):
-        parser.error("--other-teacher and --other-runs go together")
-    data = Data.open(options.data)
-    runs = Runs(options.plan, data, options.teacher, options.runs)
-    other = Runs(options.plan, data, options.other_teacher, options.other_runs) if options.other_teacher else None
+    point = next((point for point in TRACKS[options.track].points if str(point) == options.point), None)
+    if point is None:
+        parser.error(f"an operating point must be one of the track's, but got {options.point}")
+
+    def opened(name: str, weights: Path | None) -> Runs:
+        return Runs(TRACKS[name], point, options.data, weights, options.runs / name)
+
+    runs = opened(options.track, options.weights)
+    other = opened(options.other, options.other_weights) if options.other else None
     for seed in options.seeds:
         print(f"seed {seed}: rank correlation of accuracy and blocks removed {runs.of_depth(seed):.2f}", flush=True)
     found = [rows(runs, other, seed) for seed in options.seeds]

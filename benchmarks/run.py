@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.evidence.contenders import CONTENDERS
+from benchmarks.evidence.contenders import CONTENDERS, TRANSFERRED
 from benchmarks.evidence.results import BUDGETS, Bench, place_of
 from benchmarks.evidence.tracks import TRACKS, Track
 from understudy.core.errors import UnderstudyError
@@ -64,15 +64,8 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def run(
-    track: Track, results: Path, work: Path, *, data: str | None, weights: Path | None, contenders: list[str]
-) -> None:
-    """Train what has no result yet, cell by cell.
-
-    Raises:
-        UnderstudyError: data or weights are missing, or the results are of another recipe.
-    """
-    bench = Bench.of(track, results, work, data=data, weights=weights)
+def run(bench: Bench, contenders: list[str]) -> None:
+    """Train what has no result yet, cell by cell."""
     for cell in bench.cells(contenders):
         for name in contenders:
             for budget in BUDGETS:
@@ -99,10 +92,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", help="folder of the track's images, train/CLASS/* and test/CLASS/*")
     parser.add_argument("--weights", type=Path, help="of a teacher that others trained, as safetensors")
     parser.add_argument("--points", nargs="+", help="such as params-10x macs-5x; default: all")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the track's; default: all")
     parser.add_argument("--slice", type=seconds_of, help="stop after 90s, 8m or 2h")
     parser.add_argument("--list", action="store_true", help="say what is done and what is missing, train nothing")
+    parser.add_argument(
+        "--policy-from", type=Path, help=f"the --work of another track, for the contender {TRANSFERRED}"
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--work", type=Path, help="folder of what is under way; default: runs/evidence/TRACK")
     options = parser.parse_args(arguments)
@@ -118,14 +114,17 @@ def main(arguments: list[str] | None = None) -> None:
         points=tuple(points[name] for name in options.points or points),
         seeds=tuple(options.seeds or track.seeds),
     )
+    able = [name for name in CONTENDERS if options.policy_from is not None or name != TRANSFERRED]
+    contenders = options.contenders or able
     if options.list:
-        print("\n".join(listed(track, options.results, options.contenders)))
+        print("\n".join(listed(track, options.results, contenders)))
         return
     torch.set_num_threads(1)
     work = options.work or Path("runs/evidence") / track.name
     try:
         with time_slice(options.slice):
-            run(track, options.results, work, data=options.data, weights=options.weights, contenders=options.contenders)
+            given = {"data": options.data, "weights": options.weights, "policy_from": options.policy_from}
+            run(Bench.of(track, options.results, work, **given), contenders)
     except SliceOver:
         print("the slice is over; the same command goes on", flush=True)
     except UnderstudyError as error:

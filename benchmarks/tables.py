@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.contenders import CONTENDERS
+from benchmarks.evidence.contenders import CONTENDERS, ROLLOUTS, TRANSFERRED
 from benchmarks.evidence.results import BUDGETS, ROOT, TEACHER, Budget, read_results
 from benchmarks.tabular.plot import Curve, Panel, svg
+from benchmarks.transfer import needed, targets
 from understudy.core.errors import RunError
 from understudy.core.figures import amount
 
@@ -120,9 +121,36 @@ def overview(
                     row(contender, [groups[budget][p].get(contender, []) for p in points]) for contender in CONTENDERS
                 )
                 yield ""
+    yield from transfer(groups["excluded"])
     if drawn:
         yield from (f"![Test accuracy by operating point](results/{track}.svg)", "")
     yield f"All figures: [results/{track}.md](results/{track}.md)."
+
+
+def transfer(group: Group) -> Iterator[str]:
+    """Yield a table of the students that N2N needs from another track's policy to reach what it does from scratch."""
+    rows = []
+    for point, contenders in group.items():
+        by_seed = [
+            {r["seed"]: updates(r["rewards"]) for r in trained(contenders.get(name, [])) if r.get("rewards")}
+            for name in ("n2n", TRANSFERRED)
+        ]
+        for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
+            scratch, moved = by_seed[0][seed], by_seed[1][seed]
+            mean, best = targets(scratch)
+            whole = sum(map(len, scratch))
+            counts = [needed(rewards, mean, best, whole=whole) for rewards in (scratch, moved)]
+            cells = [point, str(seed), *(f"{a} / {b}" for a, b in zip(*counts, strict=True))]
+            rows.append(f"| {' | '.join(cells)} |")
+    if rows:
+        said = "the mean of the last three updates from scratch (by an update), and the best (by the best so far)"
+        yield from (f"Students that N2N trains to reach {said}: from scratch / from another track's policy", "")
+        yield from ("| | seed | mean | best |", "| --- | --- | --- | --- |", *rows, "")
+
+
+def updates(rewards: list[float]) -> list[list[float]]:
+    """Return the rewards of each update of N2N."""
+    return [rewards[at : at + ROLLOUTS] for at in range(0, len(rewards), ROLLOUTS)]
 
 
 def row(contender: str, cells: list[list[dict[str, Any]]]) -> str:

@@ -26,7 +26,7 @@ from benchmarks.evidence.tracks import SEEDS, TRACKS, Point, Taught, Track
 from benchmarks.run import SliceOver, listed, main, run, seconds_of, time_slice
 from tests.support.tiny import CANDIDATES, DEVICE, FACTORY, TEACHING, WIDTHS
 from understudy.config.training import Augmentation, Training
-from understudy.core.errors import DataError, ExtraError, ModelError, RunError
+from understudy.core.errors import ConfigError, DataError, ExtraError, ModelError, RunError
 from understudy.methods.archcomp import rules
 from understudy.training.evaluator import Evaluator
 
@@ -51,7 +51,7 @@ SHORT = ["n2n", "uniform"]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Results and work of a whole comparison of two contenders with two seeds."""
     folder = tmp_path_factory.mktemp("evidence")
-    run(TRACK, folder / "results", folder / "work", data=None, weights=None, contenders=SHORT)
+    run(Bench.of(TRACK, folder / "results", folder / "work"), SHORT)
     return folder / "results", folder / "work"
 
 
@@ -59,8 +59,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def cell(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Cell:
     """An operating point and seed of which nothing is done."""
     results, work = folders
-    bench = Bench.of(TRACK, results, work, data=None, weights=None)
-    found = next(bench.cells(list(CONTENDERS)))
+    bench = Bench.of(TRACK, results, work, policy_from=work)
+    found = next(bench.cells(["free"]))
     return replace(found, folder=tmp_path_factory.mktemp("cell"))
 
 
@@ -102,7 +102,7 @@ def test_what_is_done_is_not_done_again(folders: tuple[Path, Path], monkeypatch:
 
     for name in ("evaluate", "finish"):
         monkeypatch.setattr(Evaluator, name, refuse)
-    run(TRACK, results, work, data=None, weights=None, contenders=SHORT)
+    run(Bench.of(TRACK, results, work), SHORT)
     lines = list(listed(TRACK, results, [*SHORT, "free"]))
     assert lines == [f"params-3x, seed {seed}: 2 done; missing: free" for seed in (1, 2)]
 
@@ -110,7 +110,7 @@ def test_what_is_done_is_not_done_again(folders: tuple[Path, Path], monkeypatch:
 def test_results_of_another_recipe_are_refused(folders: tuple[Path, Path]) -> None:
     other = replace(TRACK, students=10)
     with pytest.raises(RunError, match="all results of a track must be of one recipe"):
-        run(other, *folders, data=None, weights=None, contenders=SHORT)
+        Bench.of(other, *folders)
 
 
 def killed_after(students: int, results: Path, work: Path) -> None:
@@ -124,7 +124,7 @@ def killed_after(students: int, results: Path, work: Path) -> None:
         return train(self, architecture)
 
     Evaluator.evaluate = evaluate  # type: ignore[method-assign]
-    run(TRACK, results, work, data=None, weights=None, contenders=["n2n"])
+    run(Bench.of(TRACK, results, work), ["n2n"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are not forked there")
@@ -148,7 +148,7 @@ def test_a_kill_loses_one_student_and_changes_nothing(
         return train(self, architecture)
 
     monkeypatch.setattr(Evaluator, "evaluate", evaluate)
-    run(TRACK, results, work, data=None, weights=None, contenders=["n2n"])
+    run(Bench.of(TRACK, results, work), ["n2n"])
     assert len(trained) == len(set(trained)) == 3  # of 10, of which 7 were there
     assert same(results) == [result for result in same(folders[0]) if result["contender"] == "n2n"]
 
@@ -163,7 +163,8 @@ def test_a_slice_ends_wherever_the_code_is(tmp_path: Path) -> None:
     assert (seconds_of("90s"), seconds_of("8m"), seconds_of("1.5h")) == (90.0, 480.0, 5400.0)
 
 
-FINDERS = sorted({name for name, contender in CONTENDERS.items() if not contender.given and contender.loss is None})
+ONCE = ("free", "uniform", "magnitude", "taylor", "decore", "n2n-decore")  # what proposes no students one by one
+FINDERS = sorted({contender.find: name for name, contender in reversed(CONTENDERS.items())}.values())
 
 
 @pytest.mark.parametrize("name", FINDERS)
@@ -187,6 +188,7 @@ def test_every_contender_finds_a_student_within_the_budget(
     student, score, cost = cell.trained(found, final, tmp_path / "checkpoint")
     assert not cell.reward.budgets.broken_by(cost)
     assert cost.parameters == sum(p.numel() for p in student.parameters()) and 0.0 <= score <= 1.0
+    assert len(found.rewards) <= cell.track.students and bool(found.rewards) == (name not in ONCE)
     again = contender.find(cell)
     assert (again.passes, type(again.shape)) == (found.passes, type(found.shape))
 
@@ -200,11 +202,13 @@ def test_the_paddings_of_shortcuts_can_be_written_as_convolutions() -> None:
     assert frozen == ["layer2.0.shortcut.weight", "layer3.0.shortcut.weight"]
 
 
-def test_what_is_missing_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_one_clear_error(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"fashion-vgg13 needs Fashion-MNIST as image files.*give the folder by --data"):
         TRACKS["fashion-vgg13"].open_data(None, tmp_path)
     with pytest.raises(ModelError, match=r"ResNet-56 needs the weights.*got None: give the file by --weights"):
         TRACKS["cifar10-resnet56a"].teacher.open(None, tmp_path, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"seed 1, but got None: give that track's --work folder by --policy-from"):
+        replace(cell, policy_from=None).learned()
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ExtraError, match=r"pip install --no-deps torch-pruning==1\.6\.1, or leave them out"):
         torch_pruning()
@@ -306,6 +310,16 @@ def test_two_operating_points_make_a_plot(made: Callable[..., None], tmp_path: P
     found = tables.pages(tmp_path, MARKS)
     assert "![Test accuracy by operating point](results/made.svg)" in found["results.md"]
     assert found["results/made.svg"].count('fill="none"') == 1 and ">20x</text>" in found["results/made.svg"]
+
+
+def test_transfer_is_counted_in_students(made: Callable[..., None], tmp_path: Path) -> None:
+    both, low, high = ["excluded", "included"], [0.1] * 5, [0.2] * 4 + [0.9]
+    made(
+        result("n2n", 1, 0.9, both, rewards=[*low, *low, *high]),
+        result("n2n-transferred", 1, 0.9, both, rewards=[*high, *low, *low]),
+    )
+    text = tables.pages(tmp_path, MARKS)["results.md"]
+    assert "| params-10x | 1 | 15 / 5 | 15 / 5 |" in text
 
 
 def test_results_of_two_recipes_are_not_mixed(made: Callable[..., None], tmp_path: Path) -> None:

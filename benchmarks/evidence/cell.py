@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.evidence.tracks import Point, Track
 from understudy.config.job import Compression
 from understudy.config.methods import Method
 from understudy.config.training import Final, LossName, Start
 from understudy.core.architecture import Architecture
-from understudy.core.errors import SurgeryError
+from understudy.core.errors import ConfigError, SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.core.files import write_whole
 from understudy.core.goal import Reward
@@ -25,6 +25,7 @@ from understudy.data.data import first_images
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
 from understudy.jobs.task import Task
+from understudy.models.weights import read_weights
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import accuracy, train
 
@@ -37,6 +38,7 @@ class Found:
     evaluator: Evaluator
     passes: int  # training images that networks saw, forward and backward, to find it
     seconds: dict[str, float]  # that it took: wall, cpu
+    rewards: tuple[float, ...] = ()  # of a search's students, in the order in which they were proposed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +50,7 @@ class Cell:
     task: Task  # with the point's goal and the seed
     evaluator: Evaluator  # of the seed
     folder: Path  # keeps what is under way
+    policy_from: Path | None = None  # what keeps the same of another track, whose N2N a transferred one starts from
 
     @property
     def seed(self) -> int:
@@ -70,6 +73,21 @@ class Cell:
         """Return the task with a method, and with another operating point if one is given."""
         goal = (point or self.point).goal
         return replace(self.task, settings=replace(self.task.settings, method=method, goal=goal))
+
+    def learned(self) -> Mapping[str, Tensor]:
+        """Return the policy that N2N learned on another track, at the same operating point with the same seed.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        where = None if self.policy_from is None else self.policy_from / str(self.point) / f"seed-{self.seed}"
+        place = None if where is None else where / "n2n" / "policy.safetensors"
+        if place is None or not place.is_file():
+            raise ConfigError(
+                f"a transferred search needs the policy of a track that has run n2n at {self.point}, seed "
+                f"{self.seed}, but got {place}: give that track's --work folder by --policy-from"
+            )
+        return read_weights(place, ours=True)
 
     def final(self, weights: Start, loss: LossName | None, epochs: int) -> Final:
         """Return the one recipe of final trainings, over that many epochs."""
@@ -119,7 +137,9 @@ class Cell:
         return cost.predict(known, known.space.full)
 
 
-def cells(track: Track, task: Task, evaluator: Callable[[Task], Evaluator], work: Path) -> Iterator[Cell]:
+def cells(
+    track: Track, task: Task, evaluator: Callable[[Task], Evaluator], work: Path, policy_from: Path | None
+) -> Iterator[Cell]:
     """Yield every cell of a track; evaluators are shared by the cells of a seed."""
     for seed in track.seeds:
         seeded: Evaluator | None = None
@@ -128,7 +148,7 @@ def cells(track: Track, task: Task, evaluator: Callable[[Task], Evaluator], work
             own = replace(task, settings=settings)
             seeded = seeded or evaluator(own)
             folder = work / str(point) / f"seed-{seed}"
-            yield Cell(track=track, point=point, task=own, evaluator=seeded, folder=folder)
+            yield Cell(track=track, point=point, task=own, evaluator=seeded, folder=folder, policy_from=policy_from)
 
 
 def settings_of(track: Track) -> Compression:

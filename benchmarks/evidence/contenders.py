@@ -25,6 +25,7 @@ from benchmarks.evidence.cell import Cell, Found, clocked, seconds_in
 from benchmarks.evidence.tracks import Point
 from understudy.config.methods import (
     N2N,
+    Allocate,
     ArchComp,
     Decore,
     Free,
@@ -38,14 +39,16 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import ExtraError, GoalError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import write_whole
+from understudy.core.goal import Reward
+from understudy.jobs.glances import Glances
 from understudy.jobs.latency import Latencies
 from understudy.jobs.prune import Pruning
 from understudy.jobs.search import search
 from understudy.jobs.task import Task
 from understudy.methods.ranking import finalists
+from understudy.models.weights import write_tensors
 from understudy.report.progress import Display
 from understudy.runs.folder import Run
-from understudy.runs.store import Store
 
 ROLLOUTS = N2N().rollouts
 TORCH_PRUNING = "1.6.1"
@@ -58,6 +61,7 @@ class Searched:
 
     name: str
     method: Callable[[int], Method]  # number of students -> settings
+    transferred: bool = False  # it starts from the policy that N2N learned on another track
 
     def __call__(self, cell: Cell) -> Found:
         """Return the best student of the whole budget."""
@@ -68,26 +72,32 @@ class Searched:
         folder = folder or cell.folder / self.name
         task, known = cell.by(self.method(students), point), folder / "found.json"
         if not known.is_file():
-            with clocked(folder / "seconds.json"), Store(folder / "study.db", task.space) as store:
-                _search(cell, task, store)
-                evaluations = store.all()
-                reward = replace(cell.reward, budgets=point.goal.budgets(task.cost, 0.0))
+            if self.transferred:
+                task = replace(task, policy=cell.learned())
+            budgets = point.goal.budgets(task.cost, 0.0)
+            reward = replace(cell.reward, budgets=budgets, capped=task.settings.method.capped)
+            with clocked(folder.with_suffix(".seconds.json")), Run.open(folder, task.settings, task.identity) as run:
+                evaluations, rewards = _search(cell, task, reward, run)
                 best = finalists(evaluations, reward, 1)[0]
             passes = sum(passes_of(evaluation, cell) for evaluation in evaluations)
-            write_whole(known, json.dumps({"architecture": best.to_json(), "passes": passes}))
+            write_whole(known, json.dumps({"architecture": best.to_json(), "passes": passes, "rewards": rewards}))
         fields = json.loads(known.read_text(encoding="utf-8"))
         return Found(
             shape=Architecture.from_json(task.space, fields["architecture"]),
             evaluator=cell.evaluator,
             passes=fields["passes"],
-            seconds=seconds_in(folder / "seconds.json"),
+            seconds=seconds_in(folder.with_suffix(".seconds.json")),
+            rewards=tuple(fields["rewards"]),
         )
 
 
-def _search(cell: Cell, task: Task, store: Store) -> None:
-    """Search, or go on; one student at a time, each in the store as soon as it is trained."""
-    budgets = task.settings.goal.budgets(task.cost, 0.0)
-    searcher = task.settings.method.searcher(task.problem(replace(cell.reward, budgets=budgets)))
+def _search(cell: Cell, task: Task, reward: Reward, run: Run) -> tuple[list[Evaluation], list[float]]:
+    """Search, or go on; return what was trained, and the rewards of what was proposed; keep what was learned.
+
+    One student is trained at a time, and each is in the store as soon as it is.
+    """
+    glance = Glances(run, cell.evaluator.glance, lambda line: None)
+    searcher = task.settings.method.searcher(replace(task.problem(reward), glance=glance))
 
     def evaluate_all(
         architectures: Iterable[Architecture], *, on_done: Callable[[Evaluation], object]
@@ -99,7 +109,20 @@ def _search(cell: Cell, task: Task, store: Store) -> None:
         return evaluations
 
     cell.evaluator.prepare()
-    search(searcher, evaluate_all, store, key_of=lambda a: cell.evaluator.failed(a, "").key)
+    rewards: list[float] = []
+    with run.store(task.space) as store:
+        search(
+            searcher,
+            evaluate_all,
+            store,
+            key_of=lambda a: cell.evaluator.failed(a, "").key,
+            on_update=lambda update: rewards.extend(map(reward, update.evaluations)),
+        )
+        trained = store.all()
+    learned = {name: value for name, value in searcher.state_dict().items() if isinstance(value, torch.Tensor)}
+    if learned:
+        write_tensors(run.policy, learned)
+    return trained, rewards
 
 
 def passes_of(evaluation: Evaluation, cell: Cell) -> int:
@@ -270,6 +293,7 @@ def _n2n_paper(students: int) -> N2N:
     return replace(N2N.paper(), removal_updates=updates // 2, shrinkage_updates=updates - updates // 2)
 
 
+TRANSFERRED = "n2n-transferred"
 N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
@@ -284,10 +308,15 @@ CONTENDERS = {
         label="random search, filled", find=Searched("random", lambda n: RandomSearch(students=n, fill=True))
     ),
     "tpe": Contender(label="TPE, filled", find=Searched("tpe", lambda n: OptunaSearch(students=n, fill=True))),
+    "allocate": Contender(label="allocate", find=Searched("allocate", lambda _: Allocate())),
     "free": Contender(label="free", find=Proposed(Free())),
     "uniform": Contender(label="uniform width", find=Proposed(UniformWidth(students=1))),
     "magnitude": Contender(label="torch-pruning, group magnitude", find=TorchPruned("magnitude")),
     "taylor": Contender(label="torch-pruning, Taylor", find=TorchPruned("taylor")),
+    TRANSFERRED: Contender(
+        label="N2N, from another track's policy", find=Searched(TRANSFERRED, _n2n, transferred=True)
+    ),
+    "n2n-compensated": Contender(label="N2N, compensated weights", find=N2N_SEARCH, weights="compensated"),
     "n2n-labels": Contender(label="N2N, final training without teacher", find=N2N_SEARCH, loss="ce"),
     "scratch": Contender(label="N2N's shape from scratch, with teacher", find=N2N_SEARCH, weights="fresh", given=True),
     "scratch-labels": Contender(

@@ -55,9 +55,19 @@ class Bench:
     task: Task
     folder: Path  # of the track's results
     work: Path
+    policy_from: Path | None = None
 
     @classmethod
-    def of(cls, track: Track, results: Path, work: Path, *, data: str | None, weights: Path | None) -> Bench:
+    def of(
+        cls,
+        track: Track,
+        results: Path,
+        work: Path,
+        *,
+        data: str | None = None,
+        weights: Path | None = None,
+        policy_from: Path | None = None,
+    ) -> Bench:
         """Open data and teacher, which is trained first if it must be, and publish the teacher's figures.
 
         Raises:
@@ -77,7 +87,7 @@ class Bench:
         task = Task.of(teacher, images, settings, run=proofs, progress=True)
         with Run.open(proofs, settings, task.identity) as run:
             run.remember("proof", task.proof.to_dict())
-        bench = cls(track=track, task=task, folder=folder, work=work)
+        bench = cls(track=track, task=task, folder=folder, work=work, policy_from=policy_from)
         if not (folder / TEACHER).is_file():
             bench.publish_teacher()
         return bench
@@ -117,7 +127,7 @@ class Bench:
 
     def cells(self, contenders: list[str]) -> Iterator[Cell]:
         """Yield the cells where a result is missing."""
-        for cell in cells(self.track, self.task, self._evaluator, self.work):
+        for cell in cells(self.track, self.task, self._evaluator, self.work, self.policy_from):
             if any(not self.done(cell.point, name, cell.seed, b) for name in contenders for b in BUDGETS):
                 yield cell
 
@@ -172,6 +182,7 @@ class Bench:
             "passes": {"search": found.passes, "final": epochs * len(cell.task.data.train)},
             "seconds": {"search": found.seconds, "final": seconds_in(clock)},
             "latency": asdict(latency),
+            "rewards": list(found.rewards),
         }
         checkpoint.unlink(missing_ok=True)
         return figures
