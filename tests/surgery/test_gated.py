@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.models import images, random_widths, zoo_analysis
+from tests.support.modules import layers, odd_python, odd_tensors
 from tests.surgery.test_build import QUICK, SLOW
 from understudy.graph.analysis import Analysis, analyse
 from understudy.models import zoo
@@ -144,3 +145,18 @@ def test_where_examples_cannot_be_told_apart_is_said() -> None:
     unmasked = {name for name, slots in slots_of.items() if gated.unmasked.keys() & {*slots.tolist()}}
     assert "first" in names and unmasked == {"first"}
     assert "examples cannot be told apart" in gated.unmasked[int(slots_of["first"][0])]
+
+
+MADE = ("tensor_made", "tensor_attribute", "py_from_numpy", "py_closure_over_tensor", "odd_triangle")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_tensors_that_the_forward_pass_makes_are_there(name: str) -> None:
+    case = next(case for case in (*layers.CASES, *odd_python.CASES, *odd_tensors.CASES) if case.name == name)
+    analysis, x = analyse(case.network(), case.input()), case.input()
+    gated = Gated(analysis, analysis.teacher).eval()
+    with torch.no_grad():
+        assert torch.equal(gated(x), analysis.teacher(x))
+        architecture = random_widths(analysis.space, 1)
+        gated.mask(kept(analysis, 1).expand(len(x), -1))
+        torch.testing.assert_close(gated(x), Masked(analysis, architecture).run(x))

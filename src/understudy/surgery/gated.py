@@ -38,7 +38,11 @@ class Gated(nn.Module):
         self.slots = analysis.groups.slots
         graph, self.gates, self.unmasked = _with_gates(analysis)
         used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-        parts = {name: self.gates.get(name) or attribute(network, name) for name in used}
+        # Tensors that the forward pass makes itself are in no network: the trace has them.
+        held = vars(analysis.trace.root).items()
+        made = {name: value for name, value in held if isinstance(value, Tensor) and name not in vars(network)}
+        parts: dict[str, Any] = {name: attribute(network, name) for name in used - self.gates.keys() - made.keys()}
+        parts |= {**self.gates, **{name: value for name, value in made.items() if name in used}}
         self.network = fx.GraphModule(parts, graph)
 
     def mask(self, kept: Float[Tensor, "b s"] | None) -> None:
