@@ -35,6 +35,7 @@ PUBLIC = {
     "Goal",
     "Method",
     "N2N",
+    "Objective",
     "OptunaSearch",
     "Problem",
     "RandomSearch",

@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from understudy.proof.prove import prove as prove
     from understudy.surgery.build import build as build
     from understudy.surgery.build import rebuild as rebuild
+    from understudy.training.objectives import Objective as Objective
 
 __version__ = "0.1.0"
 
 # Public name -> module that holds it.
 _LAZY = {
     "Data": "data",
+    "Objective": "training.objectives",
     "Result": "jobs.compress",
     "analyse": "graph.analysis",
     "build": "surgery.build",
@@ -85,6 +87,7 @@ __all__ = [
     "Free",
     "Goal",
     "Method",
+    "Objective",
     "OptunaSearch",
     "Problem",
     "RandomSearch",

@@ -94,7 +94,7 @@ def test_the_table_shows_standard_errors_and_quartiles(monkeypatch: pytest.Monke
 def test_a_teacher_that_has_seen_its_validation_images_is_said() -> None:
     seen = replace(TEACHER, val=Score(value=0.683, examples=1000), test=Score(value=0.579, examples=1000))
     (note,) = replace(summary(), teacher=seen).notes
-    assert "68.30% ± 1.5 of the validation images right and 57.90% ± 1.6 of the test images" in note
+    assert "accuracy is 68.30% ± 1.5 on the validation split and 57.90% ± 1.6 on the test split" in note
     assert "judged too hard" in note and "FOLDER/val" in note
     within = replace(seen, test=Score(value=0.66, examples=1000))
     assert replace(summary(), teacher=within).notes == ()

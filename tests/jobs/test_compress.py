@@ -248,21 +248,21 @@ def test_a_run_folder_is_no_teacher(done: us.Result) -> None:
 
 def test_labels_must_be_the_teachers_classes(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"one logit for each class.*with 10 classes that is \(2, 10\), but got \(2, 7\)"
+        DataError, match=r"one logit for each class.*with 10 classes that is \(32, 10\), but got \(32, 7\)"
     ):
         squeeze(Tiny(classes=7), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_images_must_be_what_the_teacher_takes(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"must take one batch of images, here of shape \(2, 1, 8, 8\)"):
+    with pytest.raises(ModelError, match=r"must take the inputs of the data, here float32 \(32, 1, 8, 8\)"):
         squeeze(Tiny(in_channels=3), tmp_path / "run")
 
 
 def test_a_teacher_that_gives_nan_is_refused(tmp_path: Path) -> None:
     broken = Tiny()
     nn.init.constant_(broken.classifier.bias, float("nan"))
-    with pytest.raises(ModelError, match="finite logits"):
+    with pytest.raises(ModelError, match="finite outputs"):
         squeeze(broken, tmp_path / "run")
 
 

@@ -267,7 +267,7 @@ def test_a_student_that_diverges_is_a_failed_evaluation(
         (DataError("dog.png cannot be read"), DataError, "dog.png cannot be read"),
     ],
 )
-@pytest.mark.parametrize("place", ["train", "accuracy"])
+@pytest.mark.parametrize("place", ["train", "scored"])
 def test_what_machine_or_data_fail_at_is_no_evaluation(
     make: Callable[..., Evaluator],
     narrow: Architecture,
@@ -295,7 +295,7 @@ def test_a_student_that_cannot_run_in_evaluation_mode_is_a_failed_evaluation(
 
     evaluator = make()
     assert evaluator.teacher_score > 0
-    monkeypatch.setattr(module, "accuracy", fail)
+    monkeypatch.setattr(module, "scored", fail)
     evaluation, student = evaluator.evaluate(narrow)
     assert student is None
     assert (evaluation.status, evaluation.score) == ("failed", 0.0)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from understudy.config.checked import Checked
 from understudy.config.methods import N2N, Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
 from understudy.core.goal import Goal
+
+ObjectiveName = Literal[
+    "auto",
+    "classification",
+    "multilabel",
+    "regression",
+    "segmentation",
+    "pixels",
+    "embedding",
+    "language",
+    "agreement",
+    "own",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +31,11 @@ class Job(Checked):
 
     seed: int = 0
     """Random seed of the search and of every student in it."""
+    objective: ObjectiveName = "auto"
+    """What outputs are for, and so how students are scored, 0..1: classification (accuracy), multilabel (F1),
+    regression (R2), segmentation (mean IoU), pixels (the share that is right), embedding (cosine), language
+    (1 / perplexity), agreement (with the teacher, without labels). auto: classification where there are classes,
+    agreement where there are no labels; own: given in Python."""
     policy_from: str | None = None
     """Warm-start the search: a run folder of the same method (n2n, archcomp), or its policy.safetensors. What its
     policy or embedding has learned and what its students scored carries over to another teacher, data or goal (an

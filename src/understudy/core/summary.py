@@ -115,6 +115,7 @@ class Summary:
     goal: tuple[Asked, ...]
     search: SearchTotals
     finals: tuple[FinalStudent, ...]
+    metric: str = "accuracy"  # what the score is
     compute: str
     versions: Mapping[str, str]
 
@@ -135,8 +136,8 @@ class Summary:
             return ()
         asked = " A score that is asked for is judged there, so it was judged too hard." if self._floors else ""
         return (
-            f"The teacher gets {val} of the validation images right and {test} of the test images: it has probably "
-            f"been trained on the validation images.{asked} Give images that it has not seen: FOLDER/val, or val= in "
+            f"The teacher's {self.metric} is {val} on the validation split and {test} on the test split: it has "
+            f"probably been trained on the former.{asked} Give images that it has not seen: FOLDER/val, or val= in "
             "Python.",
         )
 
@@ -151,7 +152,7 @@ class Summary:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Summary:
         """Return what `to_json` gave."""
-        plain = {name: values[name] for name in ("name", "compute", "versions")}
+        plain = {name: values[name] for name in ("name", "metric", "compute", "versions")}
         return cls(
             **plain,
             teacher=Network.from_json(values["teacher"]),

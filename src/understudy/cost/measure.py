@@ -6,10 +6,12 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from understudy.core.nested import called, first, mapped
 from understudy.core.timing import Comparison, Timing
 from understudy.graph.copies import copied
 
@@ -22,7 +24,7 @@ _LEAST_PAIRS, _MOST_PAIRS = 11, 101
 def compare(
     first: nn.Module,
     second: nn.Module,
-    example: Tensor,
+    example: Any,
     *,
     device: torch.device | str = "cpu",
     threads: int = 1,
@@ -36,7 +38,7 @@ def compare(
     Args:
         first: a network.
         second: another one.
-        example: what both take, (1, c, h, w).
+        example: what both take, such as (1, c, h, w).
         device: where they run; what a GPU was given is waited for.
         threads: of the CPU.
         seconds: to take in all.
@@ -56,7 +58,7 @@ def compare(
 
 def latency(
     model: nn.Module,
-    example: Tensor,
+    example: Any,
     *,
     device: torch.device | str = "cpu",
     threads: int = 1,
@@ -66,17 +68,17 @@ def latency(
     return compare(model, model, example, device=device, threads=threads, seconds=seconds).first
 
 
-def forward_ms(model: nn.Module, images: Tensor, calls: int) -> float:
+def forward_ms(model: nn.Module, images: Any, calls: int) -> float:
     """Return the milliseconds of one forward pass, in the mean over `calls` without a pause. The only clock here."""
     _wait(images)
     start = time.perf_counter()
     for _ in range(calls):
-        model(images)
+        called(model, images)
     _wait(images)
     return (time.perf_counter() - start) * 1e3 / calls
 
 
-def _calls(model: nn.Module, images: Tensor) -> int:
+def _calls(model: nn.Module, images: Any) -> int:
     """Return how many forward passes are long enough for the clock; the first ones warm up."""
     for _ in range(_WARMUP):
         forward_ms(model, images, 1)
@@ -85,18 +87,22 @@ def _calls(model: nn.Module, images: Tensor) -> int:
 
 @contextmanager
 def _ready(
-    models: Sequence[nn.Module], example: Tensor, device: torch.device | str, threads: int
-) -> Iterator[tuple[list[nn.Module], Tensor]]:
+    models: Sequence[nn.Module], example: Any, device: torch.device | str, threads: int
+) -> Iterator[tuple[list[nn.Module], Any]]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            yield [copied(model).to(device).eval() for model in models], example.to(device)
+            yield (
+                [copied(model).to(device).eval() for model in models],
+                mapped(example, lambda tensor: tensor.to(device)),
+            )
     finally:
         torch.set_num_threads(before)
 
 
-def _wait(images: Tensor) -> None:
+def _wait(images: Any) -> None:
     """Let the device finish what it was given."""
-    if images.device.type != "cpu":
-        getattr(torch, images.device.type).synchronize()
+    device = first(images).device
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy.core.errors import DataError, did_you_mean
+from understudy.core.nested import leaves
 from understudy.data import datasets, sources
 from understudy.data.images import fail
+from understudy.data.inputs import inputs_of_part, split_of
 from understudy.data.sources import Array, Pair, Reading, Splits
-from understudy.data.split import AnySplit, Images, Shape, digest_of, sample, statistics, stratified
+from understudy.data.split import AnySplit, Inputs, Shape, are_classes, digest_of, drawn, sample, statistics, stratified
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Data:
-    """Training, validation and test split of one classification task. Make one with a `from_` method or `open`.
+    """Training, validation and test split of one task. Make one with a `from_` method or `open`.
 
     Where no validation split is given, one is cut from the training data, stratified, by `seed`; the
     test split is never touched. Processes that are sent a Data share its tensors.
@@ -30,24 +32,39 @@ class Data:
     train: AnySplit
     val: AnySplit
     test: AnySplit | None
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]  # per channel of the training split, in units of 0..1; zeros for float images
+    classes: tuple[str, ...]  # none where targets are no classes
+    mean: tuple[
+        float, ...
+    ]  # per channel of the training split, in units of 0..1; zeros for float images, () for others
     std: tuple[float, ...]  # likewise; ones for float images
-    shape: Shape  # channels, height and width of one image
+    shape: Shape  # channels, height and width of one image; of other lone tensors their own, () of a nesting
     digest: str  # 16 hexadecimal digits of sizes, labels, pixels and normalisation, whatever they came from
     source: str
     val_from_train: bool = False  # whether the validation split was cut from the training data
 
     def __repr__(self) -> str:
         test = "no" if self.test is None else f"{len(self.test):,}"
+        what = "images" if self.are_images else "examples"
+        of = f" of {' x '.join(map(str, self.shape))}" if self.shape else ""
+        classes = f"{len(self.classes)} classes" if self.classes else "targets" if self.has_targets else "no targets"
         return (
-            f"Data({self.source}: {len(self.train):,} training, {len(self.val):,} validation and {test} test images of "
-            f"{' x '.join(map(str, self.shape))}, {len(self.classes)} classes)"
+            f"Data({self.source}: {len(self.train):,} training, {len(self.val):,} validation and {test} test {what}"
+            f"{of}, {classes})"
         )
 
-    def normalise(self, images: Images) -> Float32[Tensor, "n c h w"]:
-        """Return uint8 images (n, c, h, w) as `(x / 255 - mean) / std`, float images as they are."""
-        if images.dtype != torch.uint8:
+    @property
+    def are_images(self) -> bool:
+        """Whether inputs are images, (n, c, h, w), which can be varied and, as pixels, normalised."""
+        return bool(self.mean)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is something to learn besides what a teacher says."""
+        return self.train.labels is not None
+
+    def normalise(self, images: Inputs) -> Inputs:
+        """Return uint8 images (n, c, h, w) as `(x / 255 - mean) / std`, float images and other inputs as they are."""
+        if not self.mean or images.dtype != torch.uint8:
             return images
         mean, std = _per_channel(self.mean, images.device), _per_channel(self.std, images.device)
         return images.to(torch.float32).div_(255).sub_(mean).div_(std)
@@ -59,7 +76,7 @@ class Data:
             DataError: there is not one for each channel, a deviation is not positive, or images are float.
         """
         channels = self.shape[0]
-        if self.train.dtype != torch.uint8:
+        if not self.are_images or self.train.dtype != torch.uint8:
             raise DataError("float images are taken as normalised already, so they have no normalisation to change")
         if len(mean) != channels or len(std) != channels or min(std) <= 0:
             raise DataError(
@@ -140,6 +157,61 @@ class Data:
         """
         splits = sources.from_arrays((images, labels), val, test, source)
         return cls._made(splits, classes, val_share, seed)
+
+    @classmethod
+    def from_inputs(
+        cls,
+        inputs: Any,
+        targets: Any = None,
+        *,
+        val: Any = None,
+        test: Any = None,
+        part: nn.Module | None = None,
+        of: nn.Module | None = None,
+        val_share: float = 0.1,
+        seed: int = 0,
+        source: str = "inputs",
+        memory_gb: float = 4.0,
+        progress: bool = True,
+    ) -> Data:
+        """Return any inputs as data, with targets or without: a heap of inputs is enough to compress a trained module.
+
+        A tensor is a module's one input, a tuple its inputs one after the other, a dict those by name. All tensors
+        are (n, ...), float or whole numbers such as tokens; uint8 (n, c, h, w) are pixels, normalised as in
+        `from_folder`. Targets (n,) of whole numbers from 0 are classes.
+
+        Args:
+            inputs: tensors or arrays; or a dataset or loader of such, whose items are inputs and nothing else.
+            targets: tensors or arrays (n, ...), any nesting of them; None: a student learns to agree with its teacher.
+            val: inputs to compare students on, a pair (inputs, targets) where there are targets.
+            test: inputs for the final figure, likewise.
+            part: a module inside `of`, to compress on its own: the data become what it is given there.
+            of: the model that runs on `inputs`.
+            val_share: share of the examples to cut for validation where `val` is not given.
+            seed: decides which ones.
+            source: a name for the data.
+            memory_gb: a dataset of more gigabytes (10^9) is read at each use.
+            progress: show a bar.
+
+        Raises:
+            DataError: sizes, structures or numbers that cannot be used.
+            ModelError: the part is not called exactly once.
+        """
+        if (part is None) != (of is None):
+            raise DataError("the inputs of a part are recorded while its model runs, so part and of are given together")
+
+        def read(given: Any, name: str) -> AnySplit | None:
+            if given is None:
+                return None
+            pair = (given, targets) if name == "train" else given if targets is not None else (given, None)
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise DataError(f"{name} must be a pair (inputs, targets), as there are targets to train on")
+            split = split_of(pair[0], pair[1], name, labelled=False, memory_gb=memory_gb, progress=progress)
+            return split if part is None or of is None else inputs_of_part(part, of, split)
+
+        train = read(inputs, "train")
+        assert train is not None
+        return cls._made(Splits(train, read(val, "val"), read(test, "test"), None, source), None, val_share, seed)
 
     @classmethod
     def from_npz(
@@ -270,7 +342,8 @@ class Data:
     def _made(cls, splits: Splits, classes: Iterable[str] | None, val_share: float, seed: int) -> Data:
         names = splits.classes if classes is None else tuple(classes)
         if names is None:
-            names = tuple(str(i) for i in range(int(splits.train.labels.max()) + 1))
+            known = are_classes(splits.train.labels)
+            names = tuple(str(i) for i in range(int(splits.train.labels.max()) + 1)) if known else ()
         _check(splits, names)
         train, val = splits.train, splits.val
         if val is None:
@@ -303,20 +376,28 @@ def _check(splits: Splits, classes: tuple[str, ...]) -> None:
     for name, split in (("train", first), ("val", splits.val), ("test", splits.test)):
         if split is None:
             continue
-        wrong = split.labels[(split.labels < 0) | (split.labels >= len(classes))]
-        if len(wrong):
-            faults.append(
-                f"{len(wrong)} labels of {name} are not in 0..{len(classes) - 1}, the first is {int(wrong[0])}"
-            )
-        if split.shape != first.shape or split.dtype != first.dtype:
-            faults.append(
-                f"images of {name} are {split.dtype} {split.shape} where those of train are {first.dtype} {first.shape}"
-            )
-    present = set(first.labels.tolist())
-    faults += [f"class {name!r} has no training images" for i, name in enumerate(classes) if i not in present]
-    if len(classes) < 2:
-        faults.append(f"there must be at least 2 classes, but got {len(classes)}")
-    fail("data must be of one shape, with labels that are classes", faults)
+        if classes:
+            wrong = split.labels[(split.labels < 0) | (split.labels >= len(classes))]
+            if len(wrong):
+                faults.append(
+                    f"{len(wrong)} labels of {name} are not in 0..{len(classes) - 1}, the first is {int(wrong[0])}"
+                )
+        if (form := _form(split)) != _form(first):
+            faults.append(f"images of {name} are {form} where those of train are {_form(first)}")
+    if classes:
+        present = set(first.labels.tolist())
+        faults += [f"class {name!r} has no training images" for i, name in enumerate(classes) if i not in present]
+        if len(classes) < 2:
+            faults.append(f"there must be at least 2 classes, but got {len(classes)}")
+    fail("data must be of one shape, with labels that are classes" if classes else "data must be of one shape", faults)
+
+
+def _form(split: AnySplit) -> str:
+    """Return types and shapes of a split's inputs in words."""
+    if split.shape:
+        return f"{split.dtype} {split.shape}"
+    parts = leaves(split.batch(torch.arange(1))[0])
+    return ", ".join(f"{name} {tensor.dtype} {tuple(tensor.shape[1:])}" for name, tensor in parts)
 
 
 def _cut(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
@@ -326,7 +407,7 @@ def _cut(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
             f"val_share must leave at least one image to train and one to validate on, but got {share} "
             f"of {len(train)} images"
         )
-    chosen = stratified(train.labels, count, seed, leave=1)
+    chosen = drawn(train, count, seed, leave=1)
     rest = torch.ones(len(train), dtype=torch.bool)
     rest[chosen] = False
     return train.take(rest.nonzero().flatten()), train.take(chosen)
@@ -338,7 +419,7 @@ def _nearest(spec: str) -> str:
     return did_you_mean(spec, ["digits", "torchvision:CIFAR10", "torchvision:MNIST", *beside])
 
 
-def first_images(data: Data, split: AnySplit, count: int) -> torch.Tensor:
-    """Return the first images of a split, normalised: (count, c, h, w), float32."""
+def first_images(data: Data, split: AnySplit, count: int) -> Inputs:
+    """Return the first inputs of a split, images normalised: (count, c, h, w), float32."""
     images, _ = split.batch(torch.arange(min(count, len(split))))
     return data.normalise(images)

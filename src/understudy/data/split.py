@@ -1,4 +1,4 @@
-"""Splits: labelled images held as tensors, or decoded when they are asked for."""
+"""Splits: examples held as tensors, or decoded when they are asked for."""
 
 from __future__ import annotations
 
@@ -13,52 +13,56 @@ from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
 from understudy.core.errors import DataError
+from understudy.core.nested import first, leaves, mapped, zipped
 
 Images = UInt8[Tensor, "n c h w"] | Float32[Tensor, "n c h w"]
-Shape = tuple[int, int, int]  # channels, height, width
+Inputs = Any
+"""What a network takes for n examples: images, or any nesting of tensors (n, ...); see `core.nested.called`."""
+Targets = Any
+"""Labels (n,), int64, or any nesting of tensors (n, ...), or None."""
+Shape = tuple[int, ...]  # of an image: channels, height, width; of another lone tensor its own; () of a nesting
 
 _SAMPLE = 512  # examples of a streamed split that stand for all of it
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images in memory, all of one size.
+    """Examples in memory, all of one size.
 
-    `images` is (n, channels, height, width), uint8 pixels or float32 that is normalised already;
-    `labels` is (n,), int64. Batches come out on the device that the split lies on.
+    `images` are (n, channels, height, width), uint8 pixels or float32 that is normalised already, or other inputs;
+    `labels` are (n,), int64, or other targets, or None. Batches come out on the device that the split lies on.
     """
 
-    images: Images
-    labels: Int64[Tensor, " n"]
+    images: Inputs
+    labels: Targets
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(first(self.images))
 
     @property
     def shape(self) -> Shape:
-        """Channels, height and width of one image."""
-        channels, height, width = self.images.shape[1:]
-        return channels, height, width
+        """The shape of one image, or of another lone tensor; () of a nesting."""
+        return tuple(self.images.shape[1:]) if isinstance(self.images, Tensor) else ()
 
     @property
     def dtype(self) -> torch.dtype:
-        """torch.uint8, or torch.float32 for images that are normalised already."""
-        return self.images.dtype
+        """torch.uint8, or torch.float32 for images that are normalised already; in a nesting that of the first."""
+        return first(self.images).dtype  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
         """Where batches come out."""
-        return self.labels.device
+        return first(self.images).device  # type: ignore[no-any-return]
 
     @property
     def indexed_on(self) -> torch.device:
         """Where `batch` takes indices from without a copy between devices."""
-        return self.labels.device
+        return self.device
 
-    def batch(self, indices: Int[Tensor, " b"]) -> tuple[Images, Int64[Tensor, " b"]]:
-        """Return images (b, c, h, w) and labels (b,) of those examples, on the split's device."""
+    def batch(self, indices: Int[Tensor, " b"]) -> tuple[Inputs, Targets]:
+        """Return inputs and targets of those examples, on the split's device."""
         indices = indices.to(self.device, non_blocking=True)
-        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+        return picked(self.images, indices), picked(self.labels, indices)
 
     def take(self, indices: Int[Tensor, " b"]) -> Split:
         """Return the split of those examples only, in that order."""
@@ -66,57 +70,58 @@ class Split:
 
     def subset(self, n: int, seed: int) -> Split:
         """Return `n` examples with the classes in proportion, drawn by `seed`, in the split's order."""
-        return self.take(stratified(self.labels, n, seed))
+        return self.take(drawn(self, n, seed))
 
     def to(self, device: torch.device | str) -> Split:
         """Return this split on another device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(*(mapped(part, lambda tensor: tensor.to(device)) for part in (self.images, self.labels)))
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedSplit:
-    """Labelled images that are too large to hold: decoded in threads when a batch is asked for.
+    """Examples that are too large to hold: decoded in threads when a batch is asked for.
 
     It does what a `Split` does but for the attribute `images`.
     """
 
-    read: Callable[[int], Tensor]  # the example of an index, (c, h, w), always the same one; picklable
+    read: Callable[[int], Inputs]  # the inputs of an index, as (c, h, w), always the same ones; picklable
     items: Int64[Tensor, " n"]  # the reader's index of each example
-    labels: Int64[Tensor, " n"]
-    shape: Shape  # channels, height and width of one image
+    labels: Targets
+    shape: Shape  # channels, height and width of one image, or that of another lone tensor
     dtype: torch.dtype
     workers: int = 1  # decoding threads
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.items)
 
     @property
     def indexed_on(self) -> torch.device:
         """Where `batch` takes indices from without a copy between devices: they say what to read."""
         return torch.device("cpu")
 
-    def batch(self, indices: Int[Tensor, " b"]) -> tuple[Images, Int64[Tensor, " b"]]:
-        """Return images (b, c, h, w) and labels (b,) of those examples, on the split's device.
+    def batch(self, indices: Int[Tensor, " b"]) -> tuple[Inputs, Targets]:
+        """Return inputs and targets of those examples, on the split's device.
 
         Raises:
-            DataError: an image cannot be read; the message names it.
+            DataError: an example cannot be read; the message names it.
         """
         indices = indices.cpu()
+        labels = mapped(picked(self.labels, indices), lambda tensor: sent(tensor, self.device))
         if not len(indices):
-            empty = torch.empty((0, *self.shape), dtype=self.dtype, device=self.device)
-            return empty, self.labels[indices].to(self.device)
-        images = torch.stack(in_threads(self.read, self.items[indices].tolist(), self.workers))
-        return sent(images, self.device), sent(self.labels[indices], self.device)
+            none = zipped([self.read(int(self.items[0]))], lambda parts: torch.stack(parts)[:0])
+            return mapped(none, lambda tensor: tensor.to(self.device)), labels
+        found = in_threads(self.read, self.items[indices].tolist(), self.workers)
+        return mapped(zipped(found, torch.stack), lambda tensor: sent(tensor, self.device)), labels
 
     def take(self, indices: Int[Tensor, " b"]) -> StreamedSplit:
         """Return the split of those examples only, in that order."""
         indices = indices.cpu()
-        return replace(self, items=self.items[indices], labels=self.labels[indices])
+        return replace(self, items=self.items[indices], labels=picked(self.labels, indices))
 
     def subset(self, n: int, seed: int) -> StreamedSplit:
         """Return `n` examples with the classes in proportion, drawn by `seed`, in the split's order."""
-        return self.take(stratified(self.labels, n, seed))
+        return self.take(drawn(self, n, seed))
 
     def to(self, device: torch.device | str) -> StreamedSplit:
         """Return this split with its batches on another device."""
@@ -124,6 +129,16 @@ class StreamedSplit:
 
 
 AnySplit = Split | StreamedSplit
+
+
+def picked(value: Any, indices: Tensor) -> Any:
+    """Return those rows of every tensor of a nesting."""
+    return mapped(value, lambda tensor: tensor.index_select(0, indices))
+
+
+def are_classes(labels: Targets) -> bool:
+    """Return whether targets are one class of each example: (n,), whole numbers from 0."""
+    return isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64 and bool((labels >= 0).all())
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -173,19 +188,31 @@ def stratified(labels: Int64[Tensor, " n"], count: int, seed: int, *, leave: int
     return chosen.nonzero().flatten()
 
 
-def sample(split: AnySplit) -> Images:
-    """Return images that stand for the split: all of it in memory, else some hundred evenly spaced."""
+def drawn(split: AnySplit, count: int, seed: int, *, leave: int = 0) -> Int64[Tensor, " m"]:
+    """Return `count` indices, ascending, drawn by `seed`: with the classes in proportion where there are any.
+
+    Raises:
+        DataError: there are not that many examples.
+    """
+    labels = split.labels if are_classes(split.labels) else torch.zeros(len(split), dtype=torch.int64)
+    return stratified(labels, count, seed, leave=leave)
+
+
+def sample(split: AnySplit) -> Inputs:
+    """Return inputs that stand for the split: all of it in memory, else some hundred evenly spaced."""
     if isinstance(split, Split):
         return split.images
     count = min(len(split), _SAMPLE)
     return split.batch(torch.linspace(0, len(split) - 1, count).long())[0]
 
 
-def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per channel in units of 0..1, zeros and ones for float images.
+def statistics(images: Inputs) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel in units of 0..1: zeros and ones for float images, () for others.
 
     A channel of one value has the deviation 1, so that it can be divided by.
     """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        return (), ()
     channels = images.shape[1]
     if images.dtype != torch.uint8:
         return (0.0,) * channels, (1.0,) * channels
@@ -208,9 +235,12 @@ def update_digest(digest: Any, split: AnySplit | None) -> None:
         return
     images = sample(split)
     digest.update(repr((len(split), split.shape, str(split.dtype))).encode())
-    digest.update(split.labels.cpu().contiguous().numpy().tobytes())
-    for chunk in images.split(4096):
-        digest.update(chunk.cpu().contiguous().numpy().data)
+    for name, tensor in leaves(split.labels):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    for name, tensor in leaves(images):
+        digest.update(name.encode())
+        for chunk in tensor.split(4096):
+            digest.update(chunk.cpu().contiguous().numpy().data)
 
 
 def digest_of(*splits: AnySplit | None, settings: object = ()) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from understudy.config.training import Augmentation
-from understudy.data.split import Images
+from understudy.data.split import Images, Inputs
 
 _DRAWS = 5  # uniform numbers of one view: crop's row and column, flip, cutout's row and column
 
@@ -60,10 +60,10 @@ class Epoch:
         """Return this epoch with its numbers on another device, where `apply` then copies none from elsewhere."""
         return replace(self, order=self.order.to(device), draws=self.draws.to(device))
 
-    def apply(self, images: Images, indices: Int[Tensor, " n"]) -> Images:
+    def apply(self, images: Inputs, indices: Int[Tensor, " n"]) -> Inputs:
         """Return the images (b, c, h, w) varied: crop of the zero-padded image, then flip, then cutout.
 
-        `indices` (b,) are the images' places in the split. Device and dtype are kept.
+        `indices` (b,) are the images' places in the split. Device and dtype are kept. Other inputs are not varied.
         """
         how = self.augmentation
         if not (how.crop or how.flip or how.cutout):

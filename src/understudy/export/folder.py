@@ -80,9 +80,15 @@ def export_student(
     Raises:
         ConfigError: a format is unknown, or int8 is asked for without data.
         ExtraError: a package that a format needs is missing; nothing is written.
-        ExportError: no format can be written, or one gives other outputs than the student.
+        ExportError: it is no classifier of images, no format can be written, or one gives other outputs than the
+            student.
     """
     _check(formats, data)
+    if not (card.mean and card.classes):
+        raise ExportError(
+            "what is exported must be a classifier of images, but this student takes or gives something else: save it "
+            "(result.save), or give result.student to torch.export or torch.onnx yourself"
+        )
     folder = Path(folder)
     fitted = None if data is None else _fitted(data, card)
     job = _Job(folder, copied(student).eval(), card, fitted)
@@ -239,7 +245,8 @@ class _Job:
         if split is None or self.data is None:
             return torch.randn(count, *self.card.input, generator=torch.Generator().manual_seed(0))
         images, _ = split.batch(torch.arange(count) % len(split))
-        return self.data.normalise(images)
+        normalised: Tensor = self.data.normalise(images)
+        return normalised
 
     def _batches(self, split: AnySplit, most: int) -> Iterator[tuple[Tensor, Tensor]]:
         assert self.data is not None

@@ -11,6 +11,7 @@ from understudy.core.summary import Summary
 from understudy.jobs.task import Task
 from understudy.models.card import StudentCard
 from understudy.models.code import code_of, not_copied, portable, read_code, write_code
+from understudy.models.inputs import inputs_spec
 from understudy.models.student import copy_student
 from understudy.models.weights import save_weights, write_tensors
 from understudy.runs.folder import Run
@@ -72,11 +73,12 @@ def _made(task: Task, start: Path) -> dict[str, Any]:
 
 def card_of(task: Task, summary: Summary, start: Path) -> StudentCard:
     """Return what model.json says of the student of a finished run; `start` is the folder of what was cut."""
-    data = task.data
+    data, spec = task.data, inputs_spec(task.example)
     return StudentCard(
         **_made(task, start),
         name=summary.name,
-        input=tuple(data.shape),
+        input=tuple(spec) if isinstance(spec, list) else spec,
+        objective=task.aim.objective.name,
         classes=tuple(data.classes),
         mean=tuple(data.mean),
         std=tuple(data.std),

@@ -10,14 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from understudy.config.job import Compression
+from understudy.config.job import Compression, ObjectiveName
 from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
-from understudy.core.errors import ConfigError, RunError
+from understudy.core.errors import ConfigError, ModelError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import share
 from understudy.core.files import understood
@@ -26,6 +27,7 @@ from understudy.core.summary import Summary
 from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.export.folder import Exported, export_student
+from understudy.graph.copies import copied
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.door import look_at
 from understudy.jobs.finals import Finisher, read_evaluation
@@ -52,6 +54,7 @@ from understudy.training.compute import choice, pinned, told
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import choose_compute
 from understudy.training.objective import needs_teacher
+from understudy.training.objectives import Objective
 
 _log = logging.getLogger("understudy")
 
@@ -68,6 +71,7 @@ class Result:
     _card: StudentCard
     _code: dict[str, str]
     _data: Data
+    _part: nn.Module | None = None  # the very module that was given
 
     def __repr__(self) -> str:
         return f"Result({in_a_line(self.summary)}; {self.run})"
@@ -85,6 +89,25 @@ class Result:
     def save(self, folder: str | Path) -> None:
         """Write the student's folder; `load_student` reads it."""
         save_student(folder, self.student, self.architecture, self._card, self._code)
+
+    def into(self, model: nn.Module) -> nn.Module:
+        """Return a copy of a model with the student in the place of the part that was compressed.
+
+        The rest of the model and its state stay, and the model itself is not touched. The student comes in the
+        device and mode of the part.
+
+        Raises:
+            ModelError: the part is not in the model.
+        """
+        part = self._part
+        if part is None or not any(module is part for module in model.modules()):
+            raise ModelError(
+                "into() takes the model that holds the very module that compress() was given, as "
+                "compress(model.backbone, ...).into(model), but that module is not in this one"
+            )
+        device = next((p.device for p in part.parameters()), torch.device("cpu"))
+        student = copied(self.student).to(device).train(part.training)
+        return copied(model, {id(part): student})  # type: ignore[no-any-return]
 
     def export(self, folder: str | Path, formats: Sequence[str] = ("source", "onnx", "pt2")) -> Exported:
         """Write the student in formats that need no tool of ours, each checked beside it on the run's own images.
@@ -120,6 +143,7 @@ def compress(
     candidates: Candidates | None = None,
     final: Final | None = None,
     device: Device | None = None,
+    objective: ObjectiveName | Objective | None = None,
     seed: int | None = None,
     policy_from: str | None = None,
     settings: Compression | None = None,
@@ -151,6 +175,8 @@ def compress(
         candidates: how proposals are evaluated.
         final: how the best are trained in the end.
         device: where things run.
+        objective: what the network's outputs are for, by name or an `Objective` of your own; unless given,
+            classification where the data have classes, and agreement with the teacher where they have no labels.
         seed: of the search and of every student in it.
         policy_from: run of the same method that the search is warm-started from.
         settings: all of these at once, instead.
@@ -174,14 +200,17 @@ def compress(
     given = {
         "method": method, "goal": goal, "widths": widths, "augmentation": augmentation, "candidates": candidates,
         "final": final, "device": device, "seed": seed, "policy_from": policy_from,
+        "objective": "own" if isinstance(objective, Objective) else objective,
     }  # fmt: skip
     named = {name: value for name, value in given.items() if value is not None}
     if settings is not None and named:
         raise ConfigError(f"settings are given one by one or as a Compression, but both were: {', '.join(named)}")
     chosen = settings or Compression(**named)  # type: ignore[arg-type]
     where: dict[str, Any] = {"start": start, "trust_code": trust_code, "run": run, "progress": progress}
+    where["objective"] = objective if isinstance(objective, Objective) else None
     task = Task.of(teacher, data, chosen, leaf_modules=leaf_modules, **where)
-    return run_task(task, run, progress=progress, untrained=untrained)
+    result = run_task(task, run, progress=progress, untrained=untrained)
+    return replace(result, _part=teacher.module if isinstance(teacher, Teacher) else teacher)
 
 
 def run_task(task: Task, folder: str | Path, *, progress: bool = True, untrained: bool = False) -> Result:
@@ -248,7 +277,8 @@ class Job:
         if known is None:
             evaluator = self.evaluator
             with self.display.steps("measuring the teacher", None):
-                known = {"cost": asdict(self.latencies.teacher), "score": evaluator.teacher_score}
+                metric = self.task.aim.objective.metric
+                known = {"cost": asdict(self.latencies.teacher), "score": evaluator.teacher_score, "metric": metric}
             self.run.remember("teacher", known)
         with understood(self.run.folder / "teacher.json", RunError):
             Cost(**known["cost"])

@@ -14,8 +14,10 @@ from understudy.core.figures import share, standard_error
 from understudy.core.summary import Score
 from understudy.data import AnySplit, Data
 from understudy.graph.copies import copied
+from understudy.jobs.glance import Glance, glance_at
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
+from understudy.training.aim import Aim
 from understudy.training.compute import Compute, device_named
 from understudy.training.loop import predict
 
@@ -142,15 +144,17 @@ class Look:
         )
 
 
-def look_at(task: Task) -> Look:
+def look_at(task: Task) -> Look | Glance:
     """Return what a first look at a task's teacher finds, on some hundred images; the test split is not read."""
+    if task.aim.objective.name != "classification" or not task.data.has_targets:
+        return glance_at(task)
     teacher, data, settings = task.teacher, task.data, task.settings
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
     network = compute.place(copied(teacher.module))
     val = data.val.subset(min(_IMAGES, len(data.val)), settings.seed)
-    right, losses = _judged(network, val, data, compute)
+    right, losses = _judged(network, val, data, task.aim, compute)
     train = data.train.subset(min(_IMAGES, len(data.train)), settings.seed)
-    train_right, train_losses = _judged(network, train, data, compute)
+    train_right, train_losses = _judged(network, train, data, task.aim, compute)
     found = Look(
         score=_score(right),
         known=_score(right + train_right),
@@ -158,16 +162,18 @@ def look_at(task: Task) -> Look:
         mean=data.mean,
         std=data.std,
     )
-    if found.score.value < _BEYOND_DOUBT and data.train.dtype == torch.uint8:
-        found = replace(found, better=_better(network, data, compute, settings.seed))
+    if found.score.value < _BEYOND_DOUBT and data.are_images and data.train.dtype == torch.uint8:
+        found = replace(found, better=_better(network, data, task.aim, compute, settings.seed))
     if data.val_from_train and teacher.taught_on != data.digest and min(len(losses), len(train_losses)) > 1:
         found = replace(found, val_loss=Losses.of(losses), train_loss=Losses.of(train_losses))
     return found
 
 
-def _judged(network: nn.Module, split: AnySplit, data: Data, compute: Compute) -> tuple[list[bool], list[float]]:
+def _judged(
+    network: nn.Module, split: AnySplit, data: Data, aim: Aim, compute: Compute
+) -> tuple[list[bool], list[float]]:
     """Return for each image whether it was classified rightly, and its cross-entropy."""
-    logits = predict(network, split.to(compute.device), normalise=data.normalise, compute=compute).cpu()
+    logits = predict(network, split.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
     labels: Tensor = split.labels.cpu()
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     return (logits.argmax(1) == labels).tolist(), losses.tolist()
@@ -177,10 +183,10 @@ def _score(right: list[bool]) -> Score:
     return Score(value=sum(right) / len(right), examples=len(right))
 
 
-def _better(network: nn.Module, data: Data, compute: Compute, seed: int) -> Normalisation | None:
+def _better(network: nn.Module, data: Data, aim: Aim, compute: Compute, seed: int) -> Normalisation | None:
     """Return the best of the usual normalisations, if the teacher is clearly better with it than with the data's."""
     some = data.val.subset(min(_TRIED, len(data.val)), seed)
-    now = _score(_judged(network, some, data, compute)[0])
+    now = _score(_judged(network, some, data, aim, compute)[0])
     found = []
     for name, mean, std in _NORMALISATIONS:
         channels = data.shape[0]
@@ -188,7 +194,7 @@ def _better(network: nn.Module, data: Data, compute: Compute, seed: int) -> Norm
             continue
         means, stds = (numbers * channels if len(numbers) == 1 else numbers for numbers in (mean, std))
         other = replace(data, mean=means, std=stds)  # not `with_normalisation`, whose digest reads every image
-        reached = _score(_judged(network, some, other, compute)[0])
+        reached = _score(_judged(network, some, other, aim, compute)[0])
         found.append(Normalisation(name=name, mean=means, std=stds, reached=reached))
     best = max(found, key=lambda tried: tried.reached.value, default=None)
     return best if best and best.reached.value > now.value + _BETTER and best.reached.above(now) else None

@@ -19,6 +19,7 @@ from understudy.core.evaluation import Cost
 from understudy.core.figures import amount, duration
 from understudy.data.data import first_images
 from understudy.jobs.door import Look, look_at
+from understudy.jobs.glance import Glance
 from understudy.jobs.task import Task
 from understudy.methods.feasibility import smallest
 from understudy.training.loop import choose_compute
@@ -36,7 +37,7 @@ class Plan:
     groups: int
     frozen: tuple[Frozen, ...]
     teacher: Cost
-    look: Look
+    look: Look | Glance
     fewest_parameters: Cost
     fewest_macs: Cost
     students: int
@@ -83,7 +84,7 @@ def plan_table(plan: Plan) -> Group:
             "the teacher",
             f"{plan.layers} layers, {plan.teacher.parameters:,} parameters, {amount(plan.teacher.macs)} MACs",
         ),
-        ("its score", f"{plan.look.score} of {plan.look.score.examples} validation images (± s.e.)"),
+        ("its score", f"{plan.look.score} of {plan.look.score.examples} validation examples (± s.e.)"),
         ("can be removed", _counted(plan.units, "unit")),
         ("can be narrowed", _counted(plan.groups, "group") + " of channels"),
         ("keep their width", _counted(len(plan.frozen), "group") + (", see below" if plan.frozen else "")),

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.config.methods import Decore
@@ -25,6 +24,7 @@ from understudy.core.errors import ConfigError, RunError, SurgeryError
 from understudy.core.figures import amount, share
 from understudy.core.files import write_whole
 from understudy.core.goal import Budgets
+from understudy.core.nested import called, first, mapped
 from understudy.cost import predict as cost
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
@@ -88,7 +88,15 @@ class Pruning:
         known = torch.from_numpy(self.task.analysis.magnitudes)[slots]
         usage = self._usage()
         by_cost = self.rules.worth == "cost" and self._each_layer_costs()
-        agents = Agents(groups, self.rules, examples=len(lesson.split), steps=steps, magnitudes=known, together=by_cost)
+        agents = Agents(
+            groups,
+            self.rules,
+            examples=len(lesson.split),
+            steps=steps,
+            magnitudes=known,
+            together=by_cost,
+            each=None if self._by_labels else self.task.aim.each,
+        )
         learner = Learner(gated, agents, slots)
         steering = Steering(
             settings=self.rules, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
@@ -147,6 +155,8 @@ class Pruning:
 
     def _warn_of_chance(self, agents: Agents) -> None:
         """Warn if the masked network fell to chance level."""
+        if not self._by_labels:
+            return
         guess, reached = 1.0 / len(self.task.data.classes), float(agents.score)
         if reached - guess < _NO_SIGNAL * (self.evaluator.teacher_score - guess):
             self.display.warn(
@@ -154,13 +164,17 @@ class Pruning:
                 f"agents' learning signal has vanished; increase decore.training.epochs"
             )
 
+    @property
+    def _by_labels(self) -> bool:
+        return self.task.aim.objective.name == "classification" and self.task.data.has_targets
+
     def train_network(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:
         """Train network and agents together, epoch by epoch, or go on."""
         training, evaluator, steered = self.method.training, self.evaluator, steering.usage is not None
         report = _Report(self.task, self.display, learner.agents, steering.groups, steered=steered)
         done: int | None = None
 
-        def on_step(logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        def on_step(logits: Tensor, labels: Any, indices: Tensor) -> None:
             nonlocal done
             learner.learn(logits, labels, indices)
             # Read from the device once, then counted here: a step waits for nothing.
@@ -184,6 +198,7 @@ class Pruning:
                 views=lesson.views,
                 compute=evaluator.compute,
                 seed=evaluator.seed,
+                aim=evaluator.aim,
                 logits=None if lesson.logits is None else lesson.logits.epoch,
                 on_step=on_step,
                 on_epoch=report,
@@ -229,12 +244,12 @@ class Pruning:
     def _prove(self, analysis: Analysis, architecture: Architecture, gated: Gated) -> None:
         """Refuse to go on unless the network with masks answers as the sliced one does."""
         images, _ = self.task.data.val.batch(torch.arange(min(8, len(self.task.data.val))))
-        images = self.task.data.normalise(images.cpu())
+        images = self.task.data.normalise(mapped(images, lambda tensor: tensor.cpu()))
         student = surgery.build(analysis, architecture).eval()
         kept = torch.from_numpy(surgery.kept_slots(analysis, architecture))[:-1]
         with torch.no_grad():
             gated.eval().mask(kept[None].float())
-            masked, sliced = gated(images), student(images)
+            masked, sliced = (self.task.aim.read(called(network, images)) for network in (gated, student))
         worst, scale = float((masked - sliced).abs().max()), float(masked.abs().max())
         if not worst <= _TOLERANCE * max(scale, 1e-12):
             raise SurgeryError(
@@ -261,16 +276,16 @@ class Learner(nn.Module):
         self.register_buffer("slots", slots, persistent=False)
         self._actions: Tensor | None = None
 
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Tensor:
-        """Return logits (b, k) with masks drawn by the agents."""
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the network gives with masks drawn by the agents."""
         agents = self.agents
-        actions = agents.draw(len(images)) if self.training else (agents.weights >= 0).float()[None]
+        actions = agents.draw(len(first((inputs, named)))) if self.training else (agents.weights >= 0).float()[None]
         kept = actions.new_ones(len(actions), self.gated.slots).index_copy_(1, self.slots, actions)
         self.gated.mask(kept)
         self._actions = actions
-        return self.gated(images)  # type: ignore[no-any-return]
+        return self.gated(*inputs, **named)
 
-    def learn(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+    def learn(self, logits: Tensor, labels: Any, indices: Tensor) -> None:
         """Let the agents learn from what their last actions led to; see `Agents.learn`."""
         assert self._actions is not None
         self.agents.learn(self._actions, logits, labels, indices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from understudy.runs.folder import Run, versions
 from understudy.runs.predictions import Numbers, Predictions
 from understudy.training.compute import Compute, cores, device_named
 from understudy.training.loop import predict, rightly
+from understudy.training.scoring import scored
 
 _SIDE = 64  # pixels of a picture on the page
 
@@ -74,6 +76,7 @@ def summarise(
             FinalStudent(name=e.architecture.digest, val=e.score, status=e.status, seconds=round(e.seconds, 1))
             for e in finished
         ),
+        metric=task.aim.objective.metric,
         compute=compute.name,
         versions=versions(),
     )
@@ -82,12 +85,15 @@ def summarise(
 def _tested(
     task: Task, run: Run, split: AnySplit, compute: Compute, teacher: nn.Module, student: nn.Module
 ) -> tuple[Score, Score]:
-    """Return the score of teacher and student, and leave their predictions in the run folder."""
-    placed, labels = split.to(compute.device), split.labels.cpu()
-    answers = [
-        predict(compute.place(copied(model)), placed, normalise=task.data.normalise, compute=compute).cpu()
-        for model in (teacher, student)
-    ]
+    """Return the score of teacher and student, and leave what classifiers predict in the run folder."""
+    how: dict[str, Any] = {"normalise": task.data.normalise, "compute": compute, "aim": task.aim}
+    placed, networks = split.to(compute.device), [compute.place(copied(model)) for model in (teacher, student)]
+    if task.aim.objective.name != "classification" or split.labels is None:
+        taught = None if split.labels is not None else predict(networks[0], placed, **how).cpu()
+        was, now = (scored(network, placed, taught=taught, **how) for network in networks)
+        return Score(value=was, examples=len(split)), Score(value=now, examples=len(split))
+    labels = split.labels.cpu()
+    answers = [predict(network, placed, **how).cpu() for network in networks]
     (taught, sure), (learned, as_sure) = map(_guesses, answers)
     found = Predictions(
         classes=task.data.classes,
@@ -98,7 +104,7 @@ def _tested(
         student_confidence=as_sure.numpy(),
     )
     shown = np.concatenate([found.lost, found.gained])
-    if split.shape[0] in (1, 3):
+    if task.data.are_images and split.shape[0] in (1, 3):
         found = replace(found, shown=shown, pictures=_pictures(split.batch(torch.from_numpy(shown))[0]))
     found.write(run.predictions)
     first, second = (

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from understudy.config.job import Compression
+from understudy.config.training import Augmentation
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ConfigError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
@@ -26,7 +27,7 @@ from understudy.methods.base import Problem
 from understudy.methods.feasibility import refuse_what_is_out_of_reach
 from understudy.models.card import StudentCard
 from understudy.models.code import allowed, is_code
-from understudy.models.spec import ModelSpec, Teacher, check_outputs
+from understudy.models.spec import ModelSpec, Teacher
 from understudy.models.student import load_student, student_folder
 from understudy.models.weights import load_into, read_weights, tensors_digest, weights_digest
 from understudy.proof.prove import USUAL, Proof, prove
@@ -34,8 +35,11 @@ from understudy.report.progress import Display
 from understudy.runs.folder import Identity, Run
 from understudy.runs.places import place_of
 from understudy.surgery import build as surgery
+from understudy.training.aim import Aim, aimed
+from understudy.training.builtin import BUILT_IN
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute
+from understudy.training.objectives import Objective
 
 _REFUSED_SHOWN = 5  # all of them are in inspect and in proof.json
 
@@ -52,6 +56,7 @@ class Task:
     policy: Mapping[str, Tensor] | None = None  # that the search starts from, if it does
     start: nn.Module | None = None  # what is cut, where that is not the teacher itself; kept as the teacher is
     start_folder: Path | None = None  # that it was read from
+    aim: Aim  # what outputs are for
     proof: Proof  # that students compute what slicing promises; what it refused is not in the Space
     _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
     _sessions: dict[int, OnnxModel] = field(default_factory=dict, repr=False)
@@ -69,6 +74,7 @@ class Task:
         start: nn.Module | str | Path | None = None,
         trust_code: bool = False,
         run: str | Path | None = None,
+        objective: Objective | None = None,
         progress: bool = False,
     ) -> Task:
         """Check that everything fits, without training anything, and return the task.
@@ -84,11 +90,12 @@ class Task:
                 is not touched.
             trust_code: run the Python file in the folder of `start`, if its teacher is made by one.
             run: the folder of a run that this may continue; what was proved for it is not proved again.
+            objective: what outputs are for, where that is an objective of the caller's own.
             progress: show how far the proof is.
 
         Raises:
             ConfigError: a setting is impossible, or the policy to start from does not fit.
-            DataError: the outputs of the teacher or of what it starts from are not the data's classes.
+            DataError: the outputs of the teacher or of what it starts from do not fit the objective or the targets.
             ModelError: there is no student to start from, or it is made by code that may not be run.
             TraceError: one of them cannot be traced.
             GoalError: not even the smallest student would keep the budgets.
@@ -96,7 +103,7 @@ class Task:
         known = teacher if isinstance(teacher, Teacher) else Teacher(module=teacher)
         own = replace(known, module=copied(known.module).cpu().float().eval())
         data = own.fit(data)
-        check_outputs(own.module, data)
+        aim = aim_for(own.module, data, settings, objective)
         folder = None if start is None or isinstance(start, nn.Module) else student_folder(start)
         cut = own.module
         if folder is not None:
@@ -104,7 +111,7 @@ class Task:
         elif isinstance(start, nn.Module):
             cut = copied(start).cpu().float().eval()
         if start is not None:
-            check_outputs(cut, data)
+            aim_for(cut, data, settings, objective)
         analysis, proof = proved(analyse(cut, first_images(data, data.val, 2), leaf_modules), run, progress=progress)
         task = cls(
             teacher=own,
@@ -115,6 +122,7 @@ class Task:
             policy=policy,
             start=None if start is None else cut,
             start_folder=folder,
+            aim=aim,
             proof=proof,
         )
         if policy is None and settings.policy_from is not None:
@@ -200,8 +208,8 @@ class Task:
         )
 
     @property
-    def example(self) -> Tensor:
-        """One normalised image, (1, c, h, w)."""
+    def example(self) -> Any:
+        """One normalised image, (1, c, h, w), or other inputs of one example."""
         return first_images(self.data, self.data.val, 1)
 
     def predict(self, architecture: Architecture) -> Cost | None:
@@ -250,7 +258,38 @@ class Task:
             seed=settings.seed,
             folder=folder,
             tutor=None if self.start is None else self.teacher.module,
+            aim=self.aim,
         )
+
+
+def aim_for(module: nn.Module, data: Data, settings: Compression, own: Objective | None) -> Aim:
+    """Return the objective that the settings name, or the caller's own, fitted to a network's outputs.
+
+    Raises:
+        ConfigError: the settings name none for targets that are no classes, or ask to learn from labels without any.
+        ModelError, DataError: as `aimed`.
+    """
+    objective = own or BUILT_IN.get(settings.objective) or _usual(data, settings)
+    final, candidates = settings.final.training, settings.candidates.training
+    if not data.has_targets and "ce" in (final.loss, candidates.loss):
+        raise ConfigError("the loss 'ce' learns from labels alone, but the data have none: mse, kl+ce or mse+ce")
+    if settings.augmentation != Augmentation() and not (data.are_images and (data.classes or not data.has_targets)):
+        raise ConfigError(
+            "augmentation varies images and leaves their labels as they are, so inputs must be images, and targets "
+            "classes or none; vary the data yourself where targets must vary along"
+        )
+    return aimed(objective, module, data)
+
+
+def _usual(data: Data, settings: Compression) -> Objective:
+    if settings.objective == "own":
+        raise ConfigError("an objective of your own must be given again: compress(..., objective=...)")
+    if data.has_targets and not data.classes:
+        known = ", ".join(name for name in BUILT_IN if name not in ("classification", "agreement"))
+        raise ConfigError(
+            f"targets that are no classes must be said to be for something: objective= (--objective) one of {known}"
+        )
+    return BUILT_IN["classification" if data.classes else "agreement"]
 
 
 def _started(

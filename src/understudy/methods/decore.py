@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -76,6 +76,7 @@ class Agents(nn.Module):
         steps: of the whole loop.
         magnitudes: (A,), of the network's weights, the larger the more important; None: not known.
         together: every agent earns what all dropped channels are worth, not only those of its layer.
+        each: (outputs, targets) -> how good each answer is, (b,), in 0..1; None: by labels, as `settings.score` says.
     """
 
     weights: Tensor
@@ -99,9 +100,10 @@ class Agents(nn.Module):
         steps: int,
         magnitudes: Float[Tensor, " a"] | None = None,
         together: bool = False,
+        each: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.settings, self.together = settings, together
+        self.settings, self.together, self.each = settings, together, each
         self.rate = settings.agent_lr or max(_LEAST_RATE, abs(settings.initial) / (_WALK * steps))
         sizes = torch.tensor([group.width // group.step for group in groups])
         count = int(sizes.sum())
@@ -132,7 +134,7 @@ class Agents(nn.Module):
         self,
         actions: Float[Tensor, "b a"],
         logits: Float[Tensor, "b k"],
-        labels: Int[Tensor, " b"],
+        labels: Any,
         indices: Int[Tensor, " b"],
     ) -> None:
         """Take one step of REINFORCE, up the gradient `mean_b sum_i R_bi grad log pi(a_bi)` of the reward.
@@ -171,10 +173,14 @@ class Agents(nn.Module):
         price = sums[0].sum() / (sums[1] * self.worth).sum().clamp(min=1e-9)
         return pooled.lerp(spread * price * self.worth[self.layer], self.settings.pooled_layers)
 
-    def _scores(self, logits: Tensor, labels: Tensor) -> Float[Tensor, " b"]:
+    def _scores(self, logits: Tensor, labels: Any) -> Float[Tensor, " b"]:
+        if self.each is not None:
+            return self.each(logits, labels)
         if self.settings.score == "likelihood":
-            return logits.softmax(1).gather(1, labels[:, None])[:, 0]
-        return (logits.argmax(1) == labels).float()
+            likely: Tensor = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+            return likely
+        right: Tensor = logits.argmax(1) == labels
+        return right.float()
 
     def _saved(self, actions: Float[Tensor, "b a"]) -> Float[Tensor, "b l"]:
         saved = self._per_layer(1.0 - actions) * self.worth

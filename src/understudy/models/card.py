@@ -28,22 +28,26 @@ class NetworkCard:
 
     model: str | None  # how the teacher is made, as `ModelSpec.name`; None: in Python
     arguments: Mapping[str, Any]  # of `model`
-    input: tuple[int, ...]  # channels, height and width of an image
-    classes: tuple[str, ...]  # in the order of the logits
-    mean: tuple[float, ...]  # of each channel, of pixels in 0..1
+    input: Any  # channels, height and width of an image; of other inputs as `models.inputs` has it
+    classes: tuple[str, ...]  # in the order of the logits; none where outputs are something else
+    mean: tuple[float, ...]  # of each channel, of pixels in 0..1; () where inputs are no images
     std: tuple[float, ...]
     data_source: str  # name of the file or folder of the images
     data_digest: str
     versions: Mapping[str, str]
+    objective: str = "classification"
 
     def __post_init__(self) -> None:
         if not (self.model is None or isinstance(self.model, str)) or not isinstance(self.arguments, dict):
             raise ValueError(f"model must be a name or null, with arguments by name, but got {self.model!r}")
-        if len(self.input) != 3 or not all(type(size) is int and size > 0 for size in self.input):
+        if isinstance(self.input, tuple) and not all(type(size) is int and size > 0 for size in self.input):
+            raise ValueError(f"input must be channels, height and width, or other sizes, but got {self.input}")
+        if self.mean and (not isinstance(self.input, tuple) or len(self.input) != 3):
             raise ValueError(f"input must be channels, height and width, but got {self.input}")
-        if not self.classes or not all(isinstance(text, str) for text in self.classes):
+        needed = self.mean and self.objective == "classification"
+        if (needed and not self.classes) or not all(isinstance(text, str) for text in self.classes):
             raise ValueError(f"classes must be at least one, and texts, but got {self.classes}")
-        if not len(self.mean) == len(self.std) == self.input[0]:
+        if len(self.mean) != len(self.std) or (self.mean and len(self.mean) != self.input[0]):
             raise ValueError(f"mean and std must be of {self.input[0]} channels, but got {self.mean} and {self.std}")
         if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"mean must be finite and std above 0, but got {self.mean} and {self.std}")
@@ -57,8 +61,9 @@ class NetworkCard:
 
 def _common(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **{name: values[name] for name in ("model", "arguments", "versions")},
-        **{name: tuple(values[name]) for name in ("input", "classes")},
+        **{name: values[name] for name in ("model", "arguments", "versions", "objective")},
+        "input": values["input"] if isinstance(values["input"], dict) else tuple(values["input"]),
+        "classes": tuple(values["classes"]),
         **{name: tuple(map(float, values[name])) for name in ("mean", "std")},
         "data_source": values["data"]["source"],
         "data_digest": values["data"]["digest"],

@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ModelError
-from understudy.core.files import read_text, write_whole
+from understudy.core.files import read_text, understood, write_whole
 from understudy.graph.analysis import analyse
 from understudy.models.card import StudentCard
 from understudy.models.code import allowed, read_code, write_code
+from understudy.models.inputs import blank
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import read_weights, save_weights
 from understudy.surgery import build as surgery
@@ -79,7 +79,8 @@ def load_student(
             )
         name = allowed(folder, card.model or "", trust_code=trust_code, model=model)
         teacher = ModelSpec(name=name, arguments=card.arguments).build()
-    example = torch.zeros(2, *card.input)
+    with understood(folder / "model.json", ModelError):
+        example = blank(card.input, 2)
     for start in card.starts:
         cut = analyse(teacher, example, leaf_modules)
         teacher = surgery.build(cut, Architecture.from_json(cut.space, start), weights="fresh")

@@ -253,7 +253,7 @@ class Trials:
         if how := _unlike(wanted, found, setting.tolerance):
             raise Unlike(f"{setting.name} a student differs from the masked network: {how}")
         pairs = zip(tensors_of(wanted), tensors_of(found), strict=True)
-        self.largest = max(self.largest, *(_difference(a, b) for a, b in pairs))
+        self.largest = max((self.largest, *(_difference(a, b) for a, b in pairs)))
 
     def _compare_layers(self, masked: Masked, heard: _Heard, setting: _Setting) -> None:
         gone = tuple(f"{path}." for path in masked.removed)

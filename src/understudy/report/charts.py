@@ -47,7 +47,7 @@ def front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
 
 
 def pareto(facts: Facts, figure: Figure) -> Chart:
-    """Return accuracy over a cost of all trained students, the front among them, the finals and the teacher."""
+    """Return the score over a cost of all trained students, the front among them, the finals and the teacher."""
     trained = facts.trained
     costs = [_cost(figure, cost) for _, _, cost in trained]
     right = [e.score for _, e, _ in trained]
@@ -90,7 +90,7 @@ def pareto(facts: Facts, figure: Figure) -> Chart:
     shapes = [] if limit is None else [_line(x=limit)]
     layout = {
         "xaxis": _axis(figure.label, type="log", dtick="D2", tickformat="~s"),
-        "yaxis": _axis("validation accuracy", tickformat=".0%"),
+        "yaxis": _axis(f"validation {facts.metric}", tickformat=".0%"),
     }
     return {"data": data, "layout": {**layout, "shapes": shapes, "hovermode": "closest"}}
 
@@ -194,7 +194,7 @@ def loop(facts: Facts) -> Chart:
     epochs = [epoch.epoch for epoch in facts.epochs]
     lines = (
         ("channels kept", [e.kept for e in facts.epochs], BLUE, "solid"),
-        ("accuracy with masks", [e.score for e in facts.epochs], ORANGE, "dot"),
+        ("score with masks", [e.score for e in facts.epochs], ORANGE, "dot"),
     )
     data = [
         {"type": "scatter", "mode": "lines+markers", "name": name, "x": epochs, "y": values,

@@ -48,6 +48,7 @@ class Facts:
     reward: Reward | None  # as if the final score were not asked of candidates; None before the teacher was measured
     evaluations: tuple[Evaluation, ...]
     summary: Summary | None
+    metric: str  # what the score is, such as accuracy
     finals: tuple[Evaluation, ...]
     predictions: Predictions | None
     parameters: Mapping[str, int]  # of the winner's layers, by name
@@ -105,6 +106,7 @@ class Facts:
             reward=_reward(run),
             evaluations=tuple(run.evaluations()),
             summary=found,
+            metric=str((run.recall("teacher") or {}).get("metric", "score")),
             finals=() if space is None else tuple(_finals(run.students, space)),
             predictions=Predictions.read(run.predictions) if run.predictions.is_file() else None,
             parameters={} if found is None else _parameters(run.students / f"{found.name}.safetensors"),

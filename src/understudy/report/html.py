@@ -134,7 +134,7 @@ def _cards(facts: Facts, summary: Summary) -> Iterator[Card]:
     split = "test" if summary.teacher.test is not None and summary.student.test is not None else "val"
     was, now = getattr(summary.teacher, split), getattr(summary.student, split)
     gain, error = difference(was, now, facts.predictions if split == "test" else None)
-    what = {"test": "test accuracy", "val": "validation accuracy"}[split]
+    what = {"test": "test", "val": "validation"}[split] + f" {summary.metric}"
     yield Card(
         number=f"{100 * gain:+.2f}",
         label=f"points of {what} (± {100 * error:.2g})",
@@ -157,7 +157,7 @@ def _compared(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
             yield figure.label, f"{was:{figure.form}}", f"{now:{figure.form}}", f"{was / now:.3g}x" if now else "-"
     for pair in summary.latency:
         yield f"ms for 1 image, {pair.where}", str(pair.first), str(pair.second), str(pair)
-    for split, name in (("val", "validation accuracy ± s.e."), ("test", "test accuracy ± s.e.")):
+    for split, name in (("val", f"validation {summary.metric} ± s.e."), ("test", f"test {summary.metric} ± s.e.")):
         was, now = getattr(summary.teacher, split), getattr(summary.student, split)
         if was is not None and now is not None:
             yield name, str(was), str(now), f"{100 * (now.value - was.value):+.2f} points"
@@ -177,7 +177,7 @@ def _students(facts: Facts) -> dict[str, Any]:
     """Return what the page says of each student when it is pointed at, short: there may be thousands."""
     space = facts.space
     if space is None or not facts.evaluations:
-        return {"students": [], "groups": [], "units": [], "figures": []}
+        return {"students": [], "groups": [], "units": [], "metric": facts.metric, "figures": []}
     groups = {group.name: number for number, group in enumerate(space.groups)}
     units = {unit.name: number for number, unit in enumerate(space.units)}
     figures = charts.figures_of(facts)
@@ -185,6 +185,7 @@ def _students(facts: Facts) -> dict[str, Any]:
     return {
         "groups": [[group.name, group.width] for group in space.groups],
         "units": list(units),
+        "metric": facts.metric,
         "figures": [[f.name, f.label, limits.get(f.name)] for f in figures],
         "students": [
             {

@@ -45,7 +45,7 @@ def result_table(summary: Summary) -> PlainTable:
     for split in ("val", "test"):
         was, now = getattr(teacher, split), getattr(student, split)
         if was is not None and now is not None:
-            name = {"val": "validation accuracy", "test": "test accuracy"}[split]
+            name = {"val": "validation", "test": "test"}[split] + f" {summary.metric}"
             table.add_row(f"{name} ± s.e.", str(was), str(now), _points(was, now))
     if summary.goal:
         table.add_section()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from understudy.core.architecture import Architecture
+from understudy.core.nested import called, chunks, first
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
 from understudy.graph.refit import same_dims
@@ -40,17 +41,17 @@ class Recording:
     them.
     """
 
-    inputs: Tensor
+    inputs: Any
     layers: dict[str, _Heard]
     centred: frozenset[str]
 
 
-def record(analysis: Analysis, inputs: Tensor) -> Recording:
-    """Run the teacher on inputs (n, ...), normalised, float32, and return what its layers give.
+def record(analysis: Analysis, inputs: Any) -> Recording:
+    """Run the teacher on inputs (n, ...), normalised, and return what its layers give.
 
     Layers that are called more than once, or share their weights, are left out.
     """
-    teacher = copied(analysis.teacher).eval().to(inputs.device)
+    teacher = copied(analysis.teacher).eval().to(first(inputs).device)
     owners: dict[int, int] = {}
     for module in teacher.modules():
         for parameter in module.parameters(recurse=False):
@@ -68,7 +69,7 @@ def record(analysis: Analysis, inputs: Tensor) -> Recording:
         return hook
 
     def normed(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if id(arguments[0]) in last:
+        if arguments and id(arguments[0]) in last:
             centred.add(last[id(arguments[0])])
 
     for name, module in teacher.named_modules():
@@ -76,11 +77,11 @@ def record(analysis: Analysis, inputs: Tensor) -> Recording:
             module.register_forward_pre_hook(normed)
         elif _is_solvable(module) and owners[id(module.weight)] == 1:
             module.register_forward_hook(heard(name))
-    chunks = inputs.split(_CHUNK)
+    pieces = list(chunks(inputs, _CHUNK))
     with torch.no_grad():
-        for chunk in chunks:
-            teacher(chunk)
-    once = {name: found for name, found in parts.items() if len(found) == len(chunks)}
+        for piece in pieces:
+            called(teacher, piece)
+    once = {name: found for name, found in parts.items() if len(found) == len(pieces)}
     layers = {
         name: _Heard(found[0].shape, torch.cat([f.places for f in found]), torch.cat([f.values for f in found]))
         for name, found in once.items()
@@ -109,7 +110,7 @@ def compensate(student: nn.Module, analysis: Analysis, architecture: Architectur
     def solve(name: str, fresh: bool, outputs: Tensor) -> Callable[..., None]:
         def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
             heard = recording.layers[name]
-            if _shape_of(module, arguments[0]) == heard.shape:
+            if arguments and _shape_of(module, arguments[0]) == heard.shape:
                 _solve(module, arguments[0], heard, outputs, fresh=fresh, centred=name in recording.centred)
 
         return hook
@@ -120,7 +121,7 @@ def compensate(student: nn.Module, analysis: Analysis, architecture: Architectur
             plan = plans[weight]
             index = kept[plan.dims[0]] if isinstance(plan.dims[0], np.ndarray) else np.ones(plan.dims[0], dtype=bool)
             fresh = not same_dims(before[weight].dims, plan.dims)
-            outputs = torch.from_numpy(np.flatnonzero(index)).to(recording.inputs.device)
+            outputs = torch.from_numpy(np.flatnonzero(index)).to(first(recording.inputs).device)
             if len(index) == recording.layers[name].values.shape[1]:
                 hooks.append(module.register_forward_pre_hook(solve(name, fresh, outputs)))
     norms = [m for m in student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
@@ -133,7 +134,7 @@ def compensate(student: nn.Module, analysis: Analysis, architecture: Architectur
             norm.momentum = None  # torch's name for the cumulative average
             norm.train()
         with torch.no_grad():
-            student(recording.inputs)
+            called(student, recording.inputs)
     finally:
         for handle in hooks:
             handle.remove()

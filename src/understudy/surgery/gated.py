@@ -52,9 +52,9 @@ class Gated(nn.Module):
         for gate in self.gates.values():
             gate.kept = kept
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return the network's output with the channels that the mask lets pass."""
-        return self.network(*inputs)
+        return self.network(*inputs, **named)
 
 
 class Gate(nn.Module):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.func import functional_call
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ArchitectureError
+from understudy.core.nested import leaves
 from understudy.graph.analysis import Analysis
 from understudy.graph.channels import Labelled
 from understudy.graph.nodes import inside
@@ -199,13 +199,5 @@ def relative_error(analysis: Analysis, architecture: Architecture, student: nn.M
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a module's output, whatever holds them."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        yield from tensors_of(tuple(output.values()))
-    elif is_dataclass(output):
-        yield from tensors_of(tuple(vars(output).values()))
-    elif isinstance(output, tuple | list):
-        for part in output:
-            yield from tensors_of(part)
+    """Yield the tensors of what a network gives, in order, however nested."""
+    return (leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor))

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.config.training import Device
 from understudy.core.errors import ConfigError
+from understudy.core.nested import called, leaves, mapped
 from understudy.graph.copies import copied
-from understudy.models.spec import logits_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -77,12 +76,16 @@ class Compute:
         model.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         return model
 
-    def images(self, images: Tensor) -> Tensor:
-        """Return images (b, c, h, w) on this device in this memory format, dtype kept."""
-        return images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
+    def images(self, images: Any) -> Any:
+        """Return images (b, c, h, w) on this device in this memory format, dtype kept; other inputs on the device."""
+        return mapped(images, self._placed)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        there = tensor.to(self.device, non_blocking=True)
+        return there.contiguous(memory_format=self.memory_format if there.ndim == 4 else torch.contiguous_format)
 
 
-def choose_compute(model: nn.Module, images: Float[Tensor, "b c h w"], device: Device) -> Compute:
+def choose_compute(model: nn.Module, images: Any, device: Device) -> Compute:
     """Return how to compute: what the settings pin, and for "auto" what suits this kind of processor.
 
     Nothing is timed, so every run on machines of one kind chooses the same, however busy they are. "auto" means
@@ -110,7 +113,7 @@ def choose_compute(model: nn.Module, images: Float[Tensor, "b c h w"], device: D
     errors = []
     for compute in choices if _multiplies_bf16(where) else choices[1:]:
         try:
-            _step(model, images[:_TRIAL], compute)
+            _step(model, mapped(images, lambda tensor: tensor[:_TRIAL]), compute)
             return compute
         except RuntimeError as e:  # an operation without a bf16 kernel, too little memory
             errors.append(f"{compute.name}: {e}")
@@ -156,14 +159,15 @@ def seeded(device: torch.device) -> Iterator[Callable[[int], None]]:
             there.set_rng_state(before_there)
 
 
-def _step(model: nn.Module, images: Tensor, compute: Compute) -> None:
+def _step(model: nn.Module, images: Any, compute: Compute) -> None:
     """Run a forward and a backward pass of a copy of the model, to see whether it works."""
     with compute.scope(), seeded(compute.device) as reseed:
         reseed(0)
         trial = compute.place(copied(model)).train()
         with compute.autocast():
-            logits: Tensor = logits_of(trial(compute.images(images)))
-        logits.float().square().mean().backward()
+            given = called(trial, compute.images(images))
+        found = [leaf for _, leaf in leaves(given) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        torch.stack([tensor.float().square().mean() for tensor in found[:1]]).sum().backward()
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

@@ -19,25 +19,27 @@ from understudy.config.training import Augmentation, Candidates, Final, Start, T
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost, Evaluation, Status
+from understudy.core.nested import called, chunks, mapped
 from understudy.cost import predict as cost
 from understudy.data import AnySplit, Data, Views
+from understudy.data.split import drawn
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
-from understudy.models.spec import logits_of
 from understudy.models.weights import weights_digest
 from understudy.surgery import build as surgery
 from understudy.surgery.compensated import Recording, compensate, record
+from understudy.training.aim import CLASSES, Aim
 from understudy.training.failures import fault_of_network, reason
 from understudy.training.loop import (
     Compute,
     OnPart,
     Outcome,
     Progress,
-    accuracy,
     recalibrate,
     train,
 )
 from understudy.training.objective import needs_teacher
+from understudy.training.scoring import scored
 from understudy.training.teacher_logits import TeacherLogits
 
 _PROCEDURE = 1  # part of every recipe: raise it when the same settings give other numbers
@@ -76,6 +78,7 @@ class Evaluator:
     seed: int = 0
     folder: Path
     tutor: nn.Module | None = None
+    aim: Aim = CLASSES
 
     def __call__(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a candidate; see `evaluate`."""
@@ -92,7 +95,7 @@ class Evaluator:
             floor = self.candidates.stop_below * self.teacher_score
             return progress.epoch > 1 or floor <= 0 or self.peek(student) >= floor
 
-        return self._taught(architecture, self.lesson, _seed(self.seed, architecture.digest, 0), go_on=hopeful)
+        return self._train_student(architecture, self.lesson, _seed(self.seed, architecture.digest, 0), go_on=hopeful)
 
     def finish(
         self,
@@ -117,7 +120,7 @@ class Evaluator:
 
         seed = _seed(self.seed, architecture.digest, repeat)
         lesson = self.final_lesson(final, repeat)
-        return self._taught(
+        return self._train_student(
             architecture, lesson, seed, go_on=told, on_part=on_part, checkpoint=checkpoint, settled=True
         )
 
@@ -128,7 +131,7 @@ class Evaluator:
         recipe = self._recipe(cut=self._start)
         lesson = self._lesson(self.data.train, untrained, "inherited", repeat=0, recipe=recipe)
         seed = _seed(self.seed, architecture.digest, 0)
-        return self._taught(architecture, lesson, seed, go_on=lambda student, progress: True)[0]
+        return self._train_student(architecture, lesson, seed, go_on=lambda student, progress: True)[0]
 
     def glance(self, architecture: Architecture) -> float:
         """Return how far the logits of a student are from the teacher's without any training; small is good.
@@ -140,12 +143,12 @@ class Evaluator:
             student = self._built(architecture, "compensated", _seed(self.seed, architecture.digest, 0))
             images, teacher = self._glanced
             with self.compute.scope():
-                logits = _logits(student, images)
+                outputs = self._answers(student, images)
         except (SurgeryError, RuntimeError) as e:
             if not isinstance(e, SurgeryError):
                 fault_of_network(e)  # raises what the machine is to blame for
             return float("inf")
-        error = (logits - teacher).square().mean() / (teacher - teacher.mean(0)).square().mean()
+        error = (outputs - teacher).square().mean() / (teacher - teacher.mean(0)).square().mean()
         return float(error) if bool(error.isfinite()) else float("inf")
 
     def failed(self, architecture: Architecture, error: str) -> Evaluation:
@@ -178,7 +181,7 @@ class Evaluator:
     @cached_property
     def teacher_score(self) -> float:
         """The teacher's score on the validation split, in 0..1."""
-        return accuracy(self._teacher, self._val, normalise=self.data.normalise, compute=self.compute)
+        return self.score(self._teacher)
 
     @cached_property
     def lesson(self) -> Lesson:
@@ -207,7 +210,7 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a worker makes for itself: copies of the teacher and of the data."""
-        made = ("_teacher", "_val", "_recording", "_glanced", "lesson")
+        made = ("_teacher", "_val", "_taught", "_recording", "_glanced", "lesson")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     @property
@@ -230,23 +233,53 @@ class Evaluator:
             return record(self.analysis, self._some(_HEARD, self.seed))
 
     @cached_property
-    def _glanced(self) -> tuple[Tensor, Tensor]:
-        """Images that untrained students are looked at with, normalised, and the teacher's logits."""
+    def _glanced(self) -> tuple[Any, Tensor]:
+        """Images that untrained students are looked at with, normalised, and the teacher's outputs."""
         images = self._some(_GLANCED, self.seed + 1)
         with self.compute.scope():
-            return images, _logits(copied(self._lead).to(images.device), images)
+            return images, self._answers(copied(self._lead).to(self.compute.device), images)
 
-    def _some(self, count: int, seed: int) -> Tensor:
+    def _answers(self, model: nn.Module, images: Any) -> Tensor:
+        """Return the outputs (n, k) of a model for normalised images in float32, in eval mode, where it stays."""
+        model.eval()
+        with torch.no_grad():
+            return torch.cat([self.aim.read(called(model, part)) for part in chunks(images, _GLANCED // 4)])
+
+    def _some(self, count: int, seed: int) -> Any:
         """Return so many training images, normalised, on the device."""
         chosen = self.data.train.subset(min(count, len(self.data.train)), seed)
         images, _ = chosen.batch(torch.arange(len(chosen), device=chosen.indexed_on))
-        return self.data.normalise(images.to(self.compute.device))
+        return self.data.normalise(mapped(images, lambda tensor: tensor.to(self.compute.device)))
 
     @cached_property
     def _val(self) -> AnySplit:
         return self.data.val.to(self.compute.device)
 
-    def _taught(
+    def score(self, network: nn.Module, most: int = 0) -> float:
+        """Return a network's score on the validation split, or on `most` of its examples, 0..1.
+
+        Raises:
+            ValueError: it is not in 0..1.
+        """
+        count = min(most or len(self._val), len(self._val))
+        some = drawn(self._val, count, self.seed) if count < len(self._val) else None
+        return scored(
+            network,
+            self._val if some is None else self._val.take(some),
+            normalise=self.data.normalise,
+            compute=self.compute,
+            aim=self.aim,
+            taught=self._taught if some is None or self._taught is None else self._taught[some],
+        )
+
+    @cached_property
+    def _taught(self) -> Tensor | None:
+        """What the teacher says of the validation split, where that has no targets."""
+        if self.data.has_targets:
+            return None
+        return self._logits(self._val, Views(len(self._val), Augmentation(), 0), purpose="targets").epoch(0)
+
+    def _train_student(
         self,
         architecture: Architecture,
         lesson: Lesson,
@@ -340,6 +373,7 @@ class Evaluator:
             compute=self.compute,
             seed=seed,
             logits=None if lesson.logits is None else lesson.logits.epoch,
+            aim=self.aim,
             on_epoch=lambda progress: go_on(student, progress),
             on_part=on_part,
             checkpoint=checkpoint,
@@ -349,15 +383,14 @@ class Evaluator:
         if not settled:
             recalibrate(student, lesson.split, normalise=self.data.normalise, compute=self.compute)
         try:
-            return accuracy(student, self._val, normalise=self.data.normalise, compute=self.compute)
-        except RuntimeError as e:  # a part of the network that training does not use
+            return self.score(student)
+        except (RuntimeError, ValueError) as e:  # a part of the network that training does not use, a score of NaN
             raise SurgeryError(f"the student must run in evaluation mode, but: {fault_of_network(e)}") from e
 
     def peek(self, student: nn.Module) -> float:
         """Return the student's score on a part of the validation split, 0..1: enough to see that it is hopeless."""
-        some = self._val.subset(min(_PEEK, len(self._val)), self.seed)
         recalibrate(student, self.lesson.split, normalise=self.data.normalise, compute=self.compute, examples=500)
-        return accuracy(student, some, normalise=self.data.normalise, compute=self.compute)
+        return self.score(student, _PEEK)
 
     def _lesson(
         self,
@@ -370,18 +403,7 @@ class Evaluator:
         cycle: int = 0,
     ) -> Lesson:
         views = Views(len(split), self.augmentation, _seed(self.seed, "views", repeat), cycle)
-        logits = None
-        if needs_teacher(training):
-            examples = {"examples": len(split), "repeat": repeat, "teacher": self.teacher_digest}
-            logits = TeacherLogits(
-                teacher=self._teacher,
-                split=split.to(self.compute.device),
-                views=views,
-                normalise=self.data.normalise,
-                compute=self.compute,
-                folder=self.folder,
-                key=self._recipe(data=self.data_digest, **examples),
-            )
+        logits = self._logits(split, views, repeat=repeat) if needs_teacher(training) else None
         return Lesson(
             split=split.to(self.compute.device),
             views=views,
@@ -391,21 +413,29 @@ class Evaluator:
             recipe=recipe,
         )
 
+    def _logits(self, split: AnySplit, views: Views, **purpose: Any) -> TeacherLogits:
+        examples = {"examples": len(split), "teacher": self.teacher_digest, **purpose}
+        return TeacherLogits(
+            teacher=self._teacher,
+            split=split.to(self.compute.device),
+            views=views,
+            normalise=self.data.normalise,
+            compute=self.compute,
+            folder=self.folder,
+            key=self._recipe(data=self.data_digest, **examples),
+            aim=self.aim,
+            exact="purpose" in purpose,
+        )
+
     def _recipe(self, **settings: Any) -> str:
         shared = {
             "procedure": _PROCEDURE,
             "augmentation": asdict(self.augmentation),
             "compute": self.compute.name,
             "seed": self.seed,
+            "objective": self.aim.objective.key,
         }
         return hashlib.sha256(json.dumps({**shared, **settings}, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits (n, k) of normalised images in float32, in eval mode, where the model stays."""
-    model.eval()
-    with torch.no_grad():
-        return torch.cat([logits_of(model(part)) for part in images.split(_GLANCED // 4)])
 
 
 def _seed(*parts: object) -> int:

@@ -18,25 +18,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from understudy.config.training import Training
 from understudy.core.errors import ConfigError, RunError
 from understudy.core.files import write_whole
+from understudy.core.nested import called, mapped
 from understudy.data import AnySplit, Epoch, Views
 from understudy.data.split import sent
-from understudy.models.spec import logits_of
 from understudy.training import objective as distill
+from understudy.training.aim import CLASSES, Aim
+from understudy.training.builtin import rightly as rightly
 from understudy.training.compute import Compute as Compute
 from understudy.training.compute import choose_compute as choose_compute
 from understudy.training.compute import seeded
 from understudy.training.failures import fault_of_network
 
-Normalise = Callable[[Tensor], Tensor]
-"""Images as the split holds them (b, c, h, w) -> what the network takes, float32."""
-OnStep = Callable[[Tensor, Tensor, Tensor], object]
-"""Logits (b, k), labels (b,) and places in the split (b,) of a batch, after the weights have moved."""
+Normalise = Callable[[Any], Any]
+"""Inputs as the split holds them, such as images (b, c, h, w) -> what the network takes, float32."""
+OnStep = Callable[[Tensor, Any, Tensor], object]
+"""Outputs (b, k), targets and places in the split (b,) of a batch, after the weights have moved."""
 OnPart = Callable[[float], object]
 """How much is done, in epochs: 2.25 is a quarter of the third."""
 
@@ -75,6 +77,7 @@ def train(
     views: Views,
     compute: Compute,
     seed: int,
+    aim: Aim = CLASSES,
     logits: Callable[[int], Tensor] | None = None,
     on_step: OnStep | None = None,
     on_epoch: Callable[[Progress], bool] | None = None,
@@ -91,7 +94,8 @@ def train(
         views: Order and variation of the examples, for each epoch.
         compute: Device, precision, memory format, threads.
         seed: Of what the model itself draws, such as dropout. The caller's random state is kept.
-        logits: Epoch -> the teacher's logits (n, k) on that epoch's views, by example.
+        aim: What outputs are for.
+        logits: Epoch -> the teacher's outputs (n, k) on that epoch's views, by example; see `Aim`.
         on_step: Called after each step, on the device; what it learns must be in the model's state dict.
         on_epoch: Called after each epoch; False stops the training.
         on_part: Called after each step, for those who watch, with the epochs done and the part of this one.
@@ -107,7 +111,7 @@ def train(
         raise ConfigError(f"loss {training.loss!r} needs the teacher's logits, but none are given")
     compute = compute.suited(model)
     with compute.scope(), _mode(model, training=True), seeded(compute.device) as reseed:
-        loop = _Loop(compute.place(model), split, training, normalise=normalise, compute=compute)
+        loop = _Loop(compute.place(model), split, training, normalise=normalise, compute=compute, aim=aim)
         loop.on_step, loop.on_part = on_step, on_part
         loop.restore(checkpoint, seed)
         while loop.status is None:
@@ -132,11 +136,12 @@ def predict(
     *,
     normalise: Normalise,
     compute: Compute,
+    aim: Aim = CLASSES,
     epoch: Epoch | None = None,
     batch_size: int = 256,
     on_part: OnPart | None = None,
 ) -> Float[Tensor, "n k"]:
-    """Return the logits (n, k) of a split by example, float32 on the compute's device, in eval mode.
+    """Return the outputs (n, k) of a split by example, float32 on the compute's device, in eval mode; see `Aim`.
 
     With an `epoch`, of that epoch's views of the examples. The model must be on that device; it is not
     changed. `on_part` is called after each batch with the part that is done, 0..1.
@@ -149,7 +154,7 @@ def predict(
             images, _ = split.batch(indices)
             if epoch is not None:
                 images = epoch.apply(images, indices)
-            parts.append(model(normalise(compute.images(images))).float())
+            parts.append(aim.read(called(model, normalise(compute.images(images)))))
             done += len(indices)
             if on_part is not None:
                 on_part(done / len(split))
@@ -160,11 +165,6 @@ def accuracy(model: nn.Module, split: AnySplit, *, normalise: Normalise, compute
     """Return the share of a split's examples that the model gets right, in 0..1; NaN is never right."""
     logits = predict(model, split, normalise=normalise, compute=compute).cpu()
     return rightly(logits, split.labels.cpu()).double().mean().item()
-
-
-def rightly(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Return for each example whether it was classified rightly; NaN is never right."""
-    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
 def recalibrate(
@@ -191,7 +191,7 @@ def recalibrate(
             with torch.no_grad(), compute.autocast():
                 for start in range(count):
                     images, _ = split.batch(used[start::count])
-                    model(normalise(compute.images(images)))
+                    called(model, normalise(compute.images(images)))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -213,11 +213,11 @@ class _Loop:
     """The state of one training."""
 
     def __init__(
-        self, model: nn.Module, split: AnySplit, training: Training, *, normalise: Normalise, compute: Compute
+        self, model: nn.Module, split: AnySplit, training: Training, *, normalise: Normalise, compute: Compute, aim: Aim
     ) -> None:
         self.model, self.split, self.training = model, split, training
-        self.normalise, self.compute = normalise, compute
-        self.loss = distill.loss_for(training)
+        self.normalise, self.compute, self.aim = normalise, compute, aim
+        self.loss = aim.loss(training)
         self.weights = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = _optimizer(self.weights, training)
         self.losses: list[float] = []
@@ -260,8 +260,9 @@ class _Loop:
         """Take one step and return the batch's summed loss, on the device."""
         images = self.normalise(self.compute.images(batch.images))
         with self.compute.autocast():
-            logits: Tensor = logits_of(self.model(images))
-        loss = self.loss(logits.float(), batch.target, batch.labels)
+            given = called(self.model, images)
+        outputs = self.aim.read(given)
+        loss = self.loss(outputs, batch.target, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.training.gradient_clip:
@@ -270,8 +271,14 @@ class _Loop:
             group["lr"] = rate
         self.optimizer.step()
         if self.on_step is not None:
-            self.on_step(logits.detach().float(), batch.labels, batch.places)
-        return loss.detach() * len(batch.labels)
+            self.on_step(outputs.detach(), self._targets(batch), batch.places)
+        return loss.detach() * len(batch.places)
+
+    def _targets(self, batch: _Batch) -> Any:
+        if batch.labels is not None:
+            return batch.labels
+        assert batch.target is not None, "without targets the teacher's outputs are them"
+        return self.aim.targets(batch.target)
 
     def fail(self, error: str) -> None:
         self.status, self.error = "failed", error
@@ -331,9 +338,9 @@ class _Loop:
 class _Batch:
     """What a step learns from, on the device."""
 
-    images: Tensor  # (b, c, h, w), varied, not normalised
-    labels: Tensor  # (b,)
-    target: Tensor | None  # the teacher's logits (b, k), float32
+    images: Any  # (b, c, h, w), varied, not normalised, or other inputs
+    labels: Any  # (b,), or other targets, or None
+    target: Tensor | None  # the teacher's outputs (b, k), float32
     places: Tensor  # (b,), in the split
 
 
@@ -360,11 +367,14 @@ class _Feed:
             lies_there = self.teacher.device == there.device
             target = self.teacher[there] if lies_there else sent(self.teacher[here], self.device)
         return _Batch(
-            images=self.epoch.apply(images.to(self.device, non_blocking=True), there),
-            labels=labels.to(self.device, non_blocking=True),
+            images=self.epoch.apply(self._sent(images), there),
+            labels=self._sent(labels),
             target=None if target is None else target.to(torch.float32),
             places=there,
         )
+
+    def _sent(self, value: Any) -> Any:
+        return mapped(value, lambda tensor: tensor.to(self.device, non_blocking=True))
 
 
 def _optimizer(weights: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ Loss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(student logits (b, k), teacher logits (b, k) or None, labels (b,)) -> loss, a scalar."""
 
 
-def mse(logits: Float[Tensor, "b k"], teacher: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
+def mse(logits: Float[Tensor, "b ..."], teacher: Float[Tensor, "b ..."]) -> Float[Tensor, ""]:
     """Return the mean squared error between logits, before softmax (N2N, section 3.5)."""
     return functional.mse_loss(logits, teacher)
 

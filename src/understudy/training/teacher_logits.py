@@ -1,4 +1,4 @@
-"""The teacher's logits, computed once."""
+"""The teacher's outputs, such as logits, computed once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from understudy.core.files import write_whole
 from understudy.data import AnySplit, Views
+from understudy.training.aim import CLASSES, Aim
 from understudy.training.loop import Compute, Normalise, OnPart, predict
 
 _SUM = 4  # bytes of the checksum at the end of a file
@@ -22,7 +23,7 @@ _SUM = 4  # bytes of the checksum at the end of a file
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TeacherLogits:
-    """The teacher's logits on every epoch's views of a split: computed once, kept in files.
+    """The teacher's outputs on every epoch's views of a split: computed once, kept in files.
 
     Any process may compute what is missing: a file is whole or not there, and always the same.
     """
@@ -34,9 +35,11 @@ class TeacherLogits:
     compute: Compute
     folder: Path
     key: str  # digest of all that decides them
+    aim: Aim = CLASSES
+    exact: bool = False  # kept in float32, to score by
 
     def epoch(self, number: int) -> Float[Tensor, "n k"]:
-        """Return the logits (n, k) of one epoch by example, memory-mapped.
+        """Return the outputs (n, k) of one epoch by example, memory-mapped; see `Aim`.
 
         They are float16, which rounds by 1 part in 2000 at most; where one of the epoch is beyond its range, float32.
         """
@@ -62,11 +65,17 @@ class TeacherLogits:
 
         epoch = self.views.epoch(number)
         logits = predict(
-            self.teacher, self.split, normalise=self.normalise, compute=self.compute, epoch=epoch, on_part=told
+            self.teacher,
+            self.split,
+            normalise=self.normalise,
+            compute=self.compute,
+            aim=self.aim,
+            epoch=epoch,
+            on_part=told,
         )
         short, content = logits.half(), io.BytesIO()
         # Beyond 65504 a float16 is infinite, and so would be the loss.
-        kept = short if bool(short.isfinite().all()) else logits
+        kept = short if not self.exact and bool(short.isfinite().all()) else logits
         np.save(content, kept.cpu().numpy())
         content.write(zlib.crc32(content.getbuffer()).to_bytes(_SUM, "little"))
         write_whole(path, content.getbuffer())

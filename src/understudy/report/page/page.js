@@ -28,7 +28,7 @@
 
   const rows = (i) => {
     const s = data.students[i], found = [["state", s.s === "ok" ? "trained" : s.s === "stopped" ? "given up early" : "failed"]];
-    if (s.s !== "failed") found.push(["validation accuracy", percent(s.a)]);
+    if (s.s !== "failed") found.push(["validation " + data.metric, percent(s.a)]);
     data.figures.forEach(([, label, limit], f) => {
       if (!s.c || !isKnown(s.c[f])) return;
       const over = isKnown(limit) ? (s.c[f] <= limit ? " (keeps the budget)" : " (over the budget of " + number.format(limit) + ")") : "";

@@ -1,0 +1,162 @@
+"""An objective, fitted to the outputs of one network: which count, how large they are, and what a batch of them earns.
+
+Outputs travel as one matrix: those that count, side by side, a row for each example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from understudy.config.training import Training
+from understudy.core.errors import ModelError
+from understudy.core.nested import called, leaves, mapped
+from understudy.data import Data
+from understudy.data.data import first_images
+from understudy.graph.copies import copied
+from understudy.training.builtin import BUILT_IN
+from understudy.training.objective import Loss
+from understudy.training.objectives import Objective
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Aim:
+    """An objective and the outputs that it reads."""
+
+    objective: Objective
+    names: tuple[str, ...] = ("",)  # of the outputs that count
+    shapes: tuple[tuple[int, ...], ...] = ((-1,),)  # of one example's; -1 where a lone vector may be of any length
+    scales: tuple[float, ...] = (1.0,)  # the teacher's variance of each
+
+    def read(self, given: Any) -> Float[Tensor, "b k"]:
+        """Return what counts of what a network gave, float32; one that gives more in training mode has it first."""
+        if isinstance(given, Tensor):
+            return given.float().flatten(1)
+        found = dict(tensors(given))
+        if len(self.names) == 1:
+            return found.get(self.names[0], next(iter(found.values()))).float().flatten(1)
+        lacking = [name for name in self.names if name not in found]
+        if lacking:
+            raise RuntimeError(f"the network must give {lacking[0]!r} in each mode, but gives {', '.join(found)}")
+        return torch.cat([found[name].float().flatten(1) for name in self.names], 1)
+
+    def outputs(self, matrix: Float[Tensor, "b k"]) -> dict[str, Tensor]:
+        """Return the outputs by name, each (b, ...)."""
+        if len(self.names) == 1:
+            shape = self.shapes[0]
+            return {self.names[0]: matrix if len(shape) == 1 else matrix.view(len(matrix), *shape)}
+        parts = matrix.split([math.prod(shape) for shape in self.shapes], 1)
+        rows = zip(self.names, self.shapes, parts, strict=True)
+        return {name: part.reshape(len(matrix), *shape) for name, shape, part in rows}
+
+    def loss(self, training: Training) -> Loss:
+        """Return the loss of a batch, of rows of outputs, the teacher's, and targets."""
+        scales = dict(zip(self.names, self.scales, strict=True))
+
+        def loss(matrix: Tensor, teacher: Tensor | None, targets: Any) -> Tensor:
+            taught = None if teacher is None else self.outputs(teacher)
+            return self.objective.loss(self.outputs(matrix), taught, targets, training, scales)
+
+        return loss
+
+    def each(self, matrix: Float[Tensor, "b k"], targets: Any) -> Float[Tensor, " b"]:
+        """Return how good the answer to each example is, in 0..1."""
+        return self.objective.each(self.outputs(matrix), targets, dict(zip(self.names, self.scales, strict=True)))
+
+    def targets(self, teacher: Float[Tensor, "b k"]) -> Any:
+        """Return what stands for targets, by what the teacher gave."""
+        return self.objective.guesses(self.outputs(teacher))
+
+    def sums(self, matrix: Float[Tensor, "b k"], targets: Any) -> tuple[Tensor, ...]:
+        """Return what adds up over batches."""
+        return self.objective.measure(self.outputs(matrix), targets)
+
+
+_FITTED = 32  # validation examples that outputs are measured on
+
+CLASSES = Aim(objective=BUILT_IN["classification"])
+"""Classification by a network that gives logits."""
+
+
+def tensors(given: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of what a network gave, by name."""
+    return ((name, leaf) for name, leaf in leaves(given) if isinstance(leaf, Tensor))
+
+
+def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
+    """Fit an objective to a network by what it gives for some validation examples; the network is not changed.
+
+    Raises:
+        ModelError: the network does not take the inputs, or gives no finite outputs, or others in training mode.
+        DataError: the objective does not fit the outputs or the targets.
+    """
+    some = data.val.take(torch.arange(min(_FITTED, len(data.val)), device=data.val.indexed_on))
+    inputs, count = first_images(data, some, len(some)), len(some)
+    given = _given(copied(network).cpu().eval(), inputs)
+    rows = {
+        name: tensor.view(count, -1) if tensor.ndim == 1 else tensor
+        for name, tensor in tensors(given)
+        if tensor.ndim and len(tensor) == count
+    }
+    if not rows:
+        raise ModelError(
+            f"the model must give tensors with a row for each of {count} examples of {data.source}, but gives "
+            f"{_told(given)}"
+        )
+    names = objective.counts(rows)
+    counted = {name: rows[name].float() for name in names}
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in counted.values()):
+        raise ModelError("the model must give finite outputs, but there are NaN or infinite ones")
+    targets = some.batch(torch.arange(count, device=some.indexed_on))[1]
+    objective.check(counted, mapped(targets, lambda tensor: tensor.cpu()), data)
+    aim = Aim(
+        objective=objective,
+        names=names,
+        shapes=tuple(tuple(tensor.shape[1:]) for tensor in counted.values()),
+        scales=tuple(float(t.double().var(0, correction=0).mean()) or 1.0 for t in counted.values()),
+    )
+    _check_training(aim, network, inputs, count)
+    return aim
+
+
+def _check_training(aim: Aim, network: nn.Module, inputs: Any, count: int) -> None:
+    """Check that the network gives the same kind of outputs in training mode; auxiliary ones may follow."""
+    inputs = mapped(inputs, lambda tensor: tensor[:2])
+    with torch.random.fork_rng(devices=[]):
+        given = _given(copied(network).cpu().train(), inputs)
+    wanted = sum(math.prod(shape) for shape in aim.shapes)
+    found = dict(tensors(given))
+    some = found and (len(aim.names) == 1 or set(aim.names) <= set(found))
+    if not some or tuple(aim.read(given).shape) != (min(2, count), wanted):
+        raise ModelError(
+            "the model must return its outputs in training mode as well, alone or first in a tuple, as those with "
+            f"auxiliary classifiers do, but returned {_told(given)} there: return the logits first"
+        )
+
+
+def _given(network: nn.Module, inputs: Any) -> Any:
+    try:
+        with torch.no_grad():
+            return called(network, inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"the model must take the inputs of the data, here {_told(inputs)}, but it failed: {error}. A tuple is "
+            "passed as one argument after the other, a dict by name"
+        ) from error
+
+
+def _told(value: Any) -> str:
+    """Return the names, types and shapes of what is inside."""
+    parts = [
+        f"{name + ': ' if name else ''}{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}"
+        if isinstance(leaf, Tensor)
+        else f"{name}: {type(leaf).__name__}"
+        for name, leaf in leaves(value)
+    ]
+    return ", ".join(parts) or "nothing"
