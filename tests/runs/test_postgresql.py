@@ -97,8 +97,11 @@ def test_runs_share_a_database_and_find_what_they_find_on_their_own(server: Serv
         assert not (tmp_path / name / "study.db").exists()
         found, alone = Run(tmp_path / name).evaluations(), Run(tmp_path / "file").evaluations()
         assert [(e.key, e.score, e.cost) for e in found] == [(e.key, e.score, e.cost) for e in alone]
-    names = optuna.get_all_study_names(server.address.replace("postgresql:", "postgresql+psycopg:"))
-    assert sorted(name.rpartition("-")[0] for name in names) == ["one", "two"]
+    storage = optuna.storages.RDBStorage(server.address.replace("postgresql:", "postgresql+psycopg:"))
+    names = [name.rpartition("-")[0] for name in optuna.get_all_study_names(storage)]
+    storage.remove_session()
+    storage.engine.dispose()
+    assert names.count("one") == names.count("two") == 1
 
 
 def test_two_drivers_on_one_study_are_refused(server: Server) -> None:
