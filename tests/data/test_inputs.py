@@ -77,6 +77,14 @@ def test_a_validation_split_and_targets_of_any_structure() -> None:
         Data.from_inputs(TOKENS, torch.rand(20), val=TOKENS)
 
 
+def test_datasets_whose_targets_are_more_than_a_number() -> None:
+    pixels = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
+    masks = (pixels[:, 0] > 100).long()
+    data = Data.from_datasets(TensorDataset(pixels, masks), test=TensorDataset(pixels[:5], masks[:5]), progress=False)
+    assert data.are_images and data.classes == () and data.has_targets
+    assert torch.equal(data.test.labels, masks[:5]) and data.train.labels.shape == (18, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -46,6 +46,16 @@ class ItemReader:
             raise DataError(f"item {index} of {self.name} {misfit}") from misfit
 
 
+def has_other_targets(given: Any) -> bool:
+    """Return whether the items of a dataset are (inputs, targets) whose targets are more than a number each."""
+    dataset = _dataset(given)
+    item = dataset[0] if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset) else None
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        return False
+    target = item[1]
+    return isinstance(target, (dict, tuple)) or (isinstance(target, (Tensor, np.ndarray)) and target.ndim > 0)
+
+
 def from_datasets(train: Any, val: Any, test: Any, reading: Reading) -> Splits:
     """Read the items of datasets, or of the datasets of loaders, once."""
     first = _read(train, "train", reading)

@@ -89,6 +89,8 @@ def speed(
     if runtime == "onnxruntime":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             optional(package, extra="export")
+    if not isinstance(card.input, tuple):
+        raise ModelError(f"latency is compared on one tensor, but {folder} takes several, or whole numbers")
     if card.model is None and model is None:
         raise ModelError(
             f"the teacher of {folder} was made in Python, so only Python can compare them: give --model FILE.py:FACTORY"
