@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import understudy as us
 from tests.support.pages import HISTORY, PAGES, ROOT, Block, blocks, commands, run_page
@@ -96,6 +97,8 @@ def test_the_python_of_a_page_runs(
     names["teacher"] = names["make"]()
     for block in blocks(page):
         if block.language == "python" and not block.title:
+            if "from_inputs(loader)" in block.text:
+                names |= {"model": nn.ModuleDict({"backbone": names["teacher"]}), "loader": torch.randn(64, 3, 64, 64)}
             if "stages." in block.text:
                 names |= {"teacher": us.zoo.create("resnet20", width=8), "example": torch.zeros(2, 3, 32, 32)}
             exec(compile(block.text, str(page), "exec"), names)
