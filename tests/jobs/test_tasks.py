@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import understudy as us
-from understudy.core.errors import ConfigError, DataError, ExportError, ModelError
+from understudy.core.errors import ConfigError, DataError, ExportError, ModelError, RunError
 from understudy.models.card import StudentCard
 from understudy.runs.folder import Run
 
@@ -173,6 +173,8 @@ def test_an_objective_of_ones_own(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = closeness({"": result.student(data.val.images)}, data.val.labels).mean()
     assert result.evaluation.score == pytest.approx(float(expected), abs=1e-6)
+    with pytest.raises(RunError, match="your own objective is another"):
+        squeeze(teacher, data, tmp_path / "run", objective=replace(own, scored=constant))
     for score, message in ((constant, "score is 50.00% for the teacher and 50.00%"), (undefined, "score is nan")):
         with pytest.raises(ModelError, match=message):
             squeeze(teacher, data, tmp_path / score.__name__, objective=us.Objective(scored=score))

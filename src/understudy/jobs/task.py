@@ -205,6 +205,7 @@ class Task:
             space=self.space.digest,
             policy=tensors_digest(dict(sorted(self.policy.items()))) if self.policy else "",  # files keep no order
             start="" if self.start is None else weights_digest(self.start),
+            objective=self.aim.objective.digest if self.settings.objective == "own" else "",
         )
 
     @property

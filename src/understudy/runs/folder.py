@@ -71,6 +71,7 @@ class Identity:
     space: str
     policy: str = ""  # that the search starts from, if it does
     start: str = ""  # the network that is cut, if it is not the teacher
+    objective: str = ""  # the caller's own, which the settings do not tell apart
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
 
@@ -271,6 +272,7 @@ _UNLIKE = {
     "space": "what the teacher allows is something else: its structure, or the rules of this version",
     "policy": "the policy to start from is another",
     "start": "the student to start from is another",
+    "objective": "your own objective is another: its class, its fields or the names of its functions",
 }
 
 

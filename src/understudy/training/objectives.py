@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -59,6 +60,11 @@ class Objective:
         values = [getattr(self, field.name) for field in fields(self)]
         named = mapped(values, lambda v: f"{v.__module__}.{v.__qualname__}" if callable(v) else repr(v))
         return repr((f"{type(self).__module__}.{type(self).__qualname__}", named))
+
+    @property
+    def digest(self) -> str:
+        """The key, short: what a run belongs to where the settings say only that the objective is an own one."""
+        return hashlib.sha256(self.key.encode()).hexdigest()[:16]
 
     def counts(self, outputs: Outputs) -> tuple[str, ...]:
         """Return the names of the outputs that teach and are scored: of `teach`, else all of floating point.
