@@ -144,10 +144,11 @@ def _given(network: nn.Module, inputs: Any) -> Any:
     try:
         with torch.no_grad():
             return called(network, inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
+    except Exception as error:  # the caller's code may raise anything
         raise ModelError(
-            f"the model must take the inputs of the data, here {_told(inputs)}, but it failed: {error}. A tuple is "
-            "passed as one argument after the other, a dict by name"
+            f"the model must take the inputs of the data, here {_told(inputs)}, but it failed: "
+            f"{str(error) or type(error).__name__}. A tuple is passed as one argument after the other, a dict by name; "
+            "the items of a list or dataset are one example each, batches come from a DataLoader"
         ) from error
 
 
