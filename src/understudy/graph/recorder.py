@@ -22,6 +22,14 @@ from understudy.graph.fake import Signature, flat, map_structure, run_fake, sour
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
+# Layers of torch that are made of layers: their feed-forward parts are as wide as one likes. Attention stays whole.
+_LOOKED_INTO = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
 _FACTORIES = ("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn", "randint")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -241,7 +249,9 @@ class _Tracer(fx.Tracer):
         self._indices: dict[int, Tensor] = {}  # masks and numbers that the network holds, by the fake tensors' identity
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self._leaf_modules) or super().is_leaf_module(m, module_qualified_name)
+        if isinstance(m, self._leaf_modules):
+            return True
+        return not isinstance(m, _LOOKED_INTO) and super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)

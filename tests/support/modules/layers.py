@@ -376,6 +376,30 @@ CASES: list[Case] = [
         q=lambda: nn.Linear(8, 4),
     ),
     whole(
+        "torch_encoder",
+        lambda n, x: n.head(n.q(n.encoder(n.p(x))).mean(1)),
+        (2, 5, 3),
+        p=lambda: nn.Linear(3, 8),
+        encoder=lambda: nn.TransformerEncoder(_block(nn.TransformerEncoderLayer, activation="gelu"), 2),
+        q=lambda: nn.Linear(8, 4),
+    ),
+    whole(
+        "torch_encoder_layer",
+        lambda n, x: n.head(n.q(n.block(n.p(x), src_key_padding_mask=x[..., 0] > 1)).mean(1)),
+        (2, 5, 3),
+        p=lambda: nn.Linear(3, 8),
+        block=lambda: _block(nn.TransformerEncoderLayer, norm_first=True),
+        q=lambda: nn.Linear(8, 4),
+    ),
+    whole(
+        "torch_decoder",
+        lambda n, x: n.head(n.q(n.decoder(n.p(x), n.p(x.flip(1)))).mean(1)),
+        (2, 5, 3),
+        p=lambda: nn.Linear(3, 8),
+        decoder=lambda: nn.TransformerDecoder(_block(nn.TransformerDecoderLayer), 2),
+        q=lambda: nn.Linear(8, 4),
+    ),
+    whole(
         "rank_4_linear",
         lambda n, x: n.head(n.q(torch.relu(n.p(x))).mean((1, 2))),
         (2, 4, 4, 3),
@@ -388,3 +412,7 @@ CASES: list[Case] = [
 def _zeroed(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     nn.init.zeros_(norm.weight)
     return norm
+
+
+def _block(kind: Any, **settings: Any) -> nn.Module:
+    return kind(8, 2, 16, dropout=0.0, batch_first=True, **settings)  # type: ignore[no-any-return]
