@@ -151,7 +151,9 @@ def test_a_product_of_channels_with_channels_stays() -> None:
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_layers_of_torchs_own_transformer_are_looked_into(norm_first: bool) -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=norm_first)
-    network = nn.Sequential(nn.Linear(3, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 5))
+    network = nn.Sequential(
+        nn.Linear(3, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 5)
+    )
     analysis = analyse(network.eval(), torch.randn(2, 4, 3))
     assert [group.name for group in analysis.space.groups] == ["1.layers.0.linear1", "1.layers.1.linear1"]
     student = build(analysis, analysis.space.full.with_width("1.layers.0.linear1", 6))
