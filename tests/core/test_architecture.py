@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
-from understudy.core.architecture import Architecture, Frozen, Group, Layer, Space, Unit
+from understudy.core.architecture import Architecture, Frozen, Group, Layer, Refused, Space, Unit
 from understudy.core.errors import ArchitectureError
 
 SPACE = Space(
@@ -58,6 +59,18 @@ def test_changes_make_new_values() -> None:
 def test_rejects_what_the_space_does_not_allow(decisions: dict[str, object], message: str) -> None:
     with pytest.raises(ArchitectureError, match=message):
         SPACE.architecture(**decisions)
+
+
+def test_a_space_is_named_by_what_it_allows_not_by_where_the_code_stands() -> None:
+    frozen = Frozen(name="a", width=8, reason="no rule", source="model.py:9: x + y")
+    here = replace(SPACE, frozen=(frozen,), refused=(Refused(kind="unit", name="b", reason="differs by 0.1"),))
+    there = replace(
+        here,
+        frozen=(replace(frozen, source="net.py:12: x + y"),),
+        refused=(Refused(kind="unit", name="b", reason="differs by 0.2"),),
+    )
+    assert here.digest == there.digest != SPACE.digest
+    assert replace(here, frozen=(replace(frozen, width=9),)).digest != here.digest
 
 
 def test_one_digest_for_one_student() -> None:
