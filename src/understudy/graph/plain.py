@@ -61,15 +61,20 @@ class _Writer:
         """Return whether a node is an input at its default, looks at one, or writes statistics of a removed module."""
         if node.op == "placeholder":
             return _is_left_out(node)
-        lacks = any(other not in self._copies for other in node.all_input_nodes)
-        alone = node not in self._trace.order and node not in self._trace.twins
-        return lacks or (alone and any(inside(node, path) for path in self._refit.removed))
+        if node not in self._trace.order and node not in self._trace.twins:  # only training mode has it
+            removed = any(inside(node, path) for path in self._refit.removed)
+            return removed or any(other not in self._copies for other in node.all_input_nodes)
+        # What stands in for a node of a removed module is an earlier node, whatever became of the module's own inputs.
+        return self._bypass(node) is None and any(other not in self._copies for other in node.all_input_nodes)
 
     def _twin(self, node: fx.Node) -> fx.Node:
         return self._trace.twins.get(node, node)
 
+    def _bypass(self, node: fx.Node) -> fx.Node | None:
+        return self._refit.bypass(self._twin(node)) if node.op not in ("placeholder", "get_attr") else None
+
     def _written(self, node: fx.Node) -> Any:
-        entry = self._refit.bypass(self._twin(node)) if node.op not in ("placeholder", "get_attr") else None
+        entry = self._bypass(node)
         if entry is not None:
             return self._stand_in(node, self._theirs.get(entry, entry) if node not in self._trace.order else entry)
         told = self._told(node)

@@ -77,7 +77,9 @@ def _gate(net: Drawn) -> Step:
 
 
 def _sliced(net: Drawn) -> Step:
-    at, whole = net.rng.randint(2, net.width - 2), net.width
+    whole = net.width
+    least = min(2, whole - 1)
+    at = net.rng.randint(least, max(least, whole - 2))
     a = net.add(nn.Conv2d(at, at, 1))
     kind = net.rng.choice(("slice", "split", "negative", "narrow"))
 
