@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -38,10 +39,12 @@ def analysis(model: Model) -> Analysis:
     return analyse(model.create(), images(2, size=model.size))
 
 
-@pytest.fixture(autouse=True)
-def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's flop counter does not see into the fused kernel of attention."""
-    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+@pytest.fixture(scope="module", autouse=True)
+def plain_attention() -> Iterator[None]:
+    """Torch's flop counter does not see into the fused kernel of attention. From before a model is recorded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
+        yield
 
 
 def check_student(analysis: Analysis, architecture: Architecture, size: int) -> None:

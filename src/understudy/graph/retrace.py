@@ -45,6 +45,8 @@ def _copied(groups: Groups) -> list[str]:
 def asked_types(traced: Trace) -> frozenset[str]:
     """Return the layers whose class the forward pass asks for, by path: `isinstance(self.pool, nn.MaxPool2d)`."""
     layers = sorted({str(node.target) for graph in traced.graphs for node in graph.find_nodes(op="call_module")})
+    if not _same_disguised(traced, layers) and not _same_disguised(traced, []):
+        return frozenset(layers)  # the network does not do the same twice: each layer would be suspected, one by one
     return frozenset(_asked(traced, layers))
 
 
