@@ -75,6 +75,12 @@ def test_every_command_on_a_page_is_one(page: Path, monkeypatch: pytest.MonkeyPa
                 pytest.fail(f"{' '.join(words)}: {error.getvalue()}")
 
 
+def test_the_commands_of_the_demo_are_some() -> None:
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    shown = [line.split()[1:] for line in lines if line.startswith("\t$(BIN)/understudy ")]
+    assert [type(parse(words)).__name__ for words in shown] == ["Teach", "Compress"]
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run(photos: Path) -> None:
     (photos / "model.py").write_text(MODEL)
