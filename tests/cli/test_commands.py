@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -91,6 +92,13 @@ def test_runs_are_listed(run: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["runs", str(Path(run).parent)]) == 0
     row = " ".join(capsys.readouterr().out.split())
     assert "finished" in row and "n2n" in row and "4/4" in row and "params 3x" in row
+    shutil.copytree(run, tmp_path / "sound")
+    shutil.copytree(run, tmp_path / "damaged")
+    (tmp_path / "damaged" / "identity.json").write_text("{")
+    assert main(["runs", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "4/4" in shown.out and f"next: understudy evaluate {tmp_path / 'sound'}" in shown.out
+    assert f"{tmp_path / 'damaged'} cannot be read: " in shown.err and "identity.json" in shown.err
     assert main(["runs", str(tmp_path / "none")]) == 0
     assert "next: understudy --help" in capsys.readouterr().out
 

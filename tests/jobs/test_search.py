@@ -94,6 +94,14 @@ def test_each_architecture_is_evaluated_once_and_all_are_told(tmp_path: Path) ->
     assert [update.trained for update in updates] == [2, 1, 0, 1]
 
 
+def test_the_longest_of_an_update_is_begun_first_and_all_are_told_in_their_order(tmp_path: Path) -> None:
+    counting, searcher = Counting(), Scripted(SCRIPT)
+    with Store(tmp_path / "study.db", SPACE) as store, Pool(counting, failed=failed, workers=0) as pool:
+        search(searcher, pool.evaluate_all, store, key_of=key_of, work_of=lambda a: a.width(GROUP))
+    assert counting.asked[:3] == [16, 8, 24]
+    assert [[e.architecture.width(GROUP) for e in batch] for batch in searcher.told[:3]] == SCRIPT
+
+
 def test_updates_tell_stage_and_reward_from_before_learning(tmp_path: Path) -> None:
     with Store(tmp_path / "study.db", SPACE) as store:
         searcher, updates = run(store, toy_evaluation)

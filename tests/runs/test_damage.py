@@ -18,8 +18,8 @@ from understudy.data import Data, sources
 from understudy.jobs.compress import run_task
 from understudy.jobs.task import Task
 from understudy.models.weights import save_weights
-from understudy.report.tables import runs_table
-from understudy.runs.folder import runs_in
+from understudy.report.tables import run_row, runs_table
+from understudy.runs.folder import Run, runs_in
 
 Damage = Callable[[bytes], bytes]
 
@@ -78,7 +78,7 @@ def interrupted(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go_on(task: Task, folder: Path) -> tuple[str, us.Result | None]:
     """Go on with a run; return the error if there is one, or the result."""
     try:
-        runs_table(runs_in(folder))
+        runs_table([run_row(Run(path)) for path in runs_in(folder)])
         return "", run_task(task, folder, progress=False, untrained=True)
     except UnderstudyError as error:
         return str(error), None

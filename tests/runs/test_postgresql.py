@@ -6,10 +6,15 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -19,16 +24,21 @@ from tests.support.evaluators import ARCHITECTURES, SPACE
 from tests.support.stores import StoreContract
 from tests.support.third_party import need
 from tests.support.tiny import DEVICE, outcome, squeeze, teach_tiny
+from understudy.cli import main
 from understudy.config.training import Device
 from understudy.core.errors import ConfigError, RunError
+from understudy.core.evaluation import Evaluation
 from understudy.core.goal import Goal
 from understudy.jobs.teach import load_teacher
+from understudy.report.facts import Facts
+from understudy.report.tables import run_row
 from understudy.runs.database import study_claimed
 from understudy.runs.folder import Run
 from understudy.runs.store import Store
 from understudy.testing.landscapes import toy_evaluation
 
 need("psycopg")
+import psycopg  # noqa: E402
 
 pytestmark = pytest.mark.slow
 GOAL = Goal(params="4x")
@@ -87,7 +97,9 @@ class TestDatabase(StoreContract):
         self.address, self.prefix = server.address, f"{request.node.name}-"
 
 
-def test_runs_share_a_database_and_find_what_they_find_on_their_own(server: Server, tmp_path: Path) -> None:
+def test_runs_share_a_database_and_find_what_they_find_on_their_own(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     teach_tiny(tmp_path / "teacher")
     teacher = load_teacher(tmp_path / "teacher", trust_code=True)
     squeeze(teacher, tmp_path / "file", goal=GOAL)
@@ -97,11 +109,77 @@ def test_runs_share_a_database_and_find_what_they_find_on_their_own(server: Serv
         assert not (tmp_path / name / "study.db").exists()
         found, alone = Run(tmp_path / name).evaluations(), Run(tmp_path / "file").evaluations()
         assert [(e.key, e.score, e.cost) for e in found] == [(e.key, e.score, e.cost) for e in alone]
-    storage = optuna.storages.RDBStorage(server.address.replace("postgresql:", "postgresql+psycopg:"))
-    names = [name.rpartition("-")[0] for name in optuna.get_all_study_names(storage)]
-    storage.remove_session()
-    storage.engine.dispose()
-    assert names.count("one") == names.count("two") == 1
+    names: list[str] = []
+    served = SimpleNamespace(run_server=lambda storage, **_: names.extend(optuna.get_all_study_names(storage)))
+    monkeypatch.setitem(sys.modules, "optuna_dashboard", served)
+    assert main(["dashboard", str(tmp_path / "one")]) == 0
+    assert [name.rpartition("-")[0] for name in names].count("one") == 1
+    assert [name.rpartition("-")[0] for name in names].count("two") == 1
+
+    capsys.readouterr()
+    assert main(["runs", str(tmp_path)]) == 0
+    one, two, alone = (run_row(Run(tmp_path / name))[1:] for name in ("one", "two", "file"))
+    assert one == two == alone
+    assert main(["report", str(tmp_path / "one")]) == 0
+    shared, alone = Facts.read(tmp_path / "one"), Facts.read(tmp_path / "file")
+    assert [(e.key, e.score) for e in shared.evaluations] == [(e.key, e.score) for e in alone.evaluations]
+
+    name = next(name for name in names if name.startswith("one-"))
+    (tmp_path / "one" / "summary.json").unlink()
+    with study_claimed(server.address, name), pytest.raises(RunError, match="is in use by another"):
+        squeeze(teacher, tmp_path / "one", goal=GOAL, device=on(server))
+
+
+def test_drivers_that_come_first_to_a_database_do_not_collide(server: Server) -> None:
+    with psycopg.connect(server.address, autocommit=True) as connection:
+        connection.execute("create database fresh")
+    address, together = server.address.removesuffix("postgres") + "fresh", threading.Barrier(4)
+
+    def drive(number: int) -> list[Evaluation]:
+        together.wait()
+        with Store(address, SPACE, name=f"run {number}") as store:
+            store.add(toy_evaluation(SPACE.full))
+            return store.all()
+
+    with ThreadPoolExecutor(4) as drivers:
+        assert list(drivers.map(drive, range(4))) == [[toy_evaluation(SPACE.full)]] * 4
+
+
+ADDING = """
+import sys
+from tests.support.evaluators import ARCHITECTURES, SPACE
+from understudy.report.facts import Facts
+from understudy.report.tables import run_row
+from understudy.runs.database import study_claimed
+from understudy.runs.store import Store
+from understudy.testing.landscapes import toy_evaluation
+
+with study_claimed(sys.argv[1], "killed"), Store(sys.argv[1], SPACE, name="killed") as store:
+    for architecture in ARCHITECTURES:
+        store.add(toy_evaluation(architecture))
+        print(architecture.digest, flush=True)
+"""
+
+
+@pytest.mark.parametrize("finished", [1, 4])
+def test_a_driver_that_is_killed_leaves_what_was_finished_and_no_lock(server: Server, finished: int) -> None:
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-c", ADDING, server.address]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        told = [driver.stdout.readline().strip() for _ in range(finished)]
+        driver.kill()
+    deadline = time.monotonic() + 60.0
+    while True:  # the server notices a moment later
+        try:
+            with study_claimed(server.address, "killed"), Store(server.address, SPACE, name="killed") as store:
+                found = [evaluation.architecture.digest for evaluation in store.all()]
+            break
+        except RunError:
+            assert time.monotonic() < deadline, "the server keeps the lock of a process that is gone"
+            time.sleep(0.05)
+    assert found[: len(told)] == told and len(set(found)) == len(found)
 
 
 def test_two_drivers_on_one_study_are_refused(server: Server) -> None:

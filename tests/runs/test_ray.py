@@ -42,6 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.xdist_group("ray"),
 ]
+ROOT = str(Path(__file__).parents[2])
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 120 * 2**20}
 
 
@@ -170,6 +171,24 @@ def test_a_run_on_a_cluster_is_the_run_of_one_process(cluster: RayCluster, tmp_p
     assert {path.suffix for path in (tmp_path / "there" / "students").iterdir()} == {".json", ".safetensors"}
 
 
+LOCAL = """
+from tests.support.evaluators import ARCHITECTURES, SPACE, Toy, failed
+from understudy.runs.workers.ray.pool import Cluster, RayPool
+from understudy.runs.workers.retries import Retries
+from understudy.testing.landscapes import toy_evaluation
+
+with RayPool(Toy(), SPACE, Cluster(address="local"), Retries(failed=failed)) as pool:
+    assert pool.evaluate_all(ARCHITECTURES) == [toy_evaluation(architecture) for architecture in ARCHITECTURES]
+import ray
+assert not ray.is_initialized()
+"""
+
+
+def test_a_cluster_of_this_machine_alone_lasts_as_long_as_its_pool() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))}
+    subprocess.run([sys.executable, "-c", LOCAL], env=environment, check=True, capture_output=True, timeout=300)
+
+
 DRIVER = """
 import sys
 from pathlib import Path
@@ -188,8 +207,7 @@ def test_a_killed_driver_goes_on_where_it_was(cluster: RayCluster, tmp_path: Pat
     teach_tiny(tmp_path / "teacher")
     squeeze(load_teacher(tmp_path / "teacher", trust_code=True), tmp_path / "here", goal=Goal(params="4x"))
     (tmp_path / "driver.py").write_text(DRIVER)
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))}
     command = [
         sys.executable,
         str(tmp_path / "driver.py"),

@@ -171,9 +171,7 @@ class Resume(Command):
         from understudy.jobs.task import Task
         from understudy.runs.folder import Run, runs_in
 
-        if not (self.folder / "config.toml").is_file() and (
-            inside := [str(run.folder) for run in runs_in(self.folder)]
-        ):
+        if not (self.folder / "config.toml").is_file() and (inside := [str(folder) for folder in runs_in(self.folder)]):
             raise RunError(f"a run must be one folder, but {self.folder} holds {', '.join(inside)}")
         task = Task.of_run(
             Run(self.folder), trust_code=self.trust_code, model=self.model, data=self.data, progress=True

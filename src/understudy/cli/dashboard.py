@@ -46,4 +46,7 @@ class Dashboard(Command):
             serve(storage, host="127.0.0.1", port=self.port)
         except OSError as error:
             raise ConfigError(f"port must be free, but {self.port} is not: {error.strerror}; give --port") from error
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
         return 0

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
+from rich.text import Text
 
-from understudy.cli.common import Command, next_step, out, reading_of, remark, trust
+from understudy.cli.common import Command, err, next_step, out, reading_of, remark, trust
 from understudy.cli.compress import resumable
-from understudy.core.errors import DataError
+from understudy.core.errors import DataError, UnderstudyError
 from understudy.runs.places import place_of
 
 if TYPE_CHECKING:
@@ -30,22 +31,33 @@ class Runs(Command):
     """Folder that holds run folders."""
 
     def run(self, typed: Sequence[str]) -> int:
-        """Print the table of runs."""
-        from understudy.report.tables import runs_table
-        from understudy.runs.folder import runs_in
+        """Print the table of runs; one that cannot be read is told below it, and does not hide the others."""
+        from understudy.report.tables import run_row, runs_table
+        from understudy.runs.folder import Run, runs_in
 
-        runs = runs_in(self.folder)
-        if not runs:
+        folders = runs_in(self.folder)
+        if not folders:
             out.print(f"no runs in {self.folder}", markup=False)
             next_step("--help")
             return 0
-        out.print(runs_table(runs))
+        runs, rows, unread = list[Run](), list[tuple[str, ...]](), list[str]()
+        for folder in folders:
+            try:
+                rows.append(run_row(run := Run(folder)))
+            except UnderstudyError as error:
+                unread.append(f"{folder} cannot be read: {error}")
+            else:
+                runs.append(run)
+        if rows:
+            out.print(runs_table(rows))
+        for line in unread:
+            err.print(Text(line, style="red"), soft_wrap=True)
         stopped = [run for run in runs if run.state == "stopped"]
         finished = [run for run in runs if run.state == "finished"]
         for run in (*stopped, *finished):
             if _advised(run):
                 break
-        return 0
+        return 2 if unread else 0
 
 
 def _advised(run: Run) -> bool:

@@ -342,6 +342,7 @@ class Job:
                 self._following(pool, follow),
                 store,
                 key_of=lambda architecture: self.evaluator.failed(architecture, "").key,
+                work_of=lambda architecture: _macs(problem.predict(architecture)),
                 measured=self.latencies.measured,
                 on_update=lambda update: self.updated(update, searcher, follow),
             )
@@ -436,6 +437,10 @@ class Job:
         figures = "failed: " + str(evaluation.error) if evaluation.status == "failed" else share(evaluation.score)
         parameters = "?" if evaluation.cost is None else f"{evaluation.cost.parameters:,}"
         self.display.say(f"final student {evaluation.architecture.digest}: {parameters} parameters, {figures}")
+
+
+def _macs(cost: Cost | None) -> float:
+    return 0.0 if cost is None else float(cost.macs)
 
 
 def _seconds(evaluations: Sequence[Evaluation]) -> list[float]:

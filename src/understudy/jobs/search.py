@@ -28,6 +28,7 @@ def search(
     store: Store,
     *,
     key_of: Callable[[Architecture], str],
+    work_of: Callable[[Architecture], float] = lambda architecture: 0.0,
     measured: Callable[[Evaluation], Evaluation] = lambda evaluation: evaluation,
     on_update: Callable[[Update], object] = lambda update: None,
 ) -> None:
@@ -42,6 +43,8 @@ def search(
         evaluate_all: what evaluates.
         store: what is known; everything new goes there.
         key_of: the key (`Evaluation.key`) that an architecture's evaluation will have.
+        work_of: how long an evaluation takes beside others, in any unit. The longest of an update are begun first, so
+            that no worker is left alone with a long one (longest processing time first; Graham, 1969).
         measured: adds what is measured when nothing trains any more, once all proposals of an update were evaluated;
             called in their order, also for what the store knows.
         on_update: told about each update after the searcher has learned.
@@ -54,7 +57,7 @@ def search(
         number += 1
         stage = searcher.stage
         missing = {key_of(a): a for a in proposals if store.get(key_of(a)) is None}
-        evaluate_all(list(missing.values()), on_done=store.add)
+        evaluate_all(sorted(missing.values(), key=work_of, reverse=True), on_done=store.add)
         evaluations = [measured(_known(store, key_of(a))) for a in proposals]
         rewards = searcher.rewards(evaluations)
         searcher.learn(evaluations)

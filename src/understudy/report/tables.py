@@ -70,21 +70,30 @@ def in_a_line(summary: Summary) -> str:
     )
 
 
-def runs_table(runs: Iterable[Run]) -> Table:
-    """Return the table of runs: state, method, students, best student and goal of each."""
+def runs_table(rows: Iterable[Sequence[str]]) -> Table:
+    """Return the table of runs, from the row of each."""
     table = Table(title="Runs", title_justify="left")
-    for name in ("run", "state", "method", "students", "best so far", "goal"):
+    table.add_column("run", overflow="fold")
+    for name in ("state", "method", "students", "best so far", "goal"):
         table.add_column(name)
-    for run in runs:
-        settings = run.settings
-        evaluations, of = run.evaluations(), settings.method.expected_students
-        names = [*(figure.goal for figure in FIGURES), "score", "score_drop"]
-        asked = ((name, getattr(settings.goal, name)) for name in names)
-        goal = ", ".join(f"{name} {value}" for name, value in asked if value is not None)
-        students = f"{len(evaluations)}/{of}" if of else str(len(evaluations))
-        called, best = settings.method.called, _best(run, evaluations)
-        table.add_row(Text(str(run.folder)), run.state, called, students, best, goal or "-")
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
+
+
+def run_row(run: Run) -> tuple[str, ...]:
+    """Return folder, state, method, number of students, best student and goal of a run.
+
+    Raises:
+        ConfigError, RunError: a file of it is damaged, or its database does not answer.
+    """
+    settings = run.settings
+    evaluations, of = run.evaluations(), settings.method.expected_students
+    names = [*(figure.goal for figure in FIGURES), "score", "score_drop"]
+    asked = ((name, getattr(settings.goal, name)) for name in names)
+    goal = ", ".join(f"{name} {value}" for name, value in asked if value is not None)
+    students = f"{len(evaluations)}/{of}" if of else str(len(evaluations))
+    return str(run.folder), run.state, settings.method.called, students, _best(run, evaluations), goal or "-"
 
 
 def _best(run: Run, evaluations: Sequence[Evaluation]) -> str:

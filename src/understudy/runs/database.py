@@ -30,8 +30,10 @@ def open_storage(address: str) -> RDBStorage:
     from optuna.storages import RDBStorage
 
     if "://" in address:
-        # A connection that broke, as when the server was restarted, is noticed before it is used.
-        return RDBStorage(_with_driver(address), engine_kwargs={"pool_pre_ping": True})
+        # Tables that two processes make at the same time collide; a connection that broke, as when the server was
+        # restarted, is noticed before it is used.
+        with _locked(address, "tables", wait=True):
+            return RDBStorage(_with_driver(address), engine_kwargs={"pool_pre_ping": True})
     if not Path(address).exists():
         write_whole(Path(address), _new_database())
     # The path goes around the address, in which %, ?, # and {} would have a meaning of their own.
@@ -63,25 +65,36 @@ def study_claimed(address: str, name: str) -> Iterator[None]:
     Raises:
         RunError: another process drives it, or the database does not answer.
     """
-    if not address.startswith(("postgresql", "postgres:")):
-        yield
-        return
-    from sqlalchemy import create_engine, text
-    from sqlalchemy.exc import SQLAlchemyError
-    from sqlalchemy.pool import NullPool
-
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-    with database_errors(address):
-        engine = create_engine(_with_driver(address), poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        connection = engine.connect()
-        free = connection.execute(text("select pg_try_advisory_lock(:number)"), {"number": number}).scalar()
-    try:
+    with _locked(address, name) as free:
         if not free:
             raise RunError(
                 f"a study is driven by one process at a time, but {name!r} in {shown(address)} is in use by another, "
                 "perhaps on another machine"
             )
         yield
+
+
+@contextlib.contextmanager
+def _locked(address: str, name: str, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a name that the server keeps until this process dies, and say whether it was free.
+
+    Where the server is no PostgreSQL nothing is locked.
+    """
+    if not address.startswith(("postgresql", "postgres:")):
+        yield True
+        return
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    lock = "pg_advisory_lock" if wait else "pg_try_advisory_lock"
+    with database_errors(address):
+        engine = create_engine(_with_driver(address), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        connection = engine.connect()
+        answer = connection.execute(text(f"select {lock}(:number)"), {"number": number}).scalar()
+    try:
+        yield wait or bool(answer)
     finally:
         with contextlib.suppress(SQLAlchemyError):  # the server may be gone by now, and with it the lock
             connection.close()

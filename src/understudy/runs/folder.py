@@ -308,11 +308,11 @@ def claimed(folder: Path, *, marker: str, again: str) -> Iterator[None]:
             lock.close()
 
 
-def runs_in(folder: str | Path) -> list[Run]:
-    """Return the runs in a folder, by name; a folder that is a run itself is the only one."""
+def runs_in(folder: str | Path) -> list[Path]:
+    """Return the folders of the runs in a folder, by name; a folder that is a run itself is the first one."""
     root = Path(folder)
     found = [root, *sorted(root.iterdir())] if root.is_dir() else []
-    return [Run(path) for path in found if (path / "config.toml").is_file()]
+    return [path for path in found if (path / "config.toml").is_file()]
 
 
 def _with_latency(evaluation: Evaluation, known: Mapping[str, float] | None) -> Evaluation:
