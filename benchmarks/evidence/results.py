@@ -27,8 +27,7 @@ from understudy.core.files import read_json, write_whole
 from understudy.core.timing import Comparison
 from understudy.cost.measure import compare
 from understudy.data.data import first_images
-from understudy.export.onnx import OnnxModel, write_onnx
-from understudy.export.pt2 import program_of
+from understudy.export.onnx import OnnxModel, to_onnx
 from understudy.graph.copies import copied
 from understudy.jobs.task import Task
 from understudy.runs.folder import Run, versions
@@ -202,8 +201,7 @@ class Bench:
 
     def _onnx(self, network: nn.Module, path: Path) -> OnnxModel:
         plain = copied(network).cpu().float().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-        program = program_of(plain, first_images(self.task.data, self.task.data.val, 2))
-        write_onnx(program, path, outputs=1, metadata={})
+        to_onnx(plain, first_images(self.task.data, self.task.data.val, 2), path)
         return OnnxModel(path)
 
     def _about(self, compute: str) -> dict[str, Any]:

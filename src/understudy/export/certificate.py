@@ -9,25 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from understudy.core.errors import ExportError, ExtraError, ModelError
-from understudy.core.files import check_format, read_json, read_text, write_whole
+from understudy.core.files import check_format, read_json, read_text, understood, write_whole
+from understudy.export.interface import Interface, filled, named, outputs_of
 from understudy.export.onnx import OnnxModel
 from understudy.export.pt2 import read_pt2
 from understudy.export.source import Source
 from understudy.models.weights import read_weights
-from understudy.surgery.masked import tensors_of
 
-FORMAT = 1
+FORMAT = 2
 CERTIFICATE, CHECK = "certificate.json", "check.safetensors"
 DESCRIBED = ("input.json", "architecture.json", "README.md")
 BATCHES = (1, 2, 5)
@@ -43,7 +42,11 @@ WRITTEN = (*(name for names in FILES.values() for name in names), *DESCRIBED, CH
 # as other kernels are on other processors; what 8 bits cost is said, not judged.
 TOLERANCE: dict[str, float | None] = {"source": 0.0, "onnx": 1e-4, "pt2": 1e-4, "int8": None}
 _ELSEWHERE = 1e-4
+_ALWAYS = ("formats", "files", "batches", "skipped")
 _PACKAGES = ("torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+Expected = tuple[Any, Sequence[Tensor]]
+"""Inputs and what the student gave for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,27 +75,24 @@ class Verification:
     files: int
 
 
-def outputs_of(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return the tensors that a network gives for images (B, c, h, w)."""
-    with torch.no_grad():
-        return list(tensors_of(model(images)))
-
-
 def parity(
     model: nn.Module,
-    expected: Sequence[tuple[Tensor, Sequence[Tensor]]],
-    examples: Iterable[tuple[Tensor, Tensor]] = (),
+    expected: Sequence[Expected],
+    examples: Iterable[tuple[Any, Tensor]] = (),
+    *,
+    predicted: Callable[[list[Tensor]], Tensor | None] = lambda outputs: None,
 ) -> Parity:
     """Compare a format with what the student gave.
 
     Args:
         model: the format.
-        expected: batches of images, each with the student's outputs.
-        examples: more batches, each with the student's first output: predictions are compared on them as well.
+        expected: inputs, each with the student's outputs.
+        examples: more inputs, each with what the student predicts: predictions are compared on them as well.
+        predicted: the classes that outputs stand for, None where they are none.
     """
-    absolute, scale, same, count, classes = 0.0, 0.0, 0, 0, True
-    for images, outputs in expected:
-        found = outputs_of(model, images)
+    absolute, scale, same, count = 0.0, 0.0, 0, 0
+    for inputs, outputs in expected:
+        found = outputs_of(model, inputs)
         if [t.shape for t in found] != [t.shape for t in outputs]:
             raise ExportError(
                 f"a format must give what the student gives, {[tuple(t.shape) for t in outputs]}, but gives "
@@ -100,18 +100,15 @@ def parity(
             )
         for mine, other in zip(found, outputs, strict=True):
             absolute = max(absolute, float((mine.double() - other.double()).abs().max()))
-            scale = max(scale, float(other.abs().max()))
-    firsts = [(images, outputs[0]) for images, outputs in expected]
-    for images, wanted in (*firsts, *examples):
-        if wanted.dim() != 2:
-            classes = False
-            break
-        same += int((outputs_of(model, images)[0].argmax(1) == wanted.argmax(1)).sum())
-        count += len(images)
+            scale = max(scale, float(other.double().abs().max()))
+    firsts = ((inputs, predicted(list(outputs))) for inputs, outputs in expected)
+    for inputs, wanted in (*firsts, *examples):
+        if wanted is not None:
+            found_too = predicted(outputs_of(model, inputs))
+            assert found_too is not None, "outputs have the shapes of the student's"
+            same, count = same + int(found_too.eq(wanted).sum()), count + wanted.numel()
     relative = absolute / scale if scale else absolute
-    return Parity(
-        absolute=absolute, relative=relative, agreement=same / count if classes and count else None, examples=count
-    )
+    return Parity(absolute=absolute, relative=relative, agreement=same / count if count else None, examples=count)
 
 
 def check_tolerance(name: str, found: Parity, most: float | None) -> None:
@@ -127,20 +124,18 @@ def check_tolerance(name: str, found: Parity, most: float | None) -> None:
         )
 
 
-def write_certificate(
-    folder: Path, expected: Sequence[tuple[Tensor, Sequence[Tensor]]], content: Mapping[str, Any]
-) -> None:
+def write_certificate(folder: Path, expected: Sequence[Expected], content: Mapping[str, Any]) -> None:
     """Write the inputs and outputs to check with, and the certificate with the hash of every other file."""
     tensors: dict[str, Tensor] = {}
-    for images, outputs in expected:
-        tensors[f"images.{len(images)}"] = images.contiguous()
-        tensors |= {f"outputs.{len(images)}.{i}": t.contiguous().clone() for i, t in enumerate(outputs)}
+    for count, (inputs, outputs) in zip(BATCHES, expected, strict=True):
+        tensors |= named(inputs, f"inputs.{count}")
+        tensors |= {f"outputs.{count}.{i}": t.contiguous().clone() for i, t in enumerate(outputs)}
     write_whole(folder / CHECK, to_safetensors(tensors))
     names = [name for name in sorted(WRITTEN) if name != CERTIFICATE and (folder / name).is_file()]
     certificate = {
         "format": FORMAT,
         **content,
-        "batches": [len(images) for images, _ in expected],
+        "batches": list(BATCHES),
         "versions": versions(),
         "files": {name: _digest(folder / name) for name in names},
     }
@@ -182,7 +177,7 @@ def verify(folder: str | Path, *, trust_code: bool = False) -> Verification:
             not_run[name] = "model.py is code, which is run only where that is allowed: --trust-code"
             continue
         try:
-            run[name] = parity(_opened(folder, name), expected)
+            run[name] = parity(_opened(folder, name), expected, predicted=_predicted(certificate))
         except ExtraError as error:
             not_run[name] = str(error)
             continue
@@ -197,7 +192,7 @@ def _certificate(folder: Path) -> dict[str, Any]:
         )
     found = read_json(folder / CERTIFICATE, ExportError)
     check_format(found.get("format"), FORMAT, what=f"the certificate in {folder}", error=ExportError)
-    lacking = [name for name in ("formats", "files", "batches", "skipped") if name not in found]
+    lacking = [name for name in _ALWAYS if name not in found]
     unknown = [name for name in found.get("formats", ()) if name not in FILES]
     outside = [name for name in found.get("files", ()) if Path(name).name != name]
     if lacking or unknown or outside:
@@ -215,15 +210,25 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _expected(folder: Path, certificate: Mapping[str, Any]) -> list[tuple[Tensor, list[Tensor]]]:
+def _expected(folder: Path, certificate: Mapping[str, Any]) -> list[Expected]:
     tensors = read_weights(folder / CHECK)
-    found = []
+    found: list[Expected] = []
     for batch in certificate["batches"]:
-        outputs = [tensors[name] for name in sorted(tensors) if name.startswith(f"outputs.{batch}.")]
-        if f"images.{batch}" not in tensors or not outputs:
-            raise ExportError(f"{folder / CHECK} must have inputs and outputs of {batch} images, but has none")
-        found.append((tensors[f"images.{batch}"], outputs))
+        outputs = [tensors[f"outputs.{batch}.{i}"] for i in range(len(tensors)) if f"outputs.{batch}.{i}" in tensors]
+        if not outputs:
+            raise ExportError(f"{folder / CHECK} must have outputs for {batch} examples, but has none")
+        with understood(folder / CERTIFICATE, ExportError):
+            first_format = "input" not in certificate  # one tensor of images
+            inputs = (
+                tensors[f"images.{batch}"] if first_format else filled(certificate["input"], tensors, f"inputs.{batch}")
+            )
+        found.append((inputs, outputs))
     return found
+
+
+def _predicted(certificate: Mapping[str, Any]) -> Callable[[list[Tensor]], Tensor | None]:
+    place = certificate.get("classes_in", 1)
+    return Interface(classes_in=place if isinstance(place, int) else None).predicted
 
 
 def _opened(folder: Path, name: str) -> nn.Module:

@@ -9,8 +9,10 @@ README.md                     a model card                       certificate.jso
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ from torch import Tensor, nn
 from understudy.core.errors import ConfigError, ExportError, did_you_mean
 from understudy.core.extras import optional
 from understudy.core.files import write_whole
+from understudy.core.nested import called, mapped
 from understudy.core.timing import Comparison
 from understudy.cost.measure import compare
 from understudy.data import AnySplit, Data
+from understudy.data.data import first_images
 from understudy.export.certificate import (
     BATCHES,
     FILES,
@@ -31,17 +35,18 @@ from understudy.export.certificate import (
     WRITTEN,
     Parity,
     check_tolerance,
-    outputs_of,
     parity,
     to_json,
     write_certificate,
 )
+from understudy.export.interface import Interface, drawn, fits, giving_plainly, outputs_of, told
 from understudy.export.modelcard import readme
 from understudy.export.onnx import OnnxModel, quantise, write_onnx
 from understudy.export.pt2 import program_of, read_pt2, write_pt2
 from understudy.export.source import Source, source_of
 from understudy.graph.copies import copied
 from understudy.models.card import StudentCard
+from understudy.models.inputs import inputs_spec
 
 FORMATS = tuple(FILES)
 _MOST_EXAMPLES = 2000  # whose predictions are compared
@@ -75,32 +80,27 @@ def export_student(
         card: as model.json has it.
         architecture: JSON.
         formats: of source, onnx, pt2 and int8.
-        data: whose images are what the formats are compared on; without it, random ones. int8 needs it.
+        data: whose inputs are what the formats are compared on; without it, random ones. int8 needs it.
 
     Raises:
         ConfigError: a format is unknown, or int8 is asked for without data.
         ExtraError: a package that a format needs is missing; nothing is written.
-        ExportError: it is no classifier of images, no format can be written, or one gives other outputs than the
-            student.
+        ExportError: no format can be written, or one gives other outputs than the student.
     """
     _check(formats, data)
-    if not (card.mean and card.classes):
-        raise ExportError(
-            "what is exported must be a classifier of images, but this student takes or gives something else: save it "
-            "(result.save), or give result.student to torch.export or torch.onnx yourself"
-        )
     folder = Path(folder)
     fitted = None if data is None else _fitted(data, card)
     job = _Job(folder, copied(student).eval(), card, fitted)
+    described = _input(card, job)
     _clear(folder)
     for name in [name for name in FORMATS if name in formats]:
         job.write(name)
     if not job.parity:
         raise ExportError("; ".join(job.skipped.values()))
     content = job.described()
-    write_whole(folder / "input.json", json.dumps(_input(card), indent=1) + "\n")
+    write_whole(folder / "input.json", json.dumps(described, indent=1) + "\n")
     write_whole(folder / "architecture.json", architecture)
-    write_whole(folder / "README.md", readme(card, content, job.source))
+    write_whole(folder / "README.md", readme(card, content, job.source, job.interface))
     write_certificate(folder, job.expected, content)
     return Exported(folder=folder, parity=job.parity, skipped=job.skipped, int8=job.int8)
 
@@ -126,12 +126,18 @@ def _clear(folder: Path) -> None:
 
 
 def _fitted(data: Data, card: StudentCard) -> Data:
-    if tuple(data.shape) != card.input:
+    if card.mean and tuple(data.shape) != card.input:
         raise ConfigError(f"data must be images of {card.input}, but these are {data.shape}: --size, --grey")
-    return data if data.train.dtype != torch.uint8 else data.with_normalisation(card.mean, card.std)
+    own = data.with_normalisation(card.mean, card.std) if card.mean and data.train.dtype == torch.uint8 else data
+    one = first_images(own, own.val, 1)
+    if not fits(one, card.input):
+        raise ConfigError(f"data must hold what the student takes, {card.input}, but hold {inputs_spec(one)}")
+    return own
 
 
-def _input(card: StudentCard) -> dict[str, Any]:
+def _input(card: StudentCard, job: _Job) -> dict[str, Any]:
+    if not card.mean:
+        return {**told(job.interface, *job.expected[0]), "classes": card.classes}
     return {
         "shape": ["batch", *card.input],
         "layout": "NCHW",
@@ -153,9 +159,17 @@ class _Job:
         self.skipped: dict[str, str] = {}
         self.source: Source | None = None
         self.int8: dict[str, Any] | None = None
-        images = self._images(sum(BATCHES))
-        batches = images.split(list(BATCHES))
+        inputs = self._inputs(sum(BATCHES))
+        batches = [
+            mapped(inputs, itemgetter(slice(sum(BATCHES[:i]), sum(BATCHES[: i + 1])))) for i in range(len(BATCHES))
+        ]
         self.expected = [(batch, outputs_of(student, batch)) for batch in batches]
+        example = batches[1]
+        with torch.no_grad():
+            given = called(student, example)
+        images, objective = bool(card.mean), card.objective
+        self.interface = Interface.between(example, given, images=images, objective=objective)
+        self.plain = giving_plainly(student, given)
         self._program: torch.export.ExportedProgram | None = None
 
     def write(self, name: str) -> None:
@@ -169,22 +183,25 @@ class _Job:
         except ExportError as error:
             self.skipped[name] = str(error)
             return
-        found = parity(model, self.expected, self._predicted())
+        found = parity(model, self.expected, self._predicted(), predicted=self.interface.predicted)
         check_tolerance(name, found, TOLERANCE[name])
         self.parity[name] = found
 
     def described(self) -> dict[str, Any]:
         """Return what the certificate says besides hashes and versions."""
-        split = "random" if self.data is None else f"{self._split_name} images of {self.card.data_source}"
+        what = "images" if self.card.mean else "examples"
+        split = "random" if self.data is None else f"{self._split_name} {what} of {self.card.data_source}"
         return {
             "inputs": split,
+            "input": self.card.input,
+            "classes_in": self.interface.classes_in,
             "formats": {name: {**to_json(p), "tolerance": TOLERANCE[name]} for name, p in self.parity.items()},
             "skipped": self.skipped,
             "int8": self.int8,
         }
 
     def _source(self) -> nn.Module:
-        self.source = source_of(self.student, self.expected[1][0])
+        self.source = source_of(self.plain, self.expected[1][0])
         write_whole(self.folder / "model.py", self.source.text)
         write_whole(self.folder / "model.safetensors", to_safetensors(dict(self.source.tensors)))
         return self.source.build()
@@ -195,9 +212,10 @@ class _Job:
 
     def _onnx(self) -> nn.Module:
         path = self.folder / "model.onnx"
-        metadata = {name: getattr(self.card, name) for name in ("mean", "std", "classes")}
-        metadata |= {"range": [0.0, 1.0], "layout": "NCHW"}
-        write_onnx(self._exported(), path, outputs=len(self.expected[0][1]), metadata=metadata)
+        metadata: dict[str, Any] = {"classes": self.card.classes} if self.card.classes else {}
+        if self.card.mean:
+            metadata |= {"mean": self.card.mean, "std": self.card.std, "range": [0.0, 1.0], "layout": "NCHW"}
+        write_onnx(self._exported(), path, metadata=metadata, interface=self.interface)
         return OnnxModel(path)
 
     def _int8(self) -> nn.Module:
@@ -217,19 +235,19 @@ class _Job:
     def _beside(self, floats: nn.Module, model: nn.Module, source: Path, target: Path) -> dict[str, Any]:
         found: Comparison = compare(floats, model, self.expected[0][0])
         return {
-            "accuracy": {"float": self._accuracy(floats), "int8": self._accuracy(model)},
+            **self._judged(floats, model),
             "megabytes": {"float": source.stat().st_size / 1e6, "int8": target.stat().st_size / 1e6},
             "latency_ms": {
                 "float": [found.first.low, found.first.median, found.first.high],
                 "int8": [found.second.low, found.second.median, found.second.high],
             },
             "latency": str(found),
-            "runtime": "onnxruntime, one image, 1 thread; quartiles and median",
+            "runtime": "onnxruntime, one example, 1 thread; quartiles and median",
         }
 
     def _exported(self) -> torch.export.ExportedProgram:
         if self._program is None:
-            self._program = program_of(self.student, self.expected[1][0])
+            self._program = program_of(self.plain, self.expected[1][0])
         return self._program
 
     @property
@@ -240,33 +258,53 @@ class _Job:
     def _split(self) -> AnySplit | None:
         return None if self.data is None else self.data.test or self.data.val
 
-    def _images(self, count: int) -> Tensor:
+    def _inputs(self, count: int) -> Any:
         split = self._split
         if split is None or self.data is None:
-            return torch.randn(count, *self.card.input, generator=torch.Generator().manual_seed(0))
-        images, _ = split.batch(torch.arange(count) % len(split))
-        normalised: Tensor = self.data.normalise(images)
-        return normalised
+            return drawn(self.card.input, count)
+        inputs, _ = split.batch(torch.arange(count) % len(split))
+        return self.data.normalise(inputs)
 
-    def _batches(self, split: AnySplit, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, split: AnySplit, most: int) -> Iterator[tuple[Any, Any]]:
         assert self.data is not None
         for start in range(0, min(most, len(split)), _BATCH):
             images, labels = split.batch(torch.arange(start, min(start + _BATCH, most, len(split))))
             yield self.data.normalise(images), labels
 
-    def _predicted(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images of the split, with what the student gives for them."""
+    def _predicted(self) -> Iterator[tuple[Any, Tensor]]:
+        """Yield inputs of the split, with the classes that the student sees in them, if its outputs are any."""
         split = self._split
-        for images, _ in () if split is None else self._batches(split, _MOST_EXAMPLES):
-            yield images, outputs_of(self.student, images)[0]
+        for inputs, _ in () if split is None else self._batches(split, _MOST_EXAMPLES):
+            wanted = self.interface.predicted(outputs_of(self.student, inputs))
+            if wanted is None:
+                return
+            yield inputs, wanted
 
-    def _calibration(self) -> Iterator[Tensor]:
+    def _calibration(self) -> Iterator[Any]:
         assert self.data is not None
-        yield from (images for images, _ in self._batches(self.data.train, _CALIBRATION))
+        yield from (inputs for inputs, _ in self._batches(self.data.train, _CALIBRATION))
 
-    def _accuracy(self, model: nn.Module) -> float:
-        split, right = self._split, 0
+    def _judged(self, floats: nn.Module, model: nn.Module) -> dict[str, Any]:
+        """Return how many classes both find rightly, or how far 8 bits are from floats where there are none."""
+        split, predicted = self._split, self.interface.predicted
         assert split is not None
-        for images, labels in self._batches(split, len(split)):
-            right += int((outputs_of(model, images)[0].argmax(1) == labels).sum())
-        return right / len(split)
+        targets = split.batch(torch.arange(1))[1]
+        found = predicted(self.expected[0][1])
+        if found is None or not isinstance(targets, Tensor) or targets.shape != found.shape:
+            return {"relative_error": self._error(floats, model)}
+        right, count = [0, 0], 0
+        for inputs, wanted in self._batches(split, len(split)):
+            both = [predicted(outputs_of(network, inputs)) for network in (floats, model)]
+            right = [n + int((p == wanted).sum()) for n, p in zip(right, both, strict=True)]
+            count += int((wanted >= 0).sum())
+        return {"accuracy": {"float": right[0] / count, "int8": right[1] / count}}
+
+    def _error(self, floats: nn.Module, model: nn.Module) -> float:
+        """Return the distance of outputs in 8 bits from those in floats, over the size of those."""
+        error, size = 0.0, 0.0
+        assert self._split is not None
+        for inputs, _ in self._batches(self._split, _MOST_EXAMPLES):
+            for own, other in zip(outputs_of(floats, inputs), outputs_of(model, inputs), strict=True):
+                error += float((own.double() - other.double()).square().sum())
+                size += float(own.double().square().sum())
+        return math.sqrt(error / size) if size else math.sqrt(error)

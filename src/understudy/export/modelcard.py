@@ -7,6 +7,7 @@ from typing import Any
 
 from understudy.core.figures import amount, share
 from understudy.core.summary import Score
+from understudy.export.interface import Interface, specs
 from understudy.export.source import Source
 from understudy.models.card import StudentCard
 
@@ -18,7 +19,7 @@ from model import {name}
 from safetensors.torch import load_file
 model = {name}()
 model.load_state_dict(load_file("model.safetensors"))
-logits = model.eval()(images)
+{outputs} = model.eval()({arguments})
 ```
 """
 _PT2 = """\
@@ -27,7 +28,7 @@ _PT2 = """\
 ```python
 import torch
 model = torch.export.load("model.pt2").module()
-logits = model(images)
+{outputs} = model({arguments})
 ```
 """
 _ONNX = """\
@@ -36,24 +37,34 @@ _ONNX = """\
 ```python
 import onnxruntime
 session = onnxruntime.InferenceSession("{file}")
-logits = session.run(None, {{"images": images}})[0]
+{outputs} = session.run(None, {{{feed}}}){first}
 ```
 """
+_KINDS = {
+    "multilabel": "A classifier of any number of labels",
+    "regression": "A regression",
+    "segmentation": "A segmentation",
+    "pixels": "A segmentation",
+    "embedding": "An embedding",
+    "language": "A language model",
+}
 
 
-def readme(card: StudentCard, certificate: Mapping[str, Any], source: Source | None) -> str:
+def readme(card: StudentCard, certificate: Mapping[str, Any], source: Source | None, interface: Interface) -> str:
     """Return the model card as Markdown; `certificate` is what the certificate says of the formats."""
-    parts = [_head(card), _figures(card), _goal(card), _loading(certificate, source), _input(card)]
+    used = _loading(certificate, source, interface)
+    parts = [_head(card), _figures(card), _goal(card), used, _input(card, interface)]
     parts += [_parity(certificate), _int8(certificate["int8"])]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
 
 def _head(card: StudentCard) -> str:
     teacher = card.model or "a network made in Python"
+    what = f"A classifier of {len(card.classes)} classes" if card.classes else _KINDS.get(card.objective, "A network")
     return (
         f"# Student of {str(teacher).rpartition('/')[2]}\n\n"
-        f"A classifier of {len(card.classes)} classes, trained on {card.data_source} by distillation from the "
-        "teacher. Written by Understudy; nothing here needs it.\n"
+        f"{what}, trained on {card.data_source} by distillation from the teacher. Written by Understudy; nothing here "
+        "needs it.\n"
     )
 
 
@@ -61,10 +72,10 @@ def _figures(card: StudentCard) -> str:
     rows = ["| | teacher | student |", "|-|-|-|"]
     both = [card.teacher, card.student]
     columns = {
-        "accuracy on test": [_accuracy(network.test) for network in both],
-        "accuracy on validation": [_accuracy(network.val) for network in both],
+        f"{card.metric} on test": [_accuracy(network.test) for network in both],
+        f"{card.metric} on validation": [_accuracy(network.val) for network in both],
         "parameters": [amount(network.cost.parameters) for network in both],
-        "MACs for one image": [amount(network.cost.macs) for network in both],
+        f"MACs for one {'image' if card.mean else 'example'}": [amount(network.cost.macs) for network in both],
     }
     rows += [f"| {name} | {teacher} | {student} |" for name, (teacher, student) in columns.items()]
     return "\n".join(rows) + "\n"
@@ -84,22 +95,38 @@ def _goal(card: StudentCard) -> str:
     return "## Budgets\n\n" + "\n".join(rows) + "\n"
 
 
-def _loading(certificate: Mapping[str, Any], source: Source | None) -> str:
-    formats = certificate["formats"]
+def _loading(certificate: Mapping[str, Any], source: Source | None, interface: Interface) -> str:
+    formats, lone = certificate["formats"], len(interface.outputs) == 1
+    names = {
+        "outputs": interface.outputs[0] if lone and interface.outputs[0].isidentifier() else "outputs",
+        "arguments": interface.arguments,
+        "feed": ", ".join(f'"{name}": {name}' for name in interface.inputs),
+        "first": "[0]" if lone else "  # " + ", ".join(interface.outputs),
+    }
     parts = ["## Use\n"]
     if "source" in formats and source is not None:
-        parts.append(_PYTORCH.format(name=source.name))
+        parts.append(_PYTORCH.format(name=source.name, **names))
     if "onnx" in formats:
-        parts.append(_ONNX.format(file="model.onnx", note=""))
+        parts.append(_ONNX.format(file="model.onnx", note="", **names))
     if "pt2" in formats:
-        parts.append(_PT2)
+        parts.append(_PT2.format(**names))
     if "int8" in formats:
-        parts.append(_ONNX.format(file="model.int8.onnx", note=", 8 bits"))
+        parts.append(_ONNX.format(file="model.int8.onnx", note=", 8 bits", **names))
     parts += [f"Not here, {name}: {reason}.\n" for name, reason in certificate["skipped"].items()]
     return "\n".join(parts)
 
 
-def _input(card: StudentCard) -> str:
+def _input(card: StudentCard, interface: Interface) -> str:
+    if not card.mean:
+        shapes = (
+            f"- `{name}`: {spec['dtype']}, {' x '.join(['B', *map(str, spec['shape'])])}"
+            for name, spec in zip(interface.inputs, specs(card.input), strict=True)
+        )
+        return (
+            "## Input\n\nAny batch size B; `input.json` has this and what comes out for a program.\n\n"
+            + "\n".join(shapes)
+            + "\n"
+        )
     shape = " x ".join(str(size) for size in card.input)
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (card.mean, card.std))
     return (
@@ -122,9 +149,12 @@ def _parity(certificate: Mapping[str, Any]) -> str:
 
 def int8_line(found: Mapping[str, Any]) -> str:
     """Return what 8 bits cost and bring, as one line."""
-    accuracy, megabytes = found["accuracy"], found["megabytes"]
+    accuracy, megabytes = found.get("accuracy"), found["megabytes"]
+    quality = f"outputs within {share(found.get('relative_error', 0.0))} of those in floats, root mean square"
+    if accuracy is not None:
+        quality = f"{share(accuracy['int8'])} right (float: {share(accuracy['float'])})"
     return (
-        f"int8: {share(accuracy['int8'])} right (float: {share(accuracy['float'])}), {megabytes['int8']:.3g} MB "
+        f"int8: {quality}, {megabytes['int8']:.3g} MB "
         f"(float: {megabytes['float']:.3g} MB), {found['latency']} in ONNX Runtime with 1 thread"
     )
 
@@ -133,10 +163,13 @@ def _int8(found: Mapping[str, Any] | None) -> str:
     if found is None:
         return ""
     rows = ["| | float | int8 |", "|-|-|-|"]
-    rows.append(f"| accuracy | {share(found['accuracy']['float'])} | {share(found['accuracy']['int8'])} |")
+    if "accuracy" in found:
+        rows.append(f"| accuracy | {share(found['accuracy']['float'])} | {share(found['accuracy']['int8'])} |")
+    else:
+        rows.append(f"| distance of the outputs, root mean square | 0 | {share(found['relative_error'])} |")
     rows.append(f"| megabytes | {found['megabytes']['float']:.3g} | {found['megabytes']['int8']:.3g} |")
     times = [f"{m:.3g} ({low:.3g}-{high:.3g})" for low, m, high in found["latency_ms"].values()]
-    rows.append(f"| ms for one image, 1 thread | {times[0]} | {times[1]} |")
+    rows.append(f"| ms for one example, 1 thread | {times[0]} | {times[1]} |")
     return (
         f"## 8 bits\n\nWeights and activations in 8 bits, in ONNX Runtime: {found['latency']}.\n\n"
         + "\n".join(rows)

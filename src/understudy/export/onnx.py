@@ -15,27 +15,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from understudy.core.errors import ExportError
 from understudy.core.extras import optional
 from understudy.core.files import write_whole
+from understudy.core.nested import called, leaves, mapped
+from understudy.export.interface import Interface, giving_plainly
 from understudy.export.pt2 import program_of
 from understudy.graph.copies import copied
-from understudy.surgery.masked import tensors_of
 
-INPUT, OUTPUT = "images", "logits"
 _FUSED = frozenset(("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Sigmoid", "Tanh"))
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path, *, outputs: int, metadata: Mapping[str, Any]) -> None:
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    *,
+    metadata: Mapping[str, Any],
+    interface: Interface | None = None,
+) -> None:
     """Write a program as ONNX, weights included, whole or not at all.
 
     Args:
         program: what `program_of` returns.
         path: of the file.
-        outputs: how many tensors it gives; they are called logits, logits_1, ..
         metadata: what goes into the file's own metadata, as JSON where it is not text.
+        interface: names of inputs and outputs; None: those that the exporter makes up.
 
     Raises:
         ExportError: the exporter refuses it; with its reason.
@@ -43,13 +49,13 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, *, outputs: in
     """
     for package in ("onnx", "onnxscript"):
         optional(package, extra="export")
-    names = [OUTPUT if index == 0 else f"{OUTPUT}_{index}" for index in range(outputs)]
+    names: dict[str, Any] = {}
+    if interface is not None:
+        names = {"input_names": list(interface.inputs), "output_names": list(interface.outputs)}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")  # of the exporter about itself
-            made = torch.onnx.export(
-                program, (), dynamo=True, input_names=[INPUT], output_names=names, external_data=False, verbose=False
-            )
+            made = torch.onnx.export(program, (), dynamo=True, external_data=False, verbose=False, **names)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(f"a student must be one that the ONNX exporter takes, but it says: {reason}") from error
@@ -107,7 +113,7 @@ def _clean(model: Any) -> None:
             del part.metadata_props[:]
         if hasattr(part, "doc_string"):
             part.doc_string = ""
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param or "batch"
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -115,7 +121,9 @@ def _clean(model: Any) -> None:
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file as a module: images (B, c, h, w) in, the tensors that it gives out, on the CPU.
+    """An ONNX file as a module on the CPU: inputs as the network itself takes them, the tensors that it gives out.
+
+    Several outputs are a dict by name, or a tuple where they have none but a number.
 
     Raises:
         ExportError: the file cannot be read.
@@ -134,13 +142,24 @@ class OnnxModel(nn.Module):
             self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ExportError(f"{path} must be an ONNX file, but cannot be read: {error}") from error
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._outputs = [value.name for value in self._session.get_outputs()]
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the network gives."""
-        found = self._session.run(None, {self._input: images.numpy()})
+        found = self._session.run(None, self.feed(named or inputs))
         tensors = tuple(torch.from_numpy(np.asarray(value)) for value in found)
-        return tensors[0] if len(tensors) == 1 else tensors
+        if len(tensors) == 1:
+            return tensors[0]
+        by_name = not any(name.rpartition("_")[2].isdigit() for name in self._outputs)
+        return dict(zip(self._outputs, tensors, strict=True)) if by_name else tensors
+
+    def feed(self, inputs: Any) -> dict[str, Any]:
+        """Return inputs as the runtime takes them, arrays by the names that are in the file."""
+        found = [(name, tensor.numpy()) for name, tensor in leaves(inputs)]
+        if isinstance(inputs, Mapping):
+            return {name: array for name, array in found if name in self._inputs}
+        return dict(zip(self._inputs, (array for _, array in found), strict=True))
 
     def layer_times(self) -> dict[str, list[float]]:
         """Return the milliseconds that each module took in each run so far, by its path, and end the profile."""
@@ -161,28 +180,40 @@ class OnnxModel(nn.Module):
         return self  # sessions cannot be copied, and running one does not change it
 
 
-def in_onnxruntime(network: nn.Module, images: Tensor, *, threads: int = 1) -> OnnxModel:
+def in_onnxruntime(network: nn.Module, inputs: Any, *, threads: int = 1) -> OnnxModel:
     """Return a network as ONNX Runtime runs it, on the CPU.
 
     Args:
         network: in evaluation mode; it is not touched.
-        images: its input, (B, c, h, w).
+        inputs: that it takes, of B examples.
         threads: of the runtime.
 
     Raises:
         ExportError: an exporter refuses it; with its reason.
         ExtraError: the packages of the extra `export` are missing.
     """
-    example = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
     exported = copied(network).cpu().float().eval()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        outputs = sum(1 for _ in tensors_of(exported(example)))
         path = Path(folder) / "network.onnx"
-        write_onnx(program_of(exported, example), path, outputs=outputs, metadata={})
+        to_onnx(exported, inputs, path)
         return OnnxModel(path, threads=threads)
 
 
-def quantise(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
+def to_onnx(network: nn.Module, inputs: Any, path: Path, *, images: bool = False) -> None:
+    """Write a network in evaluation mode as ONNX, with the names of its own inputs and outputs.
+
+    Raises:
+        ExportError: an exporter refuses it; with its reason.
+        ExtraError: the packages of the extra `export` are missing.
+    """
+    two = mapped(inputs, lambda tensor: tensor if len(tensor) > 1 else torch.cat([tensor, tensor]))
+    with torch.no_grad():
+        given = called(network, two)
+    names = Interface.between(two, given, images=images)
+    write_onnx(program_of(giving_plainly(network, given), two), path, metadata={}, interface=names)
+
+
+def quantise(source: Path, target: Path, batches: Iterable[Any]) -> None:
     """Write an ONNX file with weights and activations in 8 bits (QDQ), scales from the batches that it is shown.
 
     Weights have a scale for each channel. ONNX Runtime's static quantiser does it.
@@ -195,7 +226,8 @@ def quantise(source: Path, target: Path, batches: Iterable[Tensor]) -> None:
     quantization = optional("onnxruntime.quantization", extra="export")
     shape_inference = optional("onnxruntime.quantization.shape_inference", extra="export")
     prepared, partial = target.with_suffix(".prepared"), target.with_suffix(".partial")
-    reader = _reader(quantization, batches)
+    model = OnnxModel(source)
+    reader = _reader(quantization, (model.feed(inputs) for inputs in batches))
     try:
         with contextlib.redirect_stdout(io.StringIO()), _quiet():
             shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -223,15 +255,14 @@ def _quiet() -> Any:
         logging.disable(before)
 
 
-def _reader(quantization: Any, batches: Iterable[Tensor]) -> Any:
+def _reader(quantization: Any, feeds: Iterable[dict[str, Any]]) -> Any:
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         """Gives one batch after the other to the quantiser."""
 
         def __init__(self) -> None:
-            self._batches = iter(batches)
+            self._feeds = iter(feeds)
 
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {INPUT: batch.numpy()}
+            return next(self._feeds, None)
 
     return Reader()

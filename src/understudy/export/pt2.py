@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from understudy.core.errors import ExportError
 from understudy.core.files import write_whole
+from understudy.core.nested import mapped
 
 # What torch notes of the Python files that a program comes from.
 _TRACES = ("stack_trace", "source_fn_stack", "from_node", "torch_fn")
 
 
-def program_of(student: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+def program_of(student: nn.Module, example: Any) -> torch.export.ExportedProgram:
     """Return a student as a program that takes batches of any size.
 
     Args:
-        student: it is not touched.
-        example: its input, (B, c, h, w), B at least 2.
+        student: it is not touched. What it gives is tensors, tuples and dicts of them.
+        example: its inputs, (B, ...), B at least 2: a tensor, a tuple of positional ones, or a dict by name.
 
     Raises:
         ExportError: torch.export refuses it; with its reason.
     """
     batch = torch.export.Dim("batch", min=1)
+    by_name = isinstance(example, Mapping)
+    args = () if by_name else example if isinstance(example, tuple) else (example,)
+    shapes = mapped(example if by_name else args, lambda tensor: {0: batch})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter about itself
-            program = torch.export.export(student, (example,), dynamic_shapes=({0: batch},), strict=False)
+            program = torch.export.export(
+                student, args, dict(example) if by_name else None, dynamic_shapes=shapes, strict=False
+            )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(f"a student must be one that torch.export takes, but it says: {reason}") from error

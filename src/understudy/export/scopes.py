@@ -131,6 +131,9 @@ def member_path(root: nn.Module, target: str, path: str) -> str | None:
     return next((name for name, value in members if value is wanted and name), None)
 
 
+_CHECKS = (torch._assert, fx._symbolic_trace._assert_is_none)
+
+
 def _dead(graph: fx.Graph) -> set[fx.Node]:
     """Return checks, and plain numbers that nothing uses: what the branches of the forward pass were decided by."""
     dead: set[fx.Node] = set()
@@ -138,7 +141,7 @@ def _dead(graph: fx.Graph) -> set[fx.Node]:
         if node.op in ("placeholder", "output"):
             continue
         unused = all(user in dead for user in node.users)
-        if node.target is torch._assert or (unused and (node.op == "get_attr" or _is_plain(node))):
+        if node.target in _CHECKS or (unused and (node.op == "get_attr" or _is_plain(node))):
             dead.add(node)
     return dead
 

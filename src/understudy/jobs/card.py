@@ -79,6 +79,7 @@ def card_of(task: Task, summary: Summary, start: Path) -> StudentCard:
         name=summary.name,
         input=tuple(spec) if isinstance(spec, list) else spec,
         objective=task.aim.objective.name,
+        metric=task.aim.objective.metric,
         classes=tuple(data.classes),
         mean=tuple(data.mean),
         std=tuple(data.std),

@@ -16,13 +16,11 @@ from understudy.core.extras import optional
 from understudy.core.timing import Comparison
 from understudy.cost.layers import REASONS, Pair, falls_short, layer_times, layers_of, pairs
 from understudy.cost.measure import compare
-from understudy.export.onnx import OnnxModel, write_onnx
-from understudy.export.pt2 import program_of
+from understudy.export.onnx import OnnxModel, to_onnx
 from understudy.models.card import StudentCard
 from understudy.models.code import allowed
 from understudy.models.spec import ModelSpec
 from understudy.models.student import load_student
-from understudy.surgery.masked import tensors_of
 
 Runtime = Literal["torch", "compile", "onnxruntime"]
 _RUNS = 30  # of each network, for its layers
@@ -140,10 +138,8 @@ def _in_onnxruntime(
     with tempfile.TemporaryDirectory() as made, torch.no_grad():
         folder = Path(made)
         paths = [folder / "teacher.onnx", folder / "student.onnx"]
-        example = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
         for network, path in zip(both, paths, strict=True):
-            outputs = sum(1 for _ in tensors_of(network(example)))
-            write_onnx(program_of(network, example), path, outputs=outputs, metadata={})
+            to_onnx(network, images, path)
         total = compare(OnnxModel(paths[0]), OnnxModel(paths[1]), images)
         profiled = [OnnxModel(path, profile=folder) for path in paths]
         for _ in range(_RUNS):

@@ -36,6 +36,7 @@ class NetworkCard:
     data_digest: str
     versions: Mapping[str, str]
     objective: str = "classification"
+    metric: str = "accuracy"  # what the score is
 
     def __post_init__(self) -> None:
         if not (self.model is None or isinstance(self.model, str)) or not isinstance(self.arguments, dict):
@@ -62,6 +63,7 @@ class NetworkCard:
 def _common(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: values[name] for name in ("model", "arguments", "versions", "objective")},
+        "metric": values.get("metric", "accuracy"),
         "input": values["input"] if isinstance(values["input"], dict) else tuple(values["input"]),
         "classes": tuple(values["classes"]),
         **{name: tuple(map(float, values[name])) for name in ("mean", "std")},
