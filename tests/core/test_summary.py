@@ -84,11 +84,16 @@ def test_no_ratio_is_said_within_the_noise(ratio: Timing, text: str) -> None:
 def test_the_table_shows_standard_errors_and_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")  # a table fits the terminal
     lines = [" ".join(line.replace("│", " ").split()) for line in str(result_table(summary())).splitlines()]
-    assert "ms for 1 image, 1 thread 8 (7.9-8.1) 5 (4.9-5.1) 1.6x faster" in lines
+    assert "ms for 1 example, 1 thread 8 (7.9-8.1) 5 (4.9-5.1) 1.6x faster" in lines
     assert "validation accuracy ± s.e. 90.00% ± 1.5 88.00% ± 1.6 -2.00 points" in lines
     assert "parameters 1,000,000 90,000 11.1x smaller" in lines
     assert "latency_ms 2x 5 (≤ 4) ✗" in lines
     assert not any("trained on the validation images" in line for line in lines)
+    other = [
+        " ".join(line.replace("│", " ").split())
+        for line in str(result_table(replace(summary(), metric="R2"))).splitlines()
+    ]
+    assert "validation R2 90.00% 88.00% -2.00 points" in other  # no share of examples, so no error is known
 
 
 def test_a_teacher_that_has_seen_its_validation_images_is_said() -> None:
@@ -96,6 +101,7 @@ def test_a_teacher_that_has_seen_its_validation_images_is_said() -> None:
     (note,) = replace(summary(), teacher=seen).notes
     assert "accuracy is 68.30% ± 1.5 on the validation split and 57.90% ± 1.6 on the test split" in note
     assert "judged too hard" in note and "FOLDER/val" in note
+    assert replace(summary(), teacher=seen, metric="R2").notes == ()  # whose error is unknown
     within = replace(seen, test=Score(value=0.66, examples=1000))
     assert replace(summary(), teacher=within).notes == ()
     assert "FOLDER/val" in " ".join(str(result_table(replace(summary(), teacher=seen))).split())

@@ -65,7 +65,7 @@ def test_the_table_can_be_printed(done: us.Result, monkeypatch: pytest.MonkeyPat
     assert any(line.startswith("parameters") and f"{done.summary.student.cost.parameters:,}" in line for line in lines)
     assert any(line.startswith("params 4x") and line.endswith("✓") for line in lines)
     for timed in done.summary.latency:
-        assert any(line.startswith(f"ms for 1 image, {timed.where}") and str(timed) in line for line in lines)
+        assert any(line.startswith(f"ms for 1 example, {timed.where}") and str(timed) in line for line in lines)
     error = 100 * done.summary.student.val.error
     assert any(line.startswith("validation accuracy ± s.e.") and f"± {error:.2g}" in line for line in lines)
 

@@ -128,8 +128,11 @@ def test_tokens_by_name_and_outputs_in_a_dataclass(method: us.Method, tmp_path: 
     assert card.input == {"named": {"ids": part, "mask": part}} and card.objective == "agreement"
     again = us.load_student(tmp_path / "saved", Tokens())
     assert torch.equal(again(**inputs).pooled, result.student(**inputs).pooled)
-    with pytest.raises(ModelError, match=r"must take the inputs of the data, here idz: int64 .*unexpected keyword"):
+    with pytest.raises(ModelError, match=r"which are ids, mask, extra, but the data have 'idz' \(did you mean 'ids'"):
         squeeze(teacher, us.Data.from_inputs({"idz": ids, "mask": ids}), tmp_path / "wrong")
+    with pytest.raises(ModelError, match=r"here ids: int64 \(10, 6\), but it failed: AssertionError"):
+        squeeze(teacher, us.Data.from_inputs({"ids": ids}), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def numbers() -> tuple[nn.Module, Tensor, Tensor]:

@@ -110,7 +110,7 @@ def test_the_top_says_what_was_asked_and_obtained(run: Path) -> None:
     text = Parsed(page(facts)).text
     cost, own = facts.summary.teacher.cost, facts.summary.student.cost
     assert f"{cost.parameters / own.parameters:.3g}x fewer parameters" in text
-    assert f"{facts.summary.student.test}, of 449 images; ± one standard error" in text
+    assert f"{facts.summary.student.test}, of 449 examples; ± one standard error" in text
     assert re.search(r"parameters 2x ≤ 1,909 [\d,]+ ✓ kept", text)
 
 

@@ -66,6 +66,21 @@ def test_embeddings_are_scored_by_the_mean_cosine() -> None:
     assert score("embedding", -targets, targets) == 0.0
 
 
+def test_retrieval_is_scored_by_the_nearest_neighbours_that_stay() -> None:
+    angles = torch.tensor([0.0, 0.1, 1.0, 1.2, 0.0, 0.1, 1.0, 1.2])  # in two batches of four
+    teacher = torch.stack([angles.cos(), angles.sin()], 1)
+    assert score("retrieval", 3.0 * teacher, teacher) == 1.0
+    turned = teacher.clone()
+    turned[1] = teacher[2]  # the nearest of 0 stays 1 or 2, that of 1 becomes 2, that of 2 becomes 1, that of 3 is tied
+    found = BUILT_IN["retrieval"].measure({"": turned[:4]}, teacher[:4])
+    assert found[1] == 4 and found[0] < 4
+    assert score("retrieval", torch.full((8, 2), math.nan), teacher) == 0.0
+    assert BUILT_IN["retrieval"].measure({"": teacher[:1]}, teacher[:1])[1] == 0  # has no other
+    few = Data.from_inputs(torch.randn(20, 2), val=torch.randn(7, 2))
+    with pytest.raises(DataError, match="at least 8 validation examples to find the nearest of, but there are 7"):
+        BUILT_IN["retrieval"].check({"": teacher}, None, few)
+
+
 def test_language_is_scored_by_one_over_the_perplexity() -> None:
     logits = torch.zeros(2, 3, 8)
     assert score("language", logits, torch.tensor([[0, 1, 2], [3, IGNORED, 7]])) == pytest.approx(1 / 8)

@@ -48,7 +48,7 @@ class Evaluate(Command):
         figures = measure(folder, data, self.split, trust_code=self.trust_code, model=self.model)
         out.print(
             f"{folder}: {figures.score} of {figures.score.examples:,} {self.split} images (± standard error), "
-            f"{figures.parameters:,} parameters, {figures.latency} ms for one image (1 thread; the middle half of "
+            f"{figures.parameters:,} parameters, {figures.latency} ms for one example (1 thread; the middle half of "
             "the times)",
             soft_wrap=True,
         )

@@ -19,6 +19,7 @@ ObjectiveName = Literal[
     "segmentation",
     "pixels",
     "embedding",
+    "retrieval",
     "language",
     "agreement",
     "own",
@@ -33,9 +34,9 @@ class Job(Checked):
     """Random seed of the search and of every student in it."""
     objective: ObjectiveName = "auto"
     """What outputs are for, and so how students are scored, 0..1: classification (accuracy), multilabel (F1),
-    regression (R2), segmentation (mean IoU), pixels (the share that is right), embedding (cosine), language
-    (1 / perplexity), agreement (with the teacher, without labels). auto: classification where there are classes,
-    agreement where there are no labels; own: given in Python."""
+    regression (R2), segmentation (mean IoU), pixels (the share that is right), embedding (cosine), retrieval (the same
+    nearest neighbours as in the teacher), language (1 / perplexity), agreement (with the teacher, without labels).
+    auto: classification where there are classes, agreement where there are no labels; own: given in Python."""
     policy_from: str | None = None
     """Warm-start the search: a run folder of the same method (n2n, archcomp), or its policy.safetensors. What its
     policy or embedding has learned and what its students scored carries over to another teacher, data or goal (an

@@ -22,7 +22,7 @@ class Goal:
     params: str | None = None
     """Maximum number of parameters: "1.7M", "74000", or "10x" for a tenth of the teacher's."""
     macs: str | None = None
-    """Maximum multiply-accumulates for one image: "50M" or "4x"."""
+    """Maximum multiply-accumulates for one example: "50M" or "4x"."""
     size_mb: str | None = None
     """Maximum size of the weights in megabytes (10^6 bytes): "2.5" or "10x"."""
     memory_mb: str | None = None

@@ -12,6 +12,7 @@ from understudy.core.figures import FIGURE, FIGURES, share, standard_error
 from understudy.core.goal import Goal, Reward
 from understudy.core.timing import Comparison
 
+_SHARE = "accuracy"  # the metric that is a share of examples
 _CLEARLY = 3.0  # standard errors, from which on two scores differ
 
 
@@ -123,6 +124,14 @@ class Summary:
         if self.name not in {final.name for final in self.finals}:
             raise ValueError(f"the winner must be one of the final students, but {self.name!r} is not")
 
+    def told(self, score: Score) -> str:
+        """Return one of its scores for people: with a standard error where it is a share of the examples."""
+        return str(score) if self.metric == _SHARE else share(score.value)
+
+    def called(self, split: str) -> str:
+        """Return what its scores on a split are called."""
+        return f"{split} {self.metric}" + (" ± s.e." if self.metric == _SHARE else "")
+
     @property
     def kept(self) -> bool:
         """Whether the student keeps every budget."""
@@ -132,7 +141,7 @@ class Summary:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures should know."""
         val, test = self.teacher.val, self.teacher.test
-        if test is None or not val.above(test):
+        if test is None or self.metric != _SHARE or not val.above(test):
             return ()
         asked = " A score that is asked for is judged there, so it was judged too hard." if self._floors else ""
         return (

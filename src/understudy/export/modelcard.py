@@ -46,6 +46,7 @@ _KINDS = {
     "segmentation": "A segmentation",
     "pixels": "A segmentation",
     "embedding": "An embedding",
+    "retrieval": "An embedding",
     "language": "A language model",
 }
 

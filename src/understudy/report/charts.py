@@ -233,7 +233,11 @@ def latency(pairs: Sequence[Comparison]) -> Chart:
             "arrayminus": [time.median - time.low for time in times],
         }  # fmt: skip
         data.append({**bars, "error_x": spread})
-    return {"data": data, "layout": _horizontal(_axis("ms for one image", rangemode="tozero")), "rows": 2 * len(where)}
+    return {
+        "data": data,
+        "layout": _horizontal(_axis("ms for one example", rangemode="tozero")),
+        "rows": 2 * len(where),
+    }
 
 
 def classes(found: Behaviour) -> Chart:

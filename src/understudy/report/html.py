@@ -129,17 +129,18 @@ def _cards(facts: Facts, summary: Summary) -> Iterator[Card]:
     for pair in summary.latency[:1]:
         told = str(pair).partition(" ")
         number, label = (told[0], told[2]) if pair.measurable else ("≈ 1x", "no measurable difference in time")
-        note = f"{pair.first} ms and {pair.second} ms for one image, {pair.where}; medians and quartiles"
+        note = f"{pair.first} ms and {pair.second} ms for one example, {pair.where}; medians and quartiles"
         yield Card(number=number, label=label, note=note)
     split = "test" if summary.teacher.test is not None and summary.student.test is not None else "val"
     was, now = getattr(summary.teacher, split), getattr(summary.student, split)
-    gain, error = difference(was, now, facts.predictions if split == "test" else None)
     what = {"test": "test", "val": "validation"}[split] + f" {summary.metric}"
-    yield Card(
-        number=f"{100 * gain:+.2f}",
-        label=f"points of {what} (± {100 * error:.2g})",
-        note=f"teacher {was}, student {now}, of {now.examples:,} images; ± one standard error",
-    )
+    note = f"teacher {summary.told(was)}, student {summary.told(now)}, of {now.examples:,} examples"
+    if summary.told(now) != str(now):
+        yield Card(number=f"{100 * (now.value - was.value):+.2f}", label=f"points of {what}", note=note)
+        return
+    gain, error = difference(was, now, facts.predictions if split == "test" else None)
+    label = f"points of {what} (± {100 * error:.2g})"
+    yield Card(number=f"{100 * gain:+.2f}", label=label, note=f"{note}; ± one standard error")
 
 
 def _asked(budget: Asked) -> tuple[str, str, str]:
@@ -156,11 +157,11 @@ def _compared(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
         if was is not None and now is not None and not figure.measured:
             yield figure.label, f"{was:{figure.form}}", f"{now:{figure.form}}", f"{was / now:.3g}x" if now else "-"
     for pair in summary.latency:
-        yield f"ms for 1 image, {pair.where}", str(pair.first), str(pair.second), str(pair)
-    for split, name in (("val", f"validation {summary.metric} ± s.e."), ("test", f"test {summary.metric} ± s.e.")):
+        yield f"ms for 1 example, {pair.where}", str(pair.first), str(pair.second), str(pair)
+    for split, name in (("val", summary.called("validation")), ("test", summary.called("test"))):
         was, now = getattr(summary.teacher, split), getattr(summary.student, split)
         if was is not None and now is not None:
-            yield name, str(was), str(now), f"{100 * (now.value - was.value):+.2f} points"
+            yield name, summary.told(was), summary.told(now), f"{100 * (now.value - was.value):+.2f} points"
 
 
 def _front(facts: Facts) -> list[tuple[int, Evaluation, Cost]]:

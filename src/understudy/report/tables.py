@@ -41,12 +41,12 @@ def result_table(summary: Summary) -> PlainTable:
         if not figure.measured:
             table.add_row(figure.label, *_compared(figure, teacher.cost, student.cost))
     for timed in summary.latency:
-        table.add_row(f"ms for 1 image, {timed.where}", str(timed.first), str(timed.second), str(timed))
+        table.add_row(f"ms for 1 example, {timed.where}", str(timed.first), str(timed.second), str(timed))
     for split in ("val", "test"):
         was, now = getattr(teacher, split), getattr(student, split)
         if was is not None and now is not None:
-            name = {"val": "validation", "test": "test"}[split] + f" {summary.metric}"
-            table.add_row(f"{name} ± s.e.", str(was), str(now), _points(was, now))
+            name = summary.called({"val": "validation", "test": "test"}[split])
+            table.add_row(name, summary.told(was), summary.told(now), _points(was, now))
     if summary.goal:
         table.add_section()
         table.add_row("[bold]goal", "[bold]asked", "[bold]obtained", "")

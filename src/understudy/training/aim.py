@@ -5,8 +5,9 @@ Outputs travel as one matrix: those that count, side by side, a row for each exa
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.config.training import Training
-from understudy.core.errors import ModelError
+from understudy.core.errors import ModelError, did_you_mean
 from understudy.core.nested import called, leaves, mapped
 from understudy.data import Data
 from understudy.data.data import first_images
@@ -141,6 +142,7 @@ def _check_training(aim: Aim, network: nn.Module, inputs: Any, count: int) -> No
 
 
 def _given(network: nn.Module, inputs: Any) -> Any:
+    _check_names(network, inputs)
     try:
         with torch.no_grad():
             return called(network, inputs)
@@ -150,6 +152,24 @@ def _given(network: nn.Module, inputs: Any) -> Any:
             f"{str(error) or type(error).__name__}. A tuple is passed as one argument after the other, a dict by name; "
             "the items of a list or dataset are one example each, batches come from a DataLoader"
         ) from error
+
+
+def _check_names(network: nn.Module, inputs: Any) -> None:
+    """Refuse inputs by a name that the forward pass does not know, as tokenizers give more than models take.
+
+    Raises:
+        ModelError: there is one; names it, and what the model takes.
+    """
+    taken = inspect.signature(network.forward).parameters
+    if not isinstance(inputs, Mapping) or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return
+    unknown = [name for name in inputs if name not in taken]
+    if unknown:
+        raise ModelError(
+            f"every input must be one that the model takes by name, which are {', '.join(taken)}, but the data have "
+            f"{', '.join(map(repr, unknown))}{did_you_mean(str(unknown[0]), taken)}: leave it out of the dict, or name "
+            "it as the model does"
+        )
 
 
 def _told(value: Any) -> str:

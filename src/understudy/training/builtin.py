@@ -17,6 +17,7 @@ from understudy.data import Data
 from understudy.training.objective import TEMPERATURE, loss_for, mse, softened_kl
 from understudy.training.objectives import Measure, Objective, Outputs, cosine_loss
 
+_RETRIEVED = 8  # fewest examples among which a nearest one says anything
 IGNORED = -100  # the target of what has none, as in torch.nn.functional.cross_entropy
 
 
@@ -245,6 +246,39 @@ class Embedding(_OfOne):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retrieval(Embedding):
+    """As embedding, scored by how often the nearest of the other examples is the one that it is in the teacher.
+
+    Nearest by cosine, among the validation examples of one batch of 256.
+    """
+
+    name = "retrieval"
+    metric = "retrieval agreement"
+
+    def check(self, outputs: Outputs, targets: Any, data: Data) -> None:
+        """Check as embedding does, and that there are examples to choose from."""
+        super().check(outputs, targets, data)
+        if len(data.val) < _RETRIEVED:
+            raise DataError(
+                f"for {self.name} there must be at least {_RETRIEVED} validation examples to find the nearest of, but "
+                f"there are {len(data.val)}"
+            )
+
+    def measure(self, outputs: Outputs, targets: Any) -> tuple[Tensor, ...]:
+        """Return how often the nearest is the same, and of how many; one without others does not count."""
+        both = [functional.normalize(rows.flatten(1).double(), dim=1) for rows in (_one(outputs), targets)]
+        same = torch.ones(0) == 1
+        if len(both[0]) > 1:
+            found, wanted = ((rows @ rows.T).fill_diagonal_(-2.0).argmax(1) for rows in both)
+            same = (found == wanted) & ~both[0].isnan().any(1)
+        return same.sum().double(), torch.tensor(float(len(same)))
+
+    def score(self, sums: Sequence[Tensor]) -> float:
+        """Return the share of examples whose nearest is the same."""
+        return float(sums[0] / sums[1])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Language(_OfOne):
     """A token for each place: logits (b, t, vocabulary), targets (b, t), what each place is to foretell; -100: nothing.
 
@@ -374,6 +408,7 @@ def _classes(objective: Objective, targets: Any, classes: int, shape: tuple[int,
 BUILT_IN: dict[str, Objective] = {
     made.name: made
     for made in (
-        Classification(), MultiLabel(), Regression(), Segmentation(), Pixels(), Embedding(), Language(), Agreement()
+        Classification(), MultiLabel(), Regression(), Segmentation(), Pixels(), Embedding(), Retrieval(), Language(),
+        Agreement(),
     )
 }  # fmt: skip
