@@ -130,7 +130,7 @@ def test_tokens_by_name_and_outputs_in_a_dataclass(method: us.Method, tmp_path: 
     assert torch.equal(again(**inputs).pooled, result.student(**inputs).pooled)
     with pytest.raises(ModelError, match=r"which are ids, mask, extra, but the data have 'idz' \(did you mean 'ids'"):
         squeeze(teacher, us.Data.from_inputs({"idz": ids, "mask": ids}), tmp_path / "wrong")
-    with pytest.raises(ModelError, match=r"here ids: int64 \(10, 6\), but it failed: AssertionError"):
+    with pytest.raises(ModelError, match=r"here ids: int64 \(10, 6\), but it failed"):
         squeeze(teacher, us.Data.from_inputs({"ids": ids}), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
