@@ -52,9 +52,6 @@ class Scripted(Searcher):
     def stage(self) -> str:
         return f"stage {len(self.told)}"
 
-    def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        return [len(self.told) / 10 + e.score / 100 for e in evaluations]
-
 
 class Counting:
     """Evaluates, and counts how often it was asked for what."""
@@ -102,12 +99,11 @@ def test_the_longest_of_an_update_is_begun_first_and_all_are_told_in_their_order
     assert [[e.architecture.width(GROUP) for e in batch] for batch in searcher.told[:3]] == SCRIPT
 
 
-def test_updates_tell_stage_and_reward_from_before_learning(tmp_path: Path) -> None:
+def test_updates_tell_the_stage_from_before_learning(tmp_path: Path) -> None:
     with Store(tmp_path / "study.db", SPACE) as store:
         searcher, updates = run(store, toy_evaluation)
     assert [(u.number, u.of, u.stage) for u in updates] == [(i + 1, 4, f"stage {i}") for i in range(4)]
     assert [list(u.evaluations) for u in updates] == searcher.told
-    assert updates[2].rewards == tuple(2 / 10 + e.score / 100 for e in searcher.told[2])
 
 
 def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from understudy.core.goal import Reward
+from understudy.core.goal import Budgets, Reward
 from understudy.methods.base import Update
 from understudy.report import progress
 from understudy.report.progress import Display, Finals, Pace, SearchProgress
@@ -149,9 +149,30 @@ def test_a_search_says_how_long_the_whole_run_takes(clock: Clock) -> None:
         student = replace(FULL, seconds=100.0)
         clock.now += 100.0
         follow.finished(student)
-        follow.updated(Update(stage="search", number=1, of=4, evaluations=(student,), rewards=(-1.0,), trained=1))
+        follow.updated(Update(stage="search", number=1, of=4, evaluations=(student,), trained=1))
     # Three more at 100 seconds each, and a final training that costs two of them.
     assert [line.partition("about ")[2] for line in lines(console)] == ["8m 20s left"] * 2
+
+
+@pytest.mark.parametrize("budgets", [Budgets(parameters=100), Budgets(parameters=100, score=0.95), Budgets(score=0.8)])
+def test_mean_and_best_are_of_one_reward(budgets: Budgets) -> None:
+    assert FULL.cost is not None
+    reward = Reward(teacher_cost=replace(FULL.cost, parameters=1000), teacher_score=0.9, budgets=budgets)
+    console = piped()
+    with Display(shown=True, console=console) as display:
+        follow = SearchProgress(
+            display, students=6, reward=reward, finals=Finals(students=1, passes=1, workers=1, logits=0)
+        )
+        shrunk = [(0.5, 50), (0.7, 90), (0.99, 500)]  # the last one is over the budget on parameters
+        students = [replace(FULL, score=s, cost=replace(FULL.cost, parameters=p)) for s, p in shrunk]
+        for number, some in enumerate((students, students[:2]), start=1):
+            follow.updated(Update(stage="search", number=number, of=2, evaluations=tuple(some), trained=len(some)))
+    said = [
+        re.search(r"mean reward (\S+)  best (\S+): (\S+),", line) for line in lines(console) if "mean reward" in line
+    ]
+    assert len(said) == 2 and all(found is not None and float(found[1]) <= float(found[2]) for found in said)
+    best = {found[3] for found in said if found}
+    assert best == ({"70.00%"} if budgets.parameters else {"99.00%"})
 
 
 def test_a_warning_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from understudy.core.errors import GoalError, did_you_mean
@@ -135,6 +135,16 @@ class Reward:
             return -1.0
         compression = max(1.0 - self._left(cost, capped=self.capped), 0.0)
         return compression * (2.0 - compression) * evaluation.score * self.most
+
+    @property
+    def of_candidates(self) -> Reward:
+        """The same for candidates, as searchers and their progress see it.
+
+        The score asked for is that of a student trained to convergence. A candidate's few epochs seldom reach it, and
+        if none does, a penalty for all teaches nothing. So where budgets on cost bound the search already, score counts
+        as a factor of the reward alone; the end of the search and the final choice hold to the floor.
+        """
+        return replace(self, budgets=replace(self.budgets, score=0.0)) if self.budgets.limits() else self
 
     @property
     def most(self) -> float:

@@ -292,18 +292,6 @@ class Job:
         capped = self.settings.method.capped
         return Reward(teacher_cost=teacher_cost, teacher_score=teacher_score, budgets=budgets, capped=capped)
 
-    @property
-    def search_reward(self) -> Reward:
-        """The reward that the searcher sees.
-
-        The score asked for is that of a student trained to convergence. A candidate's few epochs
-        seldom reach it, and if none does, a penalty for all teaches nothing. So where budgets on cost
-        bound the search already, score counts as a factor of the reward alone; the end of the search
-        and the final choice hold to the floor.
-        """
-        budgets = self.reward.budgets
-        return replace(self.reward, budgets=replace(budgets, score=0.0)) if budgets.limits() else self.reward
-
     def _pruned(self) -> tuple[Evaluator, list[Evaluation]]:
         """Let agents prune, or go on; return the evaluator of what they left, and its evaluation."""
         self.display.say(f"teacher: {share(self.teacher['score'])} on validation; agents on every channel")
@@ -322,7 +310,7 @@ class Job:
         """Run the search, or what is left of it; return the evaluator and all evaluations."""
         method, display = self.settings.method, self.display
         glance = Glances(self.run, self.evaluator.glance, display.say)
-        problem = replace(self.task.problem(self.search_reward), predict=self.latencies.predict, glance=glance)
+        problem = replace(self.task.problem(self.reward.of_candidates), predict=self.latencies.predict, glance=glance)
         searcher = method.searcher(problem)
         display.say(f"teacher: {share(self.teacher['score'])} on validation; search by {searcher.stage}")
         finals, start = self._after_search(), time.monotonic()

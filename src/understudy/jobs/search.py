@@ -59,7 +59,6 @@ def search(
         missing = {key_of(a): a for a in proposals if store.get(key_of(a)) is None}
         evaluate_all(sorted(missing.values(), key=work_of, reverse=True), on_done=store.add)
         evaluations = [measured(_known(store, key_of(a))) for a in proposals]
-        rewards = searcher.rewards(evaluations)
         searcher.learn(evaluations)
         on_update(
             Update(
@@ -67,7 +66,6 @@ def search(
                 of=searcher.updates,
                 stage=stage,
                 evaluations=tuple(evaluations),
-                rewards=tuple(rewards),
                 trained=len(missing),
             )
         )

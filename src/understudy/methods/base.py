@@ -65,7 +65,7 @@ class Searcher(ABC):
         return "search"
 
     def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
-        """Return the reward that each evaluation earns at the present update (for progress)."""
+        """Return the reward that each evaluation earns at the present update."""
         return [self.problem.reward(evaluation) for evaluation in evaluations]
 
     def state_dict(self) -> dict[str, object]:
@@ -81,5 +81,4 @@ class Update:
     of: int
     stage: str
     evaluations: tuple[Evaluation, ...]  # one for each proposal, in order
-    rewards: tuple[float, ...]  # of those, at this update
     trained: int  # how many were evaluated now; the others were known or asked for twice

@@ -214,7 +214,7 @@ class SearchProgress:
 
     def __init__(self, display: Display, *, students: int, reward: Reward, finals: Finals) -> None:
         self._display, self._students, self._budgets = display, students, reward.budgets
-        self._merit, self._plain = merit_for(reward), reward.plain
+        self._merit, self._reward = merit_for(reward), reward.of_candidates
         self._finals = finals
         self._done = 0  # up to the last update
         self._since = 0  # trained after it
@@ -243,7 +243,7 @@ class SearchProgress:
         self._display.say(
             f"update {_out_of(update.number, update.of)}  {update.stage}  "
             f"{_out_of(self._done, self._students)} students  "
-            f"mean reward {sum(update.rewards) / len(update.rewards):+.3f}  {self._best_so_far()}"
+            f"mean reward {statistics.fmean(map(self._reward, update.evaluations)):+.3f}  {self._best_so_far()}"
             + (f"  {rest}" if rest else "")
         )
 
@@ -254,7 +254,7 @@ class SearchProgress:
         broken = self._budgets.broken_by(self._best.cost, self._best.score)
         over = f" (not yet kept: {', '.join(broken)})" if broken else ""
         figures = f"{share(self._best.score)}, {amount(self._best.cost.parameters)} parameters"
-        return f"best {self._plain(self._best):+.3f}: {figures}{over}"
+        return f"best {self._reward(self._best):+.3f}: {figures}{over}"
 
     def _left(self) -> float | None:
         if not self._trained or not self._students:
