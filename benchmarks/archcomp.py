@@ -80,9 +80,9 @@ def embedded(name: str, students: int, fit_steps: int, seed: int) -> tuple[ArchC
     teacher = cost(space.full)
     assert teacher is not None, "the teacher can be built"
     reward = toy_reward(space) if name in TOYS else Reward(teacher_cost=teacher, teacher_score=1.0)
-    settings = ArchComp(students=2 * students, start=students)
+    settings = ArchComp(students=2 * students)
     problem = Problem(space=space, reward=reward, predict=cost, seed=seed)
-    searcher = ArchCompSearcher(problem, settings, rules=Rules(fit_steps=fit_steps))
+    searcher = ArchCompSearcher(problem, settings, rules=Rules(fit_steps=fit_steps), start=students)
     while searcher.stage == "random":
         # Nothing is trained on real networks: their embedding knows of no accuracy but the teacher's.
         found = [toy_evaluation(a, landscape=seed) if name in TOYS else untrained(a) for a in searcher.propose()]

@@ -72,7 +72,6 @@ STAGES = {
     "even stages, as in the paper": replace(PLAIN, removal_updates=12, shrinkage_updates=12, revisit=0.0),
     "units and kernels revisited more often": N2N(revisit=0.25),
     "the paper's rules": replace(PLAIN, rules="paper"),
-    "hard penalty": replace(PLAIN, phase_updates=0),
 }
 SEARCHERS = {"TPE": OptunaSearch(), "ArchComp": ArchComp()}
 ABLATIONS: dict[str, Rules] = {
@@ -87,6 +86,7 @@ ABLATIONS: dict[str, Rules] = {
     "no harmonics": replace(TUNED, harmonics=0),
     "raw rows": replace(TUNED, scaled=False),
     "one advantage": replace(TUNED, per_rollout=False),
+    "hard penalty": replace(TUNED, phase_updates=0),
     "no entropy": replace(TUNED, entropy_bonus=0.0),
 }
 COMPARISONS: dict[str, Mapping[str, N2N | OptunaSearch | ArchComp | Rules]] = {

@@ -106,8 +106,8 @@ def test_a_part_of_a_table_knows_what_it_lacks(table: Table, tmp_path: Path, mon
 def test_an_embedding_of_a_part_is_fitted_to_what_is_in_it(table: Table) -> None:
     full = next(e for e in table.evaluations if e.architecture == table.space.full)
     part = replace(table, evaluations=tuple({full, *table.evaluations[::2]}), repeats=())
-    settings, rules = ArchComp(students=50, start=25), Rules(samples=100, fit_steps=5)
-    searcher, objective, known = fitted(part, settings, seed=0, rules=rules)
+    rules = Rules(samples=100, fit_steps=5)
+    searcher, objective, known = fitted(part, 25, seed=0, rules=rules)
     assert 15 < len(known) <= 26 and known <= {e.architecture.digest for e in part.evaluations}
     figures = ranks(part, searcher, objective, known)
     assert len(figures) == 2 and all(-1.0 <= value <= 1.0 for value in figures.values())

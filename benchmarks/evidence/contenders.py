@@ -301,7 +301,7 @@ CONTENDERS = {
     "decore": Contender(label="DECORE", find=decore),
     "archcomp": Contender(
         label="Architecture Compression",
-        find=Searched("archcomp", lambda n: ArchComp(students=n, start=min(ArchComp().start, n // 2))),
+        find=Searched("archcomp", lambda n: ArchComp(students=n)),
     ),
     "n2n-decore": Contender(label="N2N, then DECORE", find=chain),
     "random": Contender(

@@ -31,12 +31,10 @@ RANK = "rank correlation of accuracy, rest of the table"
 TOP = "the same, upper half of the true rewards"
 
 
-def fitted(
-    table: Table, settings: ArchComp, seed: int, rules: Rules = TUNED
-) -> tuple[ArchCompSearcher, Objective, set[str]]:
+def fitted(table: Table, start: int, seed: int, rules: Rules = TUNED) -> tuple[ArchCompSearcher, Objective, set[str]]:
     """Return a search whose embedding was fitted once, to its random start and the teacher, and their digests."""
     problem = Problem(space=table.space, reward=table.reward(), predict=table.cost, seed=seed)
-    searcher = ArchCompSearcher(problem, settings, rules=rules)
+    searcher = ArchCompSearcher(problem, ArchComp(students=2 * start), rules=rules, start=start)
     known = {table.space.full.digest}
     while searcher.stage == "random":
         proposals = searcher.propose()
@@ -92,7 +90,7 @@ def along(table: Table, searcher: ArchCompSearcher, objective: Objective) -> dic
 
 def figures_of(table: Table, labels: int, seed: int) -> dict[str, float]:
     """Return all figures of one seed."""
-    searcher, objective, known = fitted(table, ArchComp(students=2 * labels, start=labels), seed)
+    searcher, objective, known = fitted(table, labels, seed)
     figures = {"different labels": len(known)} | ranks(table, searcher, objective, known)
     return figures | along(table, searcher, objective) if table.whole else figures
 

@@ -111,7 +111,7 @@ def test_a_batch_is_made_where_its_epoch_and_split_are() -> None:
     # The meta device stands for any: a copy to or from it is one that a step would wait for.
     meta = torch.device("meta")
     data = Data.from_arrays(*arrays()).to(meta)
-    augmentation = Augmentation(crop=1, flip=True, cutout=2)
+    augmentation = Augmentation(crop=1, flip=True)
     epoch = Views(len(data.train), augmentation, seed=0).epoch(0).to(meta)
 
     def batch() -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from understudy.config.training import Augmentation
 from understudy.data import Epoch, Views
 
-ALL = Augmentation(crop=2, flip=True, cutout=3)
+ALL = Augmentation(crop=2, flip=True)
 
 
 def pixels(n: int = 24, channels: int = 3, height: int = 6, width: int = 5) -> Tensor:
@@ -29,23 +29,20 @@ def one_by_one(epoch: Epoch, images: Tensor, indices: Tensor) -> Tensor:
     how, out = epoch.augmentation, []
     height, width = images.shape[2:]
     for image, index in zip(images, indices, strict=True):
-        down, right, mirror, row, column = epoch.draws[index]
+        down, right, mirror = epoch.draws[index]
         top, left = whole(down, 2 * how.crop + 1), whole(right, 2 * how.crop + 1)
         padded = F.pad(image, (how.crop,) * 4)
         view = padded[:, top : top + height, left : left + width].clone()
         if how.flip and mirror < 0.5:
             view = view.flip(2)
-        if how.cutout:
-            y, x = whole(row, height) - how.cutout // 2, whole(column, width) - how.cutout // 2
-            view[:, max(y, 0) : y + how.cutout, max(x, 0) : x + how.cutout] = 0
         out.append(view)
     return torch.stack(out)
 
 
-@given(st.integers(0, 3), st.booleans(), st.integers(0, 5), st.integers(0, 9))
-def test_apply_is_crop_then_flip_then_cutout(crop: int, flip: bool, cutout: int, number: int) -> None:
+@given(st.integers(0, 3), st.booleans(), st.integers(0, 9))
+def test_apply_is_crop_then_flip(crop: int, flip: bool, number: int) -> None:
     images = pixels()
-    epoch = Views(len(images), Augmentation(crop=crop, flip=flip, cutout=cutout), seed=1).epoch(number)
+    epoch = Views(len(images), Augmentation(crop=crop, flip=flip), seed=1).epoch(number)
     torch.testing.assert_close(
         epoch.apply(images[epoch.order], epoch.order),
         one_by_one(epoch, images[epoch.order], epoch.order),
@@ -110,7 +107,7 @@ def test_nothing_switched_on_changes_nothing() -> None:
     assert Views(len(images), Augmentation(), seed=0).epoch(0).apply(images, indices) is images
 
 
-def test_crops_flips_and_squares_are_all_drawn_evenly() -> None:
+def test_crops_and_flips_are_drawn_evenly() -> None:
     images = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).expand(9000, -1, -1, -1)
     indices = torch.arange(9000)
     crops = Views(9000, Augmentation(crop=1), seed=0).epoch(0).apply(images, indices)[:, 0, 1, 1]
@@ -118,9 +115,6 @@ def test_crops_flips_and_squares_are_all_drawn_evenly() -> None:
     flips = Views(9000, Augmentation(flip=True), seed=0).epoch(0).apply(images, indices)[:, 0, 0, 0]
     assert set(flips.tolist()) == {1, 3}
     assert abs(int((flips == 3).sum()) - 4500) < 240
-    squares = Views(9000, Augmentation(cutout=1), seed=0).epoch(0).apply(images, indices) == 0
-    assert torch.equal(squares.sum((1, 2, 3)), torch.ones(9000, dtype=torch.int64))
-    assert squares.sum(0).sub(1000).abs().max() < 150
 
 
 def test_a_cycle_repeats_looks_in_a_new_order() -> None:

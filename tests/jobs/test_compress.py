@@ -370,12 +370,14 @@ def test_a_folder_in_use_is_refused(teacher: Teacher, done: us.Result) -> None:
             squeeze(teacher, done.run, goal=us.Goal(params="4x", score_drop=0.9))
 
 
-def test_a_run_of_a_newer_format_is_refused(teacher: Teacher, tmp_path: Path) -> None:
+def test_a_run_of_another_format_is_refused(teacher: Teacher, tmp_path: Path) -> None:
     squeeze(teacher, tmp_path / "run", method=UniformWidth(students=2))
-    identity = json.loads((tmp_path / "run" / "identity.json").read_text())
-    (tmp_path / "run" / "identity.json").write_text(json.dumps({**identity, "format": 99}))
-    with pytest.raises(RunError, match="has format 99, but this version of understudy reads formats up to 1"):
-        squeeze(teacher, tmp_path / "run", method=UniformWidth(students=2))
+    texts = {path: path.read_text() for path in (tmp_path / "run").glob("*.json")}
+    for found, way in ((99, "pip install --upgrade understudy"), (1, "make it anew, or use the version that made it")):
+        for path, text in texts.items():  # format 1 said accuracy
+            path.write_text(text.replace('"format": 2', f'"format": {found}').replace('"score"', '"accuracy"'))
+        with pytest.raises(RunError, match=f"has format {found}, but this version of understudy reads format 2: {way}"):
+            squeeze(teacher, tmp_path / "run", method=UniformWidth(students=2))
 
 
 def test_other_versions_are_logged(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:

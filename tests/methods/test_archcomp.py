@@ -35,7 +35,7 @@ from understudy.testing.landscapes import (
     toy_space,
 )
 
-QUICK = ArchComp(students=18, start=8)
+QUICK = ArchComp(students=16)
 RULES = Rules(samples=60, fit_steps=12, refit_steps=4, batch_size=16, starts=12, steps=10, hidden=8)
 
 
@@ -124,7 +124,7 @@ def test_what_is_left_is_that_of_the_figures_with_a_budget() -> None:
 
 
 def test_descent_raises_the_objective_of_what_is_decoded_and_never_lowers_it() -> None:
-    searcher = fitted(replace(QUICK, start=15, students=30), replace(RULES, fit_steps=120, samples=300))
+    searcher = fitted(replace(QUICK, students=30), replace(RULES, fit_steps=120, samples=300))
     objective = searcher.fit()
     starts_SD = searcher.starts(objective)
     draw_S = torch.arange(len(starts_SD)) % RULES.draws
@@ -156,7 +156,7 @@ def test_descent_stays_where_nothing_better_is_met() -> None:
 
 
 def test_it_learns_on_a_known_landscape() -> None:
-    settings = replace(QUICK, students=45, start=20)
+    settings = replace(QUICK, students=45)
     quick = replace(RULES, samples=300, fit_steps=120, refit_steps=20, hidden=12)
     gains = []
     for seed in range(2):
@@ -232,12 +232,12 @@ def toy_students(count: int, seed: int = 9) -> list[Architecture]:
     return [random.drawn() for _ in range(count)]
 
 
-LEARNED = replace(QUICK, students=50, start=45)
+LEARNED = replace(QUICK, students=50)
 FITTED = replace(RULES, samples=200, fit_steps=60, hidden=12)
 
 
 def learned(landscape: int) -> dict[str, torch.Tensor]:
-    searcher = archcomp(LEARNED, FITTED)
+    searcher = ArchCompSearcher(toy_problem(), LEARNED, rules=FITTED, start=45)
     run_searcher(searcher, landscape=landscape)
     return searcher.state_dict()  # type: ignore[return-value]
 
@@ -259,7 +259,7 @@ def test_what_was_learned_predicts_accuracies_and_their_deviation() -> None:
 
 def test_a_search_that_starts_from_another_is_good_at_once() -> None:
     space, reward = toy_space(), toy_reward(toy_space(), Goal(params="20x"))
-    settings, bests = replace(LEARNED, students=10, start=5), []
+    settings, bests = replace(LEARNED, students=10), []
     for landscape in (0, 1, 2):
         problem = toy_problem(space, "20x", seed=1, policy=learned(landscape))
         warm = ArchCompSearcher(problem, settings, rules=FITTED)
@@ -282,7 +282,7 @@ def test_a_run_serves_inspect_and_the_next_run(
 ) -> None:
     monkeypatch.setitem(rules.RULES, "tuned", RULES)
     teacher = teach_tiny(tmp_path / "teacher")
-    method = replace(QUICK, students=8, start=5)
+    method = replace(QUICK, students=8)
     first = squeeze(teacher, tmp_path / "first", method=method)
     first.save(tmp_path / "student")
     model = [FACTORY, "--size", "8", "--channels", "1", "--architecture", str(tmp_path / "student")]

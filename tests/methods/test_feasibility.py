@@ -22,13 +22,13 @@ def test_nothing_that_is_drawn_is_smaller(kind: str) -> None:
     assert least <= min(e.cost.parameters for e in drawn)
 
 
-@pytest.mark.parametrize("method", [N2N(), N2N(granularity="layers"), RandomSearch(), UniformWidth()])
+@pytest.mark.parametrize("method", [N2N(), N2N(rules="paper"), RandomSearch(), UniformWidth()])
 def test_the_smallest_is_what_the_method_can_propose(method: Method) -> None:
     space = toy_space()
     architecture, cost = smallest(space, method, Widths(), toy_cost, "macs")
     assert cost == toy_cost(architecture)
     kinds = {space.unit(name).kind for name in architecture.removed}
-    assert kinds <= ({"layer"} if method == N2N(granularity="layers") else {"conv", "pool", "block"})
+    assert kinds <= ({"layer"} if method == N2N(rules="paper") else {"conv", "pool", "block"})
     assert bool(architecture.removed) is not isinstance(method, UniformWidth)
     assert all(width % 8 == 0 for _, width in architecture.widths)
     assert bool(architecture.kernels) is not isinstance(method, UniformWidth)

@@ -35,7 +35,7 @@ def test_what_is_written_is_read(there: StudentCard, tmp_path: Path) -> None:
 def test_the_file_says_its_format_and_which_budgets_are_kept(tmp_path: Path) -> None:
     FULL.write(tmp_path)
     found = json.loads((tmp_path / "model.json").read_text())
-    assert found["format"] == 1 and found["goal"][0]["kept"] is True
+    assert found["format"] == 2 and found["goal"][0]["kept"] is True
     assert found["data"] == {"source": "digits", "digest": "1" * 16}
 
 
@@ -57,7 +57,11 @@ def test_the_file_says_its_format_and_which_budgets_are_kept(tmp_path: Path) -> 
         ({"classes": [0, 1]}, "classes must be at least one, and texts"),
         ({"starts": [0]}, "starts must be texts"),
         ({"latency": [{"where": "here"}]}, "is damaged: KeyError"),
-        ({"format": 2}, "has format 2, but this version of understudy reads formats up to 1"),
+        ({"format": 3}, "has format 3, but this version of understudy reads format 2: pip install --upgrade"),
+        (
+            {"format": 1},
+            "has format 1, but this version of understudy reads format 2: make it anew, or use the version",
+        ),
     ],
 )
 def test_a_damaged_card_is_one_error(changed: dict[str, Any], text: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from understudy.core.goal import Goal
 from understudy.jobs.teach import load_teacher
 from understudy.methods.archcomp import rules
 
-METHODS = {"n2n": METHOD, "archcomp": ArchComp(students=8, start=3)}
+METHODS = {"n2n": METHOD, "archcomp": ArchComp(students=8)}
 
 
 def drive(method: str, teacher: str, folder: str) -> None:

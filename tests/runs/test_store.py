@@ -114,11 +114,11 @@ def test_an_address_will_do(path: Path) -> None:
         assert store.all() == [toy_evaluation(SPACE.full)]
 
 
-@pytest.mark.parametrize("found", [0, 2, None])
+@pytest.mark.parametrize("found", [1, 3, None])
 def test_another_format_is_refused(path: Path, found: int | None) -> None:
     Store(path, SPACE).close()
     study_in(path).set_user_attr("format", found)
-    with pytest.raises(RunError, match=f"must be of format 1, but {path} is of format {found}"):
+    with pytest.raises(RunError, match=f"must be of format 2, but {path} is of format {found}"):
         Store(path, SPACE)
 
 
@@ -132,7 +132,7 @@ def test_a_study_of_somebody_else_is_refused(path: Path) -> None:
         Store(path, SPACE)
 
 
-@pytest.mark.parametrize("written", [{}, {"format": 1}])
+@pytest.mark.parametrize("written", [{}, {"format": 2}])
 def test_a_store_whose_making_was_interrupted_is_completed(path: Path, written: dict[str, int]) -> None:
     path.parent.mkdir()
     study = optuna.create_study(
@@ -142,7 +142,7 @@ def test_a_store_whose_making_was_interrupted_is_completed(path: Path, written: 
         study.set_user_attr(key, value)
     with Store(path, SPACE) as store:
         store.add(toy_evaluation(SPACE.full))
-    assert study_in(path).user_attrs == {"format": 1, "space": SPACE.digest}
+    assert study_in(path).user_attrs == {"format": 2, "space": SPACE.digest}
 
 
 def small_space() -> Space:
@@ -171,12 +171,12 @@ def small_evaluations() -> list[Evaluation]:
     return [full, thin, gone]
 
 
-def test_a_store_of_version_1_can_be_read(tmp_path: Path) -> None:
+def test_a_store_of_format_2_can_be_read(tmp_path: Path) -> None:
     # Made by this version: the evaluations above were added to an empty Store, and the file was written out by
     # `sqlite3.connect("study.db").iterdump()`, a statement a line. Once a version is released, the file stays as it is
     # and later versions must read it; before that, it is made again where the format of a Space changes.
     database = sqlite3.connect(tmp_path / "study.db")
-    database.executescript((Path(__file__).parent.parent / "assets" / "store_v1.sql").read_text())
+    database.executescript((Path(__file__).parent.parent / "assets" / "store_v2.sql").read_text())
     database.close()
     with Store(tmp_path / "study.db", small_space()) as store:
         assert store.all() == small_evaluations()

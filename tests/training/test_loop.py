@@ -24,7 +24,7 @@ from understudy.training.loop import (
 )
 
 N, CLASSES = 97, 3  # the last batch of 32 holds one example
-AUGMENTATION = Augmentation(crop=1, flip=True, cutout=2)
+AUGMENTATION = Augmentation(crop=1, flip=True)
 TRAINING = Training(epochs=3, batch_size=32, loss="mse+ce")
 
 

@@ -41,8 +41,10 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "verify": Verify,
 }
-_ABOUT = """Understudy takes a trained PyTorch network and learns a much smaller one that does the same. It compresses
-image classifiers; other tasks do not work yet.
+_ABOUT = """Understudy takes a trained PyTorch network and learns a much smaller one that does the same. These commands
+work on image classifiers. From Python any module and its inputs will do, with labels, targets or none:
+
+  us.compress(model.backbone, us.Data.from_inputs(loader), goal=us.Goal(macs="2x"), run="runs/first")
 
 You have a network of your own, its weights and a folder of images (FOLDER/train/CLASS/*, val/ and test/ likewise;
 images that the network was not trained on belong in val/). Give the mean and the standard deviation that it was

@@ -91,15 +91,11 @@ class N2N(Method):
     revisit: Share = 0.2
     """Initial probability that stage 2 changes a unit or kernel of its starting student; 0.5 and more is a uniform
     prior (paper: 0, units stay as stage 1 left them)."""
-    granularity: Literal["units", "layers"] = "units"
-    """What one removal takes: a convolution with its norm and activation, a pooling layer or a block; or a
-    single layer (paper)."""
     lr: Amount = 0.02
     """Adam's learning rate for both policies (paper: 0.003)."""
-    phase_updates: Natural = 8
-    """Updates over which the penalty for breaking a budget sets in, per stage (paper: 15; 0: at once)."""
     rules: RulesName = "tuned"
-    """tuned: calibrated to the budgets, replayed updates, draws that fit; paper: REINFORCE as published."""
+    """tuned: whole units are removed, calibrated to the budgets, replayed updates, draws that fit; paper: single layers
+    are removed, REINFORCE as published."""
 
     name: ClassVar[str] = "n2n"
     made_by: ClassVar[str] = "understudy.methods.n2n.search:N2NSearch"
@@ -120,6 +116,11 @@ class N2N(Method):
         """Whether a budget ends what compression earns: not in the paper."""
         return self.rules != "paper"
 
+    @property
+    def granularity(self) -> Literal["units", "layers"]:
+        """What one removal takes: a convolution with its norm and activation, a pooling layer, a block; or a layer."""
+        return "layers" if self.rules == "paper" else "units"
+
     def removable(self, space: Space) -> list[Unit]:
         """Return the units of its granularity."""
         return [unit for unit in space.units if (unit.kind == "layer") == (self.granularity == "layers")]
@@ -132,9 +133,7 @@ class N2N(Method):
             shrinkage_updates=100,
             draws_per_rollout=1,
             revisit=0.0,
-            granularity="layers",
             lr=0.003,
-            phase_updates=15,
             rules="paper",
         )
 
@@ -145,8 +144,6 @@ class ArchComp(Method):
 
     students: Count = 120
     """Number of students trained."""
-    start: Count = 20
-    """How many of them random search draws, before the embedding is fitted."""
     rules: RulesName = "tuned"
     """tuned: the embedding starts from what is known of costs and decisions; paper: from random weights."""
 

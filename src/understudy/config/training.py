@@ -52,8 +52,6 @@ class Augmentation(Checked):
     """Padding in pixels before a random crop (0: no crop)."""
     flip: bool = False
     """Random horizontal flips."""
-    cutout: Natural = 0
-    """Side of a random blanked square in pixels (0: none)."""
 
 
 @dataclass(frozen=True, kw_only=True)

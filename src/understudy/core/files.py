@@ -82,13 +82,13 @@ def understood(path: Path, error: type[UnderstudyError]) -> Iterator[None]:
 
 
 def check_format(found: Any, known: int, *, what: str, error: type[UnderstudyError]) -> None:
-    """Refuse what a later version wrote.
+    """Refuse what another version wrote in another format.
 
     Raises:
         UnderstudyError: of the kind given; the message names both formats.
     """
-    if not isinstance(found, int) or found > known:
-        raise error(
-            f"{what} has format {found}, but this version of understudy reads formats up to {known}: "
-            "pip install --upgrade understudy"
-        )
+    if found == known:
+        return
+    later = isinstance(found, int) and found > known
+    way = "pip install --upgrade understudy" if later else "make it anew, or use the version that made it"
+    raise error(f"{what} has format {found}, but this version of understudy reads format {known}: {way}")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from understudy.config.training import Augmentation
 from understudy.data.split import Images, Inputs
 
-_DRAWS = 5  # uniform numbers of one view: crop's row and column, flip, cutout's row and column
+_DRAWS = 3  # uniform numbers of one view: crop's row and column, flip
 
 
 @dataclass(frozen=True)
@@ -54,26 +54,22 @@ class Epoch:
 
     order: Int64[Tensor, " n"]
     augmentation: Augmentation
-    draws: Float32[Tensor, "n 5"]  # uniform in 0..1
+    draws: Float32[Tensor, "n 3"]  # uniform in 0..1
 
     def to(self, device: torch.device) -> Epoch:
         """Return this epoch with its numbers on another device, where `apply` then copies none from elsewhere."""
         return replace(self, order=self.order.to(device), draws=self.draws.to(device))
 
     def apply(self, images: Inputs, indices: Int[Tensor, " n"]) -> Inputs:
-        """Return the images (b, c, h, w) varied: crop of the zero-padded image, then flip, then cutout.
+        """Return the images (b, c, h, w) varied: crop of the zero-padded image, then flip.
 
         `indices` (b,) are the images' places in the split. Device and dtype are kept. Other inputs are not varied.
         """
         how = self.augmentation
-        if not (how.crop or how.flip or how.cutout):
+        if not (how.crop or how.flip):
             return images
         draws = self.draws[indices.to(self.draws.device)].to(images.device)
-        if how.crop or how.flip:
-            images = _cropped(images, draws[:, :3], how.crop, how.flip)
-        if how.cutout:
-            images = images.masked_fill(_squares(images, draws[:, 3:], how.cutout), 0)
-        return images
+        return _cropped(images, draws, how.crop, how.flip)
 
 
 def _cropped(images: Images, draws: Float32[Tensor, "n 3"], crop: int, flip: bool) -> Images:
@@ -88,18 +84,6 @@ def _cropped(images: Images, draws: Float32[Tensor, "n 3"], crop: int, flip: boo
     places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (b, h, w), into the flattened image
     places = places.flatten(1)[:, None].expand(-1, images.shape[1], -1)
     return padded.flatten(2).gather(2, places).view(images.shape)
-
-
-def _squares(images: Images, draws: Float32[Tensor, "n 2"], side: int) -> Tensor:
-    height, width = images.shape[2:]
-    # The centre may be any pixel, so squares are cut off at the border (DeVries and Taylor, 2017).
-    top = _whole(draws[:, :1], height) - side // 2
-    left = _whole(draws[:, 1:], width) - side // 2
-    rows = torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device)
-    hit_rows = (rows >= top) & (rows < top + side)
-    hit_columns = (columns >= left) & (columns < left + side)
-    return (hit_rows[:, :, None] & hit_columns[:, None, :])[:, None]
 
 
 def _whole(draws: Tensor, end: int) -> Tensor:

@@ -14,7 +14,7 @@ from understudy.core.files import check_format, read_json, understood, write_who
 from understudy.core.summary import Asked, Network
 from understudy.core.timing import Comparison
 
-FORMAT = 1
+FORMAT = 2  # 1: `accuracy` where `score` is now
 _ALWAYS = ("model", "arguments", "input", "classes", "mean", "std")
 
 

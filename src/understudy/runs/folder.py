@@ -52,7 +52,7 @@ try:
 except ImportError:  # Windows: nothing there keeps two drivers out of one folder
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2  # 1: `accuracy` where `score` is now
 State = Literal["finished", "running", "stopped"]
 _log = logging.getLogger("understudy")
 _LOCK = ".lock"
@@ -88,7 +88,7 @@ class Run:
     """One run folder. `Run(folder)` reads; `Run.open` checks it at the door and keeps others out.
 
     Raises:
-        RunError: the folder holds no run, or one of a newer format.
+        RunError: the folder holds no run, or one of another format.
     """
 
     def __init__(self, folder: str | Path) -> None:

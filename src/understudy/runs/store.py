@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-FORMAT = 1  # of what stands in the attributes; a store of another format is refused
+FORMAT = 2  # of what stands in the attributes (1: `accuracy` where `score` is now); another one is refused
 
 
 class Store:

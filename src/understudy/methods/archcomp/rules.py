@@ -10,6 +10,7 @@ class Rules:
     """How the embedding is made, fitted and ascended in. The paper states none of these but that it is learned."""
 
     informed: bool = True  # start from what is known of decisions and costs, not from random weights (paper)
+    start: int = 20  # students of random search before the first fit, or half of all where those are fewer
     samples: int = 1500  # architectures with predicted costs that shape the embedding; a tenth more at every update
     channels: int = 8  # of the embedding, for each layer of the teacher
     hidden: int = 24  # channels of encoder, decoder and heads

@@ -135,13 +135,17 @@ class ArchCompSearcher(Searcher):
             embedding serves as it is, what it says of score is corrected, and no student is random.
         settings: of architecture compression.
         rules: instead of those that the settings name.
+        start: how many students random search draws before the first fit; None: as the rules say, at most half.
     """
 
-    def __init__(self, problem: Problem, settings: ArchComp, *, rules: Rules | None = None) -> None:
+    def __init__(
+        self, problem: Problem, settings: ArchComp, *, rules: Rules | None = None, start: int | None = None
+    ) -> None:
         super().__init__(problem)
         self._space, self._reward, self._settings = problem.space, problem.reward, settings
         self._rules, policy = rules or RULES[settings.rules], problem.policy
-        random = 0 if policy else min(settings.start, settings.students)
+        start = min(self._rules.start, settings.students // 2) if start is None else start
+        random = 0 if policy else max(start, 1)
         self._random = RandomSearcher(problem, RandomSearch(), students=random)
         self._proposals, self._scoring = self._random.proposals, Scoring(problem.reward)
         self._left = settings.students

@@ -24,6 +24,7 @@ class Rules:
     redraws: int  # draws more for each student while what is drawn breaks a predicted budget or is known
     mend: bool  # where no redraw keeps the budgets, bring a draw to a legal architecture near by
     fill: bool  # widen every second draw until it just fits the predicted budgets
+    phase_updates: int  # over which the penalty for breaking a budget sets in, in each stage; 0: at once
     look_ahead: bool  # stage 1 is judged by what stage 2 can make of its students
     # Learning (section 3.3).
     per_rollout: bool  # each rollout's own reward less the baseline; or one mean for all of an update
@@ -41,6 +42,7 @@ PAPER = Rules(
     redraws=0,
     mend=False,
     fill=False,
+    phase_updates=15,
     look_ahead=False,
     per_rollout=False,
     replay=1,
@@ -56,6 +58,7 @@ TUNED = Rules(
     redraws=20,
     mend=True,
     fill=True,
+    phase_updates=8,
     look_ahead=True,
     per_rollout=True,
     replay=4,

@@ -203,7 +203,7 @@ class N2NSearch(Searcher):
         space, reward = problem.space, problem.reward
         self._settings, self._rules = settings, rules or RULES[settings.rules]
         self._policy: Mapping[str, Tensor] = problem.policy or {}
-        self._reward = replace(reward, phase_updates=settings.phase_updates)
+        self._reward = replace(reward, phase_updates=self._rules.phase_updates)
         self._generator = torch.Generator().manual_seed(problem.seed)
         self._proposals = Proposals(problem.predict, redraws=self._rules.redraws)
         self._shortlist = Shortlist(problem, settings, self._generator)

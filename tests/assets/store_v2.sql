@@ -40,7 +40,7 @@ CREATE TABLE study_user_attributes (
 	UNIQUE (study_id, "key"), 
 	FOREIGN KEY(study_id) REFERENCES studies (study_id)
 );
-INSERT INTO "study_user_attributes" VALUES(1,1,'format','1');
+INSERT INTO "study_user_attributes" VALUES(1,1,'format','2');
 INSERT INTO "study_user_attributes" VALUES(2,1,'space','"5bd09b4d73751795"');
 CREATE TABLE trial_heartbeats (
 	trial_heartbeat_id INTEGER NOT NULL, 
