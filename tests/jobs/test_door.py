@@ -68,6 +68,41 @@ def test_random_weights_are_refused_before_anything_is_made(tmp_path: Path) -> N
         plan(task_of(Tiny(), Data.digits()))
 
 
+class Untrainable(Tiny):
+    """Computes what `Tiny` does in a way that gives no gradients."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, 10)."""
+        if self.how == "out=":
+            logits = super().forward(images)
+            return torch.mul(logits, 2.0, out=torch.empty_like(logits))
+        with torch.no_grad():
+            return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("out=", r"out=... arguments don't support .* Write y = torch.mul\(a, b\) in place of"),
+        ("no_grad", r"none of its outputs has a gradient; is the forward pass in torch.no_grad\(\)"),
+    ],
+)
+def test_a_network_that_cannot_learn_is_refused_before_anything_is_made(how: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"must learn by gradients in training mode, but a step .* failed: .*{text}"):
+        squeeze(Untrainable(how), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_norm_of_single_features_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    teacher = Tiny()
+    teacher.classifier = nn.Sequential(nn.BatchNorm1d(teacher.classifier.in_features), teacher.classifier)
+    assert look_at(task_of(teacher, Data.digits())).score.value > 0.0
+
+
 def test_a_normalisation_that_is_clearly_better_is_named() -> None:
     # Made for pixels in 0..1, given the data's own mean and deviation.
     task = task_of(Brightness(at=99.5 / 255), shades())

@@ -72,6 +72,36 @@ def test_each_example_has_its_own_mask(name: str) -> None:
         assert (together - analysis.teacher(x)).abs().max() > 0.01
 
 
+class Attentive(nn.Module):
+    """Its attention to channels is computed under no_grad: by a function, a layer and an operation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gate, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        with torch.no_grad():
+            attention = torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.head(self.b(x * attention).mean((2, 3)))
+
+
+def test_no_gradient_comes_through_what_no_grad_holds() -> None:
+    network, other = Attentive(), Attentive()
+    other.load_state_dict(network.state_dict())
+    analysis = analyse(other, images(2))
+    assert len(analysis.space.groups) == 2
+    gated = Gated(analysis, other)
+    gated.mask(torch.ones(1, analysis.groups.slots))
+    for model in (network, gated):
+        model(images(3)).square().sum().backward()
+    assert network.gate.weight.grad is None and other.gate.weight.grad is None
+    for wanted, got in ((network.a, other.a), (network.b, other.b)):
+        assert wanted.weight.grad is not None and got.weight.grad is not None
+        torch.testing.assert_close(got.weight.grad, wanted.weight.grad)
+
+
 def test_gradients_are_those_of_the_sliced_network() -> None:
     # Also through the gate that is a ReLU at the same time.
     analysis = zoo_analysis("resnet20")

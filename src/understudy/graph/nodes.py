@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from understudy.graph.trace import Trace
+if TYPE_CHECKING:
+    from understudy.graph.trace import Trace
 
 # Operations whose result shares its input's memory.
 VIEWS = frozenset(

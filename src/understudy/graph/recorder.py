@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import TraceError
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
+from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
@@ -245,7 +246,7 @@ class _Tracer(fx.Tracer):
         self._leaf_modules = leaf_modules
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
-        self._running = False
+        self._running = self._learns = False
         self._indices: dict[int, Tensor] = {}  # masks and numbers that the network holds, by the fake tensors' identity
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -258,7 +259,7 @@ class _Tracer(fx.Tracer):
 
         @functools.wraps(forward)
         def watched(*given: Any) -> Any:
-            self.watch.on = True
+            self.watch.on, self._learns = True, torch.is_grad_enabled()
             try:
                 return forward(*given)
             finally:
@@ -273,7 +274,18 @@ class _Tracer(fx.Tracer):
         with self.watch.paused():
             proxy = super().create_proxy(*args, **kwargs)
             proxy.node.meta["value"] = self._run(proxy.node)
+        if self._learns and not torch.is_grad_enabled() and proxy.node.op.startswith("call_"):
+            return self._without_gradient(proxy)
         return proxy
+
+    def _without_gradient(self, proxy: fx.Proxy) -> fx.Proxy:
+        """Record that no gradient comes through what `torch.no_grad` holds; blocks are no part of a graph."""
+        node = proxy.node
+        if node.target == "detach":
+            return proxy
+        if is_in_place(node) or node.kwargs.get("out") is not None:
+            self.watch.draws = True  # what is overwritten keeps its gradient, which no graph says
+        return proxy.detach() if isinstance(node.meta["value"], Tensor) else proxy  # type: ignore[no-any-return]
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):

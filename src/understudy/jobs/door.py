@@ -13,15 +13,17 @@ from understudy.core.errors import DataError, ModelError
 from understudy.core.figures import share, standard_error
 from understudy.core.summary import Score
 from understudy.data import AnySplit, Data
+from understudy.data.data import first_images
 from understudy.graph.copies import copied
 from understudy.jobs.glance import Glance, glance_at
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
 from understudy.training.aim import Aim
-from understudy.training.compute import Compute, device_named
+from understudy.training.compute import Compute, device_named, refuse_untrainable
 from understudy.training.loop import predict
 
 _IMAGES = 500  # of each split that is looked at
+_STEP = 4  # of a step that shows whether it can be trained; norms need more than one
 _TRIED = 200  # images on which another normalisation is tried
 _BEYOND_DOUBT = 0.9  # score from which on no other normalisation is tried
 _BETTER = 0.05  # score that another normalisation must gain to be named
@@ -145,7 +147,13 @@ class Look:
 
 
 def look_at(task: Task) -> Look | Glance:
-    """Return what a first look at a task's teacher finds, on some hundred images; the test split is not read."""
+    """Return what a first look at a task's teacher finds, on some hundred images; the test split is not read.
+
+    Raises:
+        ModelError: it cannot be trained, so no student of it could be.
+    """
+    some = first_images(task.data, task.data.train, _STEP)
+    refuse_untrainable(task.teacher.module, some, task.settings.device)
     if task.aim.objective.name != "classification" or not task.data.has_targets:
         return glance_at(task)
     teacher, data, settings = task.teacher, task.data, task.settings

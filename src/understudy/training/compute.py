@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from understudy.config.training import Device
-from understudy.core.errors import ConfigError
+from understudy.core.errors import ConfigError, ModelError
 from understudy.core.nested import called, leaves, mapped
 from understudy.graph.copies import copied
 
@@ -120,6 +120,23 @@ def choose_compute(model: nn.Module, images: Any, device: Device) -> Compute:
     raise ConfigError("the model must run in one of the precisions, but none worked:\n" + "\n".join(errors))
 
 
+def refuse_untrainable(model: nn.Module, inputs: Any, device: Device) -> None:
+    """Try a step on a few examples in float32, before a run folder is made for students that could never learn.
+
+    Raises:
+        ModelError: it fails in training mode, or no gradient comes out of it.
+    """
+    compute = Compute(device=device_named(device.device), threads=device.threads)
+    try:
+        _step(model, inputs, compute)
+    except Exception as e:  # whatever the forward pass raises
+        hint = ". Write y = torch.mul(a, b) in place of torch.mul(a, b, out=y)" if "out=" in str(e) else ""
+        said = str(e).rstrip(".")
+        raise ModelError(
+            f"a network must learn by gradients in training mode, but a step of it failed: {said}{hint}"
+        ) from e
+
+
 def told(compute: Compute, device: Device) -> str:
     """Return in one line how is computed and, where the settings left it open, why."""
     precision, layout = compute.name.split("-")[-2:]
@@ -167,7 +184,11 @@ def _step(model: nn.Module, images: Any, compute: Compute) -> None:
         with compute.autocast():
             given = called(trial, compute.images(images))
         found = [leaf for _, leaf in leaves(given) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        torch.stack([tensor.float().square().mean() for tensor in found[:1]]).sum().backward()
+        if not found:
+            raise RuntimeError(
+                "none of its outputs has a gradient; is the forward pass in torch.no_grad(), or detached?"
+            )
+        found[0].float().square().mean().backward()
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
