@@ -285,7 +285,7 @@ class _Tracer(fx.Tracer):
             return proxy
         if is_in_place(node) or node.kwargs.get("out") is not None:
             self.watch.draws = True  # what is overwritten keeps its gradient, which no graph says
-        return proxy.detach() if isinstance(node.meta["value"], Tensor) else proxy  # type: ignore[no-any-return]
+        return proxy.detach() if isinstance(node.meta["value"], Tensor) else proxy
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):
