@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before torch is imported, so that it holds in the processes that tests start as well.
@@ -21,6 +22,7 @@ SHAPED = [
     for path in PACKAGE.rglob("*.py")
     if "from jaxtyping import" in path.read_text(encoding="utf-8")
 ]
+gc.disable()  # what is imported stays: see pytest_collection_finish
 install_import_hook(SHAPED, "tests.support.typecheck.checked")
 
 import hypothesis  # noqa: E402
@@ -34,6 +36,13 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests that compute run: cpu, cuda or mps")
+
+
+def pytest_collection_finish() -> None:
+    """Take what is imported, torch above all, out of what the garbage collector looks through again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

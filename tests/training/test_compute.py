@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from understudy.config.training import Device
 from understudy.core.errors import ConfigError
-from understudy.training.compute import Compute, choose_compute, seeded, told
+from understudy.training.compute import Compute, choose_compute, told
 
 COMPUTES = [
     Compute(dtype=dtype, memory_format=memory_format)
@@ -212,17 +212,6 @@ def test_placing_a_model_gives_its_filters_the_memory_format(device: torch.devic
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert compute.images(IMAGES).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(compute.images(IMAGES).cpu(), IMAGES)
-
-
-def test_seeding_gives_the_same_numbers_and_restores_the_state(device: torch.device) -> None:
-    before, drawn = torch.get_rng_state(), []
-    with seeded(device) as reseed:
-        for _ in range(2):
-            reseed(7)
-            drawn.append((torch.rand(3), torch.rand(3, device=device)))
-    assert torch.equal(drawn[0][0], drawn[1][0])
-    assert torch.equal(drawn[0][1], drawn[1][1])
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_device_is_found_by_name(device: torch.device) -> None:

@@ -26,6 +26,7 @@ from understudy.export.scopes import Calls, Scope, is_chain, same_results
 from understudy.graph.copies import copied
 from understudy.graph.fake import Signature
 from understudy.graph.record import record
+from understudy.graph.seeds import seeded
 from understudy.graph.trace import Example
 from understudy.surgery.masked import tensors_of
 
@@ -211,8 +212,7 @@ def _inputs(example: Example, batch: int) -> Any:
 
 def _outcome(module: nn.Module, inputs: Any) -> list[Tensor] | str:
     """Return outputs, or what kind of error there was."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.no_grad(), seeded():
         try:
             outputs = list(tensors_of(module(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))))
         except (RuntimeError, ValueError, IndexError) as error:

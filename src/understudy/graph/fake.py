@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,8 +18,6 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
-
-from understudy.graph.numbers import RECORDERS
 
 
 @dataclass(frozen=True)
@@ -38,17 +35,7 @@ class Signature:
 
 def source_line(node: fx.Node) -> str:
     """Return "file.py:12: code" of the user's line behind a node, or "" if unknown."""
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines()]
-    frames = [
-        (place, code)
-        for place, code in itertools.pairwise(lines)
-        if place.startswith("File ") and not any(part in place for part in RECORDERS)
-    ]
-    if not frames:
-        return ""
-    place, code = frames[-1]
-    path, line = place.split(", ")[:2]
-    return f"{path.removeprefix('File ').strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}: {code}"
+    return str(node.meta.get("line", ""))
 
 
 def map_structure(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -21,6 +21,8 @@ from understudy.core.errors import TraceError
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
 from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
+from understudy.graph.outputs import remembered
+from understudy.graph.seeds import seeded
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
 # Layers of torch that are made of layers: their feed-forward parts are as wide as one likes. Attention stays whole.
@@ -104,7 +106,7 @@ def _differs(before: Any, now: Any) -> bool:
 
 
 def _opened(value: Any) -> Any:
-    return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
+    return value.copy() if type(value) in (dict, OrderedDict, list, set) else value
 
 
 @contextmanager
@@ -134,10 +136,9 @@ def _repeatable(watch: Watch) -> Iterator[None]:
     """Draw the same random numbers every time, note whether any are, and leave all random states as they were."""
     python, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with seeded():
             random.seed(0)
             np.random.seed(0)
-            torch.manual_seed(0)
             start = _random_states()
             yield
             watch.draws |= _random_states() != start
@@ -147,7 +148,9 @@ def _repeatable(watch: Watch) -> Iterator[None]:
 
 
 def _random_states() -> tuple[Any, ...]:
-    return random.getstate(), str(np.random.get_state()), torch.get_rng_state().numpy().tobytes()
+    kind, *numbers = np.random.get_state()
+    words = (np.asarray(part).tobytes() for part in numbers)
+    return random.getstate(), kind, *words, torch.get_rng_state().numpy().tobytes()
 
 
 class _Proxy(fx.Proxy):
@@ -237,7 +240,6 @@ class _Device(fx.proxy.Attribute):
 class _Tracer(fx.Tracer):
     """Records the graph and runs it on fake tensors at the same time."""
 
-    record_stack_traces = True
     proxy_buffer_attributes = True
 
     def __init__(self, inputs: Mapping[str, Any], leaf_modules: tuple[type[nn.Module], ...]) -> None:
@@ -247,6 +249,7 @@ class _Tracer(fx.Tracer):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
         self._running = self._learns = False
+        self._signatures: dict[int, inspect.Signature] = {}  # by the identity of the function
         self._indices: dict[int, Tensor] = {}  # masks and numbers that the network holds, by the fake tensors' identity
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -269,6 +272,11 @@ class _Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["line"] = user_line()  # torch would keep the whole stack, which takes longer than most operations
+        return node
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         with self.watch.paused():
@@ -330,7 +338,7 @@ class _Tracer(fx.Tracer):
         times = self.num_calls.get(path, 0)
         first = args[0].node.name if args and isinstance(args[0], fx.Proxy) else None
         with self.watch.paused():
-            self.watch.given[f"{path}@{times}" if times else path] = _named(m, args, kwargs)
+            self.watch.given[f"{path}@{times}" if times else path] = self._given(m, args, kwargs)
         result = super().call_module(m, forward, args, kwargs)
         gives_one = isinstance(result, fx.Proxy) and isinstance(result.node.meta["value"], Tensor)
         self.watch.calls.setdefault(path, []).append(Call(len(args), len(kwargs), first, gives_one))
@@ -347,6 +355,16 @@ class _Tracer(fx.Tracer):
         value = obj.node.meta["value"]
         return iter([obj[i] for i in range(len(value))])  # type: ignore[index]
 
+    def _given(self, module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+        """Return what a module is called with by the names of its parameters, nodes in the place of proxies."""
+        function = getattr(module.forward, "__func__", module.forward)
+        if id(function) not in self._signatures:
+            self._signatures[id(function)] = inspect.signature(module.forward)
+        return {
+            name: map_structure(v, lambda part: part.node if isinstance(part, fx.Proxy) else part)
+            for name, v in self._signatures[id(function)].bind(*args, **kwargs).arguments.items()
+        }
+
     def _to_fake(self, value: Any) -> Any:
         return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
 
@@ -362,7 +380,7 @@ class _Tracer(fx.Tracer):
                 return self._known(self._to_fake(value), value)
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
             args, kwargs = map_structure((args, kwargs), plain)
-            found = run_fake(self._call(node), args, kwargs, self._fake, self._indices)
+            found = self._output(node, args, kwargs)
             given = [v for v in flat((args, kwargs)) if isinstance(v, Tensor)]
             if given and all(id(v) in self._indices for v in given):  # a size may follow from what they hold
                 real = map_structure((args, kwargs), lambda v: self._indices.get(id(v), v))
@@ -370,6 +388,15 @@ class _Tracer(fx.Tracer):
             return found
         finally:
             self._running = running
+
+    def _output(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        def run() -> Any:
+            return run_fake(self._call(node), args, kwargs, self._fake, self._indices)
+
+        if node.op != "call_module":
+            return run()
+        layer = self.root.get_submodule(str(node.target))
+        return remembered(layer, vars(layer).get(WAS, type(layer)), args, kwargs, self._fake, run)
 
     def _known(self, fake: Any, value: Any) -> Any:
         if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
@@ -389,15 +416,6 @@ class _Tracer(fx.Tracer):
 
 def _method(name: str) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
-
-
-def _named(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Return what a module is called with by the names of its parameters, nodes in the place of proxies."""
-    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return {
-        name: map_structure(v, lambda part: part.node if isinstance(part, fx.Proxy) else part)
-        for name, v in given.items()
-    }
 
 
 def _signature(value: Any) -> Any:

@@ -45,18 +45,18 @@ def _copied(groups: Groups) -> list[str]:
 def asked_types(traced: Trace) -> frozenset[str]:
     """Return the layers whose class the forward pass asks for, by path: `isinstance(self.pool, nn.MaxPool2d)`."""
     layers = sorted({str(node.target) for graph in traced.graphs for node in graph.find_nodes(op="call_module")})
-    if not _same_disguised(traced, layers) and not _same_disguised(traced, []):
+    if _same_disguised(traced, layers):
+        return frozenset()
+    if not _same_disguised(traced, []):
         return frozenset(layers)  # the network does not do the same twice: each layer would be suspected, one by one
     return frozenset(_asked(traced, layers))
 
 
 def _asked(traced: Trace, layers: list[str]) -> list[str]:
-    if not layers or _same_disguised(traced, layers):
-        return []
+    """Return those of layers that are not passed by together whose class is asked for."""
     middle = len(layers) // 2
-    if not middle:
-        return layers
-    return _asked(traced, layers[:middle]) + _asked(traced, layers[middle:]) or layers
+    halves = [half for half in (layers[:middle], layers[middle:]) if half and not _same_disguised(traced, half)]
+    return [path for half in halves for path in _asked(traced, half)] if middle and halves else layers
 
 
 def _same_disguised(traced: Trace, layers: list[str]) -> bool:

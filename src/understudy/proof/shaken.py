@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
+from understudy.graph.seeds import seeded
 
 Inputs = Mapping[str, Any]
 _SMALL = (40, 64, 128)  # pixels of a smaller image; 40 leave 2 x 2 of a network that divides by 32
@@ -145,9 +146,8 @@ def _calls(training: bool) -> contextlib.AbstractContextManager[object]:
 def laboratory(dtype: torch.dtype, *, training: bool) -> Iterator[None]:
     """Run what is inside without dropout, in this precision, from one seed; leave no trace of it."""
     before, fused = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _calls(training):
+    with seeded(), warnings.catch_warnings(), _calls(training):
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
         torch.set_default_dtype(dtype)
         torch.backends.mha.set_fastpath_enabled(False)  # its operations cannot be counted
         try:

@@ -20,6 +20,7 @@ from understudy.graph.fake import source_line
 from understudy.graph.nodes import is_overwritten
 from understudy.graph.refit import Refit, same_dims
 from understudy.graph.retrace import set_counts
+from understudy.graph.seeds import seeded
 from understudy.graph.units import removed_paths, silenced_path
 from understudy.surgery.plain import is_plain, plain_student
 
@@ -225,8 +226,7 @@ def _draw(student: nn.Module, teacher: nn.Module, names: set[str], seed: int) ->
     A module that can reset its parameters resets all that it has.
     """
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed, device), torch.no_grad():
         for path, module in student.named_modules():
             own = {name: p for name, p in module.named_parameters(path, recurse=False) if name in names}
             reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))

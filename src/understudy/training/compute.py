@@ -1,9 +1,9 @@
-"""Where and how networks are computed: device, precision, memory format, threads, random state."""
+"""Where and how networks are computed: device, precision, memory format, threads."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +15,7 @@ from understudy.config.training import Device
 from understudy.core.errors import ConfigError, ModelError
 from understudy.core.nested import called, leaves, mapped
 from understudy.graph.copies import copied
+from understudy.graph.seeds import seeded
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -154,32 +155,9 @@ def told(compute: Compute, device: Device) -> str:
     return f"{line} ({reason})"
 
 
-@contextmanager
-def seeded(device: torch.device) -> Iterator[Callable[[int], None]]:
-    """Give a function that seeds torch's global generators inside, and restore them afterwards.
-
-    Dropout and initialisation draw from them; nothing else here does.
-    """
-    there = getattr(torch, device.type) if device.type != "cpu" else None
-    before, before_there = torch.get_rng_state(), there.get_rng_state() if there else None
-
-    def reseed(seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-        if there:
-            there.manual_seed(seed)
-
-    try:
-        yield reseed
-    finally:
-        torch.set_rng_state(before)
-        if there:
-            there.set_rng_state(before_there)
-
-
 def _step(model: nn.Module, images: Any, compute: Compute) -> None:
     """Run a forward and a backward pass of a copy of the model, to see whether it works."""
-    with compute.scope(), seeded(compute.device) as reseed:
-        reseed(0)
+    with compute.scope(), seeded(device=compute.device):
         trial = compute.place(copied(model)).train()
         with compute.autocast():
             given = called(trial, compute.images(images))
