@@ -61,7 +61,9 @@ def refuse_what_is_out_of_reach(
             _, cost = smallest(space, method, widths, predict, name, enough=most)
             least = figure.of(cost)
         if least is not None and least > most:
-            factor = f" (for a factor, write '{most:g}x')" if figure.form == ",.0f" and most < 1000 else ""
+            # A small whole number was perhaps meant as a factor; a factor that was given seldom makes one.
+            plain = figure.form == ",.0f" and most < 1000 and float(most).is_integer()
+            factor = f" (for a factor, write '{most:g}x')" if plain else ""
             points.append(f"{figure.goal}: asked for {figure.text(most)}{factor}, the least is {said(cost)}")
     if points:
         raise GoalError(
