@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from understudy.config.job import Compression
 from understudy.config.training import Augmentation
+from understudy.core.answers import Answers
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ConfigError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
@@ -58,7 +59,6 @@ class Task:
     start_folder: Path | None = None  # that it was read from
     aim: Aim  # what outputs are for
     proof: Proof  # that students compute what slicing promises; what it refused is not in the Space
-    _costs: dict[str, Cost | None] = field(default_factory=dict, repr=False)
     _sessions: dict[int, OnnxModel] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -215,12 +215,17 @@ class Task:
 
     def predict(self, architecture: Architecture) -> Cost | None:
         """Return the exact cost of an architecture, None if it cannot be built."""
-        if architecture.digest not in self._costs:
+        return self._costs(architecture)
+
+    @cached_property
+    def _costs(self) -> Answers[Cost | None]:
+        def ask(architecture: Architecture) -> Cost | None:
             try:
-                self._costs[architecture.digest] = cost.predict(self.analysis, architecture)
+                return cost.predict(self.analysis, architecture)
             except SurgeryError:
-                self._costs[architecture.digest] = None
-        return self._costs[architecture.digest]
+                return None
+
+        return Answers(ask)
 
     def teacher_in_onnxruntime(self, threads: int) -> OnnxModel:
         """Return the teacher as ONNX Runtime runs it, exported once.

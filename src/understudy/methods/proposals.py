@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TypeVar
 
 from understudy.config.widths import Widths
+from understudy.core.answers import Answers
 from understudy.core.architecture import Architecture, Layer, Space, Unit
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE, FIGURES
@@ -248,16 +249,13 @@ class Proposals:
     """
 
     def __init__(self, predict: Predict, *, redraws: int = _REDRAWS) -> None:
-        self._predict = predict
+        self._costs = Answers(predict)
         self._redraws = redraws
-        self._costs: dict[str, Cost | None] = {}
         self._seen: set[str] = set()
 
     def cost(self, architecture: Architecture) -> Cost | None:
         """Return the predicted cost, which is asked for once."""
-        if architecture.digest not in self._costs:
-            self._costs[architecture.digest] = self._predict(architecture)
-        return self._costs[architecture.digest]
+        return self._costs(architecture)
 
     def pick(
         self,
