@@ -14,11 +14,13 @@ help:
 	@echo "make docs    build the pages in build/site"
 	@echo "make clean   remove what the above made, the environment included"
 
-# torchvision and timm come alone: one would bring a torch of its own, the other a client of a hub; tests need neither.
+# These come alone: torchvision would bring a torch of its own, the others much that tests do not need.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[test,dev,docs,export,report,ray,postgresql]' --constraint constraints.txt
 	$(BIN)/pip install --quiet --no-deps torchvision timm --constraint constraints.txt
+	$(BIN)/pip install --quiet --no-deps transformers huggingface_hub tokenizers regex httpx httpcore anyio h11 sniffio \
+		--constraint constraints.txt
 	touch $@
 
 demo: $(READY)

@@ -41,6 +41,7 @@ class Groups:
     abandoned: dict[fx.Node, str] = field(default_factory=dict)
     computed: frozenset[Key] = frozenset()
     chosen: Mapping[fx.Node, int] = field(default_factory=dict)
+    constants: frozenset[str] = frozenset()
 
     def freezing(self, reasons: Mapping[str, tuple[str, str]]) -> Groups:
         """Return it with more groups frozen, each by its name for a reason and at a source line."""
@@ -107,9 +108,15 @@ _Reasons = dict[int, tuple[str, str]]  # of slots: why, and the line
 class _Joiner(Walk):
     """The pass that ties: every channel starts as a label of its own, and ties join them."""
 
-    def __init__(self, traced: Trace, before: _Joiner | None = None, others: frozenset[fx.Node] = frozenset()) -> None:
+    def __init__(
+        self,
+        traced: Trace,
+        before: _Joiner | None = None,
+        others: frozenset[fx.Node] = frozenset(),
+        constants: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(traced)
-        self._others = others
+        self._others, self.constants = others, constants
         self.emitted: dict[str, Labels] = {}
         self.frozen: list[tuple[Labels, str, str]] = []
         self.written: list[tuple[Labels, str, str]] = []
@@ -192,6 +199,19 @@ class _Joiner(Walk):
         held = self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *(labels for labels, _, _ in self.frozen)]))
         return [node for node, labels in self.parted.items() if np.isin(self.tied(labels), held).any()]
 
+    def in_the_way(self) -> frozenset[str]:
+        """Return parameters and buffers whose channels freeze and were tied to several of one layer."""
+        held = self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *(labels for labels, _, _ in self.frozen)]))
+        several: set[int] = set()
+        for labels in self.emitted.values():
+            found, times = np.unique(self.alike(labels), return_counts=True)
+            several.update(found[times > 1].tolist())
+        direct = {str(node.target) for graph in self.trace.graphs for node in graph.find_nodes(op="get_attr")}
+        known = {name: self.tied(labels) for name, labels in self.emitted.items() if name in direct}
+        return frozenset(
+            name for name, own in known.items() if np.isin(own, held).all() and not several.isdisjoint(own.tolist())
+        )
+
     def roots(self) -> Labels:
         """Return, for every label, the one that stands for all that it is tied to."""
         return np.array([self._find(label) for label in range(len(self._parent))], dtype=np.int64)
@@ -212,13 +232,17 @@ def find_groups(traced: Trace) -> Groups:
     """Find out which channels of a traced teacher go together, and which must stay."""
     joiner = _Joiner(traced)
     joiner.run()
-    # Where channels freeze along one dimension, the second pass tries another, and the third keeps those that freed.
+    # The second pass knows from the start how parameters are cut whose shape is read before they are used.
+    constants = joiner.in_the_way()
+    if constants:
+        joiner = _Joiner(traced, joiner, constants=constants)
+        joiner.run()
+    # Where channels freeze along one dimension, it tries another, and the third keeps those that freed.
     others = frozenset(joiner.stuck())
-    # It also knows from the start how parameters are cut whose shape is read before they are used.
-    joiner = _Joiner(traced, joiner, others)
+    joiner = _Joiner(traced, joiner, others, constants)
     plan = joiner.run()
     if others and (still := joiner.stuck()):
-        joiner = _Joiner(traced, joiner, others - set(still))
+        joiner = _Joiner(traced, joiner, others - set(still), constants)
         plan = joiner.run()
     _, slots = np.unique(joiner.roots(), return_inverse=True)
     total = int(slots.max()) + 1 if slots.size else 0
@@ -239,6 +263,7 @@ def find_groups(traced: Trace) -> Groups:
         abandoned=joiner.abandoned,
         computed=joiner.computed,
         chosen=joiner.picked,
+        constants=constants,
     )
 
 

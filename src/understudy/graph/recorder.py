@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import TraceError
+from understudy.core.nested import leaves
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
 from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
@@ -34,7 +35,11 @@ _LOOKED_INTO = (
     nn.TransformerDecoderLayer,
 )
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
-_FACTORIES = ("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn", "randint")
+# Functions of a size or of a type that a proxy may stand for; fx sees only those that are given a tensor.
+_FACTORIES = (
+    *("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn", "randint"),
+    *("tensor", "as_tensor", "scalar_tensor", "finfo", "iinfo"),
+)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -59,7 +64,7 @@ def record_inputs(
 
 @contextmanager
 def _factories(tracer: _Tracer) -> Iterator[None]:
-    """Let functions that make a tensor of a computed size be nodes; fx sees only those that are given a tensor."""
+    """Let functions that make a tensor of a computed size, or tell the limits of a tensor's type, be nodes."""
     made = {name: getattr(torch, name) for name in _FACTORIES}
 
     def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,7 +170,7 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         # NumPy asks for these before it takes what `__array__` returns.
-        if name.startswith("__array"):
+        if name.startswith(("__array", "__cuda_array")):
             raise AttributeError(name)
         return _Device(self, name) if name == "device" else super().__getattr__(name)
 
@@ -258,17 +263,31 @@ class _Tracer(fx.Tracer):
         return not isinstance(m, _LOOKED_INTO) and super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if _takes_any(root_fn):
+            forward, args = self._by_name(root_fn)
+        else:
+            forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
 
         @functools.wraps(forward)
         def watched(*given: Any) -> Any:
             self.watch.on, self._learns = True, torch.is_grad_enabled()
             try:
-                return forward(*given)
+                found = forward(*given)
             finally:
                 self.watch.on = False
+            _check_outputs(found)
+            return found
 
         return watched, args
+
+    def _by_name(self, forward: Callable[..., Any]) -> tuple[Callable[..., Any], list[Any]]:
+        """Return what calls a forward pass with its inputs by name, and these: one that fx would call by position."""
+        names = list(self._inputs)
+
+        def call(root: nn.Module, *given: Any) -> Any:
+            return forward(root, **dict(zip(names, given, strict=True)))
+
+        return call, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -331,9 +350,9 @@ class _Tracer(fx.Tracer):
         if self._running:
             return forward(*args, **kwargs)
         if m not in (self.submodule_paths or {}):
-            if self.is_leaf_module(m, ""):
+            if self.is_leaf_module(m, "") and any(True for _ in (*m.parameters(), *m.buffers())):
                 raise TraceError(_stray_message(m))
-            return forward(*args, **kwargs)  # a part of a Sequential, say: its layers are known
+            return forward(*args, **kwargs)  # a part of a Sequential, say, or an activation made here
         path = self.path_of_module(m)
         times = self.num_calls.get(path, 0)
         first = args[0].node.name if args and isinstance(args[0], fx.Proxy) else None
@@ -414,12 +433,29 @@ class _Tracer(fx.Tracer):
         return node.target  # type: ignore[return-value]
 
 
+def _takes_any(forward: Callable[..., Any]) -> bool:
+    """Return whether a function takes more than it names, or stands for another one that it wraps."""
+    kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
+    return inspect.unwrap(forward) is not forward or inspect.Parameter.VAR_KEYWORD in kinds
+
+
 def _method(name: str) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
 
 
 def _signature(value: Any) -> Any:
     return Signature(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _check_outputs(found: Any) -> None:
+    for name, leaf in leaves(found):
+        if not isinstance(leaf, (fx.Proxy, Tensor, *fx.node.base_types, torch.Size, range)):
+            place = f"the output {name!r}" if name else "the output"
+            raise TraceError(
+                f"a teacher must return tensors, or dicts, tuples, lists or dataclasses of them, but {place} is a "
+                f"{type(leaf).__name__}. Leave it out: a model of Hugging Face that stores what it has read returns "
+                "none after model.config.use_cache = False"
+            )
 
 
 def _stray_message(module: nn.Module) -> str:

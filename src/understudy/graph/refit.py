@@ -34,7 +34,7 @@ class Refit(Walk):
         self._groups = groups
         self.abandoned, self.cuts, self.counts = groups.abandoned, groups.parameters, groups.numbers
         self._strict = strict
-        self.chosen = groups.chosen
+        self.chosen, self.constants = groups.chosen, groups.constants
         before = groups.plan
         self.plan = Plan(
             values=ChainMap({}, before.values), parts=ChainMap({}, before.parts), sizes=ChainMap({}, before.sizes)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from understudy.core.errors import TraceError
 from understudy.graph.compare import difference, twins
-from understudy.graph.copies import copied, first_names, overlapping
+from understudy.graph.copies import copied, first_names, overlapping, tensor_at
 from understudy.graph.fake import Signature
 from understudy.graph.numbers import Call, Key, Watch
 from understudy.graph.recorder import TRACED, record_inputs
@@ -74,6 +74,11 @@ class Trace:
     def overlapping(self) -> frozenset[str]:
         """The parameters and buffers that lie in the memory of another one."""
         return overlapping(self.teacher)
+
+    def are_numbers(self, name: str) -> bool:
+        """Return whether a parameter or buffer holds integers."""
+        dtype = tensor_at(self.root, name).dtype
+        return not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
 
     @cached_property
     def nodes(self) -> list[fx.Node]:

@@ -249,7 +249,7 @@ def _blocks(groups: Groups, sites: list[_Site], ends: set[str]) -> Iterator[Unit
         entries = entry_nodes(trace, path)
         nodes = [n for n in trace.members[path] if n.graph is trace.graph]
         exits = [n for n in nodes if any(not inside(user, path) for user in n.users)]
-        if len(entries) == len(exits) == 1 and _alike(values[entries[0]], values[exits[0]]):
+        if entries and len(exits) == 1 and _alike(values[entries[0]], values[exits[0]]):
             yield Unit(name=path, kind="block", layers=layers)
 
 

@@ -45,6 +45,8 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {}
 CALL_RULES: dict[Any, Rule] = {}
 # Rules that read parameters of several dimensions; the others get them as tensors.
 PARAMETER_RULES: set[Rule] = set()
+# Rules of what makes a tensor of nothing but sizes.
+MAKING_RULES: set[Rule] = set()
 
 
 class Walk(ABC):
@@ -65,6 +67,8 @@ class Walk(ABC):
         # What a number of a module counts, and how a parameter is cut, before the walk has come there.
         self.counts: Mapping[Key, Labels] = {}
         self.cuts: Mapping[str, ParameterPlan] = {}
+        # Parameters and buffers that the forward pass uses directly and that have no channels to lose.
+        self.constants: frozenset[str] = frozenset()
         self._removed = removed
 
     @abstractmethod
@@ -152,9 +156,15 @@ class Walk(ABC):
             self._read.add(number.key)
 
     def as_tensor(self, value: Labelled | ParameterUse, node: fx.Node, dim: int | None = None) -> Labelled:
-        """Return a parameter as a tensor: it has channels along `dim`, or where one dimension has several elements."""
+        """Return a parameter as a tensor: it has channels along `dim`, or where one dimension has several elements.
+
+        Integers (positions, kinds of tokens) have none.
+        """
         if isinstance(value, Labelled):
             return value
+        if value.name in self.constants or self.trace.are_numbers(value.name):
+            self.parameter(value.name, ParameterPlan(value.shape), node)
+            return Labelled.fixed(value.shape)
         known = self.known.get(self.trace.names.get(value.name, value.name))
         wide = [d for d, size in enumerate(value.shape) if size > 1]
         if dim is not None and (known is None or isinstance(known.dims[dim], np.ndarray)):
@@ -323,7 +333,8 @@ class Walk(ABC):
     def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         rule, why = self._rule(node)
         given = flat((args, kwargs))
-        if node.op != "call_module" and not any(isinstance(v, Labelled | ParameterUse) for v in given):
+        alone = node.op != "call_module" and not any(isinstance(v, Labelled | ParameterUse) for v in given)
+        if alone and rule not in MAKING_RULES:
             return self._plain(node, args, kwargs)
         if rule is None:
             value = self.give_up(node, args, kwargs, why)

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -41,6 +42,19 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     _tell(walk, node, weight, inputs, outputs)
     walk.part.work.append(Work(name, math.prod(x.shape[:-1]), (outputs, inputs)))
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
+
+
+@for_calls(torch.addmm, parameters=True)
+def linear_of_inputs_first(walk: Walk, node: fx.Node, bias: Any, x: Any, weight: Any, **more: Any) -> Any:
+    """As `linear`, with a weight (inputs, outputs)."""
+    if more or not isinstance(x, Labelled) or not _is_matrix(weight, 2) or len(bias.shape) != 1:
+        return walk.give_up(node, (bias, x, weight), more, "no rule for addmm with these arguments")
+    name = _layer(weight)
+    inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[1])
+    walk.parameter(weight.name, ParameterPlan((inputs, outputs)), node)
+    _per_channel(walk, node, bias, outputs)
+    walk.part.work.append(Work(name, x.shape[0], (outputs, inputs)))
+    return Labelled.along((x.shape[0], len(outputs)), 1, outputs)
 
 
 @for_calls(F.embedding, parameters=True)

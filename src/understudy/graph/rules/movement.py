@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,10 +79,18 @@ def given_sizes(node: fx.Node, sizes: tuple[Any, ...]) -> list[Given]:
     """Return the sizes that follow a node's first argument, positional ones."""
     if len(sizes) != 1 or isinstance(sizes[0], int):
         return [(value, (index,)) for index, value in enumerate(node.args) if index > 0]
-    written = node.args[1]
-    if isinstance(written, list | tuple):
-        return [(value, (1, index)) for index, value in enumerate(written)]
-    return [(None, (1, index)) for index in range(len(sizes[0]))]
+    return [(_member(node.args[1], index), (1, index)) for index in range(len(sizes[0]))]
+
+
+def _member(sizes: Any, index: int) -> Any:
+    """Return one of several sizes as the code writes it, None if it reads them together: `x.shape[:-1] + (64,)`."""
+    if isinstance(sizes, list | tuple):
+        return sizes[index]
+    if isinstance(sizes, fx.Node) and sizes.target is operator.add:
+        first, second = sizes.args
+        front = len(first.meta["value"] if isinstance(first, fx.Node) else first)  # type: ignore[arg-type]
+        return _member(first, index) if index < front else _member(second, index - front)
+    return None
 
 
 def _are_sizes(sizes: tuple[Any, ...]) -> bool:

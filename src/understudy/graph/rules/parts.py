@@ -117,6 +117,25 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     return Labelled(flat.shape, compressed(flat))
 
 
+@for_calls(torch.gather, "gather")
+def gather(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, **more: Any) -> Any:
+    """Places along one dimension, which depend on no channel; those along others are as they were."""
+    dim %= len(x.shape)
+    fixed = isinstance(index, Labelled) and index.is_fixed and not more
+    if not fixed or dim in x.varying or any(index.shape[d] != x.shape[d] for d in x.varying):
+        return walk.give_up(node, (x, dim, index), more, "no rule for gather with these arguments")
+    return Labelled(index.shape, x.labels)
+
+
+@for_calls(torch.index_select, "index_select")
+def index_select(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any) -> Any:
+    """As `gather`."""
+    dim %= len(x.shape)
+    if not (isinstance(index, Labelled) and index.is_fixed) or dim in x.varying:
+        return walk.give_up(node, (x, dim, index), {}, "no rule for index_select with these arguments")
+    return Labelled((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]), x.labels)
+
+
 def _dims_of(x: Labelled, keys: tuple[Any, ...]) -> list[tuple[int, int]]:
     """Return the dimension that each key is for, with the key's place."""
     behind = keys[keys.index(Ellipsis) + 1 :] if Ellipsis in keys else ()

@@ -9,6 +9,8 @@ import torch
 from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterUse
+from understudy.graph.fake import flat
+from understudy.graph.numbers import Number
 from understudy.graph.rules.movement import transpose
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.walk import Walk
@@ -36,6 +38,23 @@ def numel(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> int:
 def made_new(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Labelled:
     """A tensor that has only the dtype and the device in common."""
     return Labelled.fixed(walk.outcome(node, (x, *args), kwargs).shape)
+
+
+@for_calls(torch.zeros, torch.ones, making=True)
+def made(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
+    """Equal elements: along a size that a module holds there are as many as there are channels."""
+    shape = walk.outcome(node, args, kwargs).shape
+    written = enumerate(node.args[0] if node.args and isinstance(node.args[0], tuple | list) else node.args)
+    counted = [(d, size) for d, size in written if isinstance(size, Number) and size > 1]
+    if len(counted) != 1 or "size" in kwargs:
+        for value in flat((args, kwargs)):
+            walk.leave(value)
+        return Labelled.fixed(shape)
+    dim, number = counted[0]
+    labels = walk.emit(f"{node.name}:made", shape[dim])
+    walk.follow(number, labels, node)
+    walk.sized((0, dim) if isinstance(node.args[0], tuple | list) else (dim,), labels)
+    return Labelled.along(shape, dim, labels)
 
 
 # Attributes of a tensor that are the same for any number of channels.

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from understudy.graph.walk import CALL_RULES, MODULE_RULES, PARAMETER_RULES, Rule
+from understudy.graph.walk import CALL_RULES, MAKING_RULES, MODULE_RULES, PARAMETER_RULES, Rule
 
 R = TypeVar("R", bound=Rule)
 
@@ -22,15 +22,18 @@ def for_modules(*classes: type[nn.Module]) -> Callable[[R], R]:
     return register
 
 
-def for_calls(*targets: Any, parameters: bool = False) -> Callable[[R], R]:
+def for_calls(*targets: Any, parameters: bool = False, making: bool = False) -> Callable[[R], R]:
     """Register a rule (walk, node, *arguments) for functions, and for tensor methods by name.
 
     A rule with `parameters` gets those that the forward pass uses directly as they are, the others as tensors.
+    One that is `making` tensors is called for calls without any as well.
     """
 
     def register(rule: R) -> R:
         if parameters:
             PARAMETER_RULES.add(rule)
+        if making:
+            MAKING_RULES.add(rule)
         CALL_RULES.update(dict.fromkeys(targets, rule))
         return rule
 
