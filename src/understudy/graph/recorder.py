@@ -6,10 +6,7 @@ import copy
 import functools
 import inspect
 import operator
-import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,7 @@ from understudy.graph.fake import Signature, flat, map_structure, run_fake, sour
 from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered
-from understudy.graph.seeds import seeded
+from understudy.graph.surroundings import as_before, factories, lengths, repeatable
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
 # Layers of torch that are made of layers: their feed-forward parts are as wide as one likes. Attention stays whole.
@@ -35,11 +32,6 @@ _LOOKED_INTO = (
     nn.TransformerDecoderLayer,
 )
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
-# Functions of a size or of a type that a proxy may stand for; fx sees only those that are given a tensor.
-_FACTORIES = (
-    *("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn", "randint"),
-    *("tensor", "as_tensor", "scalar_tensor", "finfo", "iinfo"),
-)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -49,8 +41,8 @@ def record_inputs(
     """Return the graph of a module's forward pass on these inputs by name, and what it reads of its modules."""
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
-    patches = _factories(tracer), _lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
-    with _repeatable(tracer.watch), _as_before(root, tracer.watch), patches[0], patches[1], patches[2]:
+    patches = factories(tracer, tracer.watch), lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
+    with repeatable(tracer.watch), as_before(root, tracer.watch), patches[0], patches[1], patches[2]:
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))
     for node in graph.nodes:
@@ -60,102 +52,6 @@ def record_inputs(
             node.meta["value"] = fx.node.map_arg((*node.args, *node.kwargs.values()), lambda n: n.meta["value"])
         node.meta["value"] = map_structure(node.meta["value"], _signature)
     return graph, tracer.watch
-
-
-@contextmanager
-def _factories(tracer: _Tracer) -> Iterator[None]:
-    """Let functions that make a tensor of a computed size, or tell the limits of a tensor's type, be nodes."""
-    made = {name: getattr(torch, name) for name in _FACTORIES}
-
-    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if tracer.watch.on and any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
-                return tracer.create_proxy("call_function", function, args, kwargs)
-            return function(*args, **kwargs)
-
-        return call
-
-    try:
-        for name, function in made.items():
-            setattr(torch, name, recorded(function))
-        yield
-    finally:
-        for name, function in made.items():
-            setattr(torch, name, function)
-
-
-@contextmanager
-def _as_before(root: nn.Module, watch: Watch) -> Iterator[None]:
-    """Take back what the forward pass stores in its modules: proxies there would be taken for tensors later on."""
-    before = [(module, {name: _opened(value) for name, value in vars(module).items()}) for module in root.modules()]
-    try:
-        yield
-    finally:
-        made = {name: value for name, value in vars(root).items() if name.startswith("_tensor_constant")}
-        for name in made:
-            del vars(root)[name]
-        watch.draws |= any(_differs(attributes, vars(module)) for module, attributes in before)
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-        vars(root).update(made)  # which the graph refers to
-
-
-def _differs(before: Any, now: Any) -> bool:
-    """Return whether other objects are held than before."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return list(before) != list(now) or any(_differs(before[name], now[name]) for name in before)
-    if type(before) in (list, set):
-        return len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True))
-    return before is not now
-
-
-def _opened(value: Any) -> Any:
-    return value.copy() if type(value) in (dict, OrderedDict, list, set) else value
-
-
-@contextmanager
-def _lengths(root: nn.Module) -> Iterator[None]:
-    """Let `len` of a tensor be a node where the modules are written; Python itself takes nothing but a plain number."""
-    kinds = {kind for module in root.modules() for kind in type(module).__mro__}
-    held = (value for module in root.modules() for value in vars(module).values())
-    functions = [f for f in (*(f for kind in kinds for f in vars(kind).values()), *held) if inspect.isfunction(f)]
-    found = {id(f.__globals__): f.__globals__ for f in functions if not (f.__module__ or "torch").startswith("torch.")}
-    spaces = [space for space in found.values() if "len" not in space]
-    try:
-        for space in spaces:
-            space["len"] = _length
-        yield
-    finally:
-        for space in spaces:
-            del space["len"]
-
-
-def _length(value: Any) -> Any:
-    counts = isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
-    return value.shape[0] if counts else len(value)
-
-
-@contextmanager
-def _repeatable(watch: Watch) -> Iterator[None]:
-    """Draw the same random numbers every time, note whether any are, and leave all random states as they were."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with seeded():
-            random.seed(0)
-            np.random.seed(0)
-            start = _random_states()
-            yield
-            watch.draws |= _random_states() != start
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
-
-
-def _random_states() -> tuple[Any, ...]:
-    kind, *numbers = np.random.get_state()
-    words = (np.asarray(part).tobytes() for part in numbers)
-    return random.getstate(), kind, *words, torch.get_rng_state().numpy().tobytes()
 
 
 class _Proxy(fx.Proxy):

@@ -1,0 +1,120 @@
+"""What is changed around a forward pass while it is recorded, and put back behind it."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from understudy.graph.fake import flat
+from understudy.graph.numbers import Watch
+from understudy.graph.seeds import seeded
+
+# Functions of a size or of a type that a proxy may stand for; fx sees only those that are given a tensor.
+_FACTORIES = (
+    *("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn", "randint"),
+    *("tensor", "as_tensor", "scalar_tensor", "finfo", "iinfo"),
+)
+
+
+@contextmanager
+def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
+    """Let functions that make a tensor of a computed size, or tell the limits of a tensor's type, be nodes."""
+    made = {name: getattr(torch, name) for name in _FACTORIES}
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if watch.on and any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
+                return tracer.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    try:
+        for name, function in made.items():
+            setattr(torch, name, recorded(function))
+        yield
+    finally:
+        for name, function in made.items():
+            setattr(torch, name, function)
+
+
+@contextmanager
+def as_before(root: nn.Module, watch: Watch) -> Iterator[None]:
+    """Take back what the forward pass stores in its modules: proxies there would be taken for tensors later on."""
+    before = [(module, {name: _opened(value) for name, value in vars(module).items()}) for module in root.modules()]
+    try:
+        yield
+    finally:
+        made = {name: value for name, value in vars(root).items() if name.startswith("_tensor_constant")}
+        for name in made:
+            del vars(root)[name]
+        watch.draws |= any(_differs(attributes, vars(module)) for module, attributes in before)
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+        vars(root).update(made)  # which the graph refers to
+
+
+def _differs(before: Any, now: Any) -> bool:
+    """Return whether other objects are held than before."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return list(before) != list(now) or any(_differs(before[name], now[name]) for name in before)
+    if type(before) in (list, set):
+        return len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True))
+    return before is not now
+
+
+def _opened(value: Any) -> Any:
+    return value.copy() if type(value) in (dict, OrderedDict, list, set) else value
+
+
+@contextmanager
+def lengths(root: nn.Module) -> Iterator[None]:
+    """Let `len` of a tensor be a node where the modules are written; Python itself takes nothing but a plain number."""
+    kinds = {kind for module in root.modules() for kind in type(module).__mro__}
+    held = (value for module in root.modules() for value in vars(module).values())
+    functions = [f for f in (*(f for kind in kinds for f in vars(kind).values()), *held) if inspect.isfunction(f)]
+    found = {id(f.__globals__): f.__globals__ for f in functions if not (f.__module__ or "torch").startswith("torch.")}
+    spaces = [space for space in found.values() if "len" not in space]
+    try:
+        for space in spaces:
+            space["len"] = _length
+        yield
+    finally:
+        for space in spaces:
+            del space["len"]
+
+
+def _length(value: Any) -> Any:
+    counts = isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
+    return value.shape[0] if counts else len(value)
+
+
+@contextmanager
+def repeatable(watch: Watch) -> Iterator[None]:
+    """Draw the same random numbers every time, note whether any are, and leave all random states as they were."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with seeded():
+            random.seed(0)
+            np.random.seed(0)
+            start = _random_states()
+            yield
+            watch.draws |= _random_states() != start
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+
+
+def _random_states() -> tuple[Any, ...]:
+    kind, *numbers = np.random.get_state()
+    words = (np.asarray(part).tobytes() for part in numbers)
+    return random.getstate(), kind, *words, torch.get_rng_state().numpy().tobytes()
