@@ -128,6 +128,8 @@ def test_a_run_stands_for_its_student(place: Path, capsys: pytest.CaptureFixture
     assert main(["evaluate", "runs/a", "--data", "my photos", "--split", "val", "--trust-code"]) == 0
     assert main(["resume", "runs"]) == 2
     assert "a run must be one folder, but runs holds runs/a" in capsys.readouterr().err
+    assert main(["evaluate", "runs", "--data", "my photos"]) == 2
+    assert "a student must be in one folder, but runs holds the runs runs/a" in capsys.readouterr().err
     (place / "runs/a/student/model.json").unlink()
     assert main(["evaluate", "runs/a", "--data", "my photos", "--split", "val"]) == 2
     assert "has none yet: understudy resume runs/a --trust-code" in " ".join(capsys.readouterr().err.split())

@@ -202,11 +202,14 @@ def test_open_reads_what_a_text_names(tmp_path: Path) -> None:
 def test_open_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for spec, nearest in (("digit", "digits"), (f"{tmp_path}/photo", f"{tmp_path}/photos")):
-        with pytest.raises(DataError) as error:
-            Data.open(spec)
-        assert str(error.value) == (
-            f"data must be 'digits', a folder, a .npz file or 'torchvision:<name>', but got {spec!r} "
-            f"(did you mean {nearest!r}?)"
-        )
+        for size in (None, 16):
+            with pytest.raises(DataError) as error:
+                Data.open(spec, size=size)
+            assert str(error.value) == (
+                f"data must be 'digits', a folder, a .npz file or 'torchvision:<name>', but there is no {spec!r} "
+                f"(did you mean {nearest!r}?)"
+            )
+    with pytest.raises(DataError, match=r"but '.*test_data.py' is another file"):
+        Data.open(__file__, size=16)
     with pytest.raises(DataError, match="size and grey are for folders and torchvision, but the data is 'digits'"):
         Data.open("digits", size=16)

@@ -48,6 +48,8 @@ def test_only_budgets_out_of_reach_are_named() -> None:
     factor = f"{cost.macs / 7.6:.6f}x"  # whoever gave a factor need not be told of them
     with pytest.raises(GoalError, match=r"macs: asked for 8 MACs, the least is"):
         refuse_what_is_out_of_reach(Goal(macs=factor).budgets(cost, 0.9), space, method, Widths(), toy_cost)
+    with pytest.raises(GoalError, match="params: asked for less than 1, the least is"):
+        refuse_what_is_out_of_reach(Goal(params="1e9x").budgets(cost, 0.9), space, method, Widths(), toy_cost)
 
 
 def test_methods_that_choose_by_factors_get_no_narrower_than_the_smallest() -> None:

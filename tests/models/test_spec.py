@@ -35,6 +35,7 @@ def test_a_seed_decides_the_weights_and_global_randomness_does_not() -> None:
     ("name", "error", "text"),
     [
         ("resnet20", ModelError, "a model must be zoo:NAME, .* but got 'resnet20'"),
+        ("model.py", ModelError, "got 'model.py'; name the function in it that makes the network: model.py:make"),
         ("zo:resnet20", ModelError, "did you mean 'zoo'"),
         ("zoo:resnet21", ConfigError, "did you mean 'resnet20'"),
         ("nothing.py:make", ModelError, "there is no .*nothing.py"),

@@ -61,8 +61,10 @@ def student_folder(place: Path) -> Path:
     """Return the student's folder that is meant: itself, or that of a run.
 
     Raises:
-        ModelError: the run has no student yet.
+        ModelError: the run has no student yet, or the folder holds several runs.
     """
+    from understudy.runs.folder import runs_in
+
     if (place / "student" / "model.json").is_file():
         return place / "student"
     if (place / "config.toml").is_file():
@@ -70,4 +72,6 @@ def student_folder(place: Path) -> Path:
             command_line("resume", str(place), *trust(place)) if resumable(place) else "result.save(folder), in Python"
         )
         raise ModelError(f"a run must be finished and its student saved, but {place} has none yet: {how}")
+    if not (place / "model.json").is_file() and (inside := [str(folder) for folder in runs_in(place)]):
+        raise ModelError(f"a student must be in one folder, but {place} holds the runs {', '.join(inside)}")
     return place

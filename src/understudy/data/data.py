@@ -337,15 +337,12 @@ class Data:
             return cls.from_torchvision(spec.removeprefix("torchvision:"), cache, **reading, **cut)
         if Path(spec).is_dir() and spec != "digits":
             return cls.from_folder(spec, cache=cache, **reading, **cut)
+        if spec != "digits" and not (spec.endswith(".npz") and Path(spec).is_file()):
+            found = f"{spec!r} is another file" if Path(spec).exists() else f"there is no {spec!r}{_nearest(spec)}"
+            raise DataError(f"data must be 'digits', a folder, a .npz file or 'torchvision:<name>', but {found}")
         if size is not None or grey is not None:
             raise DataError(f"size and grey are for folders and torchvision, but the data is {spec!r}")
-        if spec == "digits":
-            return cls.digits(**cut)
-        if Path(spec).is_file() and spec.endswith(".npz"):
-            return cls.from_npz(spec, **cut)
-        raise DataError(
-            f"data must be 'digits', a folder, a .npz file or 'torchvision:<name>', but got {spec!r}{_nearest(spec)}"
-        )
+        return cls.digits(**cut) if spec == "digits" else cls.from_npz(spec, **cut)
 
     @classmethod
     def _made(cls, splits: Splits, classes: Iterable[str] | None, val_share: float, seed: int) -> Data:

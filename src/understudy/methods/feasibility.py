@@ -62,9 +62,10 @@ def refuse_what_is_out_of_reach(
             least = figure.of(cost)
         if least is not None and least > most:
             # A small whole number was perhaps meant as a factor; a factor that was given seldom makes one.
-            plain = figure.form == ",.0f" and most < 1000 and float(most).is_integer()
-            factor = f" (for a factor, write '{most:g}x')" if plain else ""
-            points.append(f"{figure.goal}: asked for {figure.text(most)}{factor}, the least is {said(cost)}")
+            whole = figure.form == ",.0f"
+            factor = f" (for a factor, write '{most:g}x')" if whole and most < 1000 and float(most).is_integer() else ""
+            asked = "less than 1" if whole and most < 1 else figure.text(most)
+            points.append(f"{figure.goal}: asked for {asked}{factor}, the least is {said(cost)}")
     if points:
         raise GoalError(
             "a goal must be within reach of the smallest student, but it is not:\n  " + "\n  ".join(points) + "\n"

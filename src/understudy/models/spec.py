@@ -141,7 +141,8 @@ def _parameters(name: str) -> set[str]:
 def _factory(name: str) -> Callable[..., Any]:
     kind, colon, what = name.rpartition(":")
     if not colon:
-        raise ModelError(f"a model must be {_FORMS}, but got {name!r}")
+        hint = f"; name the function in it that makes the network: {name}:make" if name.endswith(".py") else ""
+        raise ModelError(f"a model must be {_FORMS}, but got {name!r}{hint}")
     if kind == "zoo":
         return _of_zoo(what)
     if kind == "torchvision":
