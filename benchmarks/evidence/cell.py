@@ -113,17 +113,17 @@ class Cell:
             if student is None or evaluation.cost is None:
                 raise SurgeryError(f"the final training must succeed, but failed: {evaluation.error}")
             return student, evaluation.score, evaluation.cost
-        data, compute, lesson = self.task.data, self.evaluator.compute, self.evaluator.final_lesson(final)
+        data, compute, recipe = self.task.data, self.evaluator.compute, self.evaluator.final_recipe(final)
         student = copied(found.shape)
         outcome = train(
             student,
-            lesson.split,
-            lesson.training,
+            recipe.split,
+            recipe.training,
             normalise=data.normalise,
-            views=lesson.views,
+            views=recipe.views,
             compute=compute,
             seed=self.seed,
-            logits=None if lesson.logits is None else lesson.logits.epoch,
+            logits=None if recipe.logits is None else recipe.logits.epoch,
             checkpoint=checkpoint,
         )
         if outcome.status != "ok":

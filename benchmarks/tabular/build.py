@@ -115,7 +115,8 @@ def evaluators(plan: Plan, analysis: Analysis, data: Data, compute: Compute, fol
     """Return what trains students, with each of the seeds."""
     return [
         Evaluator(
-            analysis=analysis, data=data, candidates=plan.candidates, compute=compute, seed=seed, folder=folder
+            analysis=analysis, teacher=analysis.teacher, data=data, candidates=plan.candidates, compute=compute,
+            seed=seed, folder=folder
         )
         for seed in SEEDS
     ]  # fmt: skip

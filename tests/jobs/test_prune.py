@@ -202,7 +202,7 @@ def test_kills_change_nothing(teacher: Teacher, done: us.Result, tmp_path: Path)
 def test_agents_earn_the_cost_that_all_save_where_each_layer_has_some(
     teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: us.Goal, worth: Any, by_cost: bool
 ) -> None:
-    def seen(self: prune.Pruning, learner: Any, steering: Any, lesson: Any) -> None:
+    def seen(self: prune.Pruning, learner: Any, steering: Any, recipe: Any) -> None:
         assert steering.by_cost == learner.agents.together == by_cost
         raise Interruption
 

@@ -75,6 +75,7 @@ def make(data: Data, analysis: Analysis, tmp_path: Path, device: torch.device) -
     def made(**settings: Any) -> Evaluator:
         defaults = {
             "analysis": analysis,
+            "teacher": settings.get("analysis", analysis).teacher,
             "data": data,
             "candidates": CANDIDATES,
             "augmentation": AUGMENTATION,
@@ -158,7 +159,7 @@ def test_an_evaluator_travels_without_what_it_can_make_again(
     expected = evaluator(narrow)
     assert evaluator.glance(narrow) > 0.0
     copied = pickle.loads(pickle.dumps(evaluator))
-    assert not {"lesson", "_teacher", "_val", "_recording", "_glanced"} & set(copied.__dict__)
+    assert not {"recipe", "_teacher", "_val", "_recording", "_glanced"} & set(copied.__dict__)
     assert {"teacher_score", "teacher_digest"} <= set(copied.__dict__)
     there = Architecture.from_json(copied.analysis.space, narrow.to_json())
     assert timeless(copied(there)) == timeless(expected)
@@ -350,25 +351,25 @@ def test_logits_are_the_teachers_on_the_views_of_each_epoch(
     make: Callable[..., Evaluator], data: Data, analysis: Analysis
 ) -> None:
     evaluator = make()
-    lesson = evaluator.lesson
-    assert lesson.logits is not None
-    assert len(lesson.split) == 90
-    assert lesson.split.labels.bincount().tolist() == [30, 30, 30]
+    recipe = evaluator.recipe
+    assert recipe.logits is not None
+    assert len(recipe.split) == 90
+    assert recipe.split.labels.bincount().tolist() == [30, 30, 30]
     for number in (0, 1):
-        epoch = lesson.views.epoch(number)
+        epoch = recipe.views.epoch(number)
         expected = predict(
-            copy.deepcopy(analysis.teacher).to(evaluator.compute.device), lesson.split,
+            copy.deepcopy(analysis.teacher).to(evaluator.compute.device), recipe.split,
             normalise=data.normalise, compute=evaluator.compute, epoch=epoch,
         )  # fmt: skip
-        assert torch.equal(lesson.logits.epoch(number), expected.half().cpu())
-    assert not torch.equal(lesson.logits.epoch(0), lesson.logits.epoch(1))
+        assert torch.equal(recipe.logits.epoch(number), expected.half().cpu())
+    assert not torch.equal(recipe.logits.epoch(0), recipe.logits.epoch(1))
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(1.0, torch.float16), (1e6, torch.float32)])
 def test_logits_beyond_the_range_of_float16_are_kept(
     scale: float, dtype: torch.dtype, make: Callable[..., Evaluator]
 ) -> None:
-    known = make().lesson.logits
+    known = make().recipe.logits
     assert known is not None
     teacher = copy.deepcopy(known.teacher)
     head = [module for module in teacher.modules() if isinstance(module, nn.Linear)][-1]
@@ -419,17 +420,17 @@ def test_a_loss_on_labels_needs_no_logits(make: Callable[..., Evaluator], narrow
 
 def test_all_examples_are_used_where_none_are_counted(make: Callable[..., Evaluator], data: Data) -> None:
     for count in (0, 10_000):
-        lesson = make(candidates=replace(CANDIDATES, examples=count)).lesson
-        assert torch.equal(lesson.split.labels, data.train.labels)
+        recipe = make(candidates=replace(CANDIDATES, examples=count)).recipe
+        assert torch.equal(recipe.split.labels, data.train.labels)
 
 
-def statistics_after_training(evaluator: Evaluator, evaluation: Evaluation, lesson: module.Lesson) -> dict[str, Tensor]:
+def statistics_after_training(evaluator: Evaluator, evaluation: Evaluation, recipe: module.Recipe) -> dict[str, Tensor]:
     """Train the evaluation's student by hand and return its state without any recalibration."""
     student = module.surgery.build(evaluator.analysis, evaluation.architecture, seed=evaluation.seed)
-    assert lesson.logits is not None
+    assert recipe.logits is not None
     train(
-        student, lesson.split, lesson.training, normalise=evaluator.data.normalise, views=lesson.views,
-        compute=evaluator.compute, seed=evaluation.seed, logits=lesson.logits.epoch,
+        student, recipe.split, recipe.training, normalise=evaluator.data.normalise, views=recipe.views,
+        compute=evaluator.compute, seed=evaluation.seed, logits=recipe.logits.epoch,
     )  # fmt: skip
     return student.state_dict()
 
@@ -439,13 +440,13 @@ def test_candidates_are_recalibrated_and_final_students_are_not(
 ) -> None:
     evaluator = make()
     evaluation, student = evaluator.evaluate(narrow)
-    trained = statistics_after_training(evaluator, evaluation, evaluator.lesson)
+    trained = statistics_after_training(evaluator, evaluation, evaluator.recipe)
     assert student is not None
     assert torch.equal(student.conv1.weight, trained["conv1.weight"])
     assert not torch.equal(student.bn1.running_mean, trained["bn1.running_mean"])
 
     evaluation, student = evaluator.finish(narrow, FINAL)
-    trained = statistics_after_training(evaluator, evaluation, evaluator.final_lesson(FINAL))
+    trained = statistics_after_training(evaluator, evaluation, evaluator.final_recipe(FINAL))
     assert student is not None
     assert torch.equal(student.conv1.weight, trained["conv1.weight"])
     assert torch.equal(student.bn1.running_mean, trained["bn1.running_mean"])
@@ -480,7 +481,7 @@ def test_a_repeat_is_another_training(make: Callable[..., Evaluator], narrow: Ar
     assert first.seed != second.seed
     assert first.recipe != second.recipe
     assert not same(student, other)
-    orders = [evaluator.final_lesson(FINAL, r).views.epoch(0).order.tolist() for r in (0, 1)]
+    orders = [evaluator.final_recipe(FINAL, r).views.epoch(0).order.tolist() for r in (0, 1)]
     assert orders[0] != orders[1]
 
 

@@ -149,7 +149,7 @@ class _Tracer(fx.Tracer):
         self._leaf_modules = leaf_modules
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
-        self._running = self._learns = False
+        self._running = self._learns = self._inside = False
         self._signatures: dict[int, inspect.Signature] = {}  # by the identity of the function
         self._indices: dict[int, Tensor] = {}  # masks and numbers that the network holds, by the fake tensors' identity
 
@@ -166,11 +166,11 @@ class _Tracer(fx.Tracer):
 
         @functools.wraps(forward)
         def watched(*given: Any) -> Any:
-            self.watch.on, self._learns = True, torch.is_grad_enabled()
+            self.watch.on, self._inside, self._learns = True, True, torch.is_grad_enabled()
             try:
                 found = forward(*given)
             finally:
-                self.watch.on = False
+                self.watch.on = self._inside = False
             _check_outputs(found)
             return found
 
@@ -190,7 +190,8 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        node.meta["line"] = user_line()  # torch would keep the whole stack, which takes longer than most operations
+        # Inputs and outputs are of no line. torch would keep the whole stack, which takes longer than most operations.
+        node.meta["line"] = user_line() if self._inside else ""
         return node
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:

@@ -384,10 +384,10 @@ class Job:
             after.trained(evaluation)
         here = replace(finisher, on_look=look)
         pool = self._pool(finisher, "final", workers, here=here, on_wait=look, seconds=after.expected)
-        lesson, epochs = evaluator.final_lesson(final), final.training.epochs
-        if lesson.logits is not None:
+        recipe, epochs = evaluator.final_recipe(final), final.training.epochs
+        if recipe.logits is not None:
             with self.display.steps("teacher logits for the final training", epochs, unit="epochs", after=after):
-                lesson.logits.prepare(epochs, on_part=self.display.step)
+                recipe.logits.prepare(epochs, on_part=self.display.step)
         with (
             pool,
             self.display.steps(f"training {len(chosen)} final students", len(chosen) * epochs, unit="epochs"),

@@ -36,7 +36,7 @@ from understudy.report.progress import Display
 from understudy.runs.folder import Run
 from understudy.surgery import build as surgery
 from understudy.surgery.gated import Gated
-from understudy.training.evaluator import Evaluator, Lesson
+from understudy.training.evaluator import Evaluator, Recipe
 from understudy.training.loop import Progress, train
 
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
@@ -75,23 +75,23 @@ class Pruning:
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
         load_into(network, read_weights(weights, ours=True), source=str(weights))
         architecture = Architecture.from_json(self.task.space, plan.read_text(encoding="utf-8"))
-        evaluator = replace(self.evaluator, analysis=self.analysed(network), tutor=self.task.teacher.module)
+        evaluator = replace(self.evaluator, analysis=self.analysed(network), teacher=self.task.teacher.module)
         return evaluator, architecture
 
     def _learn(self, network: nn.Module) -> None:
         """Let agents and network learn, choose the channels, and save both once they are proven."""
         method, evaluator = self.method, self.evaluator
-        lesson = evaluator.final_lesson(Final(training=method.training))
+        recipe = evaluator.final_recipe(Final(training=method.training))
         gated = Gated(self.task.analysis, network)
         groups, slots = self._decided(gated)
-        steps = method.training.epochs * -(-len(lesson.split) // method.training.batch_size)
+        steps = method.training.epochs * -(-len(recipe.split) // method.training.batch_size)
         known = torch.from_numpy(self.task.analysis.magnitudes)[slots]
         usage = self._usage()
         by_cost = self.rules.worth == "cost" and self._each_layer_costs()
         agents = Agents(
             groups,
             self.rules,
-            examples=len(lesson.split),
+            examples=len(recipe.split),
             steps=steps,
             magnitudes=known,
             together=by_cost,
@@ -101,7 +101,7 @@ class Pruning:
         steering = Steering(
             settings=self.rules, space=self.task.space, groups=groups, steps=steps, usage=usage, by_cost=by_cost
         )
-        self.train_network(learner, steering, lesson)
+        self.train_network(learner, steering, recipe)
         self._warn_if_late(learner.agents, steering)
         self._warn_of_chance(learner.agents)
         network.eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -168,7 +168,7 @@ class Pruning:
     def _by_labels(self) -> bool:
         return self.task.aim.objective.name == "classification" and self.task.data.has_targets
 
-    def train_network(self, learner: Learner, steering: Steering, lesson: Lesson) -> None:
+    def train_network(self, learner: Learner, steering: Steering, recipe: Recipe) -> None:
         """Train network and agents together, epoch by epoch, or go on."""
         training, evaluator, steered = self.method.training, self.evaluator, steering.usage is not None
         report = _Report(self.task, self.display, learner.agents, steering.groups, steered=steered)
@@ -184,22 +184,22 @@ class Pruning:
 
         steering(learner.agents)
         self.folder.mkdir(exist_ok=True)
-        if lesson.logits is not None:
+        if recipe.logits is not None:
             with self.display.steps(
                 "teacher logits for the agents", training.epochs, unit="epochs", after=report.after
             ):
-                lesson.logits.prepare(training.epochs, on_part=self.display.step)
+                recipe.logits.prepare(training.epochs, on_part=self.display.step)
         with self.display.steps("agents learn", training.epochs, unit="epochs", after=report.after):
             outcome = train(
                 learner,
-                lesson.split,
+                recipe.split,
                 training,
                 normalise=self.task.data.normalise,
-                views=lesson.views,
+                views=recipe.views,
                 compute=evaluator.compute,
                 seed=evaluator.seed,
                 aim=evaluator.aim,
-                logits=None if lesson.logits is None else lesson.logits.epoch,
+                logits=None if recipe.logits is None else recipe.logits.epoch,
                 on_step=on_step,
                 on_epoch=report,
                 on_part=self.display.step,

@@ -257,13 +257,13 @@ class Task:
         settings = self.settings
         return Evaluator(
             analysis=self.analysis,
+            teacher=self.teacher.module,
             data=self.data,
             candidates=settings.candidates,
             augmentation=settings.augmentation,
             compute=compute,
             seed=settings.seed,
             folder=folder,
-            tutor=None if self.start is None else self.teacher.module,
             aim=self.aim,
         )
 

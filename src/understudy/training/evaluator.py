@@ -49,15 +49,15 @@ _PEEK = 1000  # validation examples that tell a hopeless student after its first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lesson:
-    """What students are taught, from where, and how: the same for all that are compared."""
+class Recipe:
+    """What students are trained on, from where, and how: the same for all that are compared."""
 
     split: AnySplit
     views: Views
     logits: TeacherLogits | None  # None where the loss does not read them
     training: Training
     weights: Start
-    recipe: str  # digest of all that decides a score, besides architecture, teacher and data
+    digest: str  # of all that decides a score, besides architecture, teacher and data
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,17 +67,17 @@ class Evaluator:
     What fails because of the machine or the data raises MachineError or DataError; it is no evaluation.
     A student's seed comes from (seed, architecture digest, repeat), so results depend neither on the
     order of evaluation nor on who evaluates. `folder` caches the teacher's logits. Students inherit from the
-    network of the analysis; where that is not the teacher itself, the teacher is its `tutor`.
+    network of the analysis, which need not be the teacher: in a chain it is another one's student.
     """
 
     analysis: Analysis
+    teacher: nn.Module
     data: Data
     candidates: Candidates
     augmentation: Augmentation = field(default_factory=Augmentation)
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
     folder: Path
-    tutor: nn.Module | None = None
     aim: Aim = CLASSES
 
     def __call__(self, architecture: Architecture) -> Evaluation:
@@ -95,7 +95,7 @@ class Evaluator:
             floor = self.candidates.stop_below * self.teacher_score
             return progress.epoch > 1 or floor <= 0 or self.peek(student) >= floor
 
-        return self._train_student(architecture, self.lesson, _seed(self.seed, architecture.digest, 0), go_on=hopeful)
+        return self._train_student(architecture, self.recipe, _seed(self.seed, architecture.digest, 0), go_on=hopeful)
 
     def finish(
         self,
@@ -119,19 +119,19 @@ class Evaluator:
             return True
 
         seed = _seed(self.seed, architecture.digest, repeat)
-        lesson = self.final_lesson(final, repeat)
+        recipe = self.final_recipe(final, repeat)
         return self._train_student(
-            architecture, lesson, seed, go_on=told, on_part=on_part, checkpoint=checkpoint, settled=True
+            architecture, recipe, seed, go_on=told, on_part=on_part, checkpoint=checkpoint, settled=True
         )
 
     def cut(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a student as it was cut, untrained but for its batch-norm statistics."""
         with checked_together():  # no epochs: nobody can ask for that
             untrained = Training(epochs=0, loss="ce")
-        recipe = self._recipe(cut=self._start)
-        lesson = self._lesson(self.data.train, untrained, "inherited", repeat=0, recipe=recipe)
+        digest = self._digest(cut=self._start)
+        recipe = self._make(self.data.train, untrained, "inherited", repeat=0, digest=digest)
         seed = _seed(self.seed, architecture.digest, 0)
-        return self._train_student(architecture, lesson, seed, go_on=lambda student, progress: True)[0]
+        return self._train_student(architecture, recipe, seed, go_on=lambda student, progress: True)[0]
 
     def glance(self, architecture: Architecture) -> float:
         """Return how far the logits of a student are from the teacher's without any training; small is good.
@@ -160,13 +160,13 @@ class Evaluator:
     def prepare(self, *, on_part: OnPart = lambda done: None) -> None:
         """Do what all candidates share before workers start: the teacher's score and its logits."""
         assert self.teacher_score >= 0
-        if self.lesson.logits is not None:
-            self.lesson.logits.prepare(self.lesson.training.epochs, on_part=on_part)
+        if self.recipe.logits is not None:
+            self.recipe.logits.prepare(self.recipe.training.epochs, on_part=on_part)
 
     @cached_property
     def teacher_digest(self) -> str:
         """16 hexadecimal digits of the teacher's weights."""
-        return weights_digest(self._lead)
+        return weights_digest(self.teacher)
 
     @property
     def data_digest(self) -> str:
@@ -176,7 +176,7 @@ class Evaluator:
     @property
     def recipe_digest(self) -> str:
         """16 hexadecimal digits of all that decides a candidate's score, besides architecture, teacher and data."""
-        return self._recipe(candidates=asdict(self.candidates))
+        return self._digest(candidates=asdict(self.candidates))
 
     @cached_property
     def teacher_score(self) -> float:
@@ -184,19 +184,19 @@ class Evaluator:
         return self.score(self._teacher)
 
     @cached_property
-    def lesson(self) -> Lesson:
-        """What candidates are taught."""
+    def recipe(self) -> Recipe:
+        """How candidates are trained."""
         c = self.candidates
         count = c.examples or len(self.data.train)
         subset = self.data.train.subset(min(count, len(self.data.train)), self.seed)
-        return self._lesson(subset, c.training, c.weights, repeat=0, recipe=self.recipe_digest)
+        return self._make(subset, c.training, c.weights, repeat=0, digest=self.recipe_digest)
 
-    def final_lesson(self, final: Final, repeat: int = 0) -> Lesson:
-        """Return what final students are taught; each repeat sees other views in another order."""
+    def final_recipe(self, final: Final, repeat: int = 0) -> Recipe:
+        """Return how final students are trained; each repeat sees other views in another order."""
         told = {"weights": final.weights, "views": final.views, "repeat": repeat, **self._start}
-        recipe = self._recipe(final=asdict(final.training), **told)
-        return self._lesson(
-            self.data.train, final.training, final.weights, repeat=repeat, recipe=recipe, cycle=final.views
+        digest = self._digest(final=asdict(final.training), **told)
+        return self._make(
+            self.data.train, final.training, final.weights, repeat=repeat, digest=digest, cycle=final.views
         )
 
     @property
@@ -210,21 +210,17 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a worker makes for itself: copies of the teacher and of the data."""
-        made = ("_teacher", "_val", "_taught", "_recording", "_glanced", "lesson")
+        made = ("_teacher", "_val", "_taught", "_recording", "_glanced", "recipe")
         return {name: value for name, value in self.__dict__.items() if name not in made}
-
-    @property
-    def _lead(self) -> nn.Module:
-        return self.analysis.teacher if self.tutor is None else self.tutor
 
     @cached_property
     def _start(self) -> dict[str, str]:
         """What weights are inherited, where they are not the teacher's."""
-        return {} if self.tutor is None else {"start": weights_digest(self.analysis.teacher)}
+        return {} if self.teacher is self.analysis.teacher else {"start": weights_digest(self.analysis.teacher)}
 
     @cached_property
     def _teacher(self) -> nn.Module:
-        return self.compute.place(copied(self._lead))
+        return self.compute.place(copied(self.teacher))
 
     @cached_property
     def _recording(self) -> Recording:
@@ -237,7 +233,7 @@ class Evaluator:
         """Images that untrained students are looked at with, normalised, and the teacher's outputs."""
         images = self._some(_GLANCED, self.seed + 1)
         with self.compute.scope():
-            return images, self._answers(copied(self._lead).to(self.compute.device), images)
+            return images, self._answers(copied(self.teacher).to(self.compute.device), images)
 
     def _answers(self, model: nn.Module, images: Any) -> Tensor:
         """Return the outputs (n, k) of a model for normalised images in float32, in eval mode, where it stays."""
@@ -282,7 +278,7 @@ class Evaluator:
     def _train_student(
         self,
         architecture: Architecture,
-        lesson: Lesson,
+        recipe: Recipe,
         seed: int,
         *,
         go_on: Callable[[nn.Module, Progress], bool],
@@ -297,10 +293,10 @@ class Evaluator:
         score, error = 0.0, None
         try:
             predicted = cost.predict(self.analysis, architecture)
-            student = self._built(architecture, lesson.weights, seed)
-            outcome = self._trained(student, lesson, seed, go_on, on_part, checkpoint)
+            student = self._built(architecture, recipe.weights, seed)
+            outcome = self._trained(student, recipe, seed, go_on, on_part, checkpoint)
             if outcome.status != "failed":
-                score = self._score(student, lesson, settled)
+                score = self._score(student, recipe, settled)
             status, error = outcome.status, outcome.error
         except SurgeryError as e:
             error = reason(e)
@@ -309,7 +305,7 @@ class Evaluator:
             raise
         evaluation = self._evaluation(
             architecture,
-            lesson.recipe,
+            recipe.digest,
             seed,
             cost=predicted,
             score=score,
@@ -358,7 +354,7 @@ class Evaluator:
     def _trained(
         self,
         student: nn.Module,
-        lesson: Lesson,
+        recipe: Recipe,
         seed: int,
         go_on: Callable[[nn.Module, Progress], bool],
         on_part: OnPart | None,
@@ -366,22 +362,22 @@ class Evaluator:
     ) -> Outcome:
         return train(
             student,
-            lesson.split,
-            lesson.training,
+            recipe.split,
+            recipe.training,
             normalise=self.data.normalise,
-            views=lesson.views,
+            views=recipe.views,
             compute=self.compute,
             seed=seed,
-            logits=None if lesson.logits is None else lesson.logits.epoch,
+            logits=None if recipe.logits is None else recipe.logits.epoch,
             aim=self.aim,
             on_epoch=lambda progress: go_on(student, progress),
             on_part=on_part,
             checkpoint=checkpoint,
         )
 
-    def _score(self, student: nn.Module, lesson: Lesson, settled: bool) -> float:
+    def _score(self, student: nn.Module, recipe: Recipe, settled: bool) -> float:
         if not settled:
-            recalibrate(student, lesson.split, normalise=self.data.normalise, compute=self.compute)
+            recalibrate(student, recipe.split, normalise=self.data.normalise, compute=self.compute)
         try:
             return self.score(student)
         except (RuntimeError, ValueError) as e:  # a part of the network that training does not use, a score of NaN
@@ -389,28 +385,28 @@ class Evaluator:
 
     def peek(self, student: nn.Module) -> float:
         """Return the student's score on a part of the validation split, 0..1: enough to see that it is hopeless."""
-        recalibrate(student, self.lesson.split, normalise=self.data.normalise, compute=self.compute, examples=500)
+        recalibrate(student, self.recipe.split, normalise=self.data.normalise, compute=self.compute, examples=500)
         return self.score(student, _PEEK)
 
-    def _lesson(
+    def _make(
         self,
         split: AnySplit,
         training: Training,
         weights: Start,
         *,
         repeat: int,
-        recipe: str,
+        digest: str,
         cycle: int = 0,
-    ) -> Lesson:
+    ) -> Recipe:
         views = Views(len(split), self.augmentation, _seed(self.seed, "views", repeat), cycle)
         logits = self._logits(split, views, repeat=repeat) if needs_teacher(training) else None
-        return Lesson(
+        return Recipe(
             split=split.to(self.compute.device),
             views=views,
             logits=logits,
             training=training,
             weights=weights,
-            recipe=recipe,
+            digest=digest,
         )
 
     def _logits(self, split: AnySplit, views: Views, **purpose: Any) -> TeacherLogits:
@@ -422,12 +418,12 @@ class Evaluator:
             normalise=self.data.normalise,
             compute=self.compute,
             folder=self.folder,
-            key=self._recipe(data=self.data_digest, **examples),
+            key=self._digest(data=self.data_digest, **examples),
             aim=self.aim,
             exact="purpose" in purpose,
         )
 
-    def _recipe(self, **settings: Any) -> str:
+    def _digest(self, **settings: Any) -> str:
         shared = {
             "procedure": _PROCEDURE,
             "augmentation": asdict(self.augmentation),
