@@ -154,3 +154,29 @@ def test_nothing_finite_to_solve_leaves_the_slices() -> None:
     assert all(torch.equal(p, sliced.get_parameter(n)) for n, p in student.named_parameters())
     still = compensated(analysis, architecture, torch.zeros(4, 3, 8, 8))
     assert all(bool(p.isfinite().all()) for p in still.parameters())
+
+
+class Tables(nn.Module):
+    """Layers that run on parameters, once for all examples, and one that takes a single image at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.code = nn.Parameter(torch.randn(9, 4)), nn.Parameter(torch.randn(4))
+        self.up, self.down, self.gain = nn.Linear(4, 8), nn.Linear(8, 16), nn.Linear(4, 16)
+        self.first, self.alone, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = self.down(torch.relu(self.up(self.places)))
+        y = (
+            torch.stack([self.alone(image) for image in torch.relu(self.first(x)).unbind(0)])
+            * self.gain(self.code)[:, None, None]
+        )
+        return self.last(y.mean((2, 3)) + table.mean(0))
+
+
+def test_layers_that_do_not_run_on_a_batch_are_left_as_they_are() -> None:
+    analysis = analyse(seeded(Tables), images(2, size=8))
+    architecture = analysis.space.architecture(widths={"up": 4})
+    sliced, student = build(analysis, architecture), compensated(analysis, architecture, images(300, size=8))
+    same = {name for name, weight in sliced.state_dict().items() if torch.equal(weight, student.state_dict()[name])}
+    assert {"up.weight", "down.weight", "gain.weight", "alone.weight"} <= same and "last.weight" not in same

@@ -64,7 +64,8 @@ def record(analysis: Analysis, inputs: Any) -> Recording:
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
             last.clear()
             last[id(output)] = name
-            parts.setdefault(name, []).append(_sampled(module, output, numbers))
+            if _is_batch(module, output):
+                parts.setdefault(name, []).append(_sampled(module, output, numbers))
 
         return hook
 
@@ -110,7 +111,9 @@ def compensate(student: nn.Module, analysis: Analysis, architecture: Architectur
     def solve(name: str, fresh: bool, outputs: Tensor) -> Callable[..., None]:
         def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
             heard = recording.layers[name]
-            if arguments and _shape_of(module, arguments[0]) == heard.shape:
+            # What does not hang on the examples, such as a table of positions, arrives once for all of them.
+            fits = bool(arguments) and _is_batch(module, arguments[0]) and len(arguments[0]) == len(heard.places)
+            if fits and _shape_of(module, arguments[0]) == heard.shape:
                 _solve(module, arguments[0], heard, outputs, fresh=fresh, centred=name in recording.centred)
 
         return hook
@@ -150,6 +153,11 @@ def _is_solvable(module: nn.Module) -> bool:
         and getattr(module, "groups", 1) == 1
         and isinstance(module._parameters.get("weight"), nn.Parameter)
     )
+
+
+def _is_batch(module: Any, tensor: Tensor) -> bool:
+    """Return whether a tensor that a layer takes or gives has a dimension of examples."""
+    return tensor.dim() >= 2 if isinstance(module, nn.Linear) else tensor.dim() == module.weight.dim()
 
 
 def _solve(module: Any, arriving: Tensor, heard: _Heard, outputs: Tensor, *, fresh: bool, centred: bool) -> None:
