@@ -52,3 +52,20 @@ def test_short_networks_run_several_times_for_one_reading(monkeypatch: pytest.Mo
     monkeypatch.setattr(measure, "forward_ms", forward_ms)
     compare(model(2), model(400), IMAGES)
     assert calls_of == {2: {1, 50}, 400: {1}}
+
+
+def test_more_pairs_are_timed_only_where_ratios_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pairs(noise: float) -> int:
+        readings: list[float] = []
+
+        def forward_ms(network: nn.Module, images: Tensor, calls: int) -> float:
+            readings.append(1.0 + noise * (len(readings) % 3))
+            return readings[-1]
+
+        monkeypatch.setattr(measure, "forward_ms", forward_ms)
+        before = len(readings)
+        compare(model(4), model(4), IMAGES)
+        return (len(readings) - before - 14) // 2  # but for 5 calls that warm up, and 2 that count, of each
+
+    assert (pairs(0.0), pairs(0.5)) == (11, 101)
+    assert 11 < pairs(0.02) < 101

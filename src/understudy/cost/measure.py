@@ -19,6 +19,7 @@ _WARMUP = 5
 _LEAST_MS = 1.0  # of one reading of the clock; shorter networks run several times for one
 _MOST_CALLS = 100
 _LEAST_PAIRS, _MOST_PAIRS = 11, 101
+_NARROW = 0.01  # of the median ratio: a 95% interval of it that needs no more pairs
 
 
 def compare(
@@ -33,7 +34,8 @@ def compare(
     """Time the forward passes of two networks in turns, in evaluation mode, float32.
 
     Each pair of times gives one ratio, and the order changes from pair to pair. There are at least 11 pairs, and more,
-    up to 101, as long as that takes about `seconds`. The networks are left as they were: copies are timed.
+    up to 101, until the median ratio is known to a hundredth or `seconds` have gone by. The networks are left as they
+    were: copies are timed.
 
     Args:
         first: a network.
@@ -41,7 +43,7 @@ def compare(
         example: what both take, such as (1, c, h, w).
         device: where they run; what a GPU was given is waited for.
         threads: of the CPU.
-        seconds: to take in all.
+        seconds: to take at most, but for the first pairs.
     """
     times: tuple[list[float], list[float]] = ([], [])
     with _ready((first, second), example, device, threads) as (models, images):
@@ -51,7 +53,9 @@ def compare(
         for number in range(pairs):
             for which in (0, 1) if number % 2 else (1, 0):
                 times[which].append(forward_ms(models[which], images, calls[which]))
-    ratios = [a / max(b, 1e-9) for a, b in zip(*times, strict=True)]
+            ratios = [a / max(b, 1e-9) for a, b in zip(*times, strict=True)]
+            if number + 1 >= _LEAST_PAIRS and _is_known(Timing.of(ratios), number + 1):
+                break
     where = str(device) if torch.device(device).type != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
     return Comparison(where=where, first=Timing.of(times[0]), second=Timing.of(times[1]), ratio=Timing.of(ratios))
 
@@ -76,6 +80,11 @@ def forward_ms(model: nn.Module, images: Any, calls: int) -> float:
         called(model, images)
     _wait(images)
     return (time.perf_counter() - start) * 1e3 / calls
+
+
+def _is_known(ratio: Timing, pairs: int) -> bool:
+    """Return whether the median of a ratio is known well: its notch in a box plot (McGill et al., 1978, section 5)."""
+    return 1.57 * ratio.spread / math.sqrt(pairs) <= _NARROW * ratio.median
 
 
 def _calls(model: nn.Module, images: Any) -> int:

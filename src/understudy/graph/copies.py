@@ -49,12 +49,20 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         made = memo[id(value)] = kind()
         made.update((_copy(key, memo), _copy(part, memo)) for key, part in value.items())
         return made
+    if kind is Tensor and value.dim() == 0 and id(value) not in memo and _is_plain(value):  # what batch norms count in
+        memo[id(value)] = value.clone()
+        return memo[id(value)]
     if not isinstance(value, nn.Module) or id(value) in memo or any(getattr(kind, n, None) is not o for n, o in _USUAL):
         return copy.deepcopy(value, memo)
     made = memo[id(value)] = kind.__new__(kind)  # type: ignore[call-overload]
     state = value.__getstate__() if hasattr(value, "__getstate__") else vars(value)
     made.__setstate__({name: _copy(part, memo) for name, part in state.items()})
     return made
+
+
+def _is_plain(number: Tensor) -> bool:
+    """Return whether a tensor of one number has memory of its own and nothing else."""
+    return not number.requires_grad and number.untyped_storage().nbytes() == number.element_size() and not vars(number)
 
 
 _IMMUTABLE = (int, float, bool, str, type(None))

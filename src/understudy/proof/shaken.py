@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -21,11 +21,18 @@ from torch.overrides import TorchFunctionMode
 
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
-from understudy.graph.fake import map_structure
+from understudy.graph.fake import Signature, flat, map_structure
 from understudy.graph.seeds import seeded
 
 Inputs = Mapping[str, Any]
-_SMALL = (40, 64, 128)  # pixels of a smaller image; 40 leave 2 x 2 of a network that divides by 32
+_SMALL = (12, 20, 40, 64, 128)  # pixels of a smaller image
+_LEFT = 1.25  # times the network's total stride: 40 leave 2 x 2 of one that divides by 32
+_WITHOUT_MACS = frozenset(
+    (
+        *(F.batch_norm, F.layer_norm, F.group_norm, F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.hardswish),
+        *(F.hardsigmoid, F.sigmoid, torch.sigmoid, F.tanh, torch.tanh),
+    )
+)
 _RANDOM = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout)
 
 
@@ -131,11 +138,11 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class NoNorms(TorchFunctionMode):
-    """Batch norms pass everything: without values they take most of the time, and they have no MACs."""
+class OnlyMacs(TorchFunctionMode):
+    """Norms and activations pass everything: without values they take most of the time, and they have no MACs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is F.batch_norm else func(*args, **(kwargs or {}))
+        return args[0] if func in _WITHOUT_MACS and args else func(*args, **(kwargs or {}))
 
 
 def _calls(training: bool) -> contextlib.AbstractContextManager[object]:
@@ -205,8 +212,15 @@ def inputs_like(given: Inputs, batch: int, now: int, dtype: torch.dtype, *, side
     return map_structure(dict(given), like)  # type: ignore[no-any-return]
 
 
-def sides(given: Inputs) -> list[float]:
-    """Return how much smaller images may be made for a quick check, the smallest first, 1 last."""
+def sides(given: Inputs, graph: fx.Graph) -> list[float]:
+    """Return how much smaller images may be made for a quick check, the smallest first, 1 last.
+
+    Args:
+        given: the example by name.
+        graph: its forward pass: the smallest map in it that is no single pixel says what the network divides by.
+    """
     images = [v for v in given.values() if isinstance(v, Tensor) and v.dim() == 4 and v.is_floating_point()]
     least = min((min(v.shape[2:]) for v in images), default=0)
-    return [*(pixels / least for pixels in _SMALL if pixels < least), 1.0]
+    shapes = (v.shape for node in graph.nodes for v in flat(node.meta["value"]) if isinstance(v, Signature))
+    smallest = min((min(shape[2:]) for shape in shapes if len(shape) == 4 and min(shape[2:]) > 1), default=1)
+    return [*(pixels / least for pixels in _SMALL if _LEFT * least / smallest <= pixels < least), 1.0]

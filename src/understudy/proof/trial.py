@@ -20,7 +20,7 @@ from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
 from understudy.graph.flops import counting
 from understudy.graph.trace import named_inputs
-from understudy.proof.shaken import Inputs, NoNorms, call, inputs_like, laboratory, settle, shaken, sides
+from understudy.proof.shaken import Inputs, OnlyMacs, call, inputs_like, laboratory, settle, shaken, sides
 from understudy.surgery.build import build, inherits_all, kept_slots, rebuild
 from understudy.surgery.masked import Masked, rimmed, tensors_of
 
@@ -125,7 +125,7 @@ class Trials:
     def _prepared(self, seed: int, drawn: bool) -> str:
         """Make the copy, and find the settings that its graph reproduces; return why there are none."""
         problem = ""
-        for side in sides(self._given):
+        for side in sides(self._given, self.analysis.trace.graph):
             try:
                 self._copy = shaken(self.analysis, seed, dtype=self.dtype, drawn=drawn)
                 self._settings = list(self._tried(side))
@@ -292,7 +292,7 @@ class Trials:
         try:  # without values, which does not work for tensors that a forward pass makes on the CPU
             named = (*module.named_parameters(), *module.named_buffers())
             instead = {name: tensor.detach().to("meta") for name, tensor in named}
-            with counting() as counter, NoNorms():
+            with counting() as counter, OnlyMacs():
                 call(module, map_structure(dict(inputs), _on_meta), training=False, instead=instead)
         except Exception:
             with counting() as counter:

@@ -225,6 +225,8 @@ def _draw(student: nn.Module, teacher: nn.Module, names: set[str], seed: int) ->
 
     A module that can reset its parameters resets all that it has.
     """
+    if not names:
+        return
     device = next((p.device for p in student.parameters()), torch.device("cpu"))
     with seeded(seed, device), torch.no_grad():
         for path, module in student.named_modules():

@@ -50,6 +50,7 @@ class Masked(fx.Interpreter):
         super().__init__(
             analysis.trace.root, garbage_collect_values=not architecture.removed, graph=graph or analysis.trace.graph
         )
+        self._modules = dict(analysis.trace.root.named_modules(remove_duplicate=False))
         self._kept = torch.from_numpy(kept_slots(analysis, architecture))
         self._kernels = dict(architecture.kernels)
         units = [analysis.space.unit(name) for name in architecture.removed]
@@ -120,7 +121,7 @@ class Masked(fx.Interpreter):
 
     def _kind(self, node: fx.Node) -> Any:
         """Return a node's operation: the class of a module, a function or the name of a method."""
-        return type(self.module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+        return type(self._modules[str(node.target)]) if node.op == "call_module" else node.target
 
     def _with_rim(self, node: fx.Node) -> Any:
         """Run a convolution whose kernel has zeros around what stays of it."""
@@ -130,7 +131,7 @@ class Masked(fx.Interpreter):
 
     def _normalised(self, node: fx.Node) -> Tensor | None:
         """Return which channels stay, (C,), of a layer norm that loses some; None of any other node."""
-        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = self._modules[str(node.target)] if node.op == "call_module" else None
         if node.target not in (F.layer_norm, F.rms_norm) and not isinstance(module, _NARROWED):
             return None
         known = self._refit.plan.values.get(self._twin(node))
