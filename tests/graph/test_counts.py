@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from tests.support.models import parameters
-from understudy.cost.predict import predict
-from understudy.graph.analysis import Analysis, analyse
+from tests.support.held import analysed, check, reason
+from understudy.graph.analysis import analyse
 from understudy.surgery.build import build
-from understudy.surgery.masked import relative_error
 
 Reading = Callable[["Net", Tensor], Any]
 
@@ -38,40 +36,6 @@ class Net(nn.Module):
         y = self.middle(self, torch.relu(self.norm(self.a(x))))
         y = self.grouped(torch.relu(self.gn(self.b(y))))
         return self.head(self.ln(y.mean((2, 3))))
-
-
-def analysed(model: nn.Module, *shape: int) -> Analysis:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for value in (*model.parameters(), *model.buffers()):
-            if value.is_floating_point():
-                nn.init.uniform_(value.data, 0.1, 1.0)
-        x = torch.randn(*(shape or (2, 3, 4, 4)), dtype=torch.float64)
-    return analyse(model.double().eval(), x)
-
-
-def check(analysis: Analysis) -> set[str]:
-    """Compare the students of each group with the masked teacher; return those that are copies of the teacher."""
-    x = analysis.trace.example
-    assert isinstance(x, Tensor)
-    for group in analysis.space.groups:
-        for width in {group.step, group.nearest(group.width / 2), group.width - group.step}:
-            architecture = analysis.space.full.with_width(group.name, width)
-            student = build(analysis, architecture)
-            assert parameters(student) == predict(analysis, architecture).parameters
-            assert relative_error(analysis, architecture, student.eval(), x) < 1e-12
-            student.train()(x)
-    for unit in analysis.space.units:
-        student = build(analysis, analysis.space.full.without(unit.name))
-        student.eval()(x)
-        student.train()(x)
-    return {group.name for group in analysis.space.groups if not group.plain}
-
-
-def reason(analysis: Analysis, name: str) -> str:
-    """Return why only a plain graph can be narrower, or why nothing can."""
-    why = {frozen.name: f"{frozen.source} {frozen.reason}" for frozen in analysis.space.frozen}
-    return (why | {group.name: group.plain for group in analysis.space.groups})[name]
 
 
 def branch(which: Any, y: Tensor) -> Tensor:
@@ -278,56 +242,6 @@ def test_training_that_cannot_be_traced_freezes_all_and_says_where() -> None:
     assert "if net.training and y.mean() > 0" in reason(analysis, "a")
 
 
-class Tied(nn.Module):
-    """Layers that share their weight: the same one twice, two names of one, or one that lies in another's memory."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.stem, self.p, self.out = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.q = self.p if how == "module" else nn.Linear(8, 8)
-        if how == "weight":
-            self.q.weight = self.p.weight
-        if how == "memory":
-            self.q.weight = nn.Parameter(self.p.weight.data.t())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(torch.relu(self.q(torch.relu(self.p(torch.relu(self.stem(x)))))))
-
-
-@pytest.mark.parametrize(("how", "free"), [("weight", {"stem"}), ("module", {"stem"}), ("memory", set())])
-def test_shared_weights_are_cut_once(how: str, free: set[str]) -> None:
-    torch.set_default_dtype(torch.float64)  # a cast would part memory that is shared
-    try:
-        analysis = analyse(Tied(how).eval(), torch.randn(2, 5))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    groups = {group.name for group in analysis.space.groups}
-    assert groups == free
-    for group in analysis.space.groups:
-        architecture = analysis.space.full.with_width(group.name, 3)
-        student = build(analysis, architecture)
-        assert parameters(student) == predict(analysis, architecture).parameters
-        assert relative_error(analysis, architecture, student, analysis.trace.example) < 1e-12  # type: ignore[arg-type]
-        assert student.q.weight is student.p.weight
-
-
-def test_an_embedding_and_the_layer_that_shares_its_weight_are_cut_alike() -> None:
-    class Words(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.words, self.inner, self.out = nn.Embedding(7, 6), nn.Linear(6, 6), nn.Linear(6, 7, bias=False)
-            self.out.weight = self.words.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.relu(self.inner(self.words(x))))
-
-    analysis = analyse(Words().eval(), torch.zeros(2, 3, dtype=torch.long))
-    assert [(group.name, group.width) for group in analysis.space.groups] == [("words", 6)]
-    student = build(analysis, analysis.space.full.with_width("words", 4))
-    assert student.out.weight is student.words.weight and student.words.weight.shape == (7, 4)
-    assert student.words.embedding_dim == student.inner.out_features == 4
-
-
 class Ranks(nn.Module):
     """A layer after a linear one, whose features lie in the last dimension."""
 
@@ -368,89 +282,6 @@ def test_layers_on_inputs_of_another_rank_can_keep_channels_apart() -> None:
         model = Turned(layer).double()
         model(x)
         assert "first" in check(analyse(model.eval(), x))
-
-
-class Parts(nn.Module):
-    """Modules that are called, read and looked at in the ways that `how` names."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.stem, self.conv, self.last, self.head = (
-            nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
-        )  # fmt: skip
-        self.block, self.blocks, self.pool = Scaled(), nn.Sequential(Scaled(), Scaled()), nn.MaxPool2d(2)
-        self.how = how
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.stem(x))
-        match self.how:
-            case "attribute":
-                y = self.block(self.conv(y) * self.conv.stride[0]) * self.block.number
-            case "index":
-                y = self.blocks(self.blocks[0](y))
-            case "length":
-                y = self.blocks(y) * len(self.blocks)
-            case "class":
-                y = self.conv(y) if isinstance(self.conv, nn.Conv2d) else y * 3
-            case "keyword":
-                y = self.block(y, scale=2.0)
-            case "several":
-                y = self.block(y, 2.0, shift=1)
-            case "keyword first":
-                y = self.block(scale=2.0, x=y)
-            case "resolutions":
-                y = torch.cat([self.pool(self.conv(y)), F.avg_pool2d(y, 2)], 1)
-                y = sum(y.chunk(2, 1))
-            case "kernel":
-                y = self.conv(F.pad(y, (0, self.conv.kernel_size[0] - 3)))
-            case "training":
-                if self.training:
-                    return self.head(self.conv(y).mean((2, 3)))
-        return self.head(self.last(y).mean((2, 3)))
-
-
-class Scaled(nn.Module):
-    number = 3
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor, scale: float = 1.0, *, shift: float = 0.0) -> Tensor:
-        return x + self.two(torch.relu(self.one(x))) * scale + shift
-
-
-@pytest.mark.parametrize(
-    ("how", "stays", "goes"),
-    [
-        ("attribute", {"conv", "block"}, {"last", "block.one"}),
-        ("index", {"blocks"}, {"last", "blocks.1"}),
-        ("length", {"blocks"}, {"last", "blocks.0", "blocks.1"}),
-        ("class", {"conv"}, {"last"}),
-        ("keyword", set(), {"block", "block.one", "last"}),
-        ("several", set(), {"block", "block.one", "last"}),
-        ("keyword first", {"block"}, {"block.one", "last"}),
-        ("resolutions", {"pool"}, {"last"}),
-        ("kernel", {"conv"}, {"last"}),
-        ("training", set(), {"layer:last"}),
-    ],
-)
-def test_units_whose_absence_others_would_notice_stay(how: str, stays: set[str], goes: set[str]) -> None:
-    analysis = analysed(Parts(how), 2, 3, 8, 8)
-    check(analysis)
-    units = {unit.name for unit in analysis.space.units}
-    assert goes <= units and not stays & units
-
-
-def test_a_kernel_whose_size_is_read_stays() -> None:
-    kernels = {layer.name: layer.kernels for layer in analysed(Parts("kernel"), 2, 3, 8, 8).space.layers}
-    assert kernels["last"] == (1, 3) and kernels["conv"] == ()
-
-
-def test_a_bypassed_block_passes_its_first_argument_on() -> None:
-    analysis = analysed(Parts("several"), 2, 3, 8, 8)
-    student, model, x = build(analysis, analysis.space.full.without("block")), analysis.teacher, analysis.trace.example
-    assert torch.equal(student(x), model.head(model.last(torch.relu(model.stem(x))).mean((2, 3))))
 
 
 def test_a_rule_that_fails_freezes_what_it_touches() -> None:

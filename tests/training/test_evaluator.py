@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -9,88 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from understudy.config.training import Augmentation, Candidates, Final, Start, Training
+from tests.support.textures import AUGMENTATION, CANDIDATES, FINAL
+from understudy.config.training import Augmentation, Start
 from understudy.core.architecture import Architecture
-from understudy.core.errors import CrashError, DataError, MachineError, RunError, SurgeryError
+from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Evaluation
-from understudy.data import Data, Views
-from understudy.graph.analysis import Analysis, analyse
+from understudy.data import Data
+from understudy.graph.analysis import Analysis
 from understudy.models.weights import weights_digest
 from understudy.training import evaluator as module
 from understudy.training import teacher_logits
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute, Progress, accuracy, predict, train
-
-CANDIDATES = Candidates(training=Training(epochs=2, batch_size=32), examples=90, stop_below=0.0)
-FINAL = Final(training=Training(epochs=3, batch_size=32, loss="mse+ce"))
-AUGMENTATION = Augmentation(crop=1, flip=True)
-
-
-class Teacher(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(16)
-        self.dropout = nn.Dropout(0.1)
-        self.classifier = nn.Linear(16, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(images)))
-        x = torch.relu(self.bn2(self.conv2(x)))
-        return self.classifier(self.dropout(x.mean((2, 3))))
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    """Images (n, 1, 8, 8) whose texture tells their class."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(240) % 3
-    stripes = np.stack([np.arange(8) % (2 + label) == 0 for label in labels])[:, None, None, :] * 90
-    images = stripes + generator.integers(0, 120, (240, 1, 8, 8))
-    return Data.from_arrays(images.astype(np.uint8), labels, val_share=0.25)
-
-
-@pytest.fixture(scope="module")
-def analysis(data: Data) -> Analysis:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        teacher = Teacher()
-    training = Training(epochs=8, batch_size=32, lr=0.02, loss="ce")
-    views = Views(len(data.train), Augmentation(), 0)
-    train(teacher, data.train, training, normalise=data.normalise, views=views, compute=Compute(threads=1), seed=0)
-    return analyse(teacher.eval(), torch.zeros(2, 1, 8, 8))
-
-
-@pytest.fixture
-def make(data: Data, analysis: Analysis, tmp_path: Path, device: torch.device) -> Callable[..., Evaluator]:
-    """Return a function that makes an evaluator of these settings."""
-
-    def made(**settings: Any) -> Evaluator:
-        defaults = {
-            "analysis": analysis,
-            "teacher": settings.get("analysis", analysis).teacher,
-            "data": data,
-            "candidates": CANDIDATES,
-            "augmentation": AUGMENTATION,
-            "compute": Compute(device=device, threads=1),
-            "seed": 3,
-            "folder": tmp_path / "logits",
-        }
-        return Evaluator(**{**defaults, **settings})
-
-    return made
-
-
-@pytest.fixture
-def narrow(analysis: Analysis) -> Architecture:
-    return analysis.space.architecture(widths={"conv1": 8, "conv2": 12})
 
 
 def same(one: nn.Module | None, other: nn.Module | None) -> bool:
@@ -224,105 +157,6 @@ def test_the_recipe_is_all_that_decides_a_score(make: Callable[..., Evaluator], 
     ]
     recipes = [make(**change).recipe_digest for change in changes]
     assert len({recipe, *recipes}) == len(changes) + 1
-
-
-def test_a_student_that_cannot_be_built_is_a_failed_evaluation(
-    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def build(*args: object, **settings: object) -> nn.Module:
-        raise SurgeryError("at node add: 48 and 64 channels meet")
-
-    monkeypatch.setattr(module.surgery, "build", build)
-    evaluation, student = make().evaluate(narrow)
-    assert student is None
-    assert (evaluation.status, evaluation.score) == ("failed", 0.0)
-    assert evaluation.error == "SurgeryError: at node add: 48 and 64 channels meet"
-    assert evaluation.cost is not None
-
-
-def test_a_student_that_diverges_is_a_failed_evaluation(
-    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = module.surgery.build
-
-    def build(*args: Any, **settings: Any) -> nn.Module:
-        student = built(*args, **settings)
-        with torch.no_grad():
-            student.classifier.bias.fill_(float("nan"))
-        return student
-
-    monkeypatch.setattr(module.surgery, "build", build)
-    evaluation, student = make().evaluate(narrow)
-    assert student is None
-    assert evaluation.status == "failed"
-    assert (evaluation.error or "").startswith("diverged: the loss was nan by step ")
-
-
-@pytest.mark.parametrize(
-    ("raised", "kind", "message"),
-    [
-        (torch.OutOfMemoryError("tried to get 8 GiB"), MachineError, "^out of memory: tried to get 8 GiB$"),
-        (RuntimeError("CUDA error: an illegal memory access"), CrashError, "illegal memory access"),
-        (OSError(errno.EIO, "Input/output error"), MachineError, "Input/output error"),
-        (OSError(errno.ENOSPC, "No space left on device"), OSError, "No space left"),
-        (DataError("dog.png cannot be read"), DataError, "dog.png cannot be read"),
-    ],
-)
-@pytest.mark.parametrize("place", ["train", "scored"])
-def test_what_machine_or_data_fail_at_is_no_evaluation(
-    make: Callable[..., Evaluator],
-    narrow: Architecture,
-    monkeypatch: pytest.MonkeyPatch,
-    place: str,
-    raised: Exception,
-    kind: type[Exception],
-    message: str,
-) -> None:
-    def fail(*args: object, **settings: object) -> float:
-        raise raised
-
-    evaluator = make()
-    assert evaluator.teacher_score > 0
-    monkeypatch.setattr(module, place, fail)
-    with pytest.raises(kind, match=message):
-        evaluator.evaluate(narrow)
-
-
-def test_a_student_that_cannot_run_in_evaluation_mode_is_a_failed_evaluation(
-    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object, **settings: object) -> float:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    evaluator = make()
-    assert evaluator.teacher_score > 0
-    monkeypatch.setattr(module, "scored", fail)
-    evaluation, student = evaluator.evaluate(narrow)
-    assert student is None
-    assert (evaluation.status, evaluation.score) == ("failed", 0.0)
-    assert "must run in evaluation mode, but: RuntimeError: mat1 and mat2" in (evaluation.error or "")
-
-
-def test_what_is_not_the_students_fault_is_raised(
-    make: Callable[..., Evaluator], narrow: Architecture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    make().finish(narrow, FINAL, checkpoint=tmp_path / "final.pt")
-    with pytest.raises(RunError, match="a checkpoint continues only the training that wrote it"):
-        make().finish(narrow, FINAL, repeat=1, checkpoint=tmp_path / "final.pt")
-
-    def unreadable(*args: object, **settings: object) -> Tensor:
-        raise RuntimeError("no such kernel")
-
-    monkeypatch.setattr(teacher_logits, "predict", unreadable)
-    with pytest.raises(RuntimeError, match="no such kernel"):
-        make(seed=8)(narrow)
-
-
-def test_a_candidate_that_was_lost_is_a_failed_evaluation(make: Callable[..., Evaluator], narrow: Architecture) -> None:
-    evaluator = make()
-    lost, found = evaluator.failed(narrow, "the worker process was ended by SIGKILL"), evaluator(narrow)
-    assert (lost.status, lost.error, lost.score) == ("failed", "the worker process was ended by SIGKILL", 0.0)
-    assert (lost.key, lost.seed) == (found.key, found.seed)
 
 
 def test_a_hopeless_student_is_stopped_after_its_first_epoch(
