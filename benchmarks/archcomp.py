@@ -32,7 +32,7 @@ from understudy.core.goal import Goal, Reward
 from understudy.cost.predict import predict
 from understudy.graph.analysis import analyse
 from understudy.methods.archcomp.rules import RULES, TUNED, Rules
-from understudy.methods.archcomp.search import ArchCompSearcher, Objective, descend, rewarded
+from understudy.methods.archcomp.search import ArchCompSearcher, Objective, ascend, rewarded
 from understudy.methods.base import Problem
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.models.zoo import create
@@ -131,10 +131,10 @@ def rank(searcher: ArchCompSearcher, objective: Objective, choices_BD: Tensor, s
 
 
 def along(searcher: ArchCompSearcher, objective: Objective, toy: bool, seed: int) -> dict[str, float]:
-    """Return what becomes of the points on the way of a descent: can they be built, how good are they."""
+    """Return what becomes of the points on the way of an ascent: can they be built, how good are they."""
     starts_SD = searcher.starts(objective)
     draw_S = 1 + torch.arange(len(starts_SD)) % TUNED.draws
-    way = descend(objective, starts_SD, draw_S, steps=TUNED.steps, radius=searcher.radius)
+    way = ascend(objective, starts_SD, draw_S, steps=TUNED.steps, radius=searcher.radius)
     figures, built = dict[str, float](), list[Tensor]()
     for number, choices_SD in enumerate([starts_SD, *way]):
         exact_SF = searcher.exact(choices_SD)

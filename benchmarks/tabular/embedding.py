@@ -1,10 +1,10 @@
-"""What does ArchComp's embedding know of a table: rank correlation of accuracy, and does descent really improve?
+"""What does ArchComp's embedding know of a table: rank correlation of accuracy, and does ascent really improve?
 
     python -m benchmarks.tabular.embedding --tables skip-mnist --seeds 30 --labels 200
 
 The embedding is fitted once to the labels of random search's students. Its accuracies are compared with the true
 ones of every other architecture of the table; its objective (the reward without a budget) with the true one of the
-points on the way of a descent from the teacher, the best known students and the most promising others. Where a table
+points on the way of an ascent from the teacher, the best known students and the most promising others. Where a table
 is a part of its Space, only what is in it is a label, and only accuracies are compared.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.tabular.table import Table
 from understudy.config.methods import ArchComp
 from understudy.core.architecture import Architecture
 from understudy.methods.archcomp.rules import TUNED, Rules
-from understudy.methods.archcomp.search import ArchCompSearcher, Objective, descend, rewarded
+from understudy.methods.archcomp.search import ArchCompSearcher, Objective, ascend, rewarded
 from understudy.methods.base import Problem
 
 HERE = Path(__file__).parent
@@ -67,10 +67,10 @@ def ranks(table: Table, searcher: ArchCompSearcher, objective: Objective, known:
 
 
 def along(table: Table, searcher: ArchCompSearcher, objective: Objective) -> dict[str, float]:
-    """Return the mean predicted and true objective on the way of a descent, and the share that can be built."""
+    """Return the mean predicted and true objective on the way of an ascent, and the share that can be built."""
     starts_SD = searcher.starts(objective)
     draw_S = torch.zeros(len(starts_SD), dtype=torch.int64)  # the mean of the accuracy's posterior
-    way = descend(objective, starts_SD, draw_S, steps=TUNED.steps, radius=searcher.radius)
+    way = ascend(objective, starts_SD, draw_S, steps=TUNED.steps, radius=searcher.radius)
     figures, built = dict[str, float](), list[bool]()
     for number, choices_SD in enumerate([starts_SD, *way]):
         answers = [table[searcher.columns.architecture(choices_D)] for choices_D in choices_SD]

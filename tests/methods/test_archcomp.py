@@ -21,7 +21,7 @@ from understudy.core.goal import Goal
 from understudy.methods.archcomp import rules
 from understudy.methods.archcomp.embedding import predicted_score
 from understudy.methods.archcomp.rules import Rules
-from understudy.methods.archcomp.search import ArchCompSearcher, descend, left, rewarded
+from understudy.methods.archcomp.search import ArchCompSearcher, ascend, left, rewarded
 from understudy.methods.base import Searcher
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.testing.contracts import SearcherContract, run_searcher
@@ -123,12 +123,12 @@ def test_what_is_left_is_that_of_the_figures_with_a_budget() -> None:
     assert left(logs_BF, ((1, 0.5),)).tolist() == logs_BF[:, 0].tolist()
 
 
-def test_descent_raises_the_objective_of_what_is_decoded_and_never_lowers_it() -> None:
+def test_ascent_raises_the_objective_of_what_is_decoded_and_never_lowers_it() -> None:
     searcher = fitted(replace(QUICK, students=30), replace(RULES, fit_steps=120, samples=300))
     objective = searcher.fit()
     starts_SD = searcher.starts(objective)
     draw_S = torch.arange(len(starts_SD)) % RULES.draws
-    way = list(descend(objective, starts_SD, draw_S, steps=20, radius=searcher.radius))
+    way = list(ascend(objective, starts_SD, draw_S, steps=20, radius=searcher.radius))
     assert len(way) == 4
     with torch.no_grad():
         values = torch.stack([objective(searcher.embedding.encode(choices_SD), draw_S) for choices_SD in way])
@@ -139,19 +139,19 @@ def test_descent_raises_the_objective_of_what_is_decoded_and_never_lowers_it() -
     assert all(len(way_SD.unique(dim=0)) > 3 for way_SD in way)
 
 
-def test_descent_stays_where_nothing_better_is_met() -> None:
+def test_ascent_stays_where_nothing_better_is_met() -> None:
     searcher = fitted(QUICK)
     objective = searcher.fit()
     starts_SD = searcher.starts(objective)
     draw_S = torch.zeros(len(starts_SD), dtype=torch.int64)
-    (*_, last_SD) = descend(objective, starts_SD, draw_S, steps=10, radius=0.0)
+    (*_, last_SD) = ascend(objective, starts_SD, draw_S, steps=10, radius=0.0)
     with torch.no_grad():
         exact_S = (searcher.embedding.decode(searcher.embedding.encode(starts_SD)) == starts_SD).all(1)
     assert exact_S.sum() > 3
     assert torch.equal(last_SD[exact_S], starts_SD[exact_S])
     # Too short a way to leave an architecture is made longer, too long a one shorter.
     for radius in (searcher.radius / 16.0, searcher.radius * 16.0):
-        (*_, last_SD) = descend(objective, starts_SD, draw_S, steps=60, radius=radius)
+        (*_, last_SD) = ascend(objective, starts_SD, draw_S, steps=60, radius=radius)
         assert (last_SD != starts_SD).any(1).double().mean() > 0.5
 
 

@@ -1,7 +1,7 @@
-"""Architecture compression (Ashok, 2019, arXiv 1902.03326): descent in a learned space of architectures.
+"""Architecture compression (Ashok, 2019, arXiv 1902.03326): ascent in a learned space of architectures.
 
 An encoder-decoder learns to map architectures to a continuous embedding and back, while heads on the
-embedding regress score and cost. To compress, the objective is descended in the embedding and the
+embedding regress score and cost. To compress, the objective is ascended in the embedding and the
 decoder says which architectures the points on the way stand for. The best are trained, which gives
 labels for the next fit. `docs/archcomp.md` numbers every choice with its source.
 
@@ -41,13 +41,13 @@ from understudy.methods.proposals import Scoring
 from understudy.methods.surrogate.columns import Columns
 from understudy.methods.surrogate.regression import Forecast, in_turn, one_thread
 
-_SNAP = 5  # steps of descent after which it goes on from the best that was decoded
-_BEST = 8  # known students that descent starts from
+_SNAP = 5  # steps of ascent after which it goes on from the best that was decoded
+_BEST = 8  # known students that ascent starts from
 _SAVED_DRAWS = 50  # of score's posterior, of which a forecast's deviation is computed
 _SHORTLIST = 60  # decoded architectures whose exact costs are asked for in one update
 
 
-# --- The objective, and its descent in the embedding ---
+# --- The objective, and its ascent in the embedding ---
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ def rewarded(log_left_B: Tensor, accuracy_B: Tensor) -> Tensor:
     return compression_B * (2.0 - compression_B) * accuracy_B
 
 
-def descend(
+def ascend(
     objective: Objective, starts_SD: Int[Tensor, "s d"], draw_S: Int[Tensor, " s"], *, steps: int, radius: float
 ) -> Iterator[Int[Tensor, "s d"]]:
     """Yield the best architecture that each start has come to, every few steps: its objective never falls.
 
     The objective is believed of what an architecture is encoded as, not of the points between. So what a step has
-    come to is decoded and encoded anew, and every few steps the descent goes on from the best of these, `radius` far
+    come to is decoded and encoded anew, and every few steps the ascent goes on from the best of these, `radius` far
     in all. Where none was better the next goes half as far, or twice where it never left its architecture.
     """
     embedding = objective.embedding
@@ -124,11 +124,11 @@ def _scaled_to_one(x_SCL: Tensor) -> Tensor:
     return x_SCL / norm_S11.clamp_min(1e-12)
 
 
-# --- Fit, descend, train, and again ---
+# --- Fit, ascend, train, and again ---
 
 
 class ArchCompSearcher(Searcher):
-    """Fits the embedding and descends in it for every update, after a start by random search.
+    """Fits the embedding and ascends in it for every update, after a start by random search.
 
     Args:
         problem: its policy may be what another search's `state_dict` gave, on a teacher of the same structure: its
@@ -171,7 +171,7 @@ class ArchCompSearcher(Searcher):
         def draws() -> Iterator[tuple[None, Architecture]]:
             for architecture in ordered:
                 yield None, architecture
-            while True:  # descent has found too little that is new
+            while True:  # ascent has found too little that is new
                 yield None, self._random.drawn()
 
         picked = self._proposals.pick(draws(), min(AT_A_TIME, self._left), self._usage)
@@ -255,7 +255,7 @@ class ArchCompSearcher(Searcher):
         return Forecast.of(features_NP, known.scores_N, draws, generator, before=self._before)
 
     def starts(self, objective: Objective) -> Tensor:
-        """Return where to descend from: teacher, best students, some near to them, the most promising of the pool."""
+        """Return where to ascend from: teacher, best students, some near to them, the most promising of the pool."""
         count, best_BD = self._rules.starts, self._best()
         mean_B = torch.zeros(len(self._pool_BD), dtype=torch.int64)
         with torch.no_grad():
@@ -271,7 +271,7 @@ class ArchCompSearcher(Searcher):
         """Return the choices to propose, in order: each draw of the posterior in turn its favourite, then its next."""
         rules, starts_SD = self._rules, self.starts(objective)
         draw_S = 1 + torch.arange(len(starts_SD)) % rules.draws
-        way = descend(objective, starts_SD, draw_S, steps=rules.steps, radius=self.radius)
+        way = ascend(objective, starts_SD, draw_S, steps=rules.steps, radius=self.radius)
         found_BD: Tensor = torch.cat([starts_SD, *way]).unique(dim=0)
         trained = {tuple(self.columns.choices(e.architecture).tolist()) for e in self._told}
         found_BD = found_BD[[tuple(row) not in trained for row in found_BD.tolist()]]
@@ -292,7 +292,7 @@ class ArchCompSearcher(Searcher):
 
     @property
     def radius(self) -> float:
-        """How far descent goes from an architecture at first: a share of the median distance between two."""
+        """How far ascent goes from an architecture at first: a share of the median distance between two."""
         with torch.no_grad():
             code_BCL = self.embedding.encode(self._pool_BD[:256])
         return self._rules.trust * torch.pdist(code_BCL.flatten(1)).median().item()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from understudy.config.methods import Allocate
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ConfigError
-from understudy.core.evaluation import Evaluation
-from understudy.methods.base import Glance, Problem, Searcher
+from understudy.methods.base import Glance, Problem
 from understudy.methods.baselines.budgeted import Options, solved
+from understudy.methods.baselines.once import Once
 from understudy.methods.proposals import Proposals, Scoring
 
 STUDENTS = 5
@@ -18,7 +18,7 @@ STUDENTS = 5
 _DEPTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)  # how many units may go
 
 
-class AllocateSearcher(Searcher):
+class AllocateSearcher(Once):
     """Proposes the students whose widths cost least in error, as a sum over groups, within the budgets.
 
     As HALP (Shen et al., 2022) and LANA (Molchanov et al., 2022) do: the error of each group at each width, everything
@@ -36,23 +36,12 @@ class AllocateSearcher(Searcher):
             raise ConfigError("method allocate must look at untrained students, but nothing here can")
         self._glance: Glance = problem.glance
         self._scoring, self._proposals = Scoring(problem.reward), Proposals(problem.predict)
-        self._done = False
-
-    def propose(self) -> list[Architecture]:
-        return [] if self._done else self._best()
-
-    def learn(self, evaluations: Sequence[Evaluation]) -> None:
-        self._done = True
-
-    @property
-    def updates(self) -> int:
-        return 1
 
     @property
     def stage(self) -> str:
         return "allocate"
 
-    def _best(self) -> list[Architecture]:
+    def best(self) -> list[Architecture]:
         """Return the candidates that look best, each once."""
         found = {architecture.digest: architecture for architecture in self._candidates()}
         if not found:  # the narrowest there is, which may break a budget as little as it can

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from understudy.config.methods import Free, RandomSearch
 from understudy.core.architecture import Architecture
-from understudy.core.evaluation import Evaluation
-from understudy.methods.base import Problem, Searcher
+from understudy.methods.base import Problem
+from understudy.methods.baselines.once import Once
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.methods.proposals import Scoring
 
@@ -15,7 +13,7 @@ _DRAWS = 1000
 _FILLED = 20  # draws with the most MACs, whose widths are grown until they just fit
 
 
-class FreeSearcher(Searcher):
+class FreeSearcher(Once):
     """Proposes one student, chosen by predicted costs alone: of random search's draws the one with the most MACs.
 
     Its only evaluation is the short training that every candidate gets; no choice depends on it.
@@ -23,23 +21,12 @@ class FreeSearcher(Searcher):
 
     def __init__(self, problem: Problem, settings: Free) -> None:
         super().__init__(problem)
-        self._done = False
-
-    def propose(self) -> list[Architecture]:
-        return [] if self._done else [self._best()]
-
-    def learn(self, evaluations: Sequence[Evaluation]) -> None:
-        self._done = True
-
-    @property
-    def updates(self) -> int:
-        return 1
 
     @property
     def stage(self) -> str:
         return "free"
 
-    def _best(self) -> Architecture:
+    def best(self) -> list[Architecture]:
         random, scoring = RandomSearcher(self.problem, RandomSearch(students=1)), Scoring(self.problem.reward)
 
         def macs(architecture: Architecture) -> tuple[float, int]:
@@ -48,4 +35,4 @@ class FreeSearcher(Searcher):
             return -max(scoring.usage(cost), 1.0), 0 if cost is None else cost.macs
 
         draws = sorted((random.drawn() for _ in range(_DRAWS)), key=macs, reverse=True)
-        return max((random.filled(draw) for draw in draws[:_FILLED]), key=macs)
+        return [max((random.filled(draw) for draw in draws[:_FILLED]), key=macs)]
