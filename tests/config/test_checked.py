@@ -32,7 +32,7 @@ from understudy.core.errors import ConfigError
         (us.N2N, {"shrinkage_updates": 0}, "must be at least 1"),
         (us.Compression, {"method": "n2n"}, "method must be"),
         (us.Compression, {"seed": "3"}, "seed must be an integer, but got '3'"),
-        (us.Final, {"training": None}, "training must be Training, but got None"),
+        (us.Final, {"training": None}, "training must be a us.Training, but got None"),
     ],
 )
 def test_settings_refuse_what_cannot_be_meant(kind: Any, settings: dict[str, Any], text: str) -> None:

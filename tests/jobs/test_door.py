@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
 from understudy.config.job import Compression
 from understudy.core.architecture import Frozen
-from understudy.core.errors import DataError, ModelError
+from understudy.core.errors import ConfigError, DataError, ModelError
 from understudy.core.summary import Score
 from understudy.data import Data
 from understudy.jobs.door import Look, Losses, Normalisation, look_at
 from understudy.jobs.dry_run import plan, plan_table
-from understudy.jobs.task import Task
+from understudy.jobs.task import Task, refuse_other_kinds
 from understudy.models.spec import Teacher
 
 
@@ -66,6 +67,28 @@ def test_random_weights_are_refused_before_anything_is_made(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
     with pytest.raises(ModelError, match="must be trained"):
         plan(task_of(Tiny(), Data.digits()))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "data", "method", "error", "text"),
+    [
+        (
+            "model.py:make",
+            Data.digits(),
+            None,
+            ModelError,
+            "a teacher must be a torch.nn.Module, or .* got 'model.py:make'",
+        ),
+        (Tiny(), "photos", None, DataError, r"data must be a us.Data, such as us.Data.from_folder\(.* got 'photos'"),
+        (Tiny(), [1, 2], None, DataError, "but got a list"),
+        (Tiny(), Data.digits(), "random", ConfigError, r"must be its settings, such as us.N2N\(\) .* got 'random'"),
+    ],
+)
+def test_names_and_paths_are_refused_where_python_takes_objects(
+    teacher: Any, data: Any, method: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        refuse_other_kinds(teacher, data, method)
 
 
 class Untrainable(Tiny):

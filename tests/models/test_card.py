@@ -71,6 +71,13 @@ def test_a_damaged_card_is_one_error(changed: dict[str, Any], text: str, tmp_pat
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_run_is_not_its_student(tmp_path: Path) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.json").write_text(json.dumps(card().to_json()))
+    with pytest.raises(ModelError, match=rf"must have a model\.json, but {tmp_path} has none; {tmp_path}/student has"):
+        StudentCard.read(tmp_path)
+
+
 def test_what_a_card_lacks_is_listed(tmp_path: Path) -> None:
     values = card().to_json()
     (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in values.items() if k not in ("mean", "std")}))

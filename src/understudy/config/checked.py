@@ -174,7 +174,7 @@ def _fits(kind: type, value: Any) -> bool:
 
 def _named(kind: Any) -> str:
     return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
-        kind, getattr(kind, "__name__", str(kind))
+        kind, ("a us." if is_dataclass(kind) else "") + getattr(kind, "__name__", str(kind))
     )
 
 

@@ -37,7 +37,7 @@ from understudy.jobs.pools import pool_for
 from understudy.jobs.prune import Pruning
 from understudy.jobs.search import EvaluateAll, search
 from understudy.jobs.summary import summarise
-from understudy.jobs.task import Task
+from understudy.jobs.task import Task, refuse_other_kinds
 from understudy.methods.base import Searcher, Update
 from understudy.methods.ranking import finalists, winner
 from understudy.models.card import StudentCard
@@ -197,6 +197,7 @@ def compress(
         RunError: the folder is of another run (each difference is listed) or cannot be written.
     """
     refuse_reimport()
+    refuse_other_kinds(teacher, data, method)
     given = {
         "method": method, "goal": goal, "widths": widths, "augmentation": augmentation, "candidates": candidates,
         "final": final, "device": device, "seed": seed, "policy_from": policy_from,

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from understudy.config.job import Compression
+from understudy.config.methods import Method
 from understudy.config.training import Augmentation
 from understudy.core.answers import Answers
 from understudy.core.architecture import Architecture, Space
-from understudy.core.errors import ArchitectureError, ConfigError, RunError, SurgeryError
+from understudy.core.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.core.files import understood
 from understudy.core.goal import Reward
@@ -266,6 +267,31 @@ class Task:
             folder=folder,
             aim=self.aim,
         )
+
+
+def refuse_other_kinds(teacher: Any, data: Any, method: Any) -> None:
+    """Refuse names and paths where Python takes objects.
+
+    Raises:
+        ModelError, DataError, ConfigError: with what to write.
+    """
+    if not isinstance(teacher, nn.Module | Teacher):
+        raise ModelError(
+            f"a teacher must be a torch.nn.Module, or a us.load_teacher(folder), but got {_brief(teacher)}"
+        )
+    if not isinstance(data, Data):
+        raise DataError(
+            'data must be a us.Data, such as us.Data.from_folder("photos/") or us.Data.from_inputs(loader), but got '
+            f"{_brief(data)}"
+        )
+    if method is not None and not isinstance(method, Method):
+        raise ConfigError(
+            f"a method must be its settings, such as us.N2N() or us.RandomSearch(students=40), but got {_brief(method)}"
+        )
+
+
+def _brief(value: Any) -> str:
+    return repr(value) if isinstance(value, str | Path) else f"a {type(value).__name__}"
 
 
 def aim_for(module: nn.Module, data: Data, settings: Compression, own: Objective | None) -> Aim:

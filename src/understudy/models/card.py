@@ -190,6 +190,8 @@ def _read(folder: Path, kind: str, name: str) -> dict[str, Any]:
     if not file.is_file():
         started = folder / "teaching.json"
         found = f"only an unfinished training, {started.name}" if kind == "teacher" and started.is_file() else "none"
+        if (folder / kind / name).is_file():
+            found += f"; {folder / kind} has"
         raise ModelError(f"a {kind} folder must have a {file.name}, but {folder} has {found}")
     card = read_json(file, ModelError)
     if kind == "teacher" and "cost" in card:
