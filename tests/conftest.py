@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 # Before torch is imported, so that it holds in the processes that tests start as well.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -43,6 +44,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hasty() -> Iterator[None]:
+    """Time networks in a few pairs: what most tests show of a run is not how fast a network is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("understudy.cost.measure.PAIRS", (3, 3))
+        yield
 
 
 @pytest.fixture

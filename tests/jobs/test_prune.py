@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
 import re
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -18,11 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import understudy as us
+from tests.support.kills import kill_and_go_on
 from tests.support.tiny import DEVICE, FACTORY, FINAL, Tiny, outcome, squeeze, teach_tiny
 from understudy.cli import main
 from understudy.config.methods import Decore
 from understudy.config.training import Training
 from understudy.core.errors import ConfigError, GoalError, RunError, SurgeryError
+from understudy.cost import measure
 from understudy.data import Data
 from understudy.jobs import prune
 from understudy.jobs.teach import load_teacher
@@ -154,6 +153,7 @@ def _dying(function: Any, calls: int) -> Any:
 
 def drive(teacher: str, folder: str) -> None:
     """Prune, in a process that may be killed."""
+    measure.PAIRS = (3, 3)
     quick(initial=3.0)
     squeeze(load_teacher(teacher, trust_code=True), Path(folder), method=METHOD, goal=GOAL)
 
@@ -161,32 +161,16 @@ def drive(teacher: str, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
 def test_kills_change_nothing(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.tiny"])
     teach_tiny(tmp_path / "teacher")
-    numbers, kills = random.Random(0), 0
 
-    def drives(folder: Path, seconds: float | None = None) -> bool:
-        process = context.Process(target=drive, args=(str(tmp_path / "teacher"), str(folder)))
-        process.start()
-        process.join(seconds)
-        process.kill()
-        process.join()
-        assert process.exitcode in (0, -9)
-        return process.exitcode == 0
-
-    assert drives(tmp_path / "warm")
-    start = time.monotonic()
-    assert drives(tmp_path / "undisturbed")
-    whole = time.monotonic() - start
-    for name in ("one", "two"):
-        while not drives(tmp_path / name, numbers.uniform(0.2, 0.8) * whole if kills < 6 else None):
-            kills += 1
-        assert outcome(tmp_path / name) == outcome(tmp_path / "undisturbed")
+    def check(folder: Path, undisturbed: Path) -> None:
+        assert outcome(folder) == outcome(undisturbed)
         policy = "policy.safetensors"
-        assert (tmp_path / name / policy).read_bytes() == (tmp_path / "undisturbed" / policy).read_bytes()
-    assert kills >= 3
-    assert outcome(tmp_path / "undisturbed") == outcome(done.run)
+        assert (folder / policy).read_bytes() == (undisturbed / policy).read_bytes()
+
+    given = (str(tmp_path / "teacher"),)
+    undisturbed = kill_and_go_on(drive, given, tmp_path, kills=4, between=(0.2, 0.8), check=check)
+    assert outcome(undisturbed) == outcome(done.run)
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import random
 import signal
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import optuna
 import pytest
 
+from tests.support.kills import forking, kill_and_go_on
 from tests.support.tiny import METHOD, outcome, squeeze, teach_tiny
 from understudy.config.methods import ArchComp
 from understudy.core.goal import Goal
+from understudy.cost import measure
 from understudy.jobs.teach import load_teacher
 from understudy.methods.archcomp import rules
 
@@ -25,6 +24,7 @@ METHODS = {"n2n": METHOD, "archcomp": ArchComp(students=8)}
 
 def drive(method: str, teacher: str, folder: str) -> None:
     """Compress, in a process that may be killed."""
+    measure.PAIRS = (3, 3)
     rules.RULES["tuned"] = rules.Rules(samples=40, fit_steps=10, refit_steps=4, starts=8)
     squeeze(load_teacher(teacher, trust_code=True), Path(folder), goal=Goal(params="4x"), method=METHODS[method])
 
@@ -33,36 +33,16 @@ def drive(method: str, teacher: str, folder: str) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
 @pytest.mark.parametrize(("method", "most"), [("n2n", 6), ("archcomp", 3)])
 def test_kills_change_nothing(method: str, most: int, tmp_path: Path) -> None:
-    # A server that has imported everything forks each process, so the time goes into the run.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.tiny"])
     teach_tiny(tmp_path / "teacher")
-    numbers = random.Random(0)
 
-    def drives(folder: Path, seconds: float | None = None) -> bool:
-        """Run, kill it after that time, and say whether it came to its end."""
-        process = context.Process(target=drive, args=(method, str(tmp_path / "teacher"), str(folder)))
-        process.start()
-        process.join(seconds)
-        process.kill()
-        process.join()
-        assert process.exitcode in (0, -9)
-        return process.exitcode == 0
-
-    assert drives(tmp_path / "warm")
-    start = time.monotonic()
-    assert drives(tmp_path / "undisturbed")
-    whole = time.monotonic() - start
-    kills = rounds = 0
-    while kills < most:
-        rounds += 1
-        folder = tmp_path / f"round {rounds}"
-        # Most of a continuation goes into getting where it was; half of the whole time still brings it further.
-        while not drives(folder, numbers.uniform(0.0, 0.7) * whole if kills < most else None):
-            kills += 1
-        assert outcome(folder) == outcome(tmp_path / "undisturbed")
+    def check(folder: Path, undisturbed: Path) -> None:
+        assert outcome(folder) == outcome(undisturbed)
         assert set(Counter(stored(folder)).values()) == {1}
-        assert stored(folder) == stored(tmp_path / "undisturbed")
+        assert stored(folder) == stored(undisturbed)
+
+    # Most of a continuation goes into getting where it was; half of the whole time still brings it further.
+    given = (method, str(tmp_path / "teacher"))
+    kill_and_go_on(drive, given, tmp_path, kills=most, between=(0.0, 0.7), check=check)
 
 
 def stored(folder: Path) -> list[str]:
@@ -90,8 +70,7 @@ def drive_to_write(number: int, teacher: str, folder: str, counted: str = "") ->
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are not forked there")
 def test_a_kill_before_a_file_is_there_changes_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.tiny"])
+    context = forking()
     teach_tiny(tmp_path / "teacher")
 
     def drives(folder: str, number: int = 0) -> int | None:

@@ -18,7 +18,7 @@ from understudy.graph.copies import copied
 _WARMUP = 5
 _LEAST_MS = 1.0  # of one reading of the clock; shorter networks run several times for one
 _MOST_CALLS = 100
-_LEAST_PAIRS, _MOST_PAIRS = 11, 101
+PAIRS = (11, 101)  # of times, at least and at most
 _NARROW = 0.01  # of the median ratio: a 95% interval of it that needs no more pairs
 
 
@@ -49,12 +49,13 @@ def compare(
     with _ready((first, second), example, device, threads) as (models, images):
         calls = [_calls(model, images) for model in models]
         round_ms = sum(count * forward_ms(model, images, count) for model, count in zip(models, calls, strict=True))
-        pairs = min(max(math.ceil(1e3 * seconds / max(round_ms, 1e-6)), _LEAST_PAIRS), _MOST_PAIRS)
+        least, most = PAIRS
+        pairs = min(max(math.ceil(1e3 * seconds / max(round_ms, 1e-6)), least), most)
         for number in range(pairs):
             for which in (0, 1) if number % 2 else (1, 0):
                 times[which].append(forward_ms(models[which], images, calls[which]))
             ratios = [a / max(b, 1e-9) for a, b in zip(*times, strict=True)]
-            if number + 1 >= _LEAST_PAIRS and _is_known(Timing.of(ratios), number + 1):
+            if number + 1 >= least and _is_known(Timing.of(ratios), number + 1):
                 break
     where = str(device) if torch.device(device).type != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
     return Comparison(where=where, first=Timing.of(times[0]), second=Timing.of(times[1]), ratio=Timing.of(ratios))

@@ -5,6 +5,7 @@ Processes are spawned, not forked, because torch's threads and CUDA do not survi
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -205,7 +206,10 @@ def _serve(connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError):  # the driver is gone, or has given up
         try:
+            gc.disable()  # torch is imported here and stays; to look through it again and again takes its time
             evaluate = pickle.loads(connection.recv_bytes())
+            gc.freeze()
+            gc.enable()
         except Exception as error:
             connection.send(portable(error, "In a worker process"))
             return
