@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -219,3 +221,16 @@ def test_the_device_is_found_by_name(device: torch.device) -> None:
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert choose_compute(network(), IMAGES, pinned).device.type == best
     assert choose_compute(network(), IMAGES, replace(pinned, device=str(device))).device == device
+
+
+def test_it_is_pickled_without_the_users_script() -> None:
+    # What imports multiprocessing first is found first by the pickles of torch's memory formats.
+    lines = (
+        "import multiprocessing, pickle, sys, torch",
+        "from understudy.training.compute import Compute",
+        "sys.stdout.buffer.write(pickle.dumps(Compute(memory_format=torch.channels_last)))",
+    )
+    content = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True).stdout
+    assert b"main__" not in content
+    assert pickle.loads(content) == Compute(memory_format=torch.channels_last)
+    assert copy.deepcopy(torch.channels_last) is torch.channels_last

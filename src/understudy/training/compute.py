@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,15 @@ _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channe
 _TRIAL = 8  # images of the step that shows whether a network runs in a precision
 _NARROW = 8  # channels, below which the backward pass of a strided 1x1 convolution may write past its memory
 _CUBLAS = ":4096:8"  # workspace with which cuBLAS is deterministic
+
+
+def _format_of(name: str) -> torch.memory_format:
+    return getattr(torch, name)  # type: ignore[no-any-return]
+
+
+# Their own way of being pickled names any module that has an attribute `torch`, and that may be the user's script,
+# which a worker does not import where it is not needed.
+copyreg.pickle(torch.memory_format, lambda chosen: (_format_of, (str(chosen).removeprefix("torch."),)))
 
 
 @dataclass(frozen=True, kw_only=True)
