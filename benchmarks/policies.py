@@ -76,8 +76,8 @@ STAGES = {
 SEARCHERS = {"TPE": OptunaSearch(), "ArchComp": ArchComp()}
 ABLATIONS: dict[str, Rules] = {
     "no calibration": replace(TUNED, calibrate=False),
-    "no redraws": replace(TUNED, redraws=0),
-    "no help with budgets": replace(TUNED, calibrate=False, redraws=0, mend=False),
+    "no resamples": replace(TUNED, resamples=0),
+    "no help with budgets": replace(TUNED, calibrate=False, resamples=0, repair=False),
     "not filled": replace(TUNED, fill=False),
     "no replay": replace(TUNED, replay=1),
     "one step": replace(TUNED, gradient_steps=1),

@@ -22,7 +22,7 @@ def test_n2n_is_the_papers() -> None:
     assert widths.factors == tuple(tenth / 10 for tenth in range(1, 11))
     # One gradient step for each update, by its mean reward less the earlier ones', and nothing but the reward steers.
     assert (PAPER.replay, PAPER.gradient_steps, PAPER.per_rollout, PAPER.entropy_bonus) == (1, 1, False, 0.0)
-    helps = (PAPER.calibrate, PAPER.redraws, PAPER.mend, PAPER.fill, PAPER.look_ahead, PAPER.keep_bias)
+    helps = (PAPER.calibrate, PAPER.resamples, PAPER.repair, PAPER.fill, PAPER.look_ahead, PAPER.keep_bias)
     assert not any(helps)
     assert (PAPER.scaled, PAPER.harmonics) == (False, 0)
     assert (training.optimizer, training.lr, training.weight_decay, training.schedule) == (

@@ -28,7 +28,7 @@ def pixels(split: object) -> torch.Tensor:
 
 def test_validation_is_cut_from_training_in_proportion() -> None:
     images, labels = arrays(60)
-    data = Data.from_arrays(images, labels, val_share=0.2, seed=3)
+    data = Data.from_arrays(images, labels, val_fraction=0.2, seed=3)
     assert torch.bincount(data.val.labels).tolist() == [3, 3, 3, 3]
     assert torch.bincount(data.train.labels).tolist() == [12, 12, 12, 12]
     assert data.test is None
@@ -55,14 +55,14 @@ def test_a_given_validation_split_is_taken_and_the_test_is_never_touched() -> No
 
 def test_the_cut_leaves_every_class_something_to_train_on() -> None:
     labels = np.array([0] * 30 + list(range(1, 10)))
-    data = Data.from_arrays(arrays(39)[0], labels, val_share=0.5)
+    data = Data.from_arrays(arrays(39)[0], labels, val_fraction=0.5)
     assert set(data.train.labels.tolist()) == set(range(10))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 0.001])
 def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
     with pytest.raises(DataError, match=f"at least one image to train and one to validate on, but got {share} of 40"):
-        Data.from_arrays(*arrays(), val_share=share)
+        Data.from_arrays(*arrays(), val_fraction=share)
 
 
 def test_normalised_training_images_have_mean_zero_and_deviation_one() -> None:
@@ -196,7 +196,7 @@ def test_open_reads_what_a_text_names(tmp_path: Path) -> None:
     images, labels = arrays()
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels)
     assert Data.open(str(tmp_path / "x.npz"), seed=1).digest == Data.from_arrays(images, labels, seed=1).digest
-    assert Data.open("digits", val_share=0.2).digest == Data.digits(val_share=0.2).digest
+    assert Data.open("digits", val_fraction=0.2).digest == Data.digits(val_fraction=0.2).digest
 
 
 def test_open_names_the_nearest(tmp_path: Path) -> None:

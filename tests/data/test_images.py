@@ -79,7 +79,7 @@ def test_decoded_images_come_from_the_cache_until_a_file_changes(
     monkeypatch.setattr(images, "decode", lambda x, *a, **b: decoded.append(len(x.names)) or decode(x, *a, **b))
     first = opened(path)
     assert opened(path).digest == first.digest
-    assert opened(path, seed=1, val_share=0.3).digest != first.digest  # another cut of the same images
+    assert opened(path, seed=1, val_fraction=0.3).digest != first.digest  # another cut of the same images
     assert decoded == [15]
     opened(path, grey=True)
     opened(path, size=4)
@@ -90,7 +90,7 @@ def test_decoded_images_come_from_the_cache_until_a_file_changes(
     assert opened(path).digest == first.digest
     assert decoded == [15] * 4
     picture(77).save(path / "train" / "cat" / "9.png")
-    assert len(opened(path, val_share=0.25).train) == 12
+    assert len(opened(path, val_fraction=0.25).train) == 12
     assert decoded == [15, 15, 15, 15, 16]
     assert not list((tmp_path / "cache").glob("*.part"))
 

@@ -164,7 +164,7 @@ def test_mended_removals_take_away_the_largest_units_and_no_more() -> None:
     space = toy_space()
     removal, most = Removal(space, N2N()), toy_cost(space.full).parameters / 5
     keep_D = torch.ones(removal.decisions, dtype=torch.int64)
-    architecture = removal.architecture(removal.mended(keep_D, lambda a: toy_cost(a).parameters / most))
+    architecture = removal.architecture(removal.repaired(keep_D, lambda a: toy_cost(a).parameters / most))
     assert toy_cost(architecture).parameters <= most
     size = {unit.name: sum(space.layer(x).parameters for x in unit.layers) for unit in offered_units(space, "units")}
     left = [size[name] for name in size if name not in architecture.removed]
@@ -177,7 +177,7 @@ def test_a_mended_removal_puts_back_what_costs_more_when_it_is_gone() -> None:
     space, removal = toy_space(), Removal(toy_space(), N2N())
     pools = {unit.name for unit in space.units if unit.kind == "pool"}
     none_D = torch.zeros(removal.decisions, dtype=torch.int64)
-    mended_D = removal.mended(none_D, lambda a: 1.0 + len(pools & a.removed) - (len(a.removed) < 5))
+    mended_D = removal.repaired(none_D, lambda a: 1.0 + len(pools & a.removed) - (len(a.removed) < 5))
     assert not pools & removal.architecture(mended_D).removed
 
 
@@ -190,14 +190,14 @@ def test_mended_widths_give_way_in_turn_until_the_budget_is_kept(share: float) -
         return toy_cost(architecture).parameters / most
 
     full_D = torch.full((shrinkage.decisions,), 9)
-    mended_D = shrinkage.mended(full_D, used)
+    mended_D = shrinkage.repaired(full_D, used)
     assert 0.7 < used(shrinkage.architecture(mended_D)) <= 1.0
     kinds = [kind for kind, _ in shrinkage.names]
     widths = [choice for choice, kind in zip(mended_D.tolist(), kinds, strict=True) if kind == "width"]
     others = [choice for choice, kind in zip(mended_D.tolist(), kinds, strict=True) if kind != "width"]
     assert max(widths) - min(widths) <= 1
     assert set(others) == {9}  # widths reach these budgets alone
-    assert torch.equal(shrinkage.mended(mended_D, used), mended_D)
+    assert torch.equal(shrinkage.repaired(mended_D, used), mended_D)
 
 
 @pytest.mark.parametrize("kind", ["chain", "residual"])
@@ -205,7 +205,7 @@ def test_filled_widths_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKi
     space = toy_space(kind)
     shrinkage, most = Shrinkage(space.full, N2N(), Widths()), toy_cost(space.full).parameters / 20
     shrinkage.policy.start(torch.Generator().manual_seed(0), None)
-    shrinkage.policy.lean(-12.0)
+    shrinkage.policy.set_bias(-12.0)
     uniform_BD = torch.rand(8, shrinkage.decisions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def used(architecture: Architecture) -> float:
@@ -219,7 +219,7 @@ def test_filled_widths_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKi
         assert used(after) > 0.75
         assert all(after.width(group.name) >= before.width(group.name) for group in space.groups)
     full_D = torch.full((shrinkage.decisions,), 9)
-    assert torch.equal(shrinkage.filled(full_D, used), full_D)  # over the budget: that is mended
+    assert torch.equal(shrinkage.filled(full_D, used), full_D)  # over the budget: that is repaired
     assert torch.equal(shrinkage.filled(choices_D, lambda a: 0.0), choices_D)  # without one there is nothing to fill
 
 
@@ -228,8 +228,8 @@ def test_calibration_to_a_budget_makes_stage_two_narrower_and_removes_no_more_un
     shrinkage.policy.start(torch.Generator().manual_seed(0), None)
     uniform_BD = torch.rand(200, shrinkage.decisions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     removed, parameters = [], []
-    for lean in (0.0, -6.0):
-        shrinkage.policy.lean(lean)
+    for bias in (0.0, -6.0):
+        shrinkage.policy.set_bias(bias)
         drawn = [shrinkage.architecture(choices_D) for choices_D in shrinkage.policy.sample(uniform_BD)]
         removed.append([a.removed for a in drawn])
         parameters.append(statistics.fmean(toy_cost(a).parameters for a in drawn))

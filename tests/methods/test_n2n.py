@@ -114,13 +114,13 @@ def test_students_keep_a_hard_budget_and_are_never_the_same(kind: ToyKind, param
     assert statistics.median(toy_cost(e.architecture).parameters for e in students[20:]) > 0.2 * most
 
 
-@pytest.mark.parametrize("mend", [False, True])
-def test_where_no_draw_keeps_a_budget_draws_are_mended(mend: bool) -> None:
-    rules = replace(RULES, calibrate=False, keep_bias=2.0, redraws=1, mend=mend, look_ahead=False)
+@pytest.mark.parametrize("repair", [False, True])
+def test_where_no_draw_keeps_a_budget_draws_are_mended(repair: bool) -> None:
+    rules = replace(RULES, calibrate=False, keep_bias=2.0, resamples=1, repair=repair, look_ahead=False)
     searcher = n2n(QUICK, rules, params="40x")
     most, first = toy_cost(toy_space().full).parameters / 40, searcher.propose()
-    assert all((toy_cost(a).parameters <= most) is mend for a in first)
-    assert len(set(first)) > 1 or not mend
+    assert all((toy_cost(a).parameters <= most) is repair for a in first)
+    assert len(set(first)) > 1 or not repair
 
 
 def test_stage_two_shrinks_the_best_of_stage_one() -> None:
@@ -198,7 +198,7 @@ def test_a_stage_without_decisions_is_left_out() -> None:
 def first_of_stage_two(revisit: float, params: str | None) -> tuple[frozenset[str], list[Architecture]]:
     """Return what stage 1 removed in the student that stage 2 starts from, and the first proposals of stage 2."""
     settings = replace(QUICK, removal_updates=2, rollouts=40, revisit=revisit)
-    searcher, found = n2n(settings, replace(RULES, redraws=40), params=params), list[Evaluation]()
+    searcher, found = n2n(settings, replace(RULES, resamples=40), params=params), list[Evaluation]()
     while searcher.stage != "shrinkage":
         found += [toy_evaluation(a) for a in searcher.propose()]
         searcher.learn(found[-40:])
@@ -243,7 +243,7 @@ def test_a_policy_that_learned_elsewhere_is_where_it_starts(learned_on: ToyKind,
 
 @pytest.mark.parametrize("stages", [{"removal_updates": 0, "shrinkage_updates": 1}, {"removal_updates": 1}])
 def test_what_a_policy_was_calibrated_to_is_not_carried_to_another_search(stages: dict[str, int]) -> None:
-    """What leans widths to a hard budget must not remove units of a teacher that has none."""
+    """What biases widths to a hard budget must not remove units of a teacher that has none."""
     settings, rules = replace(QUICK, revisit=0.1, **stages), replace(RULES, fill=False, entropy_bonus=0.0)
     hard = n2n(replace(settings, lr=0.0), rules, kind="residual", params="100x")
     run_searcher(hard)
@@ -261,7 +261,7 @@ def test_what_a_policy_was_calibrated_to_is_not_carried_to_another_search(stages
 
 def test_a_learned_removal_is_repeated_without_a_budget() -> None:
     space = toy_space()
-    settings, rules = N2N(removal_updates=12, shrinkage_updates=0, draws_per_rollout=1), replace(TUNED, redraws=0)
+    settings, rules = N2N(removal_updates=12, shrinkage_updates=0, draws_per_rollout=1), replace(TUNED, resamples=0)
     teacher = n2n(settings, rules)
     learned = [toy_reward(space)(e) for e in run_searcher(teacher)]
     searcher = N2NSearch(toy_problem(space, seed=7, policy=tensors_of(teacher)), settings, rules=rules)

@@ -115,7 +115,7 @@ def test_an_order_does_not_hang_on_the_number_of_threads() -> None:
 
 def test_what_was_offered_but_not_picked_may_be_picked_later() -> None:
     architectures = drawn(12, seed=5)[:10]
-    proposals = Proposals(toy_cost, redraws=0)
+    proposals = Proposals(toy_cost, resamples=0)
     found = []
     for _ in range(5):
         picked = proposals.pick(

@@ -26,7 +26,7 @@ def data() -> Data:
     labels = np.arange(240) % 3
     stripes = np.stack([np.arange(8) % (2 + label) == 0 for label in labels])[:, None, None, :] * 90
     images = stripes + generator.integers(0, 120, (240, 1, 8, 8))
-    return Data.from_arrays(images.astype(np.uint8), labels, val_share=0.25)
+    return Data.from_arrays(images.astype(np.uint8), labels, val_fraction=0.25)
 
 
 @pytest.fixture(scope="session")

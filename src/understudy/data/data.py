@@ -99,7 +99,7 @@ class Data:
         *,
         size: int | None = None,
         grey: bool | None = None,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         seed: int = 0,
         cache: str | Path | None = None,
         memory_gb: float = 4.0,
@@ -114,7 +114,7 @@ class Data:
             path: the folder that holds `train`.
             size: height and width in pixels to bring all images to: shorter side scaled, middle cut out.
             grey: one channel or three; None: grey if the files are.
-            val_share: share of the training images to cut for validation, in 0..1.
+            val_fraction: share of the training images to cut for validation, in 0..1.
             seed: decides which ones.
             cache: folder for decoded images.
             memory_gb: more decoded gigabytes (10^9) than this are not held but decoded at each use.
@@ -132,7 +132,7 @@ class Data:
             workers=workers,
             progress=progress,
         )
-        return cls._made(sources.from_folder(Path(path), reading), None, val_share, seed)
+        return cls._made(sources.from_folder(Path(path), reading), None, val_fraction, seed)
 
     @classmethod
     def from_arrays(
@@ -143,7 +143,7 @@ class Data:
         val: Pair | None = None,
         test: Pair | None = None,
         classes: Iterable[str] | None = None,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         seed: int = 0,
         source: str = "arrays",
     ) -> Data:
@@ -156,7 +156,7 @@ class Data:
             DataError: shapes, pixels or labels that cannot be used.
         """
         splits = sources.from_arrays((images, labels), val, test, source)
-        return cls._made(splits, classes, val_share, seed)
+        return cls._made(splits, classes, val_fraction, seed)
 
     @classmethod
     def from_inputs(
@@ -168,7 +168,7 @@ class Data:
         test: Any = None,
         part: nn.Module | None = None,
         of: nn.Module | None = None,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         seed: int = 0,
         source: str = "inputs",
         memory_gb: float = 4.0,
@@ -187,7 +187,7 @@ class Data:
             test: inputs for the final figure, likewise.
             part: a module inside `of`, to compress on its own: the data become what it is given there.
             of: the model that runs on `inputs`.
-            val_share: share of the examples to cut for validation where `val` is not given.
+            val_fraction: share of the examples to cut for validation where `val` is not given.
             seed: decides which ones.
             source: a name for the data.
             memory_gb: a dataset of more gigabytes (10^9) is read at each use.
@@ -211,7 +211,7 @@ class Data:
 
         train = read(inputs, "train")
         assert train is not None
-        return cls._made(Splits(train, read(val, "val"), read(test, "test"), None, source), None, val_share, seed)
+        return cls._made(Splits(train, read(val, "val"), read(test, "test"), None, source), None, val_fraction, seed)
 
     @classmethod
     def from_npz(
@@ -219,7 +219,7 @@ class Data:
         path: str | Path,
         *,
         classes: Iterable[str] | None = None,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         seed: int = 0,
     ) -> Data:
         """Return the arrays of a .npz file: train_images, train_labels (or x_train, y_train), val and test likewise.
@@ -227,7 +227,7 @@ class Data:
         Raises:
             DataError: the file cannot be read or lacks keys, or its arrays cannot be used.
         """
-        return cls._made(sources.from_npz(Path(path)), classes, val_share, seed)
+        return cls._made(sources.from_npz(Path(path)), classes, val_fraction, seed)
 
     @classmethod
     def from_datasets(
@@ -239,7 +239,7 @@ class Data:
         size: int | None = None,
         grey: bool | None = None,
         classes: Iterable[str] | None = None,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         seed: int = 0,
         memory_gb: float = 4.0,
         workers: int | None = None,
@@ -262,9 +262,9 @@ class Data:
                 for name, given in (("train", train), ("val", val), ("test", test))
             )
             assert first is not None
-            return cls._made(Splits(first, second, third, None, type(train).__name__), classes, val_share, seed)
+            return cls._made(Splits(first, second, third, None, type(train).__name__), classes, val_fraction, seed)
         reading = Reading(size=size, grey=grey, memory_gb=memory_gb, workers=workers, progress=progress)
-        return cls._made(datasets.from_datasets(train, val, test, reading), classes, val_share, seed)
+        return cls._made(datasets.from_datasets(train, val, test, reading), classes, val_fraction, seed)
 
     @classmethod
     def from_torchvision(
@@ -274,7 +274,7 @@ class Data:
         *,
         size: int | None = None,
         grey: bool | None = None,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         seed: int = 0,
         memory_gb: float = 4.0,
         workers: int | None = None,
@@ -287,10 +287,10 @@ class Data:
         """
         reading = Reading(size=size, grey=grey, memory_gb=memory_gb, workers=workers, progress=progress)
         splits = datasets.from_torchvision(name, None if root is None else Path(root), reading)
-        return cls._made(splits, None, val_share, seed)
+        return cls._made(splits, None, val_fraction, seed)
 
     @classmethod
-    def digits(cls, *, val_share: float = 0.1, seed: int = 0) -> Data:
+    def digits(cls, *, val_fraction: float = 0.1, seed: int = 0) -> Data:
         """Return scikit-learn's 1,797 handwritten digits, 8x8 and grey; the same quarter of them is always the test."""
         images, labels = sources.digits()
         test = stratified(torch.from_numpy(labels), round(len(labels) / 4), seed=0).numpy()
@@ -299,7 +299,7 @@ class Data:
             images[rest],
             labels[rest],
             test=(images[test], labels[test]),
-            val_share=val_share,
+            val_fraction=val_fraction,
             seed=seed,
             source="digits",
         )
@@ -311,7 +311,7 @@ class Data:
         *,
         size: int | None = None,
         grey: bool | None = None,
-        val_share: float = 0.1,
+        val_fraction: float = 0.1,
         seed: int = 0,
         cache: str | Path | None = None,
         memory_gb: float = 4.0,
@@ -325,7 +325,7 @@ class Data:
         Raises:
             DataError: it names nothing, or the data cannot be used.
         """
-        cut: dict[str, Any] = {"val_share": val_share, "seed": seed}
+        cut: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
         reading: dict[str, Any] = {
             "size": size,
             "grey": grey,
@@ -345,7 +345,7 @@ class Data:
         return cls.digits(**cut) if spec == "digits" else cls.from_npz(spec, **cut)
 
     @classmethod
-    def _made(cls, splits: Splits, classes: Iterable[str] | None, val_share: float, seed: int) -> Data:
+    def _made(cls, splits: Splits, classes: Iterable[str] | None, val_fraction: float, seed: int) -> Data:
         names = splits.classes if classes is None else tuple(classes)
         if names is None:
             known = are_classes(splits.train.labels)
@@ -353,7 +353,7 @@ class Data:
         _check(splits, names)
         train, val = splits.train, splits.val
         if val is None:
-            train, val = _cut(train, val_share, seed)
+            train, val = _cut(train, val_fraction, seed)
         mean, std = statistics(sample(train))
         return cls(
             train=train,
@@ -410,7 +410,7 @@ def _cut(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
     count = round(len(train) * share)
     if not 0 < count < len(train):
         raise DataError(
-            f"val_share must leave at least one image to train and one to validate on, but got {share} "
+            f"val_fraction must leave at least one image to train and one to validate on, but got {share} "
             f"of {len(train)} images"
         )
     chosen = drawn(train, count, seed, leave=1)

@@ -136,9 +136,9 @@ class _Joiner(Walk):
         return self.picked[node]
 
     def verify(self, node: fx.Node) -> None:
-        foretold = [v.shape for v in flat(self.plan.values[node]) if isinstance(v, Labelled)]
-        if node not in self.abandoned and node.op != "get_attr" and foretold != shapes_of(node):
-            raise ValueError(f"its rule predicts {foretold} for {shapes_of(node)}")
+        predicted = [v.shape for v in flat(self.plan.values[node]) if isinstance(v, Labelled)]
+        if node not in self.abandoned and node.op != "get_attr" and predicted != shapes_of(node):
+            raise ValueError(f"its rule predicts {predicted} for {shapes_of(node)}")
 
     def failed(self, node: fx.Node, error: Exception) -> Any:
         """Freeze whatever the node's rule may have touched."""

@@ -1,4 +1,4 @@
-"""Records narrower copies of the teacher: what they compute otherwise than the walk foretold must keep its channels.
+"""Records narrower copies of the teacher: what they compute otherwise than the walk predicted must keep its channels.
 
 A walk knows the numbers that it has seen. Python lets some through unseen (`range(self.width)`, `math.log2`, a list's
 index), so what the teacher's own code does with fewer channels is looked at as well: at one channel per group, where
@@ -29,7 +29,7 @@ Found = tuple[str, str]  # what is done otherwise, and the line
 
 
 def checked(groups: Groups) -> Groups:
-    """Let those be for plain graphs that the forward pass of a narrower copy handles otherwise than foretold."""
+    """Let those be for plain graphs that the forward pass of a narrower copy handles otherwise than predicted."""
     for fewest in (True, False):
         reasons = _culprits(groups, _copied(groups), fewest)
         while reasons:

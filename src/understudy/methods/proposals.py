@@ -20,12 +20,12 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 CALIBRATION = 16  # draws whose median is led to the budgets
-REMOVAL_LEAN = 12.0  # how far below its usual bias keeping is led
-SHRINKAGE_LEAN = (-20.0, 20.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
+REMOVAL_BIAS = 12.0  # how far below its usual bias keeping is led
+SHRINKAGE_BIAS = (-20.0, 20.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
 _PEAK = 4.5  # how sharply factors gather where a budget leads them: half of 1 / variance, in `positions`
 _STEPS = 8  # of a bisection
-_REDRAWS = 20  # draws more for each student while what is drawn breaks a budget or was proposed before
-_TRIES = 2  # draws that are mended for each student that is missing
+_RESAMPLES = 20  # draws more for each student while what is drawn breaks a budget or was proposed before
+_TRIES = 2  # draws that are repaired for each student that is missing
 _FIELDS = tuple(figure.field for figure in FIGURES)  # of Cost
 _LEAST_SHARE = 0.001  # below it, a first stage can do nothing about a figure and is not asked to
 
@@ -49,7 +49,7 @@ def positions(factors: Sequence[float]) -> list[float]:
 
 
 def gathered(factors: Sequence[float]) -> list[float]:
-    """Return the logits of factors that gather in the middle; leaning them moves where they gather.
+    """Return the logits of factors that gather in the middle; a bias moves where they gather.
 
     With a budget the widths of different layers should not be far apart before anything is learned: one narrow layer
     spoils a student, and uniform widths are a good one.
@@ -245,12 +245,12 @@ class Proposals:
     """Picks, from draws of a searcher, architectures that fit the budgets and were not proposed before.
 
     Predicted costs are exact and free, students are not: what breaks a budget or was proposed before is drawn again,
-    up to `redraws` times for each student.
+    up to `resamples` times for each student.
     """
 
-    def __init__(self, predict: Predict, *, redraws: int = _REDRAWS) -> None:
+    def __init__(self, predict: Predict, *, resamples: int = _RESAMPLES) -> None:
         self._costs = Answers(predict)
-        self._redraws = redraws
+        self._resamples = resamples
         self._seen: set[str] = set()
 
     def cost(self, architecture: Architecture) -> Cost | None:
@@ -262,25 +262,25 @@ class Proposals:
         draws: Iterator[tuple[T, Architecture]],
         count: int,
         used: Callable[[Architecture], float],
-        mend: Callable[[tuple[T, Architecture]], tuple[T, Architecture]] | None = None,
+        repair: Callable[[tuple[T, Architecture]], tuple[T, Architecture]] | None = None,
         *,
         order: Callable[[list[tuple[T, Architecture]]], list[tuple[T, Architecture]]] = list,
         among: int = 1,
     ) -> list[tuple[T, Architecture]]:
-        """Return `count` of the draws; where the redraws run out, the cheapest of the others fill up.
+        """Return `count` of the draws; where the resamples run out, the cheapest of the others fill up.
 
         Args:
             draws: without end.
             count: how many.
             used: the share of the budgets that an architecture takes.
-            mend: brings a draw that breaks a budget within it, if it can; those that can fill up first.
+            repair: brings a draw that breaks a budget within it, if it can; those that can fill up first.
             order: puts those first that are to be picked among the draws that could be.
             among: how many such draws there should be for each that is picked.
         """
         found: list[tuple[T, Architecture]] = []
         refused: list[tuple[float, bool, int, tuple[T, Architecture]]] = []
         offered = set(self._seen)
-        for number, draw in enumerate(islice(draws, count * (among + self._redraws))):
+        for number, draw in enumerate(islice(draws, count * (among + self._resamples))):
             share, seen = max(used(draw[1]), 1.0), draw[1].digest in offered
             if seen or share > 1.0:
                 refused.append((share, seen, number, draw))
@@ -295,7 +295,7 @@ class Proposals:
             return picked
         refused.sort(key=lambda refusal: refusal[:3])
         over = [draw for share, *_, draw in refused if share > 1.0]
-        for draw in map(mend, over[: _TRIES * (count - len(picked))]) if mend else ():
+        for draw in map(repair, over[: _TRIES * (count - len(picked))]) if repair else ():
             if len(picked) < count and draw[1].digest not in self._seen and used(draw[1]) <= 1.0:
                 self._seen.add(draw[1].digest)
                 picked.append(draw)

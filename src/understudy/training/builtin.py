@@ -280,7 +280,7 @@ class Retrieval(Embedding):
 
 @dataclass(frozen=True, kw_only=True)
 class Language(_OfOne):
-    """A token for each place: logits (b, t, vocabulary), targets (b, t), what each place is to foretell; -100: nothing.
+    """A token for each place: logits (b, t, vocabulary), targets (b, t), what each place is to predict; -100: nothing.
 
     Scored by one over the perplexity, the geometric mean of the probabilities of the targets.
     """

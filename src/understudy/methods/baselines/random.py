@@ -17,7 +17,7 @@ from understudy.methods.baselines.uniform import AT_A_TIME, widest_uniform
 from understudy.methods.decisions import UNIT_OPTIONS, Decisions, kernel_options
 from understudy.methods.proposals import (
     CALIBRATION,
-    SHRINKAGE_LEAN,
+    SHRINKAGE_BIAS,
     Proposals,
     Scoring,
     calibrated,
@@ -67,14 +67,14 @@ class RandomSearcher(Searcher):
         draws, scoring = [self._draw() for _ in range(CALIBRATION)], Scoring(self.problem.reward)
         peak, slope = np.array(gathered(self._widths.factors)), np.array(positions(self._widths.factors))
 
-        def usages(keep: float, lean: float) -> list[float]:
-            self._keep, self._logits = keep, peak + lean * slope
+        def usages(keep: float, bias: float) -> list[float]:
+            self._keep, self._logits = keep, peak + bias * slope
             return [scoring.usage(self.proposals.cost(self._decode(draw))) for draw in draws]
 
         keep = self._keep
-        lean = calibrated(lambda lean: usages(keep, lean), *SHRINKAGE_LEAN)
-        self._keep = calibrated(lambda keep: usages(keep, lean), 0.0, keep)
-        self._logits = peak + lean * slope
+        bias = calibrated(lambda bias: usages(keep, bias), *SHRINKAGE_BIAS)
+        self._keep = calibrated(lambda keep: usages(keep, bias), 0.0, keep)
+        self._logits = peak + bias * slope
         uniform = widest_uniform(replace(self.problem, predict=self.proposals.cost))
         first = self.filled(uniform) if self._settings.fill else uniform
         self._first = [first] if scoring.usage(self.proposals.cost(first)) <= 1.0 else []

@@ -33,7 +33,7 @@ class Removal:
 
     def __init__(self, space: Space, settings: N2N, rules: Rules = TUNED) -> None:
         self.updates, self.prior = settings.removal_updates, rules.keep_bias
-        self.leans = (self.prior - budget.REMOVAL_LEAN, self.prior)
+        self.biases = (self.prior - budget.REMOVAL_BIAS, self.prior)
         rows, decided = teacher_rows(space, settings.granularity)
         units = [name for _, name in decided]
         self._decided = Decisions(space, {("unit", name): UNIT_OPTIONS for name in units})
@@ -62,13 +62,13 @@ class Removal:
         """Return 1 for each choice that changes the student, (B, D); 0 inside of a block that goes anyway."""
         return torch.from_numpy(self._decided.matter(choices_BD.numpy())).double()
 
-    def mended(self, choices_D: Tensor, used: Used) -> Tensor:
+    def repaired(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that keep the budgets, where there are: the largest units change first.
 
         Units come back as well, where that is cheaper: pooling layers.
         """
         steps = [(decision, lambda choice: 1 - choice) for decision in self._order]
-        return _mended(choices_D, 2 * steps, self.architecture, used)
+        return _repaired(choices_D, 2 * steps, self.architecture, used)
 
 
 class Shrinkage:
@@ -79,7 +79,7 @@ class Shrinkage:
     """
 
     name = "shrinkage"
-    leans: tuple[float, float] = budget.SHRINKAGE_LEAN
+    biases: tuple[float, float] = budget.SHRINKAGE_BIAS
 
     def __init__(
         self, start: Architecture, settings: N2N, widths: Widths, rules: Rules = TUNED, *, budgets: bool = False
@@ -112,22 +112,22 @@ class Shrinkage:
         kinds_D1 = torch.tensor([[_KINDS[kind]] for kind, _ in values], dtype=torch.float64).reshape(-1, 1)
         rows_DI = torch.cat([encode(rows, rules)[at], kinds_D1], 1)
         shares_DF = self._values_DF / self._values_DF.amax(1, keepdim=True)
-        self.policy = ShrinkagePolicy(rows_DI, shares_DF, factors, self._habit())
+        self.policy = ShrinkagePolicy(rows_DI, shares_DF, factors, self._priors())
 
-    def _habit(self) -> Tensor:
-        """Return what leans single decisions before anything is learned, (D, F): towards the start, if to anything.
+    def _priors(self) -> Tensor:
+        """Return the prior logits of single decisions, (D, F): towards the start, if to anything.
 
         With a budget widths gather where its calibration leads them.
         """
-        habit_DF = torch.zeros_like(self._values_DF)
-        for habit_F, values_F, (kind, name) in zip(habit_DF, self._values_DF, self.names, strict=True):
+        prior_DF = torch.zeros_like(self._values_DF)
+        for prior_F, values_F, (kind, name) in zip(prior_DF, self._values_DF, self.names, strict=True):
             if kind == "width" and self._gathers:
-                habit_F += torch.tensor(budget.gathered(self._factors), dtype=torch.float64)
+                prior_F += torch.tensor(budget.gathered(self._factors), dtype=torch.float64)
             stays_F = values_F == value_in(self._start, kind, name)
             if kind != "width" and self._change and not stays_F.all():
                 odds = self._change / (1.0 - self._change)
-                habit_F[~stays_F] = math.log(odds * stays_F.sum() / (~stays_F).sum())
-        return habit_DF
+                prior_F[~stays_F] = math.log(odds * stays_F.sum() / (~stays_F).sum())
+        return prior_DF
 
     def architecture(self, choices_D: Tensor) -> Architecture:
         """Return what the choices stand for."""
@@ -146,7 +146,7 @@ class Shrinkage:
         """Return 1 for each choice that changes the student, (B, D); 0 for what goes with a unit."""
         return torch.from_numpy(self._decided.matter(choices_BD.numpy())).double()
 
-    def mended(self, choices_D: Tensor, used: Used) -> Tensor:
+    def repaired(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that keep the budgets, where there are: all give way in turn, a factor at a time.
 
         Widths first, as far as they can, then kernels, then units.
@@ -159,7 +159,7 @@ class Shrinkage:
             for decision, (its, _) in enumerate(self.names)
             if its == kind
         ]
-        return _mended(choices_D, steps, self.architecture, used)
+        return _repaired(choices_D, steps, self.architecture, used)
 
     def filled(self, choices_D: Tensor, used: Used) -> Tensor:
         """Return choices near by that use the budgets up: widths grow in turn, a factor at a time, while they fit."""
@@ -180,12 +180,12 @@ class Shrinkage:
             return None
         options = self._decided.options.items()
         stays = [(values.index(value_in(self._start, *name)), name[0]) for name, values in options]
-        return self.mended(
+        return self.repaired(
             torch.tensor([len(self._factors) - 1 if kind == "width" else stay for stay, kind in stays]), used
         )
 
 
-def _mended(
+def _repaired(
     choices_D: Tensor,
     steps: Iterable[tuple[int, Callable[[int], int]]],
     architecture: Callable[[Tensor], Architecture],

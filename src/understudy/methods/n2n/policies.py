@@ -46,7 +46,7 @@ class Policy(nn.Module, ABC):
         self.out = nn.Linear(features, outputs, device="meta", dtype=torch.float64).to_empty(device="cpu")
 
     def draw_weights(self, generator: torch.Generator) -> None:
-        """Draw the LSTM as torch does, uniform in +-1 / sqrt(H); the output starts at 0, so that only `lean` counts."""
+        """Draw the LSTM as torch does, uniform in +-1 / sqrt(H); the output starts at 0: only `set_bias` counts."""
         bound = 1.0 / math.sqrt(self.lstm.hidden_size)
         for parameter in self.lstm.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
@@ -69,8 +69,8 @@ class Policy(nn.Module, ABC):
             self.load_state_dict(dict(known))
 
     @abstractmethod
-    def lean(self, prior: float) -> None:
-        """Lean all choices: the larger, the larger the students that are drawn.
+    def set_bias(self, prior: float) -> None:
+        """Set the bias of all choices: the larger, the larger the students that are drawn.
 
         No weight: what fits one teacher and its budgets is not carried to another.
         """
@@ -90,10 +90,10 @@ class RemovalPolicy(Policy):
     def __init__(self, rows_LI: Float[Tensor, "l i"], at: Sequence[int]) -> None:
         super().__init__(rows_LI.shape[1], 1, bidirectional=True)
         self._rows_LI, self._at_D = rows_LI, torch.tensor(at)
-        self._lean = 0.0
+        self._bias = 0.0
 
-    def lean(self, prior: float) -> None:
-        self._lean = prior
+    def set_bias(self, prior: float) -> None:
+        self._bias = prior
 
     @torch.no_grad()
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
@@ -107,7 +107,7 @@ class RemovalPolicy(Policy):
 
     def _logits_D(self) -> Tensor:
         logits_BL1, _ = self.read(self._rows_LI[None])
-        logits_D: Tensor = logits_BL1[0, self._at_D, 0] + self._lean
+        logits_D: Tensor = logits_BL1[0, self._at_D, 0] + self._bias
         return logits_D
 
 
@@ -119,7 +119,7 @@ class ShrinkagePolicy(Policy):
 
     A row describes the layer and whether a width (0), a kernel (1) or a unit (-1) is decided; the last column
     is the share that the decision before left of its width or kernel (0 at the start). Factors that end in
-    the same legal value are one choice: its probability is their sum. `habit_DF` is added to the logits.
+    the same legal value are one choice: its probability is their sum. `prior_DF` is added to the logits.
     """
 
     def __init__(
@@ -127,19 +127,19 @@ class ShrinkagePolicy(Policy):
         rows_DI: Float[Tensor, "d i"],
         shares_DF: Float[Tensor, "d f"],
         factors: Sequence[float],
-        habit_DF: Float[Tensor, "d f"] | None = None,
+        prior_DF: Float[Tensor, "d f"] | None = None,
     ) -> None:
         super().__init__(rows_DI.shape[1] + 1, len(factors), bidirectional=False)
         self._rows_DI, self._shares_DF = rows_DI, shares_DF
-        self._own_DF = torch.zeros_like(shares_DF) if habit_DF is None else habit_DF
-        self._habit_DF = self._own_DF
+        self._own_DF = torch.zeros_like(shares_DF) if prior_DF is None else prior_DF
+        self._prior_DF = self._own_DF
         self._same_DFF = shares_DF[:, :, None] == shares_DF[:, None, :]
-        # Narrower students are wanted, not fewer units or smaller kernels: those lean by their habit alone.
+        # Narrower students are wanted, not fewer units or smaller kernels: those follow their priors alone.
         slope_F = torch.tensor(positions(factors), dtype=torch.float64)
         self._slope_DF = slope_F * (rows_DI[:, -1:] == WIDTH)
 
-    def lean(self, prior: float) -> None:
-        self._habit_DF = self._own_DF + prior * self._slope_DF
+    def set_bias(self, prior: float) -> None:
+        self._prior_DF = self._own_DF + prior * self._slope_DF
 
     @torch.no_grad()
     def sample(self, uniform_BD: Float[Tensor, "b d"]) -> Int[Tensor, "b d"]:
@@ -148,7 +148,7 @@ class ShrinkagePolicy(Policy):
         for decision, row_I in enumerate(self._rows_DI):
             row_BI = torch.cat([row_I.expand(len(uniform_BD), -1), before_B[:, None]], 1)
             logits_B1F, state = self.read(row_BI[:, None], state)
-            below_BF = (logits_B1F[:, 0] + self._habit_DF[decision]).softmax(-1).cumsum(-1)[:, :-1]
+            below_BF = (logits_B1F[:, 0] + self._prior_DF[decision]).softmax(-1).cumsum(-1)[:, :-1]
             choices_BD[:, decision] = (uniform_BD[:, decision, None] >= below_BF).sum(-1)
             before_B = self._shares_DF[decision, choices_BD[:, decision]]
         return choices_BD
@@ -158,7 +158,7 @@ class ShrinkagePolicy(Policy):
         before_BD = nn.functional.pad(shares_BD[:, :-1], (1, 0))
         rows_BDI = torch.cat([self._rows_DI.expand(len(choices_BD), -1, -1), before_BD[..., None]], -1)
         outputs_BDF, _ = self.read(rows_BDI)
-        factors_BDF = (outputs_BDF + self._habit_DF).log_softmax(-1)
+        factors_BDF = (outputs_BDF + self._prior_DF).log_softmax(-1)
         logs_BDF = factors_BDF[..., None, :].masked_fill(~self._same_DFF, -math.inf).logsumexp(-1)
         entropy_BD = -(factors_BDF.exp() * logs_BDF).sum(-1)
         return Judgement(logs_BDF.gather(-1, choices_BD[..., None])[..., 0], entropy_BD)

@@ -19,10 +19,10 @@ class Rules:
     harmonics: int  # sinusoidal columns of a row's depth
     # The policies before they have learned.
     keep_bias: float  # logit towards keeping a unit in stage 1; 0: each is kept with probability 1/2
-    calibrate: bool  # lean each policy until its median draw keeps the predicted budgets
+    calibrate: bool  # bias each policy until its median draw keeps the predicted budgets
     # From draws to students.
-    redraws: int  # draws more for each student while what is drawn breaks a predicted budget or is known
-    mend: bool  # where no redraw keeps the budgets, bring a draw to a legal architecture near by
+    resamples: int  # draws more for each student while what is drawn breaks a predicted budget or is known
+    repair: bool  # where no resampled draw keeps the budgets, bring a draw to a legal architecture near by
     fill: bool  # widen every second draw until it just fits the predicted budgets
     phase_updates: int  # over which the penalty for breaking a budget sets in, in each stage; 0: at once
     look_ahead: bool  # stage 1 is judged by what stage 2 can make of its students
@@ -39,8 +39,8 @@ PAPER = Rules(
     harmonics=0,
     keep_bias=0.0,
     calibrate=False,
-    redraws=0,
-    mend=False,
+    resamples=0,
+    repair=False,
     fill=False,
     phase_updates=15,
     look_ahead=False,
@@ -55,8 +55,8 @@ TUNED = Rules(
     harmonics=12,
     keep_bias=1.0,
     calibrate=True,
-    redraws=20,
-    mend=True,
+    resamples=20,
+    repair=True,
     fill=True,
     phase_updates=8,
     look_ahead=True,

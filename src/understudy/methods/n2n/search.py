@@ -91,15 +91,15 @@ class Stage:
         if self._rules.calibrate and self._scoring.reward.budgets.limits():
             uniform_BD = self._uniform(budget.CALIBRATION)
 
-            def usages_at(lean: float) -> list[float]:
-                self.policy.lean(lean)
+            def usages_at(bias: float) -> list[float]:
+                self.policy.set_bias(bias)
                 drawn = [self.choices.architecture(choices_D) for choices_D in self.policy.sample(uniform_BD)]
-                # Without the architecture, as only such a usage falls with the lean.
+                # Without the architecture, as only such a usage falls with the bias.
                 return [self._scoring.usage(self._proposals.cost(architecture)) for architecture in drawn]
 
-            low, high = self.choices.leans
+            low, high = self.choices.biases
             prior = budget.calibrated(usages_at, low, high)
-        self.policy.lean(prior)
+        self.policy.set_bias(prior)
 
     def _uniform(self, count: int) -> Tensor:
         return torch.rand(count, self.choices.decisions, generator=self._generator, dtype=torch.float64)
@@ -125,8 +125,8 @@ class Stage:
                     choices_D = self.choices.filled(choices_D, self._usage)
                 yield choices_D, self.choices.architecture(choices_D)
 
-    def _mended(self, draw: tuple[Tensor, Architecture]) -> tuple[Tensor, Architecture]:
-        choices_D = self.choices.mended(draw[0], self._usage)
+    def _repaired(self, draw: tuple[Tensor, Architecture]) -> tuple[Tensor, Architecture]:
+        choices_D = self.choices.repaired(draw[0], self._usage)
         return choices_D, self.choices.architecture(choices_D)
 
     def propose(self) -> list[Architecture]:
@@ -135,7 +135,7 @@ class Stage:
             self._draws(),
             self._settings.rollouts,
             self._usage,
-            self._mended if self._rules.mend else None,
+            self._repaired if self._rules.repair else None,
             order=lambda draws: self._shortlist.order(draws, self._worth),
             among=self._settings.draws_per_rollout,
         )
@@ -205,7 +205,7 @@ class N2NSearch(Searcher):
         self._policy: Mapping[str, Tensor] = problem.policy or {}
         self._reward = replace(reward, phase_updates=self._rules.phase_updates)
         self._generator = torch.Generator().manual_seed(problem.seed)
-        self._proposals = Proposals(problem.predict, redraws=self._rules.redraws)
+        self._proposals = Proposals(problem.predict, resamples=self._rules.resamples)
         self._shortlist = Shortlist(problem, settings, self._generator)
         self._told: list[Evaluation] = []
         self._stages: list[Stage] = []

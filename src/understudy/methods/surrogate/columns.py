@@ -21,7 +21,7 @@ from understudy.core.architecture import Architecture, Layer, Space
 from understudy.methods.decisions import UNIT_OPTIONS, Decisions, kernel_options
 from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.state import encode, teacher_rows
-from understudy.methods.proposals import SHRINKAGE_LEAN
+from understudy.methods.proposals import SHRINKAGE_BIAS
 
 _SAYS_NOTHING = ("norm", "activation", "other")  # goes wherever its convolution goes
 CHANGING = ("kept", "width", "kernel", "log width", "arriving", "larger")  # the last entries of a column
@@ -189,14 +189,14 @@ class Columns:
         return arriving_BL
 
     def sample(self, count: int, generator: torch.Generator) -> Int[Tensor, "b d"]:
-        """Draw architectures of all sizes: each at a chance to keep units and a lean of widths of its own."""
+        """Draw architectures of all sizes: each at a chance to keep units and a bias of widths of its own."""
         level_B3 = torch.rand(count, 3, generator=generator, dtype=torch.float64)
         keep_B = (_KEEP - level_B3[:, 0] * (2.0 * _KEEP)).sigmoid()
-        low, high = SHRINKAGE_LEAN
-        lean_B = low + level_B3[:, 1] * (high - low)
+        low, high = SHRINKAGE_BIAS
+        bias_B = low + level_B3[:, 1] * (high - low)
         most = self.legal_DK.shape[1]
         place_K = torch.linspace(-1.0, 1.0, most, dtype=torch.float64)
-        weights_BDK = (lean_B[:, None] * place_K).exp()[:, None, :] * self.legal_DK
+        weights_BDK = (bias_B[:, None] * place_K).exp()[:, None, :] * self.legal_DK
         for decision, (kind, _) in enumerate(self._values):
             if kind != "width":
                 up_B = keep_B if kind == "unit" else level_B3[:, 2]
