@@ -155,6 +155,11 @@ def test_layers_of_torchs_own_transformer_are_looked_into(norm_first: bool) -> N
         nn.Linear(3, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 5)
     )
     analysis = analyse(network.eval(), torch.randn(2, 4, 3))
-    assert [group.name for group in analysis.space.groups] == ["1.layers.0.linear1", "1.layers.1.linear1"]
-    student = build(analysis, analysis.space.full.with_width("1.layers.0.linear1", 6))
+    groups = {group.name: (group.width, group.step, bool(group.plain)) for group in analysis.space.groups}
+    heads, hidden = "1.layers.0.self_attn.in_proj_weight", "1.layers.0.linear1"
+    assert groups["0"] == (8, 1, True) and groups[heads] == (24, 12, True) and groups[hidden] == (16, 1, False)
+    student = build(analysis, analysis.space.full.with_width(hidden, 6))
     assert [layer.linear1.out_features for layer in student[1].layers] == [6, 16]
+    student = build(analysis, analysis.space.full.with_width(heads, 12).with_width("0", 5))
+    weights = [student.get_parameter(f"1.layers.{index}.self_attn.in_proj_weight") for index in range(2)]
+    assert [tuple(weight.shape) for weight in weights] == [(12, 5), (24, 5)]

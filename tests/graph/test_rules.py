@@ -331,7 +331,7 @@ def test_a_module_without_a_rule_freezes_what_it_touches_and_counts_its_macs(mon
         tokens = x.flatten(2).transpose(1, 2)
         return m["att"](tokens, tokens, tokens)[0].mean(1)
 
-    analysis = check(Net(body, att=nn.MultiheadAttention(8, 2, batch_first=True), flat=True))
+    analysis = check(Net(body, att=nn.MultiheadAttention(8, 2, batch_first=True, add_zero_attn=True), flat=True))
     assert "MultiheadAttention" in reasons(analysis)["stem"]
 
 

@@ -39,7 +39,8 @@ class Pretrained:
         """The name of the configuration's class."""
         named = re.match(r".+?(?=For[A-Z]|Model|Encoder|LMHead|VisionModel|TextModel)", self.name)
         assert named is not None
-        return f"{named[0]}Config"
+        part = re.search(r"(Vision|Text)Model", self.name)
+        return f"{named[0]}{part[1] if part else ''}Config"
 
     def create(self, **others: Any) -> nn.Module:
         """Return it in evaluation mode with weights of seed 0; others are fields of the configuration."""

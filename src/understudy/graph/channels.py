@@ -49,10 +49,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ParameterUse:
-    """A parameter or buffer that the forward pass uses directly, not yet tied to anything."""
+    """A parameter or buffer that the forward pass uses directly, not yet tied to anything.
+
+    `rows` are those of it that are used, where a linear layer's weight or bias is one of several in one.
+    """
 
     name: str
     shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from understudy.graph.channels import Labelled
+from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.fake import Signature, flat, source_line
 from understudy.graph.numbers import Number
 
@@ -54,7 +54,8 @@ def shapes_of(node: fx.Node) -> list[tuple[int, ...]]:
 
 def kept_sizes(value: Any, kept: npt.NDArray[np.bool_]) -> list[tuple[int, ...]]:
     """Return the shapes of the tensors of a walk's value where only some labels are kept."""
-    return [_kept(part, kept) for part in flat(value) if isinstance(part, Labelled)]
+    parts = (part for part in flat(value) if isinstance(part, Labelled | ParameterUse))
+    return [_kept(part, kept) if isinstance(part, Labelled) else part.shape for part in parts]
 
 
 def _kept(x: Labelled, kept: npt.NDArray[np.bool_]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import fx
 
 from understudy.core.architecture import Frozen, Group
 from understudy.graph import rules as _rules  # noqa: F401  fills the tables that Walk reads
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Part, Plan
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan
 from understudy.graph.compare import shapes_of
 from understudy.graph.fake import flat, map_structure, source_line
 from understudy.graph.nodes import describe
@@ -136,7 +136,7 @@ class _Joiner(Walk):
         return self.picked[node]
 
     def verify(self, node: fx.Node) -> None:
-        predicted = [v.shape for v in flat(self.plan.values[node]) if isinstance(v, Labelled)]
+        predicted = [v.shape for v in flat(self.plan.values[node]) if isinstance(v, Labelled | ParameterUse)]
         if node not in self.abandoned and node.op != "get_attr" and predicted != shapes_of(node):
             raise ValueError(f"its rule predicts {predicted} for {shapes_of(node)}")
 

@@ -196,7 +196,7 @@ def _forget_unused(graph: fx.Graph) -> None:
     """Erase what gives plain values that nothing needs any more, and parameters that nothing reads."""
     for node in reversed(graph.nodes):
         reads = node.target in (getattr, operator.getitem) or node.op == "get_attr"
-        sized = node.op == "call_method" and node.target in ("size", "dim", "numel")
+        sized = node.op == "call_method" and node.target in ("size", "dim", "numel", "mean")  # weights of attention
         counted = node.target in (operator.mul, operator.floordiv, operator.add, operator.sub)
         if not node.users and (reads or sized or counted) and node.op not in ("output", "placeholder"):
             graph.erase_node(node)

@@ -29,13 +29,15 @@ def record(
 ) -> Recording:
     """Record the forward pass of a module in training or in evaluation mode; the module is not touched.
 
+    Attention is one layer in it, as in its code.
+
     Raises:
         TraceError: the forward pass fails on the example, or branches on a value, or the example is empty.
     """
     check_example(module, example)
     root = copy_to_trace(module).train(training)
     try:
-        graph, watch = record_example(root, example, leaf_modules)
+        graph, watch = record_example(root, example, (*leaf_modules, nn.MultiheadAttention))
     except TraceError:
         raise
     except Exception as error:

@@ -16,15 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import TraceError
 from understudy.core.nested import leaves
+from understudy.graph.attention import attended, can_be_opened, is_followed
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
 from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered
-from understudy.graph.surroundings import as_before, factories, lengths, repeatable
+from understudy.graph.surroundings import as_before, causal_hints, factories, lengths, repeatable
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
-# Layers of torch that are made of layers: their feed-forward parts are as wide as one likes. Attention stays whole.
-_LOOKED_INTO = (
+# Layers of torch that are made of layers: their feed-forward parts are as wide as one likes.
+LOOKED_INTO = (
     nn.Transformer,
     nn.TransformerEncoder,
     nn.TransformerEncoderLayer,
@@ -32,6 +33,8 @@ _LOOKED_INTO = (
     nn.TransformerDecoderLayer,
 )
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
+# Functions that draw in training; the passes over the graph know them.
+_WHOLE = frozenset(("torchvision.ops.stochastic_depth.stochastic_depth",))
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -42,7 +45,7 @@ def record_inputs(
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
     patches = factories(tracer, tracer.watch), lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
-    with repeatable(tracer.watch), as_before(root, tracer.watch), patches[0], patches[1], patches[2]:
+    with causal_hints(), repeatable(tracer.watch), as_before(root, tracer.watch), patches[0], patches[1], patches[2]:
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))
     for node in graph.nodes:
@@ -147,6 +150,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.watch = Watch(inside=lambda: {key.partition("@")[0] for key in self.module_stack})
         self._leaf_modules = leaf_modules
+        self._closed: nn.Module | None = None  # attention whose call cannot be written out
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
         self._running = self._learns = self._inside = False
@@ -156,7 +160,9 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, self._leaf_modules):
             return True
-        return not isinstance(m, _LOOKED_INTO) and super().is_leaf_module(m, module_qualified_name)
+        if can_be_opened(m) and m is not self._closed:
+            return False
+        return not isinstance(m, LOOKED_INTO) and super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         if _takes_any(root_fn):
@@ -195,6 +201,8 @@ class _Tracer(fx.Tracer):
         return node
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        if self.watch.on and args[0] == "call_function" and _is_wrapped(args[1]):
+            return self._looked_into(*args[1:4])  # type: ignore[no-any-return]
         with self.watch.paused():
             proxy = super().create_proxy(*args, **kwargs)
             proxy.node.meta["value"] = self._run(proxy.node)
@@ -234,6 +242,21 @@ class _Tracer(fx.Tracer):
                 parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
 
+    def _looked_into(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record what a function does that `torch.fx.wrap` keeps whole, if that can be followed, else its call."""
+        last = next(iter(reversed(self.graph.nodes)))
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            for node in reversed(self.graph.nodes):
+                if node is last:
+                    break
+                self.graph.erase_node(node)
+            with self.watch.paused():
+                proxy = super().create_proxy("call_function", function, args, kwargs)
+                proxy.node.meta["value"] = self._run(proxy.node)
+            return proxy
+
     @functools.cached_property
     def _named(self) -> dict[int, tuple[Tensor, str]]:
         """The tensors of the network by their identity, with their first names."""
@@ -254,7 +277,10 @@ class _Tracer(fx.Tracer):
         times = self.num_calls.get(path, 0)
         first = args[0].node.name if args and isinstance(args[0], fx.Proxy) else None
         with self.watch.paused():
-            self.watch.given[f"{path}@{times}" if times else path] = self._given(m, args, kwargs)
+            given = self.watch.given[f"{path}@{times}" if times else path] = self._given(m, args, kwargs)
+            if can_be_opened(m) and not isinstance(m, self._leaf_modules):
+                self._closed = None if is_followed(**given) else m
+                forward = forward if self._closed else functools.partial(attended, m)
         result = super().call_module(m, forward, args, kwargs)
         gives_one = isinstance(result, fx.Proxy) and isinstance(result.node.meta["value"], Tensor)
         self.watch.calls.setdefault(path, []).append(Call(len(args), len(kwargs), first, gives_one))
@@ -328,6 +354,13 @@ class _Tracer(fx.Tracer):
         if node.op == "call_method":
             return _method(str(node.target))
         return node.target  # type: ignore[return-value]
+
+
+def _is_wrapped(function: Any) -> bool:
+    """Return whether a function of a library is one that `torch.fx.wrap` keeps whole."""
+    if not inspect.isfunction(function) or f"{function.__module__}.{function.__name__}" in _WHOLE:
+        return False
+    return (id(function.__globals__), function.__name__) in fx._symbolic_trace._wrapped_fns_to_patch
 
 
 def _takes_any(forward: Callable[..., Any]) -> bool:

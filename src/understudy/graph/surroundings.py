@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import transformer
 
 from understudy.graph.fake import flat
 from understudy.graph.numbers import Watch
@@ -44,6 +45,21 @@ def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
     finally:
         for name, function in made.items():
             setattr(torch, name, function)
+
+
+@contextmanager
+def causal_hints() -> Iterator[None]:
+    """Let torch's transformers take a mask as it is; they would look into it for whether it is causal."""
+    detect = transformer._detect_is_causal_mask
+
+    def told(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return bool(is_causal) if isinstance(mask, fx.Proxy) else detect(mask, is_causal, size)
+
+    transformer._detect_is_causal_mask = told
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
 
 
 @contextmanager

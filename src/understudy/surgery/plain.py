@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from understudy.core.architecture import Architecture
 from understudy.graph.analysis import Analysis
 from understudy.graph.plain import rewritten
+from understudy.graph.recorder import LOOKED_INTO
 from understudy.graph.units import silenced_path
 
+# What torch makes of layers, where a graph has its steps.
+_TAKEN_APART = (*LOOKED_INTO, nn.MultiheadAttention, NonDynamicallyQuantizableLinear)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -108,7 +112,8 @@ def _stripped(module: nn.Module, path: str, leaves: set[str], known: dict[int, n
     """Return a module without its code: layers as they are, others as containers of what they hold."""
     if id(module) in known:
         return known[id(module)]
-    if path in leaves or (type(module).__module__.startswith("torch.nn") and not isinstance(module, _CONTAINERS)):
+    known_to_torch = type(module).__module__.startswith("torch.nn")
+    if path in leaves or (known_to_torch and not isinstance(module, (*_CONTAINERS, *_TAKEN_APART))):
         known[id(module)] = module
         return module
     bare = type(module)() if type(module) in _CONTAINERS else nn.Module()
@@ -142,14 +147,16 @@ def _code(graphs: list[fx.Graph], teacher: nn.Module) -> Code:
     for node in graphs[0].find_nodes(op="placeholder"):
         given = known.get(str(node.target))
         takes += ["*"] if given is not None and given.kind is given.KEYWORD_ONLY and "*" not in takes else []
-        takes.append(node.name)
+        takes.append(str(node.target))
     bodies, names = [], {}
     for graph in graphs:
         for node in graph.nodes:
             node.type = None
         python = graph.python_code("self")
         names.update(python.globals)
-        bodies.append(_body(python.src))
+        places = ((node.name, node.target) for node in graph.find_nodes(op="placeholder"))
+        renamed = [f"{name} = {target}\n" for name, target in places if name != target]  # "input" is Python's
+        bodies.append("".join((*renamed, _body(python.src))))
     modules = {name: value.__name__ for name, value in names.items() if isinstance(value, types.ModuleType)}
     names = {name: value for name, value in names.items() if name not in modules}
     return Code(type(teacher).__name__, ", ".join(takes), bodies[0], bodies[-1], names, modules)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import Labelled, Labels, ParameterPlan, ParameterUse, Work
+from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import describe
 from understudy.graph.rules.layers import normalises_channels
 from understudy.graph.rules.tables import for_calls
@@ -35,12 +36,26 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     """As the layer."""
     if not isinstance(x, Labelled) or not _is_matrix(weight, 2):
         return walk.give_up(node, (x, weight, bias), {}, "linear computes its weight in the forward pass")
+    if weight.rows is not None:
+        return _part_of_linear(walk, node, x, weight, bias)
     name = _layer(weight)
     inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[0])
     walk.parameter(weight.name, ParameterPlan((outputs, inputs)), node)
     _per_channel(walk, node, bias, outputs)
     _tell(walk, node, weight, inputs, outputs)
     walk.part.work.append(Work(name, math.prod(x.shape[:-1]), (outputs, inputs)))
+    return Labelled.along(x.shape, len(x.shape) - 1, outputs)
+
+
+def _part_of_linear(walk: Walk, node: fx.Node, x: Labelled, weight: Any, bias: ParameterUse | None) -> Labelled:
+    """Rows of a weight that several linear layers share, such as those of queries, and of keys and values."""
+    size, inputs = tensor_at(walk.trace.root, weight.name).shape[0], walk.channels(x, -1, node)
+    everything = walk.emit(weight.name, size)
+    walk.parameter(weight.name, ParameterPlan((everything, inputs)), node)
+    if bias is not None:
+        walk.parameter(bias.name, ParameterPlan((everything,)), node)
+    outputs = everything[slice(*weight.rows)]
+    walk.part.work.append(Work(weight.name, math.prod(x.shape[:-1]), (outputs, inputs)))
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
 
 

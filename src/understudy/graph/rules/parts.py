@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterPlan, ParameterUse
@@ -103,6 +104,8 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     """Of a tuple or dict: its member. Of a tensor: a slice, which freezes channels that it cuts."""
     if isinstance(x, ParameterUse) and isinstance(key, Labelled | ParameterUse) and len(x.shape) == 2:
         return _looked_up(walk, node, x, key)
+    if isinstance(x, ParameterUse) and isinstance(key, slice) and key.step is None and is_part_of_linear(node):
+        return _rows(walk, node, x, key)
     x = walk.as_tensor(x, node) if isinstance(x, ParameterUse) else x
     if not isinstance(x, Labelled):
         return x[key]
@@ -134,6 +137,37 @@ def index_select(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any) -
     if not (isinstance(index, Labelled) and index.is_fixed) or dim in x.varying:
         return walk.give_up(node, (x, dim, index), {}, "no rule for index_select with these arguments")
     return Labelled((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]), x.labels)
+
+
+def is_part_of_linear(node: fx.Node) -> bool:
+    """Return whether rows of a parameter are weights of linear layers, or biases beside the same rows of weights."""
+
+    def takes_rows(user: fx.Node) -> bool:
+        if user.target is not F.linear or node not in user.args[1:]:
+            return False
+        x, *parts = user.args
+        same = all(_is_of_parameter(part, node.args[1]) for part in parts if part is not None)
+        return same and isinstance(x, fx.Node) and x.op != "get_attr"
+
+    return bool(node.users) and all(map(takes_rows, node.users))
+
+
+def _is_of_parameter(node: Any, key: Any) -> bool:
+    """Return whether a node is what a key takes of a parameter."""
+    cut = isinstance(node, fx.Node) and node.target is operator.getitem and node.args[1] == key
+    return cut and node.args[0].op == "get_attr"
+
+
+def _rows(walk: Walk, node: fx.Node, x: ParameterUse, key: slice) -> ParameterUse:
+    """Rows of a weight that holds several, (A + B, C), and the elements of its bias, in a plain graph."""
+    start, stop, _ = key.indices(x.shape[0])
+    weight: Any = next(iter(node.users)).args[1]
+    labels = walk.emit(str(weight.args[0].target), x.shape[0])
+    walk.write(labels, "a slice takes rows of a parameter at written places", node)
+    for name, place in (("start", key.start), ("stop", key.stop)):
+        if place:
+            walk.sized((1, name), labels[: start if name == "start" else stop])
+    return ParameterUse(x.name, (stop - start, *x.shape[1:]), (start, stop))
 
 
 def _dims_of(x: Labelled, keys: tuple[Any, ...]) -> list[tuple[int, int]]:

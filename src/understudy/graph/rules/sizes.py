@@ -15,6 +15,9 @@ from understudy.graph.rules.movement import transpose
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.walk import Walk
 
+# What torch asks before it takes a fused kernel, which it does not while a graph is recorded.
+_FAST_PATHS = (torch._nested_tensor_from_mask_left_aligned,)
+
 
 @for_calls("size", parameters=True)
 def size(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, dim: int | None = None) -> Any:
@@ -22,7 +25,7 @@ def size(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, dim: int | None 
     return x.shape if dim is None else x.shape[dim]
 
 
-@for_calls("dim", "get_device", "is_floating_point", "is_contiguous", torch._assert, parameters=True)
+@for_calls("dim", "get_device", "is_floating_point", "is_contiguous", torch._assert, *_FAST_PATHS, parameters=True)
 def fact(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """What does not depend on channels in a network that can be traced."""
     return walk.recorded(node)
@@ -59,7 +62,7 @@ def made(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
 
 # Attributes of a tensor that are the same for any number of channels.
 _FACTS = frozenset(
-    ("dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse", "is_quantized", "names")
+    ("dtype", "device", "ndim", "layout", "requires_grad", "is_nested", "is_cuda", "is_sparse", "is_quantized", "names")
 )
 
 
