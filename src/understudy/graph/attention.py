@@ -6,6 +6,7 @@ graph. The steps are those of `torch.nn.functional.multi_head_attention_forward`
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -30,22 +31,30 @@ def is_followed(query: Any, key: Any, value: Any, *, attn_mask: Any = None, **_:
     return batches and (attn_mask is None or _of(attn_mask).dim() == 2)
 
 
-def attended(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    key_padding_mask: Any = None,
-    need_weights: bool = True,
-    attn_mask: Any = None,
-    average_attn_weights: bool = True,
-    is_causal: bool = False,
-) -> tuple[Any, Any]:
+def attended(module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """Return what the layer does: outputs (B, N, E), and weights (B, N, N), of each head (B, H, N, N), or None.
 
     Raises:
         TraceError: the input is of another width.
     """
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    query, key, value = (bound.arguments.pop(name) for name in ("query", "key", "value"))
+    return _attended(module, query, key, value, **bound.arguments)
+
+
+def _attended(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    key_padding_mask: Any,
+    need_weights: bool,
+    attn_mask: Any,
+    average_attn_weights: bool,
+    is_causal: bool,
+) -> tuple[Any, Any]:
     width, heads = plain(module.embed_dim), plain(module.num_heads)
     if query.shape[-1] != width:
         raise TraceError(f"attention takes {width} channels, but got {tuple(_of(query).shape)}")
