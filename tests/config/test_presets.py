@@ -64,7 +64,7 @@ def test_settings_are_few() -> None:
         for kind in (*methods, *shared, us.Teaching)
     }
     assert len(leaves[us.N2N]) <= 8
-    assert sum(map(len, leaves.values())) <= 60
+    assert sum(map(len, leaves.values())) <= 61  # one since the list was cut to 60: the goal in 8 bits
 
 
 _TABLES = ("method", "goal", "widths", "augmentation", "candidates", "final", "training")

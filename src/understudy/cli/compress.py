@@ -71,7 +71,17 @@ class Compress(Settings, Subject, Command):
             "Goal",
             tuple(
                 f"goal.{name}"
-                for name in ("params", "macs", "size_mb", "memory_mb", "latency_ms", "runtime", "score", "score_drop")
+                for name in (
+                    "params",
+                    "macs",
+                    "size_mb",
+                    "memory_mb",
+                    "latency_ms",
+                    "runtime",
+                    "int8",
+                    "score",
+                    "score_drop",
+                )
             ),
         ),
         ("Run", ("run_folder", "dry_run", "config", "seed", "trust_code")),

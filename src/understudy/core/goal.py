@@ -35,6 +35,8 @@ class Goal:
     """Maximum drop below the teacher's validation score, 0..1 (0.01 is one percentage point)."""
     runtime: Literal["torch", "onnxruntime"] = "torch"
     """Runtime whose latency counts, as the student will be served: torch, or onnxruntime on the CPU."""
+    int8: bool = False
+    """Quantise the final students to 8 bits; their score, megabytes and latency then count, in onnxruntime."""
 
     def __post_init__(self) -> None:
         for figure in FIGURES:
@@ -50,6 +52,11 @@ class Goal:
         if self.runtime not in RUNTIMES:
             meant = did_you_mean(self.runtime, RUNTIMES)
             raise GoalError(f"goal 'runtime' must be one of {', '.join(RUNTIMES)}, but got {self.runtime!r}{meant}")
+        if self.int8 and self.runtime != "onnxruntime":
+            raise GoalError(
+                f"goal 'int8' is of students that ONNX Runtime runs, but goal 'runtime' is {self.runtime!r}: give "
+                "runtime='onnxruntime' (--runtime onnxruntime) as well"
+            )
 
     def budgets(self, cost: Cost, score: float) -> Budgets:
         """Return this goal in absolute numbers for a teacher of that cost and validation score."""

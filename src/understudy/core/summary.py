@@ -64,6 +64,7 @@ class Asked:
     asked: str
     limit: float  # the same in absolute numbers
     obtained: float
+    int8: bool = False  # whether it is a figure of the student in 8 bits
 
     @property
     def is_floor(self) -> bool:
@@ -86,6 +87,19 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InEightBits:
+    """The figures of the student in 8 bits."""
+
+    network: Network  # whose bytes are those of the file
+    latency: Comparison  # of the teacher (first) and the student in 8 bits (second), both in ONNX Runtime
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> InEightBits:
+        """Return what `dataclasses.asdict` gave."""
+        return cls(network=Network.from_json(values["network"]), latency=Comparison.from_json(values["latency"]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchTotals:
     """What the search took."""
 
@@ -103,6 +117,7 @@ class FinalStudent:
     val: float  # score, 0..1
     status: Status
     seconds: float
+    int8: float | None = None  # score in 8 bits, where the goal asks for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +134,7 @@ class Summary:
     metric: str = "accuracy"  # what the score is
     compute: str
     versions: Mapping[str, str]
+    int8: InEightBits | None = None  # where the goal asks for 8 bits
 
     def __post_init__(self) -> None:
         if self.name not in {final.name for final in self.finals}:
@@ -170,20 +186,26 @@ class Summary:
             goal=tuple(Asked.from_json(budget) for budget in values["goal"]),
             search=SearchTotals(**values["search"]),
             finals=tuple(FinalStudent(**final) for final in values["finals"]),
+            int8=None if values.get("int8") is None else InEightBits.from_json(values["int8"]),
         )
 
 
 def asked_and_obtained(goal: Goal, reward: Reward, student: Network) -> tuple[Asked, ...]:
-    """Return each budget of a goal beside what a student takes; its score is that on the validation split."""
+    """Return each budget of a goal beside what a student takes; its score is that on the validation split.
+
+    Where the goal asks for 8 bits the student's figures are those in 8 bits.
+    """
     found = []
     for name, most in reward.budgets.limits():
         figure, obtained = FIGURE[name], FIGURE[name].of(student.cost)
         assert obtained is not None, "what has a budget was measured"
         asked = str(getattr(goal, figure.goal))
-        found.append(Asked(name=figure.goal, asked=asked, limit=most, obtained=obtained))
+        int8 = goal.int8 and name in ("size_mb", "latency_ms")
+        found.append(Asked(name=figure.goal, asked=asked, limit=most, obtained=obtained, int8=int8))
     floors = {"score": goal.score, "score_drop": goal.score_drop}
     for name, number in floors.items():
         if number is not None:
             limit = number if name == "score" else reward.teacher_score - number
-            found.append(Asked(name=name, asked=str(number), limit=limit, obtained=student.val.value))
+            asked, obtained = str(number), student.val.value
+            found.append(Asked(name=name, asked=asked, limit=limit, obtained=obtained, int8=goal.int8))
     return tuple(found)

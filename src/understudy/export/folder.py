@@ -39,6 +39,7 @@ from understudy.export.certificate import (
     to_json,
     write_certificate,
 )
+from understudy.export.int8 import calibration
 from understudy.export.interface import Interface, drawn, fits, giving_plainly, outputs_of, told
 from understudy.export.modelcard import readme
 from understudy.export.onnx import OnnxModel, quantise, write_onnx
@@ -50,7 +51,7 @@ from understudy.models.inputs import inputs_spec
 
 FORMATS = tuple(FILES)
 _MOST_EXAMPLES = 2000  # whose predictions are compared
-_CALIBRATION, _BATCH = 256, 32
+_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +225,7 @@ class _Job:
         if alone:
             self._onnx()
         try:
-            quantise(source, target, self._calibration())
+            quantise(source, target, calibration(self._calibrated))
             floats, model = OnnxModel(source), OnnxModel(target)
             self.int8 = self._beside(floats, model, source, target)
         finally:
@@ -280,9 +281,10 @@ class _Job:
                 return
             yield inputs, wanted
 
-    def _calibration(self) -> Iterator[Any]:
-        assert self.data is not None
-        yield from (inputs for inputs, _ in self._batches(self.data.train, _CALIBRATION))
+    @property
+    def _calibrated(self) -> Data:
+        assert self.data is not None, "int8 is refused without data"
+        return self.data
 
     def _judged(self, floats: nn.Module, model: nn.Module) -> dict[str, Any]:
         """Return how many classes both find rightly, or how far 8 bits are from floats where there are none."""

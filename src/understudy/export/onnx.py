@@ -234,12 +234,25 @@ def quantise(source: Path, target: Path, batches: Iterable[Any]) -> None:
             quantization.quantize_static(
                 str(prepared), str(partial), reader, quant_format=quantization.QuantFormat.QDQ, per_channel=True
             )
+        _refuse_floats(partial)
         write_whole(target, partial.read_bytes())
+    except ExportError:
+        raise
     except Exception as error:
         raise ExportError(f"a student must be one that ONNX Runtime can quantise, but it says: {error}") from error
     finally:
         for path in (prepared, partial):
             path.unlink(missing_ok=True)
+
+
+def _refuse_floats(path: Path) -> None:
+    onnx = optional("onnx", extra="export")
+    weights = onnx.load(str(path)).graph.initializer
+    if not any(w.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8) and len(w.dims) > 1 for w in weights):
+        raise ExportError(
+            "a student in 8 bits must have a convolution or a product with weights that ONNX Runtime can quantise, "
+            "but it found none in this network"
+        )
 
 
 @contextlib.contextmanager

@@ -30,8 +30,9 @@ from understudy.export.folder import Exported, export_student
 from understudy.graph.copies import copied
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.door import look_at
-from understudy.jobs.finals import Finisher, read_evaluation
+from understudy.jobs.finals import Finisher, read_evaluation, trained_to_the_end
 from understudy.jobs.glances import Glances
+from understudy.jobs.int8 import EightBits, sizes_for
 from understudy.jobs.latency import Latencies, reference_for
 from understudy.jobs.pools import pool_for
 from understudy.jobs.prune import Pruning
@@ -226,18 +227,22 @@ def run_task(task: Task, folder: str | Path, *, progress: bool = True, untrained
             look = look_at(task) if new else None
             if look is not None:
                 look.refuse(task.teacher, untrained=untrained)
+            sizes = sizes_for(task, Path(folder))
             timed = reference_for(task, Path(folder))
         with Run.open(folder, task.settings, task.identity) as run:
             for note in () if look is None else look.notes:
                 display.warn(note)
-            return Job(task, run, display, Latencies(task, run, timed)).result()
+            int8 = None if sizes is None else EightBits(task, run, sizes, timed)
+            return Job(task, run, display, Latencies(task, run, timed, sizes), int8).result()
 
 
 class Job:
     """One task in one folder, step by step."""
 
-    def __init__(self, task: Task, run: Run, display: Display, latencies: Latencies) -> None:
-        self.task, self.run, self.display, self.latencies = task, run, display, latencies
+    def __init__(
+        self, task: Task, run: Run, display: Display, latencies: Latencies, int8: EightBits | None = None
+    ) -> None:
+        self.task, self.run, self.display, self.latencies, self.int8 = task, run, display, latencies, int8
         self.settings = task.settings
 
     def result(self) -> Result:
@@ -371,10 +376,9 @@ class Job:
             write_tensors(self.run.policy, policy)
 
     def _finished(self, evaluator: Evaluator, evaluations: list[Evaluation]) -> tuple[Evaluation, list[Evaluation]]:
-        """Train the best to convergence; return the winner and all of them."""
+        """Train the best to convergence; return the winner, as the goal counts it, and all of them."""
         final, workers = self.settings.final, self.settings.device.workers
         chosen = finalists(evaluations, self.reward, final.students)
-        workers = min(workers, len(chosen))
         finisher = Finisher(evaluator=evaluator, final=final, folder=self.run.students)
 
         def look() -> None:
@@ -384,23 +388,18 @@ class Job:
         for evaluation in evaluations:
             after.trained(evaluation)
         here = replace(finisher, on_look=look)
+        workers = min(workers, len(chosen))
         pool = self._pool(finisher, "final", workers, here=here, on_wait=look, seconds=after.expected)
-        recipe, epochs = evaluator.final_recipe(final), final.training.epochs
-        if recipe.logits is not None:
-            with self.display.steps("teacher logits for the final training", epochs, unit="epochs", after=after):
-                recipe.logits.prepare(epochs, on_part=self.display.step)
-        with (
-            pool,
-            self.display.steps(f"training {len(chosen)} final students", len(chosen) * epochs, unit="epochs"),
-        ):
-            trained = pool.evaluate_all(chosen, on_done=self.tell_of_final)
+        trained = trained_to_the_end(finisher, chosen, pool, display=self.display, after=after, tell=self.tell_of_final)
         finished = [self.latencies.measured(evaluation) for evaluation in trained]
-        return winner(finished, self.reward, examples=len(self.task.data.val)), finished
+        counted = finished if self.int8 is None else self.int8.all(finished, self._student, self.display)
+        return winner(counted, self.reward, examples=len(self.task.data.val)), finished
 
     def summarised(self, best: Evaluation, finished: list[Evaluation]) -> Summary:
         """Return all figures of the run; the one place where the test split is read."""
         student, compute = self._student(best.architecture), self.evaluator.compute
-        return summarise(self.task, self.run, self.reward, compute, student, best=best, finished=finished)
+        how: dict[str, Any] = {"best": best, "finished": finished, "int8": self.int8}
+        return summarise(self.task, self.run, self.reward, compute, student, **how)
 
     def _student(self, architecture: Architecture) -> nn.Module:
         weights = self.run.students / f"{architecture.digest}.safetensors"

@@ -13,6 +13,8 @@ from understudy.core.errors import RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import read_text, understood, write_whole
 from understudy.models.weights import save_weights
+from understudy.report.progress import Display, Finals
+from understudy.runs.workers.base import Workers
 from understudy.training.evaluator import Evaluator
 
 _LOOK_EVERY = 1.0  # seconds
@@ -78,6 +80,33 @@ class Finisher:
             return float((self.folder / f"{name}.epoch").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # it is there to be looked at only
             return 0
+
+
+def trained_to_the_end(
+    finisher: Finisher,
+    chosen: Sequence[Architecture],
+    pool: Workers,
+    *,
+    display: Display,
+    after: Finals,
+    tell: Callable[[Evaluation], object],
+) -> list[Evaluation]:
+    """Return the evaluations of students that a pool of workers trains to convergence.
+
+    Args:
+        finisher: what the workers run.
+        chosen: the students.
+        pool: of workers; it is opened and closed.
+        display: shows how far they are.
+        after: what the training is expected to take.
+        tell: called with each that is finished.
+    """
+    recipe, epochs = finisher.evaluator.final_recipe(finisher.final), finisher.final.training.epochs
+    if recipe.logits is not None:
+        with display.steps("teacher logits for the final training", epochs, unit="epochs", after=after):
+            recipe.logits.prepare(epochs, on_part=display.step)
+    with pool, display.steps(f"training {len(chosen)} final students", len(chosen) * epochs, unit="epochs"):
+        return pool.evaluate_all(chosen, on_done=tell)
 
 
 def read_evaluation(path: Path, space: Space) -> Evaluation:

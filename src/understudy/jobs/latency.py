@@ -17,7 +17,8 @@ from understudy.core.errors import GoalError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE
 from understudy.core.files import understood
-from understudy.core.timing import Comparison
+from understudy.core.int8 import FileSizes
+from understudy.core.timing import Comparison, Timing
 from understudy.cost.estimate import LatencyEstimate, Point, weighted_layers
 from understudy.cost.measure import compare
 from understudy.export.onnx import in_onnxruntime
@@ -38,6 +39,11 @@ class Reference:
     spread_ms: float  # interquartile range
     points: tuple[Point, ...]
 
+    def over(self, ratio: Timing) -> dict[str, float]:
+        """Return the latency and its spread (ms) of a network that is so many times faster than the teacher."""
+        own = self.latency_ms
+        return {"latency_ms": own / ratio.median, "spread_ms": own / ratio.low - own / ratio.high}
+
     def to_json(self) -> dict[str, Any]:
         """Return this as plain values; `from_json` reads them."""
         return asdict(self)
@@ -57,8 +63,8 @@ class Latencies:
     sees the same estimates again.
     """
 
-    def __init__(self, task: Task, run: Run, reference: Reference | None) -> None:
-        self._task, self._run, self._reference = task, run, reference
+    def __init__(self, task: Task, run: Run, reference: Reference | None, sizes: FileSizes | None = None) -> None:
+        self._task, self._run, self._reference, self._sizes = task, run, reference, sizes
         known = run.recall("latency") or {}
         self._students: dict[str, dict[str, float]] = known.get("students", {})
         if reference is not None:
@@ -75,14 +81,22 @@ class Latencies:
         return replace(cost, latency_ms=reference.latency_ms, latency_spread_ms=reference.spread_ms)
 
     def predict(self, architecture: Architecture) -> Cost | None:
-        """Return the predicted cost, None if it cannot be built; with a latency to expect where the goal limits it."""
+        """Return the predicted cost, None if it cannot be built.
+
+        With a latency to expect where the goal limits it, and with the bytes of a file in 8 bits where it asks for
+        them.
+        """
         cost = self._task.predict(architecture)
+        if cost is not None and self._sizes is not None:
+            cost = self._sizes.cost(cost)
         if cost is None or self._reference is None:
             return cost
         return replace(cost, latency_ms=self._estimate(weighted_layers(architecture), cost.macs))
 
     def measured(self, evaluation: Evaluation) -> Evaluation:
-        """Return an evaluation with its student's latency, if the goal limits it and there is a student."""
+        """Return an evaluation as the goal counts it, if there is a student: its latency, and its bytes in 8 bits."""
+        if self._sizes is not None and evaluation.cost is not None:
+            evaluation = replace(evaluation, cost=self._sizes.cost(evaluation.cost))
         if self._reference is None or evaluation.status == "failed" or evaluation.cost is None:
             return evaluation
         architecture = evaluation.architecture
@@ -99,8 +113,7 @@ class Latencies:
         known = self._students.get(architecture.digest)
         if known is None:
             ratio = beside_teacher(self._task, self._task.build(architecture), seconds=_SECONDS).ratio
-            own = self._reference.latency_ms
-            known = {"latency_ms": own / ratio.median, "spread_ms": own / ratio.low - own / ratio.high}
+            known = self._reference.over(ratio)
             self._students[architecture.digest] = known
             self._save()
         return known["latency_ms"], known["spread_ms"]

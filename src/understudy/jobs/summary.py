@@ -16,6 +16,7 @@ from understudy.core.summary import FinalStudent, Network, Score, SearchTotals, 
 from understudy.core.timing import Comparison
 from understudy.data import AnySplit
 from understudy.graph.copies import copied
+from understudy.jobs.int8 import EightBits, in_floats
 from understudy.jobs.latency import beside_teacher
 from understudy.jobs.task import Task
 from understudy.runs.folder import Run, versions
@@ -36,6 +37,7 @@ def summarise(
     *,
     best: Evaluation,
     finished: Sequence[Evaluation],
+    int8: EightBits | None = None,
 ) -> Summary:
     """Return all figures of a run, of which those of the test split and the times are measured here.
 
@@ -48,14 +50,19 @@ def summarise(
         compute: how score is computed.
         student: the winner.
         best: its evaluation after the final training.
-        finished: the evaluations of all final students.
+        finished: the evaluations of all final students, in floats.
+        int8: what judged them in 8 bits, where the goal asks for that; `best` is of those figures.
     """
     assert best.cost is not None, "what was trained has a cost"
     teacher, searched = task.teacher.module, run.evaluations()
     examples, test = len(task.data.val), task.data.test
     both = None if test is None else _tested(task, run, test, compute, teacher, student)
     of_teacher, of_student = both or (None, None)
-    found = Network(cost=best.cost, val=Score(value=best.score, examples=examples), test=of_student)
+    floats = next(e for e in finished if e.architecture == best.architecture)
+    assert floats.cost is not None, "what was trained has a cost"
+    cost = floats.cost if int8 is None else in_floats(task, floats)
+    found = Network(cost=cost, val=Score(value=floats.score, examples=examples), test=of_student)
+    eight = None if int8 is None else int8.figures(best, test)
     return Summary(
         name=best.architecture.digest,
         teacher=Network(
@@ -65,7 +72,7 @@ def summarise(
         ),
         student=found,
         latency=_latency(task, student),
-        goal=asked_and_obtained(task.settings.goal, reward, found),
+        goal=asked_and_obtained(task.settings.goal, reward, found if eight is None else eight.network),
         search=SearchTotals(
             students=len(searched),
             stopped=sum(e.status == "stopped" for e in searched),
@@ -73,9 +80,16 @@ def summarise(
             seconds=round(sum(e.seconds for e in searched), 1),
         ),
         finals=tuple(
-            FinalStudent(name=e.architecture.digest, val=e.score, status=e.status, seconds=round(e.seconds, 1))
+            FinalStudent(
+                name=e.architecture.digest,
+                val=e.score,
+                status=e.status,
+                seconds=round(e.seconds, 1),
+                int8=None if int8 is None else int8.score(e),
+            )
             for e in finished
         ),
+        int8=eight,
         metric=task.aim.objective.metric,
         compute=compute.name,
         versions=versions(),

@@ -130,6 +130,8 @@ class Task:
             task = replace(task, policy=_learned(settings.policy_from, task))
         # What is measured, latency and score, cannot be judged yet.
         predicted = replace(settings.goal, latency_ms=None, score=None, score_drop=None)
+        if settings.goal.int8:
+            predicted = replace(predicted, size_mb=None)  # that of files, two of which will be written
         budgets = predicted.budgets(task.cost, score=0.0)
         refuse_what_is_out_of_reach(budgets, task.space, settings.method, settings.widths, task.predict)
         return task

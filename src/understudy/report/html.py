@@ -17,6 +17,7 @@ from understudy.report import charts
 from understudy.report.behaviour import Behaviour
 from understudy.report.facts import Facts, difference, layer_rows
 from understudy.report.pictures import Picture, pictures
+from understudy.report.tables import in_eight_bits
 
 _PARTS = Path(__file__).parent / "page"
 _LISTED = 20  # rows of a list of which a page shows the first ones
@@ -145,10 +146,11 @@ def _cards(facts: Facts, summary: Summary) -> Iterator[Card]:
 
 def _asked(budget: Asked) -> tuple[str, str, str]:
     """Return a budget's label, its limit and what was obtained."""
+    form = " in 8 bits" if budget.int8 else ""
     if budget.is_floor:
-        return budget.name.replace("_", " "), f"≥ {share(budget.limit)}", share(budget.obtained)
+        return budget.name.replace("_", " ") + form, f"≥ {share(budget.limit)}", share(budget.obtained)
     figure = _BY_GOAL[budget.name]
-    return figure.label, f"≤ {budget.limit:{figure.form}}", f"{budget.obtained:{figure.form}}"
+    return figure.label + form, f"≤ {budget.limit:{figure.form}}", f"{budget.obtained:{figure.form}}"
 
 
 def _compared(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
@@ -162,6 +164,9 @@ def _compared(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
         was, now = getattr(summary.teacher, split), getattr(summary.student, split)
         if was is not None and now is not None:
             yield name, summary.told(was), summary.told(now), f"{100 * (now.value - was.value):+.2f} points"
+    if summary.int8 is not None:
+        for label, first, second, change in in_eight_bits(summary, summary.int8):
+            yield f"in 8 bits: {label}", first, second, change
 
 
 def _front(facts: Facts) -> list[tuple[int, Evaluation, Cost]]:

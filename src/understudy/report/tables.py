@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,10 +11,10 @@ from rich.text import Text
 
 from understudy.core.errors import RunError
 from understudy.core.evaluation import Cost, Evaluation
-from understudy.core.figures import FIGURES, Figure, amount, share
+from understudy.core.figures import FIGURE, FIGURES, Figure, amount, share
 from understudy.core.files import understood
 from understudy.core.goal import Reward
-from understudy.core.summary import Asked, Score, Summary
+from understudy.core.summary import Asked, InEightBits, Score, Summary
 from understudy.methods.ranking import merit_for
 from understudy.runs.folder import Run
 
@@ -47,14 +47,34 @@ def result_table(summary: Summary) -> PlainTable:
         if was is not None and now is not None:
             name = summary.called({"val": "validation", "test": "test"}[split])
             table.add_row(name, summary.told(was), summary.told(now), _points(was, now))
+    if summary.int8 is not None:
+        table.add_section()
+        table.add_row("[bold]in 8 bits (int8)", "[bold]teacher", "[bold]int8", "")
+        for row in in_eight_bits(summary, summary.int8):
+            table.add_row(*row)
     if summary.goal:
         table.add_section()
         table.add_row("[bold]goal", "[bold]asked", "[bold]obtained", "")
     for budget in summary.goal:
         mark = Text("✓", style="green") if budget.kept else Text("✗", style="red")
-        table.add_row(budget.name, budget.asked, _obtained(budget), mark)
+        table.add_row(budget.name + (" (int8)" if budget.int8 else ""), budget.asked, _obtained(budget), mark)
     table.caption = Text("\n".join(summary.notes)) if summary.notes else None
     return table
+
+
+def in_eight_bits(summary: Summary, found: InEightBits) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what the student is in 8 bits beside the teacher: a label, both figures and the change."""
+    yield ("MB of the file", *_compared(FIGURE["size_mb"], summary.teacher.cost, found.network.cost))
+    yield (
+        f"ms for 1 image, {found.latency.where}",
+        str(found.latency.first),
+        str(found.latency.second),
+        str(found.latency),
+    )
+    for split, name in (("val", "validation"), ("test", "test")):
+        was, now = getattr(summary.teacher, split), getattr(found.network, split)
+        if was is not None and now is not None:
+            yield f"{name} {summary.metric} ± s.e.", str(was), str(now), _points(was, now)
 
 
 def in_a_line(summary: Summary) -> str:

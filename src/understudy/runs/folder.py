@@ -44,6 +44,7 @@ from understudy.core.architecture import Space
 from understudy.core.errors import ConfigError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import check_format, read_json, read_text, sweep, understood, write_whole
+from understudy.core.int8 import FileSizes
 from understudy.runs.database import refuse_silent, study_claimed
 from understudy.runs.store import Store
 
@@ -214,6 +215,8 @@ class Run:
     def evaluations(self) -> list[Evaluation]:
         """Return what the search has found so far, in order, with the latencies that were measured.
 
+        Where the goal asks for 8 bits, with the bytes of a file in them.
+
         Raises:
             RunError: the store cannot be read.
         """
@@ -222,7 +225,13 @@ class Run:
             return []
         latencies = (self.recall("latency") or {}).get("students", {})
         with self.store(self.space) as store:
-            return [_with_latency(e, latencies.get(e.architecture.digest)) for e in store.all()]
+            found = [_with_latency(e, latencies.get(e.architecture.digest)) for e in store.all()]
+        int8 = self.recall("int8")
+        if int8 is None:
+            return found
+        with understood(self.folder / "int8.json", RunError):
+            sizes = FileSizes.from_json(int8)
+        return [e if e.cost is None else replace(e, cost=sizes.cost(e.cost)) for e in found]
 
     def remember(self, name: str, values: Mapping[str, Any]) -> None:
         """Write values to NAME.json."""
