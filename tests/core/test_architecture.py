@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from understudy.core.architecture import Architecture, Frozen, Group, Layer, Refused, Space, Unit
+from understudy.core.architecture import Architecture, Frozen, Group, Layer, Refused, Space, Unit, weighted_layers
 from understudy.core.errors import ArchitectureError
+from understudy.testing.landscapes import toy_space
 
 SPACE = Space(
     layers=(
@@ -122,3 +123,8 @@ def test_legal_widths() -> None:
     assert group.nearest(12.0, round_to=8) == 16
     assert group.nearest(1.0, round_to=8) == 8
     assert Group(name="small", width=4).legal_widths(round_to=8) == (4,)
+
+
+def test_layers_that_were_removed_do_not_count() -> None:
+    space = toy_space("residual")
+    assert weighted_layers(space.full) - weighted_layers(space.full.without("stage1.1")) == 2

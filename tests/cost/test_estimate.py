@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from understudy.cost.estimate import LatencyEstimate, Point, weighted_layers
-from understudy.testing.landscapes import toy_space
+from understudy.cost.estimate import LatencyEstimate, Point
 
 
 def test_macs_stand_in_where_only_the_teacher_was_measured() -> None:
@@ -26,8 +25,3 @@ def test_nothing_has_a_negative_cost() -> None:
     estimate = LatencyEstimate.of(points)
     assert min(estimate.start, estimate.per_layer, estimate.per_mac) >= 0.0
     assert estimate(4, 100) > 0.0
-
-
-def test_layers_that_were_removed_do_not_count() -> None:
-    space = toy_space("residual")
-    assert weighted_layers(space.full) - weighted_layers(space.full.without("stage1.1")) == 2

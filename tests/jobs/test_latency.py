@@ -14,9 +14,10 @@ import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, WIDTHS, Tiny, squeeze, teach_tiny
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, Method, RandomSearch, UniformWidth
+from understudy.core.architecture import weighted_layers
 from understudy.core.errors import ExtraError, GoalError
 from understudy.core.goal import Reward
-from understudy.cost.estimate import Point, weighted_layers
+from understudy.cost.estimate import Point
 from understudy.data import Data
 from understudy.export.onnx import OnnxModel
 from understudy.jobs.latency import Latencies, beside_teacher, reference_for

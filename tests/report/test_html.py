@@ -29,7 +29,7 @@ from understudy.report.html import page
 from understudy.runs.predictions import Predictions
 
 NAME = "<img src=x onerror=alert(1)> & 'me'"
-EVERYWHERE = {"layers", "latency", "classes", "calibration"}
+EVERYWHERE = {"layers", "latency", "times", "curves", "classes", "calibration"}
 
 
 class Parsed(HTMLParser):
@@ -112,6 +112,23 @@ def test_the_top_says_what_was_asked_and_obtained(run: Path) -> None:
     assert f"{cost.parameters / own.parameters:.3g}x fewer parameters" in text
     assert f"{facts.summary.student.test}, of 449 examples; ± one standard error" in text
     assert re.search(r"parameters 2x ≤ 1,909 [\d,]+ ✓ kept", text)
+
+
+def test_layers_are_timed_and_the_final_training_is_drawn(run: Path) -> None:
+    facts = Facts.read(run)
+    assert facts.summary is not None and facts.timed_where == "1 thread"
+    layers = {"first.0", "second.0", "third.0", "classifier"}
+    assert layers <= {one.name for one in facts.times} and all(one.teacher.median > 0 for one in facts.times)
+    names = {final.architecture.digest for final in facts.finals}
+    assert set(facts.curves) == names and all([e.epoch for e in curve] == [1, 2] for curve in facts.curves.values())
+    found = Parsed(page(facts))
+    times, curves = found.data["charts"]["times"]["data"], found.data["charts"]["curves"]["data"]
+    assert [trace["name"] for trace in times] == ["teacher", "student"] and layers <= set(times[0]["y"])
+    assert [trace["name"] for trace in curves[:2]] == ["score, chosen", "loss, chosen"] and len(curves) == 2 * len(
+        names
+    )
+    assert curves[0]["y"] == [epoch.score for epoch in facts.curves[facts.summary.name]]
+    assert "not as much faster" in found.text
 
 
 def test_names_are_escaped(run: Path) -> None:

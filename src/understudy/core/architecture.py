@@ -404,3 +404,10 @@ def _check_slots(group: Group, slots: tuple[int, ...]) -> None:
         raise ArchitectureError(
             f"channels of group {group.name!r} must be at least one of 0..{size - 1}, but got {list(slots)}"
         )
+
+
+def weighted_layers(architecture: Architecture) -> int:
+    """Return how many convolutions and linear layers an architecture keeps."""
+    space = architecture.space
+    gone = {layer for name in architecture.removed for layer in space.unit(name).layers}
+    return sum(layer.type in ("conv", "linear") and layer.name not in gone for layer in space.layers)

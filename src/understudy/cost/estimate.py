@@ -8,10 +8,6 @@ from itertools import combinations
 
 import numpy as np
 
-from understudy.core.architecture import Architecture
-
-_WEIGHTED = ("conv", "linear")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -53,10 +49,3 @@ class LatencyEstimate:
     def __call__(self, layers: int, macs: int) -> float:
         """Return the latency to expect (ms)."""
         return self.start + self.per_layer * layers + self.per_mac * macs
-
-
-def weighted_layers(architecture: Architecture) -> int:
-    """Return how many convolutions and linear layers an architecture keeps."""
-    space = architecture.space
-    gone = {layer for name in architecture.removed for layer in space.unit(name).layers}
-    return sum(layer.type in _WEIGHTED and layer.name not in gone for layer in space.layers)

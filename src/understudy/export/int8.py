@@ -5,21 +5,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from understudy.data import Data
-from understudy.export.onnx import OnnxModel, quantise, write_onnx
-from understudy.export.pt2 import program_of
+from understudy.export.onnx import OnnxModel, quantise, to_onnx
 from understudy.graph.copies import copied
-from understudy.surgery.masked import tensors_of
 
 _EXAMPLES, _BATCH = 256, 32
 
 
-def calibration(data: Data, examples: int = _EXAMPLES) -> Iterator[Tensor]:
-    """Yield the first training images, normalised, in batches."""
+def calibration(data: Data, examples: int = _EXAMPLES) -> Iterator[Any]:
+    """Yield the first training examples' inputs, normalised, in batches."""
     count = min(examples, len(data.train))
     for start in range(0, count, _BATCH):
         images, _ = data.train.batch(torch.arange(start, min(start + _BATCH, count)))
@@ -40,10 +39,9 @@ def in_eight_bits(network: nn.Module, data: Data, path: Path, *, examples: int =
         ExtraError: the packages of the extra `export` are missing.
     """
     exported, batch = copied(network).cpu().float().eval(), next(calibration(data, max(examples, 2)))
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder:
         floats = Path(folder) / "network.onnx"
-        outputs = sum(1 for _ in tensors_of(exported(batch)))
-        write_onnx(program_of(exported, batch), floats, outputs=outputs, metadata={})
+        to_onnx(exported, batch, floats, images=data.are_images)
         path.parent.mkdir(parents=True, exist_ok=True)
         quantise(floats, path, calibration(data, examples))
     return OnnxModel(path)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from understudy.config.training import Final
 from understudy.core.architecture import Architecture, Space
@@ -14,8 +15,10 @@ from understudy.core.evaluation import Evaluation
 from understudy.core.files import read_text, understood, write_whole
 from understudy.models.weights import save_weights
 from understudy.report.progress import Display, Finals
+from understudy.runs.curve import Epoch, add_epoch
 from understudy.runs.workers.base import Workers
 from understudy.training.evaluator import Evaluator
+from understudy.training.loop import Progress
 
 _LOOK_EVERY = 1.0  # seconds
 
@@ -26,7 +29,7 @@ class Finisher:
 
     Leaves NAME.safetensors and, once it is complete, NAME.json in `folder`; NAME is the architecture's
     digest. In between NAME.checkpoint.pt holds the state of every epoch, and NAME.epoch how many are
-    done, with the part of the present one, for those who watch.
+    done, with the part of the present one, for those who watch; NAME.curve is how it went.
     """
 
     evaluator: Evaluator
@@ -52,7 +55,12 @@ class Finisher:
             if self.on_look is not None:
                 self.on_look()
 
-        evaluation, student = self.evaluator.finish(architecture, self.final, checkpoint=checkpoint, on_part=told)
+        def noted(progress: Progress, score: float) -> None:
+            found = Epoch(epoch=progress.epoch, loss=progress.loss, score=score)
+            add_epoch(place.with_suffix(".curve"), found)
+
+        how: dict[str, Any] = {"checkpoint": checkpoint, "on_part": told, "on_epoch": noted}
+        evaluation, student = self.evaluator.finish(architecture, self.final, **how)
         if student is not None:
             save_weights(place.with_suffix(".safetensors"), student)
         write_whole(place, evaluation.to_json())

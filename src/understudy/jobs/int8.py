@@ -12,9 +12,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from understudy.core.architecture import Architecture
+from understudy.core.architecture import Architecture, weighted_layers
 from understudy.core.errors import ExportError, GoalError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.extras import optional
@@ -23,6 +23,7 @@ from understudy.core.files import understood
 from understudy.core.int8 import FileSizes
 from understudy.core.summary import InEightBits, Network, Score
 from understudy.core.timing import Comparison
+from understudy.cost.estimate import LatencyEstimate, Point
 from understudy.cost.measure import compare
 from understudy.data import AnySplit
 from understudy.export.int8 import in_eight_bits
@@ -54,30 +55,36 @@ def sizes_for(task: Task, folder: Path) -> FileSizes | None:
     if (folder / "config.toml").is_file() and (known := Run(folder).recall("int8")) is not None:
         with understood(folder / "int8.json", RunError):
             return FileSizes.from_json(known)
-    if not isinstance(task.example, Tensor):
-        raise GoalError("goal 'int8' must be of a network that takes one tensor, but this one takes several")
-    settings = task.settings
-    least = task.build(smallest(task.space, settings.method, settings.widths, task.predict, "parameters")[0])
-    both = task.teacher.module, least
-    with tempfile.TemporaryDirectory() as made:
-        paths = [Path(made) / f"{number}.onnx" for number in range(2)]
-        try:
-            for network, path in zip(both, paths, strict=True):
-                in_eight_bits(network, task.data, path, examples=_SEEN)
-        except ExportError as error:
-            raise GoalError(f"goal 'int8' needs a network that can be quantised: {error}") from error
-        counts = [sum(p.numel() for p in network.parameters()) for network in both]
-        first, second = (path.stat().st_size for path in paths)
-    sizes = FileSizes(parameters=(counts[0], counts[1]), bytes=(first, second))
+    settings, space = task.settings, task.space
+    least, cost = smallest(space, settings.method, settings.widths, task.predict, "parameters")
+    narrow = space.architecture(widths=dict(least.widths))
+    points = []
+    for architecture in dict.fromkeys((space.full, narrow, least)):
+        if (predicted := task.predict(architecture)) is not None:
+            size = _bytes(task, task.build(architecture))
+            layers = weighted_layers(architecture)
+            points.append(Point(layers=layers, macs=predicted.parameters, latency_ms=size))
+    found = LatencyEstimate.of(points)  # parameters in the place of MACs, bytes in that of milliseconds
     most = settings.goal.budgets(replace(task.cost, latency_ms=1.0), score=0.0).size_mb
-    if most is not None and second / 1e6 > most:
+    if most is not None and points[-1].latency_ms / 1e6 > most:
         figure = FIGURE["size_mb"]
         raise GoalError(
             f"a goal must be within reach of the smallest student, but size_mb asks for {figure.text(most)}, and the "
-            f"file of the smallest one in 8 bits has {figure.text(second / 1e6)}, of {counts[1]:,} parameters. Ask for "
-            "no less than that."
+            f"file of the smallest one in 8 bits has {figure.text(points[-1].latency_ms / 1e6)}, of "
+            f"{cost.parameters:,} parameters. Ask for no less than that."
         )
-    return sizes
+    return FileSizes(start=found.start, per_layer=found.per_layer, per_parameter=found.per_mac)
+
+
+def _bytes(task: Task, network: nn.Module) -> int:
+    """Return the bytes of a network's file in 8 bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        try:
+            in_eight_bits(network, task.data, path, examples=_SEEN)
+        except ExportError as error:
+            raise GoalError(f"goal 'int8' needs a network that can be quantised: {error}") from error
+        return path.stat().st_size
 
 
 def in_floats(task: Task, evaluation: Evaluation) -> Cost:
@@ -176,4 +183,4 @@ class EightBits:
         return self._run.students / f"{name}.int8.onnx"
 
     def _save(self) -> None:
-        self._run.remember("int8", {**self._sizes.to_json(), "students": self._students})
+        self._run.remember("int8", {**asdict(self._sizes), "students": self._students})

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from understudy.core.architecture import Architecture
+from understudy.core.architecture import Architecture, weighted_layers
 from understudy.core.errors import GoalError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE
 from understudy.core.files import understood
 from understudy.core.int8 import FileSizes
 from understudy.core.timing import Comparison, Timing
-from understudy.cost.estimate import LatencyEstimate, Point, weighted_layers
+from understudy.cost.estimate import LatencyEstimate, Point
 from understudy.cost.measure import compare
 from understudy.export.onnx import in_onnxruntime
 from understudy.jobs.task import Task
@@ -88,7 +88,7 @@ class Latencies:
         """
         cost = self._task.predict(architecture)
         if cost is not None and self._sizes is not None:
-            cost = self._sizes.cost(cost)
+            cost = self._sizes.cost(cost, architecture)
         if cost is None or self._reference is None:
             return cost
         return replace(cost, latency_ms=self._estimate(weighted_layers(architecture), cost.macs))
@@ -96,7 +96,7 @@ class Latencies:
     def measured(self, evaluation: Evaluation) -> Evaluation:
         """Return an evaluation as the goal counts it, if there is a student: its latency, and its bytes in 8 bits."""
         if self._sizes is not None and evaluation.cost is not None:
-            evaluation = replace(evaluation, cost=self._sizes.cost(evaluation.cost))
+            evaluation = replace(evaluation, cost=self._sizes.cost(evaluation.cost, evaluation.architecture))
         if self._reference is None or evaluation.status == "failed" or evaluation.cost is None:
             return evaluation
         architecture = evaluation.architecture

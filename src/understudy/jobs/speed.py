@@ -23,7 +23,7 @@ from understudy.models.spec import ModelSpec
 from understudy.models.student import load_student
 
 Runtime = Literal["torch", "compile", "onnxruntime"]
-_RUNS = 30  # of each network, for its layers
+_RUNS, _WARMUP = 30, 3  # of each network, for its layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,8 @@ class Speed:
 
     @property
     def floor_ms(self) -> float:
-        """What an operation of the student takes that has next to nothing to do: the quickest of its layers."""
-        times = [p.second.time.median for p in self.layers if p.second is not None and p.second.time is not None]
-        return min(times, default=0.0)
+        """What an operation of the student takes that has next to nothing to do."""
+        return floor_ms(self.layers)
 
     @property
     def sentence(self) -> str:
@@ -99,6 +98,32 @@ def speed(
     return [_speed(both, torch.randn(batch, *card.input), runtime) for batch in batches]
 
 
+def layers_beside(
+    both: tuple[nn.Module, nn.Module], images: Tensor, runtime: Runtime, *, repeats: int = _RUNS
+) -> tuple[Pair, ...]:
+    """Time each layer of two networks in turns, on the CPU with one thread.
+
+    Args:
+        both: in evaluation mode, on the CPU.
+        images: their input.
+        runtime: torch or onnxruntime.
+        repeats: runs of each network.
+    """
+    if runtime == "onnxruntime":
+        with tempfile.TemporaryDirectory() as made, torch.no_grad():
+            times = _profiled(_written(both, images, Path(made)), images, Path(made), repeats)
+    else:
+        times = layer_times(both, images, repeats=repeats)
+    first, second = (layers_of(network, images, measured) for network, measured in zip(both, times, strict=True))
+    return tuple(pairs(first[0], second[0]))
+
+
+def floor_ms(layers: Sequence[Pair]) -> float:
+    """Return what an operation of the second network takes that has next to nothing to do: its quickest layer."""
+    times = [p.second.time.median for p in layers if p.second is not None and p.second.time is not None]
+    return min(times, default=0.0)
+
+
 def _speed(both: tuple[nn.Module, nn.Module], images: Tensor, runtime: Runtime) -> Speed:
     if runtime == "onnxruntime":
         total, times = _in_onnxruntime(both, images)
@@ -136,13 +161,21 @@ def _in_onnxruntime(
     both: tuple[nn.Module, nn.Module], images: Tensor
 ) -> tuple[Comparison, list[dict[str, list[float]]]]:
     with tempfile.TemporaryDirectory() as made, torch.no_grad():
-        folder = Path(made)
-        paths = [folder / "teacher.onnx", folder / "student.onnx"]
-        for network, path in zip(both, paths, strict=True):
-            to_onnx(network, images, path)
+        paths = _written(both, images, Path(made))
         total = compare(OnnxModel(paths[0]), OnnxModel(paths[1]), images)
-        profiled = [OnnxModel(path, profile=folder) for path in paths]
-        for _ in range(_RUNS):
-            for network in profiled:
-                network(images)
-        return total, [{p: runs[3:] for p, runs in network.layer_times().items()} for network in profiled]
+        return total, _profiled(paths, images, Path(made), _RUNS)
+
+
+def _written(both: tuple[nn.Module, nn.Module], images: Tensor, folder: Path) -> list[Path]:
+    paths = [folder / "teacher.onnx", folder / "student.onnx"]
+    for network, path in zip(both, paths, strict=True):
+        to_onnx(network, images, path)
+    return paths
+
+
+def _profiled(paths: Sequence[Path], images: Tensor, folder: Path, runs: int) -> list[dict[str, list[float]]]:
+    profiled = [OnnxModel(path, profile=folder) for path in paths]
+    for _ in range(_WARMUP + runs):
+        for network in profiled:
+            network(images)
+    return [{path: times[_WARMUP:] for path, times in network.layer_times().items()} for network in profiled]

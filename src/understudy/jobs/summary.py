@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from understudy.data import AnySplit
 from understudy.graph.copies import copied
 from understudy.jobs.int8 import EightBits, in_floats
 from understudy.jobs.latency import beside_teacher
+from understudy.jobs.speed import floor_ms, layers_beside
 from understudy.jobs.task import Task
 from understudy.runs.folder import Run, versions
 from understudy.runs.predictions import Numbers, Predictions
@@ -26,6 +27,7 @@ from understudy.training.loop import predict, rightly
 from understudy.training.scoring import scored
 
 _SIDE = 64  # pixels of a picture on the page
+_LAYERS_MS, _FEWEST, _MOST = 1000.0, 5, 30  # of timing layers, and runs for it
 
 
 def summarise(
@@ -62,6 +64,8 @@ def summarise(
     assert floats.cost is not None, "what was trained has a cost"
     cost = floats.cost if int8 is None else in_floats(task, floats)
     found = Network(cost=cost, val=Score(value=floats.score, examples=examples), test=of_student)
+    latency = _latency(task, student)
+    run.remember("layers", _layers(task, student, latency[0]))
     eight = None if int8 is None else int8.figures(best, test)
     return Summary(
         name=best.architecture.digest,
@@ -71,7 +75,7 @@ def summarise(
             test=of_teacher,
         ),
         student=found,
-        latency=_latency(task, student),
+        latency=latency,
         goal=asked_and_obtained(task.settings.goal, reward, found if eight is None else eight.network),
         search=SearchTotals(
             students=len(searched),
@@ -152,3 +156,29 @@ def _latency(task: Task, student: nn.Module) -> tuple[Comparison, ...]:
     if device_named(task.settings.device.device).type != "cpu" or cores() == 1:
         return (one,)
     return one, beside_teacher(task, student, threads=cores())
+
+
+def _layers(task: Task, student: nn.Module, whole: Comparison) -> dict[str, Any]:
+    """Return how long each layer takes on the CPU in teacher and student, for the page; {} where nothing tells."""
+    example, runtime = task.example, task.settings.goal.runtime
+    if not isinstance(example, Tensor) or example.dim() != 4:
+        return {}
+    once = whole.first.median + whole.second.median
+    repeats = min(max(int(_LAYERS_MS / max(once, 1e-6)), _FEWEST), _MOST)
+    teacher = copied(task.teacher.module).cpu().float().eval()
+    found = layers_beside((teacher, student), example, runtime, repeats=repeats)
+    floor = floor_ms(found)
+    return {
+        "where": "1 thread, ONNX Runtime" if runtime == "onnxruntime" else "1 thread",
+        "layers": [
+            {
+                "name": pair.path,
+                "teacher": asdict(pair.first.time),
+                "student": None if pair.second is None or pair.second.time is None else asdict(pair.second.time),
+                "fewer_macs": pair.fewer,
+                "reason": pair.reason(floor),
+            }
+            for pair in found
+            if pair.first.time is not None
+        ],
+    }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from understudy.core.architecture import Architecture
 from understudy.core.figures import FIGURES, Figure, share
-from understudy.core.timing import Comparison
+from understudy.core.timing import Comparison, Timing
 from understudy.report.behaviour import Behaviour, Calibration
-from understudy.report.facts import Facts, LayerRow, width_shares
+from understudy.report.facts import Facts, LayerRow, LayerTime, width_shares
+from understudy.runs.curve import Epoch
 
 Chart = dict[str, Any]
 BLUE, ORANGE, GREEN, GREY = "#2b83c6", "#e08a00", "#009e73", "#8a8f98"
@@ -222,21 +223,54 @@ def layers(rows: Sequence[LayerRow]) -> Chart | None:
 def latency(pairs: Sequence[Comparison]) -> Chart:
     """Return the measured times of teacher and student with their quartiles."""
     where = [plain(pair.where) for pair in pairs]
-    data = []
-    for name, color, times in (
-        ("teacher", GREY, [pair.first for pair in pairs]),
-        ("student", BLUE, [pair.second for pair in pairs]),
-    ):
-        bars = _bars(name, where, [time.median for time in times], color)
-        spread = {
-            "type": "data", "symmetric": False, "color": ORANGE, "array": [time.high - time.median for time in times],
-            "arrayminus": [time.median - time.low for time in times],
-        }  # fmt: skip
-        data.append({**bars, "error_x": spread})
+    data = [
+        _timed("teacher", where, [pair.first for pair in pairs], GREY),
+        _timed("student", where, [pair.second for pair in pairs], BLUE),
+    ]
     return {
         "data": data,
         "layout": _horizontal(_axis("ms for one example", rangemode="tozero")),
         "rows": 2 * len(where),
+    }
+
+
+def layer_times(times: Sequence[LayerTime]) -> Chart:
+    """Return how long each layer takes in teacher and student, with quartiles; of many layers the slowest."""
+    least = sorted((one.teacher.median for one in times), reverse=True)[: _ROWS // 2][-1]
+    shown = [one for one in times if one.teacher.median >= least][: _ROWS // 2]
+    names = [plain(one.name) for one in shown]
+    why = [one.reason for one in shown]
+    nothing = Timing(median=0.0, low=0.0, high=0.0)
+    data = [
+        _timed("teacher", names, [one.teacher for one in shown], GREY),
+        {**_timed("student", names, [one.student or nothing for one in shown], BLUE), "text": why},
+    ]
+    return {
+        "data": data,
+        "layout": _horizontal(_axis("ms for one example", rangemode="tozero")),
+        "rows": 2 * len(names),
+    }
+
+
+def curves(found: Mapping[str, Sequence[Epoch]], chosen: str) -> Chart:
+    """Return score and loss of the final students, epoch by epoch."""
+    data: list[Chart] = []
+    for name in sorted(found, key=lambda name: (name != chosen, name)):
+        epochs = [each.epoch for each in found[name]]
+        color, called = (BLUE, "chosen") if name == chosen else (GREY, name[:8])
+        lines = (
+            (f"score, {called}", [each.score for each in found[name]], {"color": color}, "circle", "y"),
+            (f"loss, {called}", [each.loss for each in found[name]], {"color": color, "dash": "dot"}, "x", "y2"),
+        )
+        data += [
+            {"type": "scatter", "mode": "lines+markers", "name": label, "x": epochs, "y": values, "yaxis": axis,
+             "line": line, "marker": {"size": 6, "symbol": symbol}}
+            for label, values, line, symbol, axis in lines
+        ]  # fmt: skip
+    second = {"title": {"text": "loss"}, "automargin": True, "overlaying": "y", "side": "right", "showgrid": False}
+    return {
+        "data": data,
+        "layout": {"xaxis": _axis("epoch"), "yaxis": _axis("validation score", tickformat=".0%"), "yaxis2": second},
     }
 
 
@@ -291,6 +325,14 @@ def _bars(name: str, names: Sequence[str], values: Sequence[Any], color: str) ->
     return {
         "type": "bar", "orientation": "h", "name": name, "y": list(names), "x": list(values), "marker": {"color": color}
     }  # fmt: skip
+
+
+def _timed(name: str, labels: Sequence[str], times: Sequence[Timing], color: str) -> Chart:
+    spread = {
+        "type": "data", "symmetric": False, "color": ORANGE, "array": [time.high - time.median for time in times],
+        "arrayminus": [time.median - time.low for time in times],
+    }  # fmt: skip
+    return {**_bars(name, labels, [time.median for time in times], color), "error_x": spread}
 
 
 def _horizontal(x: Chart) -> Chart:

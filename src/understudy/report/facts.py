@@ -17,7 +17,9 @@ from understudy.core.figures import FIGURES
 from understudy.core.files import read_text, understood
 from understudy.core.goal import Reward
 from understudy.core.summary import Score, Summary
+from understudy.core.timing import Timing
 from understudy.methods.ranking import merit_for
+from understudy.runs.curve import Epoch, read_curve
 from understudy.runs.folder import Run, State
 from understudy.runs.predictions import Predictions
 
@@ -33,6 +35,17 @@ class AgentsEpoch:
     epoch: int
     kept: float  # share of the channels that they would keep
     score: float  # of the masked network, 0..1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTime:
+    """How long a layer takes in the teacher and in the student."""
+
+    name: str
+    teacher: Timing  # ms
+    student: Timing | None  # None where it was removed, or is a part of another one
+    fewer_macs: float  # how many times
+    reason: str  # why it is not as much faster, "" where it is
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +68,9 @@ class Facts:
     agents: Mapping[str, tuple[float, ...]]  # probabilities to keep each channel of a group
     epochs: tuple[AgentsEpoch, ...]
     notes: tuple[str, ...]  # warnings of run.log
+    curves: Mapping[str, tuple[Epoch, ...]]  # of the final trainings, by the student's name
+    times: tuple[LayerTime, ...]  # of the teacher's layers
+    timed_where: str  # such as "1 thread, ONNX Runtime"
 
     @property
     def trained(self) -> tuple[tuple[int, Evaluation, Cost], ...]:
@@ -94,6 +110,9 @@ class Facts:
             with understood(folder / "summary.json", RunError):
                 found = Summary.from_json(summary)
         log = (folder / "run.log").read_text(encoding="utf-8", errors="replace") if _is_file(folder, "run.log") else ""
+        layers = run.recall("layers") or {}
+        with understood(folder / "layers.json", RunError):
+            times = tuple(map(_layer_time, layers.get("layers", ())))
         names = [*(figure.goal for figure in FIGURES), "score", "score_drop"]
         pruned = settings.method.job == "prune"
         return cls(
@@ -113,6 +132,9 @@ class Facts:
             agents=_agents(run.policy) if pruned and run.policy.is_file() else {},
             epochs=tuple(_epochs(log)) if pruned else (),
             notes=tuple(line.partition(" WARNING ")[2] for line in log.splitlines() if " WARNING " in line)[-_NOTES:],
+            curves={path.stem: read_curve(path) for path in sorted(run.students.glob("*.curve"))},
+            times=times,
+            timed_where=str(layers.get("where", "")),
         )
 
 
@@ -184,6 +206,11 @@ def difference(teacher: Score, student: Score, predictions: Predictions | None) 
         return gain, float(np.hypot(teacher.error, student.error))
     right = [(guess == predictions.labels).astype(float) for guess in (predictions.teacher, predictions.student)]
     return gain, float(np.std(right[1] - right[0]) / np.sqrt(len(predictions.labels)))
+
+
+def _layer_time(values: Mapping[str, Any]) -> LayerTime:
+    student = None if values["student"] is None else Timing(**values["student"])
+    return LayerTime(**{**values, "teacher": Timing(**values["teacher"]), "student": student})
 
 
 def _is_file(folder: Path, name: str) -> bool:

@@ -69,6 +69,7 @@ def page(facts: Facts) -> str:
         cards=[] if facts.summary is None else _cards(facts, facts.summary),
         budgets=[] if facts.summary is None else [(b, *_asked(b)) for b in facts.summary.goal],
         compared=[] if facts.summary is None else _compared(facts.summary),
+        eight={} if facts.summary is None else {each.name: each.int8 for each in facts.summary.finals},
         best=best,
         best_first=_front(facts),
         rows=rows,
@@ -116,6 +117,10 @@ def _charts(facts: Facts, behaviour: Behaviour | None, rows: Any) -> Iterator[tu
         yield "layers", sizes
     if facts.summary is not None and facts.summary.latency:
         yield "latency", charts.latency(facts.summary.latency)
+    if facts.summary is not None and facts.times:
+        yield "times", charts.layer_times(facts.times)
+    if facts.summary is not None and any(facts.curves.values()):
+        yield "curves", charts.curves(facts.curves, facts.summary.name)
     if behaviour is not None:
         yield "classes", charts.classes(behaviour)
         yield "calibration", charts.calibration(behaviour)

@@ -66,7 +66,7 @@ def in_eight_bits(summary: Summary, found: InEightBits) -> Iterator[tuple[str, s
     """Yield what the student is in 8 bits beside the teacher: a label, both figures and the change."""
     yield ("MB of the file", *_compared(FIGURE["size_mb"], summary.teacher.cost, found.network.cost))
     yield (
-        f"ms for 1 image, {found.latency.where}",
+        f"ms for 1 example, {found.latency.where}",
         str(found.latency.first),
         str(found.latency.second),
         str(found.latency),
@@ -74,7 +74,7 @@ def in_eight_bits(summary: Summary, found: InEightBits) -> Iterator[tuple[str, s
     for split, name in (("val", "validation"), ("test", "test")):
         was, now = getattr(summary.teacher, split), getattr(found.network, split)
         if was is not None and now is not None:
-            yield f"{name} {summary.metric} ± s.e.", str(was), str(now), _points(was, now)
+            yield summary.called(name), summary.told(was), summary.told(now), _points(was, now)
 
 
 def in_a_line(summary: Summary) -> str:

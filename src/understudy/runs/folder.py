@@ -231,7 +231,7 @@ class Run:
             return found
         with understood(self.folder / "int8.json", RunError):
             sizes = FileSizes.from_json(int8)
-        return [e if e.cost is None else replace(e, cost=sizes.cost(e.cost)) for e in found]
+        return [e if e.cost is None else replace(e, cost=sizes.cost(e.cost, e.architecture)) for e in found]
 
     def remember(self, name: str, values: Mapping[str, Any]) -> None:
         """Write values to NAME.json."""

@@ -104,18 +104,20 @@ class Evaluator:
         *,
         repeat: int = 0,
         checkpoint: Path | None = None,
-        on_epoch: Callable[[Progress], object] = lambda progress: None,
+        on_epoch: Callable[[Progress, float], object] | None = None,
         on_part: OnPart | None = None,
     ) -> tuple[Evaluation, nn.Module | None]:
         """Train a student to convergence on the whole training split and score it on the validation split.
 
         Its batch-norm statistics stay those of the training, unlike a candidate's: after a schedule that
         ends at a small learning rate they are settled, and they are what will be shipped. With a
-        `checkpoint` file the training continues where it was interrupted; once finished it only scores.
+        `checkpoint` file the training continues where it was interrupted; once finished it only scores. `on_epoch`
+        is called after each epoch with the score on a part of the validation split.
         """
 
         def told(student: nn.Module, progress: Progress) -> bool:
-            on_epoch(progress)
+            if on_epoch is not None:
+                on_epoch(progress, self.score(student, _PEEK))
             return True
 
         seed = _seed(self.seed, architecture.digest, repeat)

@@ -15,6 +15,7 @@
     const shown = structuredClone(chart.layout);
     // On a phone a long name would leave no room for the bars.
     const yaxis = axis(shown.yaxis);
+    if (shown.yaxis2) shown.yaxis2 = axis(shown.yaxis2);
     if (chart.rows) yaxis.tickfont = { size: narrow.matches ? 9 : 11 };
     return {
       ...shown, xaxis: axis(shown.xaxis), yaxis, height: chart.rows ? Math.max(220, 130 + chart.rows * (chart.data[0].type === "heatmap" ? 20 : 15)) : narrow.matches ? 380 : 440,
