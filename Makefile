@@ -17,7 +17,7 @@ help:
 # These come alone: torchvision would bring a torch of its own, the others much that tests do not need.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[test,dev,docs,export,report,ray,postgresql]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --editable '.[test,dev,docs,export,report,ray,postgresql,tensorboard]' --constraint constraints.txt
 	$(BIN)/pip install --quiet --no-deps torchvision timm --constraint constraints.txt
 	$(BIN)/pip install --quiet --no-deps transformers huggingface_hub tokenizers regex httpx httpcore anyio h11 sniffio \
 		--constraint constraints.txt

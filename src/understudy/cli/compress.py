@@ -25,6 +25,7 @@ from understudy.cli.common import (
 from understudy.config.text import Settings
 from understudy.core.errors import ConfigError, ModelError, RunError
 from understudy.core.goal import Goal
+from understudy.report.log import LogName, check_log
 
 if TYPE_CHECKING:
     from understudy.data import Data
@@ -57,6 +58,8 @@ class Compress(Settings, Subject, Command):
     """Standard deviation per channel, likewise."""
     preset: Literal["paper"] | None = None
     """Defaults of the method's own paper: paper (n2n, decore, archcomp). Files and flags override them."""
+    log: LogName | None = None
+    """Also write what is found, as it goes on, to tensorboard (into the run folder), mlflow or wandb."""
     untrained: tyro.conf.FlagCreatePairsOff[bool] = False
     """Accept a teacher that is no better than a guess."""
     start: Path | None = None
@@ -84,7 +87,7 @@ class Compress(Settings, Subject, Command):
                 )
             ),
         ),
-        ("Run", ("run_folder", "dry_run", "config", "seed", "trust_code")),
+        ("Run", ("run_folder", "dry_run", "config", "seed", "log", "trust_code")),
         (
             "Search",
             ("method", "preset", "start", "policy_from", "candidates.training.epochs", "candidates.examples"),
@@ -102,6 +105,7 @@ class Compress(Settings, Subject, Command):
         from understudy.jobs.dry_run import plan, plan_table
         from understudy.jobs.task import Task
 
+        check_log(self.log)
         how = self._opened()
         data = open_data(how)
         task = Task.of(
@@ -119,13 +123,14 @@ class Compress(Settings, Subject, Command):
             if "--dry-run" in typed:
                 next_step(*(word for word in typed if word != "--dry-run"))
             return 0
-        return finish(run_task(task, self.run_folder, untrained=self.untrained), data, self.reading())
+        return finish(run_task(task, self.run_folder, untrained=self.untrained, log=self.log), data, self.reading())
 
     def again(self, typed: Sequence[str]) -> str:
         """Return the command that goes on after an interruption."""
         if not resumable(self.run_folder):
             return command_line(*typed)
-        return command_line("resume", str(self.run_folder), *trust(self.run_folder))
+        logged = () if self.log is None else ("--log", self.log)
+        return command_line("resume", str(self.run_folder), *trust(self.run_folder), *logged)
 
     def _opened(self) -> dict[str, Any]:
         from understudy.models.card import TeacherCard
@@ -174,6 +179,8 @@ class Resume(Command):
     """Run the Python file in the run's folder that makes the teacher; read it first."""
     model: str | None = None
     """FILE.py:FACTORY to run in its place."""
+    log: LogName | None = None
+    """Also write what is found to tensorboard, mlflow or wandb, as `compress` does."""
 
     def run(self, typed: Sequence[str]) -> int:
         """Continue with the teacher, data and settings that the run was started with."""
@@ -181,13 +188,14 @@ class Resume(Command):
         from understudy.jobs.task import Task
         from understudy.runs.folder import Run, runs_in
 
+        check_log(self.log)
         if not (self.folder / "config.toml").is_file() and (inside := [str(folder) for folder in runs_in(self.folder)]):
             raise RunError(f"a run must be one folder, but {self.folder} holds {', '.join(inside)}")
         task = Task.of_run(
             Run(self.folder), trust_code=self.trust_code, model=self.model, data=self.data, progress=True
         )
         assert task.opened is not None
-        return finish(run_task(task, self.folder), task.data, reading_of(task.opened))
+        return finish(run_task(task, self.folder, log=self.log), task.data, reading_of(task.opened))
 
 
 def resumable(folder: Path) -> bool:

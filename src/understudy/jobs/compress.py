@@ -30,11 +30,11 @@ from understudy.export.folder import Exported, export_student
 from understudy.graph.copies import copied
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.door import look_at
-from understudy.jobs.finals import Finisher, read_evaluation, trained_to_the_end
+from understudy.jobs.finals import Finisher, looking, read_evaluation, trained_to_the_end
 from understudy.jobs.glances import Glances
 from understudy.jobs.int8 import EightBits, sizes_for
 from understudy.jobs.latency import Latencies, reference_for
-from understudy.jobs.pools import pool_for
+from understudy.jobs.pools import pool_for, seconds_of
 from understudy.jobs.prune import Pruning
 from understudy.jobs.search import EvaluateAll, search
 from understudy.jobs.summary import summarise
@@ -45,8 +45,9 @@ from understudy.models.card import StudentCard
 from understudy.models.spec import Teacher
 from understudy.models.student import save_student
 from understudy.models.weights import load_into, read_weights, write_tensors
+from understudy.report.log import LogName, check_log, open_log
 from understudy.report.progress import Display, Finals, SearchProgress
-from understudy.report.tables import PlainTable, in_a_line, result_table
+from understudy.report.tables import PlainTable, in_a_line, numbers_of, result_table
 from understudy.runs.folder import Run
 from understudy.runs.journal import Journal
 from understudy.runs.workers.base import Workers
@@ -152,6 +153,7 @@ def compress(
     trust_code: bool = False,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     progress: bool = True,
+    log: LogName | None = None,
     untrained: bool = False,
 ) -> Result:
     """Learn a small student of a trained teacher, and leave all that was found out in a run folder.
@@ -187,10 +189,12 @@ def compress(
         trust_code: run the Python file in the folder of `start`, if its teacher is made by one.
         leaf_modules: classes in the teacher to take as one operation; their channels keep their width.
         progress: show what is going on.
+        log: write what is found, as it goes on, to "tensorboard" (into the run folder), "mlflow" or "wandb".
         untrained: take a teacher that is no better than a guess, or clearly better with another normalisation.
 
     Raises:
         ConfigError: a setting is impossible.
+        ExtraError: a package that the goal or the log needs is missing.
         DataError: the teacher's outputs are not the data's classes, or the normalisation is not the teacher's.
         ModelError: the teacher is no better than a guess.
         TraceError: the teacher cannot be traced.
@@ -199,6 +203,7 @@ def compress(
     """
     refuse_reimport()
     refuse_other_kinds(teacher, data, method)
+    check_log(log)
     given = {
         "method": method, "goal": goal, "widths": widths, "augmentation": augmentation, "candidates": candidates,
         "final": final, "device": device, "seed": seed, "policy_from": policy_from,
@@ -211,16 +216,19 @@ def compress(
     where: dict[str, Any] = {"start": start, "trust_code": trust_code, "run": run, "progress": progress}
     where["objective"] = objective if isinstance(objective, Objective) else None
     task = Task.of(teacher, data, chosen, leaf_modules=leaf_modules, **where)
-    result = run_task(task, run, progress=progress, untrained=untrained)
+    result = run_task(task, run, progress=progress, untrained=untrained, log=log)
     return replace(result, _part=teacher.module if isinstance(teacher, Teacher) else teacher)
 
 
-def run_task(task: Task, folder: str | Path, *, progress: bool = True, untrained: bool = False) -> Result:
+def run_task(
+    task: Task, folder: str | Path, *, progress: bool = True, untrained: bool = False, log: LogName | None = None
+) -> Result:
     """Do a task in a run folder, from its start or from where it was left.
 
     Raises:
-        ModelError, DataError, GoalError, RunError: as `compress`.
+        ConfigError, ExtraError, ModelError, DataError, GoalError, RunError: as `compress`.
     """
+    check_log(log)
     with Display(shown=progress) as display:
         new = not (Path(folder) / "config.toml").is_file()
         with display.steps("looking at the teacher", None):
@@ -232,6 +240,8 @@ def run_task(task: Task, folder: str | Path, *, progress: bool = True, untrained
         with Run.open(folder, task.settings, task.identity) as run:
             for note in () if look is None else look.notes:
                 display.warn(note)
+            if log is not None and run.state != "finished":
+                display.log = open_log(log, run)
             int8 = None if sizes is None else EightBits(task, run, sizes, timed)
             return Job(task, run, display, Latencies(task, run, timed, sizes), int8).result()
 
@@ -259,6 +269,7 @@ class Job:
             summary = self.summarised(*found)
         for note in summary.notes:
             self.display.warn(note)
+        self.display.numbers(numbers_of(summary), 1)
         self.run.remember("summary", summary.to_json())
         return self._loaded(summary)
 
@@ -328,7 +339,7 @@ class Job:
         follow = SearchProgress(display, students=students, reward=self.reward, finals=finals)
         with (
             self.run.store(self.task.space) as store,
-            self._pool(self.evaluator, "search", self.settings.device.workers, seconds=_seconds(store.all())) as pool,
+            self._pool(self.evaluator, "search", self.settings.device.workers, seconds=seconds_of(store.all())) as pool,
             display.steps(searcher.stage, students, unit="students", after=finals),
         ):
             search(
@@ -381,9 +392,7 @@ class Job:
         chosen = finalists(evaluations, self.reward, final.students)
         finisher = Finisher(evaluator=evaluator, final=final, folder=self.run.students)
 
-        def look() -> None:
-            self.display.step(finisher.epochs_done(chosen))
-
+        look = looking(finisher, chosen, self.display)
         after = self._after_search()
         for evaluation in evaluations:
             after.trained(evaluation)
@@ -391,6 +400,7 @@ class Job:
         workers = min(workers, len(chosen))
         pool = self._pool(finisher, "final", workers, here=here, on_wait=look, seconds=after.expected)
         trained = trained_to_the_end(finisher, chosen, pool, display=self.display, after=after, tell=self.tell_of_final)
+        look()
         finished = [self.latencies.measured(evaluation) for evaluation in trained]
         counted = finished if self.int8 is None else self.int8.all(finished, self._student, self.display)
         return winner(counted, self.reward, examples=len(self.task.data.val)), finished
@@ -429,8 +439,3 @@ class Job:
 
 def _macs(cost: Cost | None) -> float:
     return 0.0 if cost is None else float(cost.macs)
-
-
-def _seconds(evaluations: Sequence[Evaluation]) -> list[float]:
-    """Return what trainings took that came to their end."""
-    return [evaluation.seconds for evaluation in evaluations if evaluation.status == "ok"]

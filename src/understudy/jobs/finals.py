@@ -15,7 +15,7 @@ from understudy.core.evaluation import Evaluation
 from understudy.core.files import read_text, understood, write_whole
 from understudy.models.weights import save_weights
 from understudy.report.progress import Display, Finals
-from understudy.runs.curve import Epoch, add_epoch
+from understudy.runs.curve import Epoch, add_epoch, read_curve
 from understudy.runs.workers.base import Workers
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Progress
@@ -88,6 +88,21 @@ class Finisher:
             return float((self.folder / f"{name}.epoch").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):  # it is there to be looked at only
             return 0
+
+
+def looking(finisher: Finisher, chosen: Sequence[Architecture], display: Display) -> Callable[[], None]:
+    """Return what shows how far students are, whoever trains them, and gives their new epochs to the display's log."""
+    told: dict[str, int] = {}
+
+    def look() -> None:
+        display.step(finisher.epochs_done(chosen))
+        for path in sorted(finisher.folder.glob("*.curve")) if display.log is not None else ():
+            for epoch in read_curve(path)[told.get(path.stem, 0) :]:
+                told[path.stem] = epoch.epoch
+                numbers = {"loss": epoch.loss, "score": epoch.score}
+                display.numbers({f"final/{path.stem[:8]}/{n}": value for n, value in numbers.items()}, epoch.epoch)
+
+    return look
 
 
 def trained_to_the_end(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from understudy.config.training import Device
 from understudy.core.architecture import Space
+from understudy.core.evaluation import Evaluation
 from understudy.core.extras import optional
 from understudy.runs.journal import Journal
 from understudy.runs.workers.base import Workers
@@ -77,3 +78,8 @@ def _on_cluster(
     gpus = 1 / max(device.workers, 1) if on_gpu else 0.0
     cluster = Cluster(address=device.cluster, cpus=max(device.threads, 1), gpus=gpus)
     return RayPool(evaluate, space, cluster, retries, on_wait=on_wait)
+
+
+def seconds_of(evaluations: Sequence[Evaluation]) -> list[float]:
+    """Return what trainings took that came to their end."""
+    return [evaluation.seconds for evaluation in evaluations if evaluation.status == "ok"]

@@ -323,6 +323,9 @@ class _Report:
             f"penalty {penalty:.3g} (dropping pays above {share(pays)})  {share(stuck)} saturated"
             + f"  {self._display.rest(left)}"
         )
+        numbers = {"kept": float((chances >= 0.5).float().mean()), "score": float(agents.score), "penalty": penalty}
+        numbers |= {"reward": float(agents.reward), "parameters": float(likely.parameters), "macs": float(likely.macs)}
+        self._display.numbers({f"agents/{name}": value for name, value in numbers.items()}, progress.epoch)
         if float(agents.score) <= pays and not self._steered:
             right = float(agents.score)
             self._warn(

@@ -7,7 +7,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -17,10 +17,11 @@ from rich.text import Text
 
 from understudy.config.job import Compression
 from understudy.core.evaluation import Evaluation
-from understudy.core.figures import amount, duration, share
+from understudy.core.figures import FIGURES, amount, duration, share
 from understudy.core.goal import Reward
 from understudy.methods.base import Update
 from understudy.methods.ranking import merit_for
+from understudy.report.log import Log
 
 _log = logging.getLogger("understudy")
 
@@ -52,6 +53,7 @@ class Display:
             disable=not (shown and watched),
         )
         self._lines = shown and not watched
+        self.log: Log | None = None  # where numbers go as well; closed with this
         self._task: TaskID | None = None
         self._pace = Pace(total=0)
         self._after: After = _nothing
@@ -71,6 +73,7 @@ class Display:
         self._ended.set()
         self._watch.join()
         self._bar.stop()
+        self._logged(lambda log: log.close())
 
     def say(self, line: str) -> None:
         """Print a line and log it."""
@@ -82,6 +85,19 @@ class Display:
             _log.warning(line)
         if self._shown:
             self._console.print(Text.assemble(("note:", "yellow"), f" {line}"), soft_wrap=True)
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Give numbers by name to the log, if there is one. A log that fails ends; what it told of goes on."""
+        self._logged(lambda log: log.numbers(values, step))
+
+    def _logged(self, tell: Callable[[Log], None]) -> None:
+        if self.log is None:
+            return
+        try:
+            tell(self.log)
+        except Exception as error:  # of a service elsewhere, of any kind
+            self.log = None
+            self.warn(f"nothing more goes to the log: {type(error).__name__}: {error}")
 
     @contextmanager
     def steps(self, title: str, total: float | None, *, unit: str = "", after: After | None = None) -> Iterator[None]:
@@ -231,6 +247,7 @@ class SearchProgress:
 
     def updated(self, update: Update) -> None:
         """Tell of an update of the searcher."""
+        self._log_students(update)
         self._done, self._since = self._done + len(update.evaluations), 0
         if not self._trained:
             self._start = time.monotonic()  # answers from the store say nothing of how long the rest takes
@@ -246,6 +263,15 @@ class SearchProgress:
             f"mean reward {statistics.fmean(map(self._reward, update.evaluations)):+.3f}  {self._best_so_far()}"
             + (f"  {rest}" if rest else "")
         )
+
+    def _log_students(self, update: Update) -> None:
+        display = self._display
+        for number, (evaluation, reward) in enumerate(zip(update.evaluations, update.rewards, strict=True), 1):
+            if evaluation.status != "failed" and evaluation.cost is not None:
+                costs = {f.name: value for f in FIGURES if (value := f.of(evaluation.cost)) is not None}
+                found = {"score": evaluation.score, "reward": reward, **costs}
+                display.numbers({f"search/{name}": float(value) for name, value in found.items()}, self._done + number)
+        display.numbers({"updates/mean_reward": sum(update.rewards) / len(update.rewards)}, update.number)
 
     def _best_so_far(self) -> str:
         if self._best is None:

@@ -77,6 +77,19 @@ def in_eight_bits(summary: Summary, found: InEightBits) -> Iterator[tuple[str, s
             yield summary.called(name), summary.told(was), summary.told(now), _points(was, now)
 
 
+def numbers_of(summary: Summary) -> dict[str, float]:
+    """Return the figures of teacher and student as numbers by name, for a log."""
+    both = {"teacher": summary.teacher, "student": summary.student}
+    both |= {} if summary.int8 is None else {"int8": summary.int8.network}
+    found = {"result/all_budgets_kept": float(summary.kept)}
+    for name, network in both.items():
+        scores = {"val_score": network.val, "test_score": network.test}
+        found |= {f"result/{name}/{which}": score.value for which, score in scores.items() if score is not None}
+        costs = {figure.name: figure.of(network.cost) for figure in FIGURES}
+        found |= {f"result/{name}/{figure}": float(value) for figure, value in costs.items() if value is not None}
+    return found
+
+
 def in_a_line(summary: Summary) -> str:
     """Return a finished run in a few words: the student's size, its score, the budgets that are not kept."""
     teacher, student = summary.teacher, summary.student
