@@ -266,12 +266,13 @@ class SearchProgress:
 
     def _log_students(self, update: Update) -> None:
         display = self._display
-        for number, (evaluation, reward) in enumerate(zip(update.evaluations, update.rewards, strict=True), 1):
+        rewards = [self._reward(evaluation) for evaluation in update.evaluations]
+        for number, (evaluation, reward) in enumerate(zip(update.evaluations, rewards, strict=True), 1):
             if evaluation.status != "failed" and evaluation.cost is not None:
                 costs = {f.name: value for f in FIGURES if (value := f.of(evaluation.cost)) is not None}
                 found = {"score": evaluation.score, "reward": reward, **costs}
                 display.numbers({f"search/{name}": float(value) for name, value in found.items()}, self._done + number)
-        display.numbers({"updates/mean_reward": sum(update.rewards) / len(update.rewards)}, update.number)
+        display.numbers({"updates/mean_reward": statistics.fmean(rewards)}, update.number)
 
     def _best_so_far(self) -> str:
         if self._best is None:
