@@ -83,7 +83,7 @@ def test_run_folder_holds_everything(done: us.Result) -> None:
     assert names == {
         *("config.toml", "identity.json", "source.json", "space.json", "compute.json", "proof.json", "code"),
         *("teacher.json", "teacher.safetensors", "study.db", "policy.safetensors", "logits", "students"),
-        *("summary.json", "predictions.npz", "run.log", "code"),
+        *("summary.json", "predictions.npz", "layers.json", "run.log", "code"),
     }
     assert "update 4/4" in (done.run / "run.log").read_text()
     finals = {final.name for final in done.summary.finals}
