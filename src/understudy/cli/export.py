@@ -19,12 +19,14 @@ class Export(Command):
     Examples:
       understudy export runs/first --data photos/
       understudy export runs/first --to onnx,int8 --data photos/ --out app/model
+      understudy export runs/texts --to hf --trust-code
     """
 
     student: tyro.conf.Positional[Path]
     """Folder of the student, or of the run that found it."""
     to: str = "source,onnx,pt2"
-    """Formats, with commas: source (model.py), onnx, pt2 (torch.export), int8 (ONNX in 8 bits, which needs --data)."""
+    """Formats, with commas: source (model.py), onnx, pt2 (torch.export), int8 (ONNX in 8 bits, which needs
+    --data), hf (what `from_pretrained` of transformers reads)."""
     out: Path | None = None
     """Folder to write to. Default: `export` in the student's folder."""
     data: str | None = None

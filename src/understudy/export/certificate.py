@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from understudy.core.errors import ExportError, ExtraError, ModelError
 from understudy.core.files import check_format, read_json, read_text, understood, write_whole
+from understudy.export.hugging_face import read_pretrained
 from understudy.export.interface import Interface, filled, named, outputs_of
 from understudy.export.onnx import OnnxModel
 from understudy.export.pt2 import read_pt2
@@ -35,15 +36,16 @@ FILES: dict[str, tuple[str, ...]] = {
     "onnx": ("model.onnx",),
     "pt2": ("model.pt2",),
     "int8": ("model.int8.onnx",),
+    "hf": ("hf/config.json", "hf/model.safetensors", "hf/model.py"),  # the last one where a configuration cannot say it
 }
 # All that an export may write; other files in the folder are the user's.
 WRITTEN = (*(name for names in FILES.values() for name in names), *DESCRIBED, CHECK, CERTIFICATE)
 # Largest difference in proportion to the largest output. Source code is exact where it was written, and as close
 # as other kernels are on other processors; what 8 bits cost is said, not judged.
-TOLERANCE: dict[str, float | None] = {"source": 0.0, "onnx": 1e-4, "pt2": 1e-4, "int8": None}
+TOLERANCE: dict[str, float | None] = {"source": 0.0, "onnx": 1e-4, "pt2": 1e-4, "int8": None, "hf": 1e-5}
 _ELSEWHERE = 1e-4
 _ALWAYS = ("formats", "files", "batches", "skipped")
-_PACKAGES = ("torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("torch", "numpy", "safetensors", "onnx", "onnxscript", "onnxruntime", "transformers")
 
 Expected = tuple[Any, Sequence[Tensor]]
 """Inputs and what the student gave for them."""
@@ -173,7 +175,7 @@ def verify(folder: str | Path, *, trust_code: bool = False) -> Verification:
     run: dict[str, Parity] = {}
     not_run: dict[str, str] = dict(certificate["skipped"])
     for name in certificate["formats"]:
-        if name == "source" and not trust_code:
+        if not trust_code and (name == "source" or (name == "hf" and (folder / "hf" / "model.py").is_file())):
             not_run[name] = "model.py is code, which is run only where that is allowed: --trust-code"
             continue
         try:
@@ -194,7 +196,7 @@ def _certificate(folder: Path) -> dict[str, Any]:
     check_format(found.get("format"), FORMAT, what=f"the certificate in {folder}", error=ExportError)
     lacking = [name for name in _ALWAYS if name not in found]
     unknown = [name for name in found.get("formats", ()) if name not in FILES]
-    outside = [name for name in found.get("files", ()) if Path(name).name != name]
+    outside = [name for name in found.get("files", ()) if name not in WRITTEN]
     if lacking or unknown or outside:
         raise ExportError(f"{folder / CERTIFICATE} is damaged: {', '.join([*lacking, *unknown, *outside])}")
     return found
@@ -234,7 +236,10 @@ def _predicted(certificate: Mapping[str, Any]) -> Callable[[list[Tensor]], Tenso
 def _opened(folder: Path, name: str) -> nn.Module:
     if name == "pt2":
         return read_pt2(folder / "model.pt2")
-    if name == "source":
+    if name == "hf" and not (folder / "hf" / "model.py").is_file():
+        return read_pretrained(folder / "hf")
+    if name in ("source", "hf"):
+        folder = folder / "hf" if name == "hf" else folder
         text = read_text(folder / "model.py", ExportError)
         try:
             return Source(name=class_in(text), text=text, tensors=read_weights(folder / "model.safetensors")).build()

@@ -4,6 +4,7 @@ model.py, model.safetensors   plain PyTorch and its weights      model.onnx     
 model.pt2                     a program of torch.export          model.int8.onnx   8 bits, of model.onnx
 input.json                    what goes in, and the classes      architecture.json what was kept of the teacher
 README.md                     a model card                       certificate.json  see `certificate`
+hf/                           what `from_pretrained` reads, for models of Hugging Face
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -39,6 +41,7 @@ from understudy.export.certificate import (
     to_json,
     write_certificate,
 )
+from understudy.export.hugging_face import config_text, is_pretrained, write_pretrained
 from understudy.export.int8 import calibration
 from understudy.export.interface import Interface, drawn, fits, giving_plainly, outputs_of, told
 from understudy.export.modelcard import readme
@@ -80,7 +83,7 @@ def export_student(
         student: float32, on the CPU; it is not touched.
         card: as model.json has it.
         architecture: JSON.
-        formats: of source, onnx, pt2 and int8.
+        formats: of source, onnx, pt2, int8 and hf.
         data: whose inputs are what the formats are compared on; without it, random ones. int8 needs it.
 
     Raises:
@@ -115,6 +118,8 @@ def _check(formats: Sequence[str], data: Data | None) -> None:
         )
     if "int8" in formats and data is None:
         raise ConfigError("int8 must be calibrated on training images, but no data were given: --data")
+    if "hf" in formats:
+        optional("transformers", extra="hf")
     if {"onnx", "int8"} & set(formats):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             optional(package, extra="export")
@@ -124,6 +129,8 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier export left, so that nothing of it stands beside a part of this one."""
     for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # files of the user's own are in it
+        (folder / "hf").rmdir()
 
 
 def _fitted(data: Data, card: StudentCard) -> Data:
@@ -159,6 +166,7 @@ class _Job:
         self.parity: dict[str, Parity] = {}
         self.skipped: dict[str, str] = {}
         self.source: Source | None = None
+        self.pretrained, self.unsaid = "", ""  # class of the Hugging Face model, and why a configuration cannot say it
         self.int8: dict[str, Any] | None = None
         inputs = self._inputs(sum(BATCHES))
         batches = [
@@ -180,7 +188,9 @@ class _Job:
             ExportError: it gives something else than the student.
         """
         try:
-            model = {"source": self._source, "onnx": self._onnx, "pt2": self._pt2, "int8": self._int8}[name]()
+            model = {"source": self._source, "onnx": self._onnx, "pt2": self._pt2, "int8": self._int8, "hf": self._hf}[
+                name
+            ]()
         except ExportError as error:
             self.skipped[name] = str(error)
             return
@@ -199,6 +209,7 @@ class _Job:
             "formats": {name: {**to_json(p), "tolerance": TOLERANCE[name]} for name, p in self.parity.items()},
             "skipped": self.skipped,
             "int8": self.int8,
+            "hf": {"class": self.pretrained, "no_configuration": self.unsaid} if "hf" in self.parity else None,
         }
 
     def _source(self) -> nn.Module:
@@ -218,6 +229,25 @@ class _Job:
             metadata |= {"mean": self.card.mean, "std": self.card.std, "range": [0.0, 1.0], "layout": "NCHW"}
         write_onnx(self._exported(), path, metadata=metadata, interface=self.interface)
         return OnnxModel(path)
+
+    def _hf(self) -> nn.Module:
+        folder = self.folder / "hf"
+        try:
+            self.pretrained = type(self.student).__name__
+            return write_pretrained(self.student, folder)
+        except ExportError as unsaid:
+            if not is_pretrained(self.student):
+                raise
+            self.unsaid = str(unsaid)
+            try:
+                source = self.source or source_of(self.plain, self.expected[1][0])
+            except ExportError as error:
+                raise ExportError(f"{unsaid}; and {error}") from error
+        self.pretrained = source.name
+        write_whole(folder / "config.json", config_text(self.student))
+        write_whole(folder / "model.py", source.text)
+        write_whole(folder / "model.safetensors", to_safetensors(dict(source.tensors)))
+        return source.build()
 
     def _int8(self) -> nn.Module:
         source, target = self.folder / "model.onnx", self.folder / "model.int8.onnx"

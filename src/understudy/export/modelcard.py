@@ -40,6 +40,28 @@ session = onnxruntime.InferenceSession("{file}")
 {outputs} = session.run(None, {{{feed}}}){first}
 ```
 """
+_HF = """\
+### Hugging Face: `hf/`
+
+```python
+from transformers import {name}
+model = {name}.from_pretrained("hf")
+{outputs} = model({arguments})
+```
+"""
+_HF_CODE = """\
+### Hugging Face: `hf/`
+
+{why}. So they are in `model.py`; `config.json` is the teacher's, for the names of classes and the tokenizer.
+
+```python
+from hf.model import {name}
+from safetensors.torch import load_file
+model = {name}()
+model.load_state_dict(load_file("hf/model.safetensors"))
+{outputs} = model.eval()({arguments})
+```
+"""
 _KINDS = {
     "multilabel": "A classifier of any number of labels",
     "regression": "A regression",
@@ -113,6 +135,10 @@ def _loading(certificate: Mapping[str, Any], source: Source | None, interface: I
         parts.append(_PT2.format(**names))
     if "int8" in formats:
         parts.append(_ONNX.format(file="model.int8.onnx", note=", 8 bits", **names))
+    if "hf" in formats:
+        found = certificate["hf"]
+        text = _HF_CODE if found["no_configuration"] else _HF
+        parts.append(text.format(name=found["class"], why=found["no_configuration"], **names))
     parts += [f"Not here, {name}: {reason}.\n" for name, reason in certificate["skipped"].items()]
     return "\n".join(parts)
 

@@ -178,7 +178,11 @@ def _prove(student: nn.Module, source: Source, example: Example) -> None:
     Raises:
         ExportError: they differ in one bit.
     """
-    own, written = copied(student).cpu().eval(), source.build()
+    try:
+        own, written = copied(student).cpu().eval(), source.build()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"model.py must take the student's weights, but does not: {reason}") from error
     for mode, batches in ((False, (1, 2, 5)), (True, (3,))):
         for batch in batches:
             inputs = _inputs(example, batch)

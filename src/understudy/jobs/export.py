@@ -27,7 +27,7 @@ def export_folder(
     Args:
         student: folder of the student.
         target: folder to write to.
-        formats: of "source", "onnx", "pt2" and "int8".
+        formats: of "source", "onnx", "pt2", "int8" and "hf".
         data: whose images the formats are compared on, and int8 is calibrated on; without it, random ones.
         trust_code: as of `load_student`.
         model: likewise.
