@@ -79,7 +79,9 @@
   const draw = (name) => {
     const place = document.getElementById("chart-" + name), chart = data.charts[name];
     if (name === "pareto") chart.data.slice(0, 2).forEach((trace) => { trace.hovertemplate = trace.customdata.map(pointed); });
-    Plotly.react(place, chart.data, layoutOf(chart), settings);
+    const layout = layoutOf(chart);
+    place.style.minHeight = layout.height + "px"; // what the style sheet holds free until then is too much for a few bars
+    Plotly.react(place, chart.data, layout, settings);
     return place;
   };
   for (const name of Object.keys(data.charts)) {
