@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +9,13 @@ import pytest
 
 from understudy.config.job import Compression
 from understudy.config.methods import N2N, Decore, Method, OwnMethod, RandomSearch, UniformWidth
-from understudy.config.text import Settings, build, differences, merged, of_toml, read_toml, settings_of, to_toml
+from understudy.config.text import Settings, build, differences, flat, merged, of_toml, read_toml, settings_of, to_toml
 from understudy.config.training import Augmentation, Candidates, Final, Training
 from understudy.config.widths import Widths
 from understudy.core.errors import ConfigError
 from understudy.core.goal import Goal
 
+ROOT = Path(__file__).parents[2]
 CHANGED = Compression(
     method=N2N(rollouts=3),
     widths=Widths(factors=(0.5, 1.0), round_to=4),
@@ -110,3 +113,26 @@ def test_files_that_are_no_toml(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("seed 3")
     with pytest.raises(ConfigError, match="must be TOML"):
         read_toml(tmp_path / "job.toml")
+
+
+def named_in(text: str, tables: set[str]) -> set[str]:
+    """Return what looks like a setting of one of the tables in a text, be it code's strings, prose or a command."""
+    flags = {found.replace("-", "_") for found in re.findall(r"--([a-z0-9]+(?:\.[a-z0-9-]+)+)", text)}
+    dotted = re.findall(r"(?<![\w./{-])([a-z0-9]+(?:\.[a-z_]+)+)\b(?![/(-])", text)
+    return {name for name in (*flags, *dotted) if name.split(".")[0] in tables}
+
+
+def test_settings_that_messages_and_pages_name_exist() -> None:
+    known = {name for name, _ in flat(Settings())}
+    tables = {name.split(".")[0] for name in known if "." in name} - {"random"}  # Python's module
+    whole = {name.rpartition(".")[0] for name in known} | {f"{table}.md" for table in tables}
+    texts = [
+        (f"{path}:{part.lineno}", part.value)
+        for path in (ROOT / "src").rglob("*.py")
+        for part in ast.walk(ast.parse(path.read_text()))
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    ]
+    pages = {ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "history.md"}  # of other versions
+    texts += [(str(path), path.read_text()) for path in pages]
+    named = [(place, named_in(text, tables) - known - whole) for place, text in texts]
+    assert [found for found in named if found[1]] == []

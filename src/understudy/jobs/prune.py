@@ -335,7 +335,7 @@ class _Report:
         if bool((agents.weights >= min(agents.settings.initial, 6.9)).all()):
             self._warn(
                 "every agent still keeps its channel with p >= 0.999, so hardly any drop is tried: "
-                "lower decore.initial, or raise decore.agent_lr"
+                "increase decore.training.epochs or decore.agent_lr"
             )
         return True
 

@@ -277,7 +277,7 @@ class RayPool:
             raise RunError(
                 f"a cluster must have room for one evaluation, which takes {self._cluster.cpus:g} CPUs and "
                 f"{self._cluster.gpus:g} GPUs, but it has {there.get('CPU', 0):g} CPUs and "
-                f"{there.get('GPU', 0):g} GPUs; lower device.threads or device.gpus"
+                f"{there.get('GPU', 0):g} GPUs; lower device.threads, or have device.workers share a GPU"
             )
 
 
