@@ -35,6 +35,7 @@ from understudy.graph.fake import Signature, flat, map_structure, run_fake, sour
 from understudy.graph.flops import counting
 from understudy.graph.nodes import describe, enclosing_modules, entry_nodes
 from understudy.graph.numbers import Key, Number, plain
+from understudy.graph.outputs import remembered
 from understudy.graph.told import follow_sizes
 from understudy.graph.trace import Trace, hooks_of
 
@@ -239,8 +240,11 @@ class Walk(ABC):
         """Return the teacher's value at a node: a Signature, a plain value, or a structure of them."""
         return node.meta["value"]
 
-    def rerun(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """Run an operation of the teacher on other shapes; return a structure of shapes and values."""
+    def rerun(self, node: fx.Node, args: Any, kwargs: Any, *, counted: bool = True) -> Any:
+        """Run an operation of the teacher on other shapes; return a structure of shapes and values.
+
+        What is not `counted`, as MACs are, may be remembered from the like of it.
+        """
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         device = next((p.device for p in self.trace.root.parameters()), torch.device("cpu"))
 
@@ -257,13 +261,21 @@ class Walk(ABC):
             return plain(value)
 
         args, kwargs = (map_structure(x, fake) for x in (args, kwargs))
-        out = run_fake(self._target(node), args, kwargs, mode)
+
+        def run() -> Any:
+            return run_fake(self._target(node), args, kwargs, mode)
+
+        if node.op != "call_module" or counted:
+            out = run()
+        else:
+            layer = self.trace.root.get_submodule(str(node.target))
+            out = remembered(layer, type(layer), args, kwargs, mode, run)
         return map_structure(out, lambda v: Signature(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v)
 
     def outcome(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Return the operation's result for these inputs: as recorded where the shapes are the teacher's."""
         same = self._is_as_recorded(node, args, kwargs)
-        return self.recorded(node) if same else self.rerun(node, args, kwargs)
+        return self.recorded(node) if same else self.rerun(node, args, kwargs, counted=False)
 
     def _is_as_recorded(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
         now = map_structure((args, kwargs), _shape_of)
@@ -278,7 +290,7 @@ class Walk(ABC):
         teachers = Labelled.fixed((*was.shape[:-dims], *x.shape[-dims:]))
         args = fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
         args = map_structure(args, lambda v: teachers if v is x else v)
-        return tuple(self.rerun(node, *args).shape[-dims:])
+        return tuple(self.rerun(node, *args, counted=False).shape[-dims:])
 
     def give_up(self, node: fx.Node, args: Any, kwargs: Any, reason: str) -> Any:
         """Freeze whatever an operation touches and return its result without channels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
@@ -54,8 +55,7 @@ class SearcherContract:
         assert (self.digests(3) == self.digests(4)) is self.deterministic
 
     def test_same_in_another_process(self) -> None:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            assert pool.submit(_digests_of, type(self), 3).result() == self.digests(3)
+        assert _another_process().submit(_digests_of, type(self), 3).result() == self.digests(3)
 
     def test_global_randomness_is_untouched(self) -> None:
         import torch
@@ -95,6 +95,12 @@ class SearcherContract:
             updates += 1
             searcher.learn([toy_evaluation(a).with_error("diverged") for a in proposals])
         assert searcher.updates in (updates, 0)
+
+
+@functools.cache
+def _another_process() -> ProcessPoolExecutor:
+    """Return a process for all contracts: it takes longer to import torch than to search."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _digests_of(contract: type[SearcherContract], seed: int) -> list[str]:
