@@ -1,21 +1,23 @@
 """How many random networks are analysed and cut rightly.
 
-    python -m benchmarks.random_networks --first 0 --count 10000
+    python -m benchmarks.random_networks --count 10000 --draws 10 --out runs/random.jsonl
 
 A network of a few random steps (`tests/support/modules/drawn.py`) is made of each seed, analysed, and its Space proved;
 then students of random architectures are held against the masked network, and parameters and MACs against the
 predicted ones. A line says of each seed that is not as it should be what went wrong: "wrong" is a student that was
-offered and is wrong, "taken back" a decision that the analysis allowed and the proof refused.
+offered and is wrong, "taken back" a decision that the analysis allowed and the proof refused. Seeds that FILE of --out
+has are not tried again, so the command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,6 +42,7 @@ class Tried:
     frozen: int = 0
     back: str = ""  # the first decision that the proof refused, and why
     wrong: str = ""  # how a student that was offered is wrong
+    seconds: float = 0.0  # of CPU
 
 
 def tried(seed: int, draws: int = 3) -> Tried:
@@ -73,18 +76,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=0, help="seed of the first network")
     parser.add_argument("--count", type=int, default=10_000, help="how many networks")
+    parser.add_argument("--draws", type=int, default=3, help="random architectures of each")
+    parser.add_argument("--out", type=Path, help="file for the rows, one JSON object a line")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    lines = options.out.read_text().splitlines() if options.out and options.out.exists() else []
+    known = {row["seed"]: Tried(**row) for row in map(json.loads, lines)}
     found: list[Tried] = []
-    start = time.process_time()
     for seed in range(options.first, options.first + options.count):
-        found.append(tried(seed))
+        start = time.process_time()
+        found.append(known.get(seed) or replace(tried(seed, options.draws), seconds=time.process_time() - start))
+        if options.out and seed not in known:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            with options.out.open("a") as file:
+                file.write(json.dumps(asdict(found[-1])) + "\n")
         if found[-1].wrong or found[-1].back:
             kind = f"wrong: {found[-1].wrong}" if found[-1].wrong else f"taken back: {found[-1].back}"
             print(f"{seed:6} {kind}", flush=True)
     groups, plain, frozen = (sum(getattr(row, name) for row in found) for name in ("groups", "plain", "frozen"))
     wrong, back = sum(bool(row.wrong) for row in found), sum(bool(row.back) for row in found)
-    seconds = (time.process_time() - start) / len(found)
+    seconds = sum(row.seconds for row in found) / len(found)
     print(f"{len(found)} networks: {wrong} with a wrong student, {back} with decisions that the proof took back;")
     print(f"{groups} groups, {plain} of them for plain graphs, {frozen} frozen; {seconds:.1f} s of CPU each")
 

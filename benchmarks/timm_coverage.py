@@ -1,7 +1,7 @@
 """How many of timm's models can be cut, and whether every student is right.
 
     pip install --no-deps torchvision==0.28.0 timm==1.0.31
-    python -m benchmarks.timm_coverage --entries 500 --out runs/timm.json [--limit 300] [--only GLOB]
+    python -m benchmarks.timm_coverage --entries 500 --out runs/timm.jsonl [--limit 300] [--only GLOB]
 
 The smallest entry of each family comes first, then the second smallest of each, and so on. Each entry is analysed in a
 process of its own with a time limit, on random weights (those that start as zero or one are perturbed, so that
@@ -14,8 +14,8 @@ removed, and with both, and each student is held against what was promised:
 - its state dict loads into a rebuild of the same architecture, which computes the same.
 
 A row says how the entry ended: "right" (all draws), "nothing can shrink", "refused" (with the library's reason),
-"wrong" (with what differed), "timm" (it cannot be made or run at the sizes tried), or "time". The command goes on where
-it was stopped.
+"wrong" (with what differed), "crashed" (an error that is no answer), "timm" (it cannot be made or run at any size),
+"time" or "memory". The command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import fnmatch
 import json
 import os
 import random
+import resource
 import statistics
 import sys
 import time
@@ -59,17 +60,20 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300, help="processor seconds of each")
     parser.add_argument("--only", default="*", help="entries whose names match this pattern")
     parser.add_argument("--again", action="store_true", help="measure rows anew that are not right")
-    parser.add_argument("--out", type=Path, default=Path("runs/timm.json"), help="JSON file of the rows")
+    parser.add_argument("--out", type=Path, default=Path("runs/timm.jsonl"), help="the rows, one JSON object a line")
+    parser.add_argument("--memory", type=float, default=3.0, help="GiB of each")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    rows: dict[str, dict[str, Any]] = {row.pop("model"): row for row in map(json.loads, lines)}
     library("timm")
     for name in ordered(options.out.with_suffix(".order.json"))[: options.entries]:
         done = name in rows and not (options.again and rows[name]["outcome"] not in ("right", "timm"))
         if done or not fnmatch.fnmatch(name, options.only):
             continue
-        rows[name] = row_of(name, options.draws, options.limit)
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+        rows[name] = row_of(name, options.draws, options.limit, options.memory)
+        with options.out.open("a") as file:
+            file.write(json.dumps({"model": name, **rows[name]}) + "\n")
         print(line(name, rows[name]), flush=True)
     show({name: row for name, row in rows.items() if fnmatch.fnmatch(name, options.only)})
 
@@ -92,20 +96,26 @@ def ordered(cache: Path) -> list[str]:
     return [name for _, _, name in json.loads(cache.read_text())]
 
 
-def row_of(name: str, draws: int, limit: float) -> dict[str, Any]:
+def row_of(name: str, draws: int, limit: float, memory: float) -> dict[str, Any]:
     """Return the row of an entry, from a process of its own."""
     late = {"outcome": "time", "reason": f"no answer within {limit:.0f} s"}
-    return limited(_measured, name, draws, limit=limit) or late
+    return limited(_measured, name, draws, memory, limit=limit) or late
 
 
-def _measured(name: str, draws: int) -> dict[str, Any]:
+def _measured(name: str, draws: int, memory: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    most = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
         made = _made(name)
-        return {"outcome": "timm", "reason": "no size of image works"} if made is None else audit(*made, draws)
     except Exception as error:
         return {"outcome": "timm", "reason": _said(error)}
+    try:
+        return {"outcome": "timm", "reason": "no size of image works"} if made is None else audit(*made, draws)
+    except Exception as error:
+        short = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        return {"outcome": "memory" if short else "crashed", "reason": _said(error)}
 
 
 def _made(name: str) -> tuple[nn.Module, Tensor] | None:

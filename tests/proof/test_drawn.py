@@ -18,3 +18,9 @@ def test_no_student_of_a_random_network_is_wrong(seed: int) -> None:
 @pytest.mark.parametrize("first", MANY[::TOGETHER])  # in parts, which several workers can share
 def test_no_student_of_many_random_networks_is_wrong(first: int) -> None:
     assert [found for seed in range(first, first + TOGETHER) if (found := tried(seed)).wrong] == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("first", range(MANY.stop, MANY.stop + 10_000, 250))
+def test_no_student_of_ten_thousand_random_networks_is_wrong(first: int) -> None:
+    assert [found for seed in range(first, first + 250) if (found := tried(seed, draws=10)).wrong] == []
