@@ -134,6 +134,15 @@ def test_verify(exported: Exported) -> None:
     assert set(careful.parity) == {"onnx", "pt2", "int8"} and "--trust-code" in careful.not_run["source"]
 
 
+def test_verify_knows_where_a_run_has_its_export(tmp_path: Path) -> None:
+    (tmp_path / "student" / "export").mkdir(parents=True)
+    with pytest.raises(ExportError, match=r"has no certificate.json$"):
+        verify(tmp_path)
+    (tmp_path / "student" / "export" / "certificate.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"has no certificate.json: .*export is one$"):
+        verify(tmp_path)
+
+
 def test_what_verify_refuses(copied: Path) -> None:
     (copied / "README.md").write_text("other")
     (copied / "model.pt2").unlink()
@@ -213,7 +222,7 @@ def test_a_format_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
     [
         (
             ("source", "onx"),
-            r"a format must be one of source, onnx, pt2, int8, but got 'onx' \(did you mean 'onnx'\?\)",
+            r"a format must be one of source, onnx, pt2, int8, hf, but got 'onx' \(did you mean 'onnx'\?\)",
         ),
         (("int8",), "int8 must be calibrated on training images, but no data were given"),
         ((), "a format must be one of"),

@@ -189,8 +189,10 @@ def verify(folder: str | Path, *, trust_code: bool = False) -> Verification:
 
 def _certificate(folder: Path) -> dict[str, Any]:
     if not (folder / CERTIFICATE).is_file():
+        inside = [f for f in (folder / "export", folder / "student" / "export") if (f / CERTIFICATE).is_file()]
+        meant = f": {inside[0]} is one" if inside else ""
         raise ExportError(
-            f"a folder to verify must be one that `understudy export` wrote, but {folder} has no {CERTIFICATE}"
+            f"a folder to verify must be one that `understudy export` wrote, but {folder} has no {CERTIFICATE}{meant}"
         )
     found = read_json(folder / CERTIFICATE, ExportError)
     check_format(found.get("format"), FORMAT, what=f"the certificate in {folder}", error=ExportError)
