@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=12, help="epochs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    candidates = Candidates(examples=options.examples, stop_below=0.0)
+    candidates = Candidates(examples=options.examples, weights="inherited", stop_below=0.0)
     device = Device(threads=1)
     settings = Compression(
         goal=Goal(params=options.params),

@@ -63,14 +63,18 @@ PLANS = {
         size=12,
         teacher_epochs=2,
         memory_format="contiguous",
-        candidates=Candidates(training=Training(epochs=2, batch_size=64, lr=0.01), examples=1000, stop_below=0.0),
+        candidates=Candidates(
+            training=Training(epochs=2, batch_size=64, lr=0.01), examples=1000, weights="inherited", stop_below=0.0
+        ),
     ),
     "chain-cifar10": Plan(
         network="chain",
         size=12,
         teacher_epochs=12,
         memory_format="channels_last",
-        candidates=Candidates(training=Training(epochs=2, batch_size=100, lr=0.0125), examples=1000, stop_below=0.0),
+        candidates=Candidates(
+            training=Training(epochs=2, batch_size=100, lr=0.0125), examples=1000, weights="inherited", stop_below=0.0
+        ),
     ),
 }
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from understudy.config.training import Augmentation, Candidates, Final, Training
 
-CANDIDATES = Candidates(training=Training(epochs=2, batch_size=32), examples=90, stop_below=0.0)
+CANDIDATES = Candidates(training=Training(epochs=2, batch_size=32), examples=90, weights="inherited", stop_below=0.0)
 FINAL = Final(training=Training(epochs=3, batch_size=32, loss="mse+ce"))
 AUGMENTATION = Augmentation(crop=1, flip=True)
 

@@ -94,9 +94,9 @@ class Candidates(Checked):
     """Its training, by distillation."""
     examples: Natural = 5000
     """Training images that candidates see, a stratified sample drawn once by the seed (0: all)."""
-    weights: Start = "inherited"
-    """Initial weights: fresh (as N2N), inherited from the teacher by slicing, or compensated: then each layer is solved
-    anew to give on some training images what it gave in the teacher."""
+    weights: Start = "compensated"
+    """Initial weights: fresh (as N2N), inherited from the teacher by slicing, or compensated: inherited, and each layer
+    solved anew to give on some training examples what it gave in the teacher."""
     stop_below: Share = 0.2
     """Early-stop a student whose score after one epoch is below this fraction of the teacher's (0: never)."""
 
