@@ -20,7 +20,8 @@ from understudy.runs.workers.local import Pool, refuse_reimport
 from understudy.runs.workers.retries import Patience
 from understudy.testing.landscapes import toy_evaluation
 
-SOON = Patience(at_least=0.5, times=1.0, pause=0.0)
+# A time limit only where one is tested: on a busy machine any process may stand still for a second.
+SOON, LIMITED = Patience(times=1.0, pause=0.0), Patience(at_least=2.0, times=1.0, pause=0.0)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
@@ -104,14 +105,15 @@ def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
     [
         (Toy(kill=16), "the worker process was ended by SIGKILL"),
         (Toy(memory=16), "out of memory: 8 GiB"),
-        (Toy(hang=16), "it was not done after 1 s, where others took 0 s"),
+        (Toy(hang=16), "it was not done after"),
     ],
 )
 def test_what_the_machine_failed_at_is_tried_again_alone_and_then_raised(toy: Toy, why: str, tmp_path: Path) -> None:
     said: list[str] = []
     told: list[Evaluation] = []
     toy = replace(toy, counted=str(tmp_path))
-    pool = Pool(toy, failed=failed, workers=2, tell=said.append, seconds=[0.01], patience=SOON)
+    patience = LIMITED if toy.hang else SOON
+    pool = Pool(toy, failed=failed, workers=2, tell=said.append, seconds=[0.01], patience=patience)
     with pool, pytest.raises(MachineError, match=r"could not be evaluated in 3 attempts.*not held against") as caught:
         pool.evaluate_all(ARCHITECTURES, on_done=told.append)
     assert why in str(caught.value) and not isinstance(caught.value, CrashError)
