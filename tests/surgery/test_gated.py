@@ -73,7 +73,7 @@ def test_each_example_has_its_own_mask(name: str) -> None:
 
 
 class Attentive(nn.Module):
-    """Its attention to channels is computed under no_grad: by a function, a layer and an operation in place."""
+    """Its attention to channels is computed under no_grad: by a function, a layer and operations in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,12 @@ class Attentive(nn.Module):
         x = torch.relu(self.a(x))
         with torch.no_grad():
             attention = torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
-        return self.head(self.b(x * attention).mean((2, 3)))
+        x = x * attention
+        with torch.no_grad():
+            x.clamp_(max=0.4)
+            x *= 3.0
+            torch.mul(x, 0.5, out=x)
+        return self.head(self.b(x).mean((2, 3)))
 
 
 def test_no_gradient_comes_through_what_no_grad_holds() -> None:

@@ -215,9 +215,19 @@ class _Tracer(fx.Tracer):
         node = proxy.node
         if node.target == "detach":
             return proxy
-        if is_in_place(node) or node.kwargs.get("out") is not None:
-            self.watch.draws = True  # what is overwritten keeps its gradient, which no graph says
-        return proxy.detach() if isinstance(node.meta["value"], Tensor) else proxy
+        changed = node.args[0] if is_in_place(node) else node.kwargs.get("out")
+        if not isinstance(changed, fx.Node):
+            return proxy.detach() if isinstance(node.meta["value"], Tensor) else proxy
+        with self.graph.inserting_before(node):  # its memory is overwritten; how it was computed before still counts
+            node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), self._detached)
+        return self.proxy(changed)
+
+    def _detached(self, node: fx.Node) -> fx.Node:
+        if not isinstance(node.meta["value"], Tensor):
+            return node
+        detached = self.create_node("call_method", "detach", (node,), {})
+        detached.meta["value"] = node.meta["value"]
+        return detached
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):
