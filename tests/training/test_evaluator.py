@@ -293,7 +293,7 @@ def test_a_final_student_continues_where_it_was_interrupted(
     assert (expected.status, expected.error) == ("ok", None)
     told: list[int] = []
 
-    def kill(progress: Progress) -> None:
+    def kill(progress: Progress, score: float) -> None:
         told.append(progress.epoch)
         if progress.epoch == 3:
             raise KeyboardInterrupt
@@ -301,7 +301,9 @@ def test_a_final_student_continues_where_it_was_interrupted(
     path = tmp_path / "final.pt"
     with pytest.raises(KeyboardInterrupt):
         make().finish(narrow, FINAL, checkpoint=path, on_epoch=kill)
-    again, twin = make().finish(narrow, FINAL, checkpoint=path, on_epoch=lambda progress: told.append(progress.epoch))
+    again, twin = make().finish(
+        narrow, FINAL, checkpoint=path, on_epoch=lambda progress, score: told.append(progress.epoch)
+    )
     assert told == [1, 2, 3, 3]
     assert timeless(again) == timeless(expected)
     assert same(student, twin)
