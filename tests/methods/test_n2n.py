@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from dataclasses import replace
@@ -293,6 +294,7 @@ def test_a_policy_of_other_settings_is_refused() -> None:
 # --- The claim: on a known landscape, what is learned beats chance at equal numbers of students ---
 
 
+@functools.cache  # two tests look at the same searches
 def figures(part: str, method: N2N | RandomSearch, seed: int) -> tuple[float, float]:
     """Return the best reward and the mean of the last third; `part` of the decisions alone, 12 times smaller."""
     space = toy_space()
