@@ -26,7 +26,7 @@ def example(work: Path, options: argparse.Namespace) -> Example:
         torch.manual_seed(0)
         images, teacher = noise(100), Teacher(module=option_a.OptionA(1).eval())
     else:
-        images, teacher = few(us.Data.open(options.data), 2500, 1500), option_a.trained(20, options.weights)
+        images, teacher = few(us.Data.open(str(options.data)), 2500, 1500), option_a.trained(20, options.weights)
     training = us.Training(epochs=1 if short else 2, batch_size=64)
     return Example(
         teacher=teacher,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -148,10 +148,12 @@ def main(make: Callable[[Path, argparse.Namespace], Example], description: str |
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder that keeps what is finished")
     parser.add_argument("--short", action="store_true", help="a glimpse, in seconds: everything smaller, one seed")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the long form (default: 0 1 2)")
     for name, told in paths.items():
         parser.add_argument(f"--{name}", type=Path, help=told)
     options = parser.parse_args()
     torch.set_num_threads(1)
     example = make(options.work, options)
+    example = example if options.seeds is None else replace(example, seeds=tuple(options.seeds))
     for line in table(example, compared(example, options.work)):
         print(line)

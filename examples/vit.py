@@ -60,7 +60,7 @@ def example(work: Path, options: argparse.Namespace) -> Example:
     if short:
         images, network = noise(100), ViT(width=16, depth=2, heads=2, patch=8).eval()
     else:
-        images = few(us.Data.open(options.data), 5000, 1500)
+        images = few(us.Data.open(str(options.data)), 5000, 1500)
         place = work / "teacher.safetensors"
         network = trained(ViT(64, 4, 4), images, F.cross_entropy, place, epochs=8, batch=64, lr=0.002)
     training = us.Training(epochs=1 if short else 2, batch_size=64, lr=0.001)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from examples.side_by_side import Example, compared, table
+from understudy.core.timing import Comparison, Timing
 from understudy.jobs import summary
 
 METRICS = {"segmentation": "mean IoU", "minilm": "cosine", "vit": "accuracy", "option_a": "accuracy"}
@@ -18,7 +19,10 @@ METRICS = {"segmentation": "mean IoU", "minilm": "cosine", "vit": "accuracy", "o
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are no part of an example's table."""
-    monkeypatch.setattr(summary, "_latency", lambda *given: ())
+    same = Timing(median=1.0, low=1.0, high=1.0)
+    untimed = Comparison(where="1 thread", first=same, second=same, ratio=same)
+    monkeypatch.setattr(summary, "_latency", lambda *given: (untimed,))
+    monkeypatch.setattr(summary, "_layers", lambda *given: {"layers": []})
 
 
 def short(name: str, work: Path) -> Example:
