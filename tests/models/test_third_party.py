@@ -25,7 +25,7 @@ EACH = [pytest.param(model, id=model.name, marks=() if model.name in QUICK else 
 SHRINKABLE = {"vgg16_bn", "resnet18", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "inception_v3"}
 SHRINKABLE |= {"mobilenet_v2", "mobilenet_v3_small", "mobilenetv3_large_100", "mnasnet1_0", "efficientnet_b0"}
 SHRINKABLE |= {"regnet_y_400mf", "regnety_004", "convnext_tiny", "convnext_atto", "seresnet50"}
-SHRINKABLE |= {"vit_b_16", "swin_t", "edgenext_xx_small"}
+SHRINKABLE |= {"vit_b_16", "swin_t", "edgenext_xx_small", "nfnet_f0"}
 
 
 @pytest.fixture(scope="module", params=EACH)

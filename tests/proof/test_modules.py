@@ -13,7 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.modules import attention, counts, layers, moves, odd_modules, odd_python, odd_tensors, pretrained
+from tests.support.modules import (
+    attention,
+    counts,
+    layers,
+    moves,
+    odd_modules,
+    odd_python,
+    odd_tensors,
+    pretrained,
+    standardised,
+)
 from tests.support.modules.base import Case
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import SurgeryError, TraceError
@@ -33,6 +43,7 @@ CASES = [
     *odd_python.CASES,
     *pretrained.CASES,
     *attention.CASES,
+    *standardised.CASES,
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 ALL = [case for case in counts.cases(every=5) if case.name not in {known.name for known in CASES}]

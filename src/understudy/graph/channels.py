@@ -59,6 +59,11 @@ class ParameterUse:
     rows: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class Standardised(ParameterUse):
+    """A convolution's weight (O, I, ...) as (1, O, the rest), on the way to one whose outputs have mean 0."""
+
+
 @dataclass(frozen=True, eq=False)
 class ParameterPlan:
     """How one parameter or buffer is cut: per dimension the labels along it, or a size that stays."""

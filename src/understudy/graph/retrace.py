@@ -7,6 +7,7 @@ any threshold shows, and at one less than all, where any divisor does.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import fx, nn
 
-from understudy.graph.channels import Attribute
+from understudy.graph.channels import Attribute, ParameterUse, Standardised
 from understudy.graph.compare import difference, kept_sizes
 from understudy.graph.copies import tensor_at
 from understudy.graph.groups import Groups
@@ -126,10 +127,20 @@ def _otherwise(groups: Groups, kept: Mask) -> Found | None:
             again, _ = record_example(copy, traced.example, traced.leaf_modules)
         except Exception as error:
             return f"with fewer channels the forward pass fails: {str(error).partition(chr(10))[0]}", _line(error)
-        what, line = difference(graph, again, sizes=lambda node: kept_sizes(groups.plan.values[node], kept))
+        what, line = difference(graph, again, sizes=lambda node: _sizes(groups, node, kept))
         if what:
             return f"with fewer channels, {what}", line
     return None
+
+
+def _sizes(groups: Groups, node: fx.Node, kept: Mask) -> list[tuple[int, ...]]:
+    """Return the shapes that a node's tensors must have where only some slots are kept."""
+    value = groups.plan.values[node]
+    if not isinstance(value, ParameterUse) or value.rows is not None:
+        return kept_sizes(value, kept)
+    dims = groups.parameters[value.name].dims
+    sizes = tuple(int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in dims)
+    return [(1, sizes[0], math.prod(sizes[1:])) if isinstance(value, Standardised) else sizes]
 
 
 def _narrowed(groups: Groups, kept: Mask) -> nn.Module:

@@ -100,4 +100,4 @@ def _along(x: Labelled, dims: Any) -> Labels:
 
 
 def _any_tensor(value: Any) -> bool:
-    return any(isinstance(v, Labelled) for v in flat(value))
+    return any(isinstance(v, Labelled | ParameterUse) for v in flat(value))

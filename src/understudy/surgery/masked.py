@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -15,7 +16,7 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import ArchitectureError
 from understudy.core.nested import leaves
 from understudy.graph.analysis import Analysis
-from understudy.graph.channels import Labelled
+from understudy.graph.channels import Labelled, Standardised
 from understudy.graph.nodes import inside
 from understudy.graph.units import removed_paths, silenced_path
 from understudy.surgery.build import inherits_all, kept_slots
@@ -90,6 +91,9 @@ class Masked(fx.Interpreter):
         return self._twins.get(node, node)
 
     def _computed(self, n: fx.Node) -> Any:
+        weight = self._refit.plan.values.get(self._twin(n.all_input_nodes[0])) if n.target is F.batch_norm else None
+        if isinstance(weight, Standardised):
+            return self._standardised(n, weight.name)
         stays = self._normalised(n)
         if stays is not None:
             return self._narrow_norm(n, stays)
@@ -128,6 +132,18 @@ class Masked(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         module: Any = self.module.get_submodule(str(node.target))
         return functional_call(module, {"weight": rimmed(module.weight, self._kernels[str(node.target)])}, args, kwargs)
+
+    def _standardised(self, node: fx.Node, name: str) -> Any:
+        """Run a norm of a convolution's weight (1, O, I and the kernel) over the inputs that stay; others are zero."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        inputs = self._refit.plan.parameters[name].dims[1]
+        whole = args[0]
+        if not isinstance(inputs, np.ndarray):
+            return super().run_node(node)
+        stays = self._kept[torch.from_numpy(inputs.copy())].repeat_interleave(whole.shape[2] // len(inputs))
+        found = torch.zeros_like(whole)
+        found[..., stays] = F.batch_norm(whole[..., stays], *args[1:], **kwargs)
+        return found
 
     def _normalised(self, node: fx.Node) -> Tensor | None:
         """Return which channels stay, (C,), of a layer norm that loses some; None of any other node."""

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import Labelled, Labels, ParameterPlan, ParameterUse, Work
+from understudy.graph.channels import Labelled, Labels, ParameterPlan, ParameterUse, Standardised, Work
 from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import describe
 from understudy.graph.rules.layers import normalises_channels
+from understudy.graph.rules.standardised import layer_of, normed
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.walk import Walk
 
@@ -38,7 +39,7 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
         return walk.give_up(node, (x, weight, bias), {}, "linear computes its weight in the forward pass")
     if weight.rows is not None:
         return _part_of_linear(walk, node, x, weight, bias)
-    name = _layer(weight)
+    name = layer_of(weight)
     inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[0])
     walk.parameter(weight.name, ParameterPlan((outputs, inputs)), node)
     _per_channel(walk, node, bias, outputs)
@@ -64,7 +65,7 @@ def linear_of_inputs_first(walk: Walk, node: fx.Node, bias: Any, x: Any, weight:
     """As `linear`, with a weight (inputs, outputs)."""
     if more or not isinstance(x, Labelled) or not _is_matrix(weight, 2) or len(bias.shape) != 1:
         return walk.give_up(node, (bias, x, weight), more, "no rule for addmm with these arguments")
-    name = _layer(weight)
+    name = layer_of(weight)
     inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[1])
     walk.parameter(weight.name, ParameterPlan((inputs, outputs)), node)
     _per_channel(walk, node, bias, outputs)
@@ -80,7 +81,7 @@ def embedding(walk: Walk, node: fx.Node, input: Any, weight: Any, *rest: Any, **
     )
     if not fixed or not _is_matrix(weight, 2):
         return walk.give_up(node, (input, weight, *rest), more, "no rule for embedding with these arguments")
-    outputs = walk.emit(_layer(weight), weight.shape[1])
+    outputs = walk.emit(layer_of(weight), weight.shape[1])
     walk.parameter(weight.name, ParameterPlan((weight.shape[0], outputs)), node)
     return Labelled.along((*input.shape, len(outputs)), len(input.shape), outputs)
 
@@ -95,7 +96,7 @@ def convolution(
         more |= {} if groups is None else {"groups": groups}
         return walk.give_up(node, (x, weight, bias, *rest), more, f"{describe(node)} computes its weight")
     groups = groups if groups is not None else rest[3] if len(rest) > 3 else 1
-    name = _layer(weight)
+    name = layer_of(weight)
     inputs, outputs = walk.channels(x, 1, node), walk.emit(name, weight.shape[0])
     spatial = walk.spatial(node, x, rank - 2)
     if len(inputs) != groups * weight.shape[1] and groups > 1:
@@ -133,8 +134,10 @@ def norm_per_channel(
     running_var: Any = None,
     *rest: Any,
     **more: Any,
-) -> Labelled:
+) -> Any:
     """Each channel has its own statistics and scale."""
+    if isinstance(input, Standardised):
+        return normed(walk, node, input, more.get("weight"))
     x = walk.as_tensor(input, node)
     labels = walk.channels(x, 1, node)
     scale = [*rest[:2], *(more[name] for name in ("weight", "bias") if name in more)]
@@ -215,12 +218,6 @@ def prelu(walk: Walk, node: fx.Node, input: Any, weight: Any) -> Labelled:
 
 def _is_matrix(weight: Any, rank: int) -> bool:
     return isinstance(weight, ParameterUse) and len(weight.shape) == rank
-
-
-def _layer(weight: ParameterUse) -> str:
-    """Return the name of the layer that a weight makes: its module's, if it is the weight of that."""
-    path, _, leaf = weight.name.rpartition(".")
-    return path if path and leaf == "weight" else weight.name
 
 
 def _per_channel(walk: Walk, node: fx.Node, value: Any, labels: Labels) -> None:

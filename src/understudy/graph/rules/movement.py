@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Labelled, Labels
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Standardised
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.pointwise import meet
+from understudy.graph.rules.standardised import begun, ended, is_standardised
 from understudy.graph.rules.tables import for_calls, for_modules
 from understudy.graph.walk import Walk
 
@@ -35,9 +36,13 @@ def flatten(walk: Walk, node: fx.Node, x: Labelled, start_dim: int = 0, end_dim:
     return _reshaped(x, (*x.shape[:start], middle, *x.shape[end + 1 :]))
 
 
-@for_calls(torch.reshape, "view", "reshape")
-def reshape(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any, **kwargs: Any) -> Any:
+@for_calls(torch.reshape, "view", "reshape", parameters=True)
+def reshape(walk: Walk, node: fx.Node, x: Any, *sizes: Any, **kwargs: Any) -> Any:
     """Sizes that the forward pass computes follow the student; those written as numbers do so in a plain graph."""
+    if isinstance(x, ParameterUse):
+        if is_standardised(node):
+            return begun(walk, node, x, sizes[1])
+        x = walk.as_tensor(x, node)
     if kwargs or not isinstance(x, Labelled) or not _are_sizes(sizes):
         return walk.give_up(node, (x, sizes), kwargs, f"no rule for {describe(node)} with these arguments")
     flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
@@ -60,9 +65,12 @@ def unflatten(walk: Walk, node: fx.Node, x: Labelled, dim: int, sizes: Any) -> L
     return _sized(walk, node, _reshaped(x, shape), [*around[:dim], *given, *around[dim + 1 :]])
 
 
-@for_calls("reshape_as", "view_as")
-def reshape_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
+@for_calls("reshape_as", "view_as", parameters=True)
+def reshape_as(walk: Walk, node: fx.Node, x: Any, other: Any) -> Any:
     """As `reshape` to sizes of another tensor, whose channels these then are."""
+    if isinstance(x, Standardised):
+        return ended(x, other)
+    x, other = walk.as_tensor(x, node), walk.as_tensor(other, node)
     result = _reshaped(x, other.shape)
     if len(result.varying) > 1:
         walk.freeze(result.labels, f"{describe(node)} spreads them over several computed dimensions", node)
