@@ -18,7 +18,10 @@ from understudy.core.int8 import FileSizes
 from understudy.core.summary import Summary
 from understudy.data import Data
 from understudy.export.int8 import in_eight_bits
+from understudy.export.interface import Interface
+from understudy.export.modelcard import readme
 from understudy.export.onnx import OnnxModel
+from understudy.report.facts import Facts
 from understudy.report.html import write_report
 from understudy.runs.folder import Run
 from understudy.testing.landscapes import toy_space
@@ -76,6 +79,11 @@ def test_table_summary_and_page_show_it(result: us.Result, tmp_path: Path) -> No
     lines = [" ".join(line.replace("│", " ").split()) for line in str(result.table).splitlines()]
     assert any(line.startswith("in 8 bits (int8) teacher int8") for line in lines)
     assert any(line.startswith("size_mb (int8) 2.2x") for line in lines)
+    final = next(e for e in Facts.read(result.run).finals if e.architecture == result.architecture)
+    assert final.cost.weight_bytes == file_of(result).stat().st_size  # as the students of the search beside it
+    assert "| size_mb 2.2x (in 8 bits) |" in readme(
+        result._card, {"formats": {}, "skipped": {}, "int8": None, "inputs": ""}, None, Interface()
+    )
     page = write_report(result.run, tmp_path / "page.html").read_text()
     assert "in 8 bits: MB of the file" in page and "MB of weights in 8 bits" in page
 

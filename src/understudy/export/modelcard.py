@@ -114,7 +114,8 @@ def _goal(card: StudentCard) -> str:
     rows = ["| asked | obtained | kept |", "|-|-|-|"]
     for budget in card.goal:
         kept = "yes" if budget.kept else "no"
-        rows.append(f"| {budget.name} {budget.asked} | {budget.obtained:,.4g} | {kept} |")
+        form = " (in 8 bits)" if budget.int8 else ""
+        rows.append(f"| {budget.name} {budget.asked}{form} | {budget.obtained:,.4g} | {kept} |")
     return "## Budgets\n\n" + "\n".join(rows) + "\n"
 
 

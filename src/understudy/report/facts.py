@@ -126,7 +126,7 @@ class Facts:
             evaluations=tuple(run.evaluations()),
             summary=found,
             metric=str((run.recall("teacher") or {}).get("metric", "score")),
-            finals=() if space is None else tuple(_finals(run.students, space)),
+            finals=() if space is None else tuple(_finals(run, space)),
             predictions=Predictions.read(run.predictions) if run.predictions.is_file() else None,
             parameters={} if found is None else _parameters(run.students / f"{found.name}.safetensors"),
             agents=_agents(run.policy) if pruned and run.policy.is_file() else {},
@@ -229,11 +229,18 @@ def _reward(run: Run) -> Reward | None:
     return Reward(teacher_cost=cost, teacher_score=score, budgets=budgets, capped=run.settings.method.capped)
 
 
-def _finals(folder: Path, space: Space) -> Iterator[Evaluation]:
-    for path in sorted(folder.glob("*.json")):
+def _finals(run: Run, space: Space) -> Iterator[Evaluation]:
+    """Yield the final students, with the bytes of their files in 8 bits where the goal asks for those."""
+    int8 = (run.recall("int8") or {}).get("students", {})
+    for path in sorted(run.students.glob("*.json")):
         text = read_text(path, RunError)
         with understood(path, RunError):
-            yield Evaluation.from_json(space, text)
+            found = Evaluation.from_json(space, text)
+        known = int8.get(path.stem)
+        if known is not None and found.cost is not None:
+            with understood(run.folder / "int8.json", RunError):
+                found = replace(found, cost=replace(found.cost, weight_bytes=int(known["bytes"])))
+        yield found
 
 
 def _parameters(path: Path) -> dict[str, int]:
