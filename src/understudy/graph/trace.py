@@ -120,7 +120,8 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         raise
     except Exception as error:
         raise TraceError(explain(root, example, error)) from error
-    watch.draws = watch.draws and not _settles(copy_to_trace(teacher).eval(), example, leaf_modules, graph)
+    if watch.draws:
+        watch = _settled(copy_to_trace(teacher).eval(), example, leaf_modules, graph) or watch
     training, flagged, opaque = None, None, ""
     if hooks_of(root):
         opaque = "the teacher has forward hooks, which are not traced"
@@ -130,7 +131,8 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         except Exception as error:
             opaque = opaque or f"the forward pass in training mode cannot be traced: {error}"
         else:
-            more.draws = more.draws and not _settles(copy_to_trace(teacher).train(), example, leaf_modules, training)
+            if more.draws:
+                more = _settled(copy_to_trace(teacher).train(), example, leaf_modules, training) or more
             _merge(watch, more)
             if not any(difference(graph, training, modes=True)):
                 flagged = training if any(difference(graph, training)) else None
@@ -153,15 +155,17 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
     )
 
 
-def _settles(root: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...], graph: fx.Graph) -> bool:
-    """Return whether a copy that has run once does the same ever after, and stores no more."""
+def _settled(
+    root: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...], graph: fx.Graph
+) -> Watch | None:
+    """Return what a copy that has run once reads of its modules, if it does the same ever after and stores no more."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             root(**named_inputs(root, example))
         again, watch = record_example(root, example, leaf_modules)
     except Exception:
-        return False
-    return not watch.draws and not any(difference(graph, again))
+        return None
+    return None if watch.draws or any(difference(graph, again)) else watch
 
 
 def copy_to_trace(module: nn.Module, instead: Mapping[int, Any] | None = None) -> nn.Module:
