@@ -168,7 +168,7 @@ def test_a_run_on_a_cluster_is_the_run_of_one_process(cluster: RayCluster, tmp_p
     squeeze(teacher, tmp_path / "here", goal=Goal(params="4x"))
     squeeze(teacher, tmp_path / "there", goal=Goal(params="4x"), device=on_cluster)
     assert outcome(tmp_path / "there") == outcome(tmp_path / "here")
-    assert {path.suffix for path in (tmp_path / "there" / "students").iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "there" / "students").iterdir()} == {".json", ".safetensors", ".curve"}
 
 
 LOCAL = """
