@@ -208,6 +208,22 @@ def test_members_defaults_and_results_of_all_kinds() -> None:
     assert '        x = x.clamp(0, float("inf"))\n        return {"near": near, "both": (y, x)}\n' in source.text
 
 
+class Numbered(nn.Module):
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.add_module("0", nn.Linear(4, 4))
+        self.add_module("1", activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, "1")(getattr(self, "0")(x))  # type: ignore[no-any-return]
+
+
+def test_numbers_of_members_are_no_arguments() -> None:
+    written = source_of(nn.Sequential(Numbered(nn.ReLU()), Numbered(nn.Tanh())), torch.rand(2, 4))
+    assert written.text.count("(nn.Module)") >= 2
+    assert sorted(written.build().state_dict()) == ["0.0.bias", "0.0.weight", "1.0.bias", "1.0.weight"]
+
+
 def test_recurrent_layers() -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:

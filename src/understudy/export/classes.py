@@ -86,7 +86,9 @@ def classes_of(instances: Sequence[Instance], group: int, taken: set[str]) -> It
 
 
 def _split(instances: list[Instance]) -> list[list[Instance]]:
-    if len(_differing(instances)) <= _MOST_MEMBERS and instances[0].base == "nn.Module":
+    differing = _differing(instances)
+    can_be_arguments = all(name.isidentifier() and not keyword.iskeyword(name) for name in differing)
+    if len(differing) <= _MOST_MEMBERS and can_be_arguments and instances[0].base == "nn.Module":
         return [instances]
     alike: dict[object, list[Instance]] = {}
     for instance in instances:
