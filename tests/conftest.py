@@ -37,13 +37,13 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests that compute run: cpu, cuda or mps")
-    parser.addoption("--nightly", action="store_true", help="run the tests as well that take hours")
+    parser.addoption("--nightly", action="store_true", help="run the tests as well that are left for the night")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items if not config.getoption("--nightly") else ():
         if item.get_closest_marker("nightly"):
-            item.add_marker(pytest.mark.skip(reason="takes hours: give --nightly"))
+            item.add_marker(pytest.mark.skip(reason="left for the night: give --nightly"))
 
 
 def pytest_collection_finish() -> None:

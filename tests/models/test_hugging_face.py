@@ -11,16 +11,34 @@ from understudy.core.errors import TraceError
 from understudy.graph.analysis import analyse
 from understudy.surgery.build import build
 
-# One that is read from both sides, one that is written (grouped queries, rotary positions); the others in the slow set.
+# One that is read from both sides, one that is written (grouped queries, rotary positions).
 QUICK = {"BertForSequenceClassification", "LlamaForCausalLM"}
-EACH = [pytest.param(model, id=model.name, marks=() if model.name in QUICK else pytest.mark.slow) for model in MODELS]
+# One of each kind; the others, which differ from these in little, at night: two minutes of processor time.
+KINDS = {"BertModel", "DistilBertForSequenceClassification", "ViTForImageClassification", "DeiTForImageClassification"}
+KINDS |= {"SwinForImageClassification", "ConvNextForImageClassification", "SegformerForSemanticSegmentation"}
+KINDS |= {"GPT2LMHeadModel", "T5ForConditionalGeneration", "WhisperEncoder"}
+
+
+def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    if name in QUICK:
+        return ()
+    return (pytest.mark.slow,) if name in KINDS else (pytest.mark.slow, pytest.mark.nightly)
+
+
+EACH = [pytest.param(model, id=model.name, marks=marks(model.name)) for model in MODELS]
 # The shares of parameters in layers that can shrink which are lower, with the reason.
 LOWER = {
     "BertModel": 0.8,  # the width of the trunk is that of the output
     "ViTModel": 0.8,
+    "CLIPVisionModelWithProjection": 0.8,
+    "CLIPTextModelWithProjection": 0.8,
     "T5EncoderModel": 0.6,
     "T5ForConditionalGeneration": 0.9,  # the encoder's output is one of the model's
     "WhisperEncoder": 0.95,
+    "BartForConditionalGeneration": 0.85,  # embeddings that share a table, positions that are cut at written places
+    "DebertaV2ForSequenceClassification": 0.75,  # heads lie in the batch, which is then of another size
+    "PoolFormerForImageClassification": 0.6,  # a group norm takes statistics over all channels of a stage
+    "Wav2Vec2ForSequenceClassification": 0.8,  # a convolution whose weight is computed keeps the trunk
 }
 
 
