@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
@@ -71,8 +72,9 @@ class Analysis:
     @property
     def magnitudes(self) -> npt.NDArray[np.float64]:
         """The mean squared weight of each slot of the teacher as it is now, (slots,); see `slot_magnitudes`."""
-        teacher = self.teacher
-        state = tuple((id(p), p._version, float(p.detach().double().sum())) for p in teacher.parameters())
+        # Sums show what edits of `p.data` leave out of the version; in float32 they make no copy of a float32 weight.
+        parameters = self.teacher.parameters()
+        state = tuple((id(p), p._version, float(p.detach().sum(dtype=torch.float32))) for p in parameters)
         if self._weighed.get("state") != state:
             self._weighed.update(state=state, magnitudes=slot_magnitudes(self.groups))
         return self._weighed["magnitudes"]  # type: ignore[no-any-return]
