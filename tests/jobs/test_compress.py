@@ -154,6 +154,14 @@ def test_the_teacher_is_not_touched(teacher: Teacher, tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_students_of_the_most_macs_are_trained_first(teacher: Teacher, tmp_path: Path) -> None:
+    squeeze(
+        teacher, tmp_path / "run", method=RandomSearch(students=4), final=Final(students=1, training=FINAL.training)
+    )
+    macs = [e.cost.macs for e in Run(tmp_path / "run").evaluations() if e.cost is not None]
+    assert len(set(macs)) > 2 and macs == sorted(macs, reverse=True)
+
+
 @pytest.mark.parametrize("method", [RandomSearch(students=3), UniformWidth(students=3)])
 def test_other_methods(teacher: Teacher, tmp_path: Path, method: us.RandomSearch | us.UniformWidth) -> None:
     result = squeeze(teacher, tmp_path / "run", method=method)

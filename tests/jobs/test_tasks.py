@@ -199,8 +199,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path)
             us.Data.from_inputs(inputs),
             {"final": us.Final(training=us.Training(loss="ce"))},
             ConfigError,
-            "learns from labels alone",
+            "learns from labels alone, but the data have none: give final.training.loss mse",
         ),
+        (us.Data.from_inputs(inputs), {"method": us.Decore()}, ConfigError, "give decore.training.loss mse"),
     ]
     for data, more, error, message in wrong:
         with pytest.raises(error, match=message):

@@ -116,7 +116,7 @@ class Result:
 
         Args:
             folder: where to; `understudy verify` checks it anywhere.
-            formats: of "source" (plain PyTorch), "onnx", "pt2" (torch.export) "int8" (ONNX in 8 bits) and "hf"
+            formats: of "source" (plain PyTorch), "onnx", "pt2" (torch.export), "int8" (ONNX in 8 bits) and "hf"
                 (what `from_pretrained` reads, of models of Hugging Face).
 
         Raises:

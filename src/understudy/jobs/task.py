@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from understudy.config.job import Compression
 from understudy.config.methods import Method
-from understudy.config.training import Augmentation
+from understudy.config.training import Augmentation, Training
 from understudy.core.answers import Answers
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError, SurgeryError
@@ -304,9 +304,15 @@ def aim_for(module: nn.Module, data: Data, settings: Compression, own: Objective
         ModelError, DataError: as `aimed`.
     """
     objective = own or BUILT_IN.get(settings.objective) or _usual(data, settings)
-    final, candidates = settings.final.training, settings.candidates.training
-    if not data.has_targets and "ce" in (final.loss, candidates.loss):
-        raise ConfigError("the loss 'ce' learns from labels alone, but the data have none: mse, kl+ce or mse+ce")
+    recipes = {"candidates": settings.candidates.training, "final": settings.final.training}
+    if isinstance(own_training := getattr(settings.method, "training", None), Training):
+        recipes[settings.method.name] = own_training
+    by_labels = [f"{name}.training.loss" for name, training in recipes.items() if training.loss == "ce"]
+    if by_labels and not data.has_targets:
+        raise ConfigError(
+            f"the loss 'ce' learns from labels alone, but the data have none: give {' and '.join(by_labels)} mse, "
+            "kl+ce or mse+ce"
+        )
     if settings.augmentation != Augmentation() and not (data.are_images and (data.classes or not data.has_targets)):
         raise ConfigError(
             "augmentation varies images and leaves their labels as they are, so inputs must be images, and targets "
