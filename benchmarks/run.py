@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.evidence.contenders import CONTENDERS, TRANSFERRED
-from benchmarks.evidence.results import BUDGETS, Bench, place_of
+from benchmarks.evidence.results import BUDGETS, Bench, Budget, is_done
 from benchmarks.evidence.tracks import TRACKS, Track
 from understudy.core.errors import UnderstudyError
 
@@ -64,23 +64,23 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def run(bench: Bench, contenders: list[str]) -> None:
+def run(bench: Bench, contenders: list[str], budgets: Sequence[Budget] = BUDGETS) -> None:
     """Train what has no result yet, cell by cell."""
-    for cell in bench.cells(contenders):
+    for cell in bench.cells(contenders, budgets):
         for name in contenders:
-            for budget in BUDGETS:
+            for budget in budgets:
                 if not bench.done(cell.point, name, cell.seed, budget):
                     bench.compete(cell, name, budget)
 
 
-def listed(track: Track, results: Path, contenders: list[str]) -> Iterator[str]:
+def listed(track: Track, results: Path, contenders: list[str], budgets: Sequence[Budget] = BUDGETS) -> Iterator[str]:
     """Yield a line for each operating point and seed: how many students are done, and who is missing."""
     for point in track.points:
         for seed in track.seeds:
             missing = [
                 name
                 for name in contenders
-                if not place_of(results / track.name, point, name, seed, "excluded").is_file()
+                if not all(is_done(results / track.name, point, name, seed, budget) for budget in budgets)
             ]
             done = len(contenders) - len(missing)
             yield f"{point}, seed {seed}: {done} done; missing: {', '.join(missing) or 'none'}"
@@ -94,6 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--points", nargs="+", help="such as params-10x macs-5x; default: all")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the track's; default: all")
+    parser.add_argument(
+        "--budgets", nargs="+", choices=BUDGETS, default=BUDGETS, help="whether the search is counted; default: both"
+    )
     parser.add_argument("--slice", type=seconds_of, help="stop after 90s, 8m or 2h")
     parser.add_argument("--list", action="store_true", help="say what is done and what is missing, train nothing")
     parser.add_argument(
@@ -117,14 +120,14 @@ def main(arguments: list[str] | None = None) -> None:
     able = [name for name in CONTENDERS if options.policy_from is not None or name != TRANSFERRED]
     contenders = options.contenders or able
     if options.list:
-        print("\n".join(listed(track, options.results, contenders)))
+        print("\n".join(listed(track, options.results, contenders, options.budgets)))
         return
     torch.set_num_threads(1)
     work = options.work or Path("runs/evidence") / track.name
     try:
         with time_slice(options.slice):
             given = {"data": options.data, "weights": options.weights, "policy_from": options.policy_from}
-            run(Bench.of(track, options.results, work, **given), contenders)
+            run(Bench.of(track, options.results, work, **given), contenders, options.budgets)
     except SliceOver:
         print("the slice is over; the same command goes on", flush=True)
     except UnderstudyError as error:

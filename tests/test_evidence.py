@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import re
 import signal
 import sys
@@ -60,7 +61,7 @@ def cell(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     """An operating point and seed of which nothing is done."""
     results, work = folders
     bench = Bench.of(TRACK, results, work, policy_from=work)
-    found = next(bench.cells(["free"]))
+    found = next(bench.cells(["free"], BUDGETS))
     return replace(found, folder=tmp_path_factory.mktemp("cell"))
 
 
@@ -105,6 +106,22 @@ def test_what_is_done_is_not_done_again(folders: tuple[Path, Path], monkeypatch:
     run(Bench.of(TRACK, results, work), SHORT)
     lines = list(listed(TRACK, results, [*SHORT, "free"]))
     assert lines == [f"params-3x, seed {seed}: 2 done; missing: free" for seed in (1, 2)]
+
+
+def test_one_of_the_budgets_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """What serves both is kept as such, and the others are not trained."""
+    results = tmp_path / "results"
+    shutil.copytree(folders[0] / TRACK.name, results / TRACK.name, ignore=shutil.ignore_patterns("*-*-*.json"))
+    track = replace(TRACK, seeds=(1,))
+    run(Bench.of(track, results, folders[1]), SHORT, ["included"])
+    _, found = read_results(results / TRACK.name)
+    both = next(r for r in read_results(folders[0] / TRACK.name)[1] if r["contender"] == "n2n")["budgets"]
+    assert [(r["contender"], r["budgets"]) for r in found] == [("n2n", both), ("uniform", ["included"])]
+    assert list(listed(track, results, SHORT, ["included"])) == ["params-3x, seed 1: 2 done; missing: none"]
+    missing = [name for name in SHORT if name == "uniform" or both == ["included"]]
+    assert list(listed(track, results, SHORT)) == [
+        f"params-3x, seed 1: {2 - len(missing)} done; missing: {', '.join(missing)}"
+    ]
 
 
 def test_results_of_another_recipe_are_refused(folders: tuple[Path, Path]) -> None:

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,13 @@ ROOT = Path(__file__).parent.parent.parent
 def place_of(folder: Path, point: Point, contender: str, seed: int, budget: Budget) -> Path:
     """Return the file of one result in the folder of a track."""
     return folder / str(point) / f"{contender}-{seed}-{budget}.json"
+
+
+def is_done(folder: Path, point: Point, contender: str, seed: int, budget: Budget) -> bool:
+    """Return whether there is a result in the folder of a track; one training may serve both budgets."""
+    first = place_of(folder, point, contender, seed, "excluded")
+    own = place_of(folder, point, contender, seed, budget)
+    return own.is_file() or (first.is_file() and budget in read_json(first, RunError)["budgets"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,22 +131,19 @@ class Bench:
         compute = choose_compute(task.teacher.module, task.example, self.track.device)
         return task.evaluator(compute, self.work / "logits")
 
-    def cells(self, contenders: list[str]) -> Iterator[Cell]:
+    def cells(self, contenders: list[str], budgets: Sequence[Budget]) -> Iterator[Cell]:
         """Yield the cells where a result is missing."""
         for cell in cells(self.track, self.task, self._evaluator, self.work, self.policy_from):
-            if any(not self.done(cell.point, name, cell.seed, b) for name in contenders for b in BUDGETS):
+            if any(not self.done(cell.point, name, cell.seed, b) for name in contenders for b in budgets):
                 yield cell
 
     def done(self, point: Point, contender: str, seed: int, budget: Budget) -> bool:
-        """Return whether there is a result; one training may serve both budgets."""
-        first = place_of(self.folder, point, contender, seed, "excluded")
-        own = place_of(self.folder, point, contender, seed, budget)
-        return own.is_file() or (first.is_file() and budget in read_json(first, RunError)["budgets"])
+        """Return whether there is a result."""
+        return is_done(self.folder, point, contender, seed, budget)
 
     def compete(self, cell: Cell, name: str, budget: Budget) -> None:
         """Let a contender find a student, train it, measure it once, and write the result."""
         contender, began = CONTENDERS[name], time.perf_counter()
-        place = place_of(self.folder, cell.point, name, cell.seed, budget)
         result: dict[str, Any] = {
             "track": self.track.name,
             "recipe": self.track.recipe,
@@ -160,6 +164,7 @@ class Bench:
             result |= {"budgets": list(BUDGETS), "error": str(error)}
             said += f": {str(error).partition(chr(10))[0]}"
         result |= self._about(cell.evaluator.compute.name)
+        place = place_of(self.folder, cell.point, name, cell.seed, result["budgets"][0])
         write_whole(place, json.dumps(result, indent=1) + "\n")
         print(f"{said} ({time.perf_counter() - began:.0f} s)", flush=True)
 

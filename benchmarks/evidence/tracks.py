@@ -127,7 +127,7 @@ class Track:
 
 _CIFAR = {
     "data": "CIFAR-10 in its original pixels",
-    "candidates": Candidates(training=Training(epochs=3), examples=4000, weights="inherited"),
+    "candidates": Candidates(training=Training(epochs=3), examples=4000),
 }
 _SGD = Teaching(
     training=Training(epochs=60, optimizer="sgd", lr=0.1, loss="ce", label_smoothing=0.1),
@@ -146,7 +146,7 @@ _MNIST = Track(
         ),
     ),
     augmentation=Augmentation(crop=2),
-    candidates=Candidates(training=Training(epochs=4, batch_size=32, lr=0.002), examples=3000, weights="inherited"),
+    candidates=Candidates(training=Training(epochs=4, batch_size=32, lr=0.002), examples=3000),
     final=Training(epochs=6, loss="mse+ce"),
     views=3,
 )
@@ -161,7 +161,7 @@ TRACKS = {
             points=(Point("params", 20.0), Point("macs", 20.0)),
             augmentation=Augmentation(crop=1),
             students=10,
-            candidates=Candidates(training=Training(epochs=2, batch_size=64), examples=0, weights="inherited"),
+            candidates=Candidates(training=Training(epochs=2, batch_size=64), examples=0),
             final=Training(epochs=10, batch_size=64, loss="mse+ce"),
         ),
         _MNIST,
