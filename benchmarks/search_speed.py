@@ -22,17 +22,19 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from scipy.stats import kendalltau, rankdata
 
 from benchmarks import option_a
+from benchmarks.elastic import Elastic, pinned
 from understudy.config.checked import checked_together
 from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch
 from understudy.config.presets import paper
-from understudy.config.training import Augmentation, Candidates, Device, Start, Training
+from understudy.config.training import Augmentation, Candidates, Device, Final, Start, Training
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
 from understudy.core.files import write_whole
@@ -44,6 +46,7 @@ from understudy.surgery import build
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute, accuracy, choose_compute, predict, train
 
+ELASTIC = "elastic weights"
 AUTHORS, MACS, PARAMETERS = "as the authors", "predicted MACs", "predicted parameters"
 GLANCE = "compensated, not trained: logits"
 LONG: tuple[Start, ...] = ("inherited", "compensated")
@@ -68,6 +71,7 @@ class Bench:
     long: int  # epochs
     starts: tuple[Start, ...]  # of the long trainings
     without: tuple[str, ...]  # ways that are left out
+    elastic: int  # image passes that elastic weights learn in, 0: without them
     folder: Path
 
     @property
@@ -106,6 +110,12 @@ class Bench:
 
             def way(architecture: Architecture) -> float:
                 return -self.evaluator.glance(architecture)
+        elif called.startswith(ELASTIC):
+            taught = replace(self.elastic_weights, candidates=self.candidates[called.replace(ELASTIC, "inherited")])
+
+            def way(architecture: Architecture) -> float:
+                return taught(pinned(self.task.analysis, architecture)).score
+
         else:
             taught = replace(self.evaluator, candidates=self.candidates[called])
             self.once(called, taught.prepare)
@@ -124,6 +134,34 @@ class Bench:
                 print(f"{called}, {number}/{students}: {score:.4f}", flush=True)
             found.append(Reading(**json.loads(place.read_text(encoding="utf-8"))))
         return found
+
+    @cached_property
+    def elastic_weights(self) -> Evaluator:
+        """The evaluator whose students inherit from shared weights, which are trained now or were before."""
+        task, examples = self.task, min(self.examples, len(self.task.data.train))
+        data = replace(task.data, train=task.data.train.subset(examples, self.evaluator.seed))
+        network = Elastic(task.analysis, drawn(task, 160, seed=self.evaluator.seed + 1000))
+        training = Training(epochs=self.elastic // examples, loss="mse+ce")
+        recipe = replace(self.evaluator, data=data).final_recipe(Final(training=training, views=8))
+        assert recipe.logits is not None
+        teacher, where = recipe.logits.epoch, self.folder / f"{ELASTIC}.pt"
+
+        def learn() -> None:
+            train(
+                network,
+                recipe.split,
+                training,
+                normalise=data.normalise,
+                views=recipe.views,
+                compute=self.evaluator.compute,
+                seed=self.evaluator.seed,
+                logits=teacher,
+                checkpoint=where,
+            )
+
+        self.once(ELASTIC, learn)
+        analysis = task.analysis.of(network.whole.to(memory_format=torch.contiguous_format).eval())
+        return replace(self.evaluator, analysis=analysis)
 
     def once(self, called: str, work: Callable[[], object]) -> float:
         """Do what all students of a way share, and return the processor seconds that it took the first time."""
@@ -167,6 +205,9 @@ class Bench:
         count = len(self.students)
         found = {called: self.run(called, count) for called in self.candidates}
         found[GLANCE] = self.run(GLANCE, count)
+        if self.elastic:
+            for called in ("not trained", f"1 epoch of {min(1500, self.examples):,}"):
+                found[f"{ELASTIC}, {called}"] = self.run(f"{ELASTIC}, {called}", count)
         found[AUTHORS] = self.run(AUTHORS, few)
         truths = [[reading.score for reading in found[self.longer(start)]] for start in self.starts]
         truth = [statistics.fmean(pair) for pair in zip(*truths, strict=True)]
@@ -196,11 +237,13 @@ def tau(one: list[float], other: list[float]) -> float:
     return 0.0 if math.isnan(value) else value
 
 
-def drawn(task: Task, count: int) -> list[Architecture]:
+def drawn(task: Task, count: int, seed: int | None = None) -> list[Architecture]:
     """Return different architectures that use the budget up, as far as their widths allow."""
     budgets = task.settings.goal.budgets(task.cost, score=1.0)
     reward = Reward(teacher_cost=task.cost, teacher_score=1.0, budgets=budgets)
-    searcher, found = RandomSearcher(task.problem(reward), RandomSearch()), dict[str, Architecture]()
+    problem = task.problem(reward)
+    problem = problem if seed is None else replace(problem, seed=seed)
+    searcher, found = RandomSearcher(problem, RandomSearch()), dict[str, Architecture]()
     while len(found) < count:
         architecture = searcher.filled(searcher.drawn())
         cost = task.predict(architecture)
@@ -233,6 +276,7 @@ def bench(options: argparse.Namespace) -> Bench:
         long=options.long,
         starts=tuple(options.starts),
         without=tuple(options.without),
+        elastic=options.elastic,
         folder=folder,
     )
 
@@ -250,6 +294,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=5000)
     parser.add_argument("--long", type=int, default=12, help="epochs")
     parser.add_argument("--starts", nargs="+", choices=LONG, default=LONG, help="of the long trainings")
+    parser.add_argument("--elastic", type=int, default=0, help="image passes to train elastic weights with")
     parser.add_argument("--without", nargs="*", default=(), help="ways to leave out, as the table calls them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
