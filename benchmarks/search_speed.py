@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ from understudy.training.loop import Compute, accuracy, choose_compute, predict,
 ELASTIC = "elastic weights"
 AUTHORS, MACS, PARAMETERS = "as the authors", "predicted MACs", "predicted parameters"
 GLANCE = "compensated, not trained: logits"
+_FIELDS = 1000  # random halves of the students, among which each way chooses
 LONG: tuple[Start, ...] = ("inherited", "compensated")
 
 
@@ -229,6 +231,40 @@ class Bench:
             mean = f"{100 * statistics.fmean(scores):.1f}" if called not in (*free, GLANCE) else "-"
             both = tau([a + b for a, b in zip(rankdata(scores), rankdata(macs[: len(scores)]), strict=True)], among)
             print(f"| {called} | {mean} | {seconds:.1f} | {rate} | {tau(scores, among):.2f} | {both:.2f} |")
+        self.show_choices({**free, **found}, truth)
+
+    def show_choices(self, found: dict[str, list[Reading]], truth: list[float]) -> None:
+        """Print how good the student is that each way, and rungs of ways, choose among half of the students."""
+        drawing, count, some = random.Random(0), len(truth), max(len(truth) // 2, 2)
+        fields = [drawing.sample(range(count), some) for _ in range(_FIELDS)]
+        ways: dict[str, list[tuple[str, int]]] = {
+            called: [(called, 1)] for called, readings in found.items() if len(readings) == count
+        }
+        ways |= {", then ".join(f"{n} by {called}" for called, n in rungs): rungs for rungs in self.rungs(some)}
+        best = statistics.fmean(max(truth[i] for i in field) for field in fields)
+        print(f"\nchosen among {some}: {100 * best:.2f}% would be the best, {100 * statistics.fmean(truth):.2f}% any")
+        print("| chosen by | after the long training, % | CPU s in all |")
+        print("| --- | --- | --- |")
+        for called, rungs in ways.items():
+            chosen = [climbed(field, [(found[way], left) for way, left in rungs]) for field in fields]
+            score = statistics.fmean(truth[i] for i, _ in chosen)
+            print(f"| {called} | {100 * score:.2f} | {statistics.fmean(seconds for _, seconds in chosen):.0f} |")
+
+    def rungs(self, count: int) -> list[list[tuple[str, int]]]:
+        """Return the successive halvings that are looked at: ways, each with how many students it leaves."""
+        first, short = "compensated, not trained", f"compensated, 1 epoch of {min(1500, self.examples):,}"
+        last = f"compensated, 5 epochs of {self.examples:,}"
+        half, quarter = max(count // 2, 1), max(count // 4, 1)
+        return [[(first, half), (last, 1)], [(first, half), (short, quarter), (last, 1)], [(short, quarter), (last, 1)]]
+
+
+def climbed(field: list[int], rungs: list[tuple[list[Reading], int]]) -> tuple[int, float]:
+    """Return who of some students is left in the end, and the seconds that all readings on the way took."""
+    seconds, left = 0.0, field
+    for readings, count in rungs:
+        seconds += sum(readings[i].seconds for i in left)
+        left = sorted(left, key=lambda i: -readings[i].score)[:count]
+    return left[0], seconds
 
 
 def tau(one: list[float], other: list[float]) -> float:
