@@ -106,19 +106,26 @@ def _measured(name: str, draws: int, memory: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     most = int(memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
     try:
-        made = _made(name)
+        found = made(name)
     except Exception as error:
-        return {"outcome": "timm", "reason": _said(error)}
+        return {"outcome": "timm", "reason": said(error)}
     try:
-        return {"outcome": "timm", "reason": "no size of image works"} if made is None else audit(*made, draws)
+        return {"outcome": "timm", "reason": "no size of image works"} if found is None else audit(*found, draws)
     except Exception as error:
-        short = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        return {"outcome": "memory" if short else "crashed", "reason": _said(error)}
+        return {"outcome": "memory" if is_memory(error) else "crashed", "reason": said(error)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)  # the answer is sent by a thread, which needs some too
 
 
-def _made(name: str) -> tuple[nn.Module, Tensor] | None:
+def is_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory did not suffice."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
+def made(name: str) -> tuple[nn.Module, Tensor] | None:
     """Return the model in float64 and a batch of the smallest images that it takes."""
     timm = library("timm")
     wanted = timm.get_pretrained_cfg(name)
@@ -154,7 +161,7 @@ def audit(model: nn.Module, x: Tensor, draws: int) -> dict[str, Any]:
         analysis = analyse(model, x)
         space = analysis.space
     except UnderstudyError as error:
-        return {"outcome": "refused", "reason": _said(error)}
+        return {"outcome": "refused", "reason": said(error)}
     row: dict[str, Any] = {
         "image": x.shape[-1],
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -208,13 +215,16 @@ def wrong(analysis: Analysis, architecture: Architecture, x: Tensor) -> str | No
         if loss.requires_grad:
             loss.backward()
     except UnderstudyError as error:
-        return f"its cost is predicted but it cannot be built: {_said(error)}"
+        return f"its cost is predicted but it cannot be built: {said(error)}"
     except Exception as error:
-        return f"fails: {_said(error)}"
+        if is_memory(error):
+            raise
+        return f"fails: {said(error)}"
     return None
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """Return an error's class and the first line of its text."""
     text = str(error).strip() or type(error).__name__
     return f"{type(error).__name__}: {text.splitlines()[0][:160]}"
 

@@ -26,6 +26,7 @@ class Attention(nn.Module):
         self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 3 * shared), nn.Linear(8, 3 * shared)
         self.norm = nn.LayerNorm(3)
         self.table = nn.Parameter(torch.randn(20, 4))
+        self.rows = nn.Parameter(torch.randn(4, 20))
         self.register_buffer("places", torch.randint(20, (16, 16)), persistent=False)
         self.proj = nn.Linear(12, 8)
 
@@ -42,9 +43,11 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, last).permute(2, 0, 3, 1, 4).unbind(0)
         if self.kind == "normed":
             q, k = self.norm(q), self.norm(k)
+        if self.kind == "looked up":
+            bias = self.rows[:, self.places]
         if self.kind == "biased":
             bias = self.table[self.places.view(-1)].view(n, n, -1).permute(2, 0, 1).unsqueeze(0)
-        if self.kind in ("written", "biased"):
+        if self.kind in ("written", "biased", "looked up"):
             scores = (q * 3**-0.5) @ k.transpose(-2, -1)
             x = torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
         else:
@@ -112,6 +115,12 @@ def test_a_table_of_relative_positions_has_a_column_for_each_head() -> None:
     analysis = check(Windows("biased"), draws=6)
     assert widths(analysis) == {"patches": (8, 1), "attention.qkv": (36, 9)}
     assert halved(analysis, "attention.qkv").table.shape == (20, 2)
+
+
+def test_a_table_of_relative_positions_has_a_row_for_each_head() -> None:
+    analysis = check(Windows("looked up"), draws=6)
+    assert widths(analysis) == {"patches": (8, 1), "attention.qkv": (36, 9)} and reasons(analysis).keys() == {"head"}
+    assert halved(analysis, "attention.qkv").rows.shape == (2, 20)
 
 
 def test_heads_whose_number_is_computed_with_go_in_a_plain_graph() -> None:

@@ -31,7 +31,7 @@ class Net(nn.Module):
         return self.head(self.body(self.parts, torch.relu(self.stem(x))))
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.InstanceNorm2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **more: int) -> nn.Conv2d:
@@ -112,6 +112,13 @@ def test_a_grouped_convolution_drops_whole_groups() -> None:
 def test_group_norm_drops_whole_groups() -> None:
     analysis = check(Net(lambda m, x: m["n"](x), n=nn.GroupNorm(4, 8)))
     assert widths(analysis) == {"stem": (8, 2)}
+
+
+def test_a_group_norm_of_one_group_takes_its_statistics_over_the_channels_that_stay() -> None:
+    analysis = check(Net(lambda m, x: m["n"](x), n=nn.GroupNorm(1, 8)))
+    assert widths(analysis) == {"stem": (8, 1)}
+    student = build(analysis, analysis.space.architecture(channels={"stem": [0, 3, 4]}))
+    assert (student.parts["n"].num_groups, student.parts["n"].num_channels) == (1, 3)
 
 
 def channels_last(m, x):

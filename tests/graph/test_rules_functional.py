@@ -118,10 +118,64 @@ def test_linear_and_group_norm_as_functions() -> None:
     assert build(analysis, analysis.space.full.with_width("stem", 4)).parts["n"].num_groups == 2
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_a_group_norm_of_one_group_as_a_function(written: bool) -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        n = m["n"]
+        return m["a"](F.group_norm(input=x, num_groups=1, bias=n.bias, weight=n.weight) if written else n(x))
+
+    analysis = check(Net(body, n=OwnGroupNorm(1, 8), a=conv(8, 8)))
+    assert widths(analysis)["stem"] == (8, 1) and not reasons(analysis).keys() - {"head"}
+    assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["n"].weight.shape == (3,)
+
+
 def test_a_weight_that_is_computed_freezes_what_it_reads() -> None:
     analysis = check(Net(lambda m, x: m["b"](m["s"](m["a"](x))), a=conv(8, 6), s=Standardised(6, 6, 3), b=conv(6, 8)))
     assert set(widths(analysis)) == {"stem", "parts.b"}
     assert reasons(analysis)["parts.a"] == "conv2d computes its weight"
+
+
+class Tokens(nn.Module):
+    """Tokens of their own before the image's; rotary frequencies beside queries and keys with biases of theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.registers, self.rows, self.before = nn.Parameter(torch.randn(1, 3, 8)), nn.Parameter(torch.randn(2, 4)), 0
+        self.periods = nn.Buffer(torch.randn(2), persistent=False)
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(8)) for _ in range(3))
+        self.qkv, self.out, self.heads, self.head = nn.Linear(8, 24, bias=False), nn.Linear(8, 8), 2, nn.Linear(8, 5)
+
+    def turned(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2])[:, None] / self.periods[None]
+        sin, cos = torch.cat([angles.sin()] * 2, -1), torch.cat([angles.cos()] * 2, -1)
+        half = torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1)
+        return torch.cat([x[:, :, : self.before], x * cos + half * sin], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.registers.expand(len(x), -1, -1), x], 1)
+        b, n, c = x.shape
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q, self.k, self.v]))
+        q, k, v = qkv.reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
+        return self.head((x + self.out(y.transpose(1, 2).reshape(b, n, c))).mean(1))
+
+
+def test_several_tokens_rotary_frequencies_and_empty_slices_hold_no_channels() -> None:
+    analysis = check(Tokens())
+    assert widths(analysis) == {"patches": (8, 1), "q": (8, 4)}
+    assert reasons(analysis).keys() == {"head", "patches", "q"}
+    assert reasons(analysis)["patches"] == "reshape sizes other channels by their number"
+
+
+def test_a_size_may_be_that_of_channels_that_are_tied_behind() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        return x + torch.addcmul(x, m["a"](x).flatten(2).view(b, c, h, w), m["b"](x))
+
+    analysis = check(Net(body, a=conv(8, 8), b=conv(8, 8)))
+    assert widths(analysis) == {"stem": (8, 1)} and reasons(analysis).keys() == {"head"}
 
 
 class ChannelsFirst(nn.LayerNorm):

@@ -79,7 +79,7 @@ def test_heads_and_the_width_of_the_trunk_go_apart_where_one_is_computed_from_th
     }
     plain = {group.name: group.plain for group in analysis.space.groups if group.plain}
     assert set(plain) == {"patches", "blocks.0.qkv", "blocks.1.qkv"}
-    assert "reshape sizes other channels by their number" in plain["patches"] and "test_plain.py:" in plain["patches"]
+    assert "mul computes with their number" in plain["patches"] and "test_plain.py:" in plain["patches"]
     assert [frozen.name for frozen in analysis.space.frozen] == ["head", "aux"] and analysis.shrinkable > 0.99
 
 
@@ -173,6 +173,23 @@ def test_it_is_written_as_source_code(analysis: Analysis) -> None:
     source = source_of(student, analysis.trace.example)
     assert source.name == "Transformer"
     assert torch.equal(source.build()(analysis.trace.example), student(analysis.trace.example))
+
+
+def test_a_network_of_any_depth_is_a_plain_student() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+            x = self.first(x).view(-1, 2, 4).view(-1, 8)
+            for _ in range(1100):  # more than Python's functions can call one another
+                x = x.relu()
+            return self.last(x)
+
+    analysis = analyse(Deep().eval(), torch.randn(2, 4))
+    student = build(analysis, analysis.space.full.with_width("first", 4))
+    assert isinstance(student, Plain) and student(torch.randn(3, 4)).shape == (3, 2)
 
 
 class Drawing(nn.Module):

@@ -200,7 +200,11 @@ class _Joiner(Walk):
         return [node for node, labels in self.parted.items() if np.isin(self.tied(labels), held).any()]
 
     def in_the_way(self) -> frozenset[str]:
-        """Return parameters and buffers whose channels freeze and were tied to several of one layer."""
+        """Return parameters and buffers whose channels freeze and were tied to several of one layer.
+
+        The smallest come first: a bias of all channels may be tied to several only by what is behind it, say by the
+        frequencies of a rotary embedding.
+        """
         held = self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *(labels for labels, _, _ in self.frozen)]))
         several: set[int] = set()
         for labels in self.emitted.values():
@@ -208,9 +212,9 @@ class _Joiner(Walk):
             several.update(found[times > 1].tolist())
         direct = {str(node.target) for graph in self.trace.graphs for node in graph.find_nodes(op="get_attr")}
         known = {name: self.tied(labels) for name, labels in self.emitted.items() if name in direct}
-        return frozenset(
-            name for name, own in known.items() if np.isin(own, held).all() and not several.isdisjoint(own.tolist())
-        )
+        tied = [n for n, own in known.items() if np.isin(own, held).all() and not several.isdisjoint(own.tolist())]
+        smallest = min((len(self.emitted[name]) for name in tied), default=0)
+        return frozenset(name for name in tied if len(self.emitted[name]) == smallest)
 
     def roots(self) -> Labels:
         """Return, for every label, the one that stands for all that it is tied to."""
@@ -233,8 +237,12 @@ def find_groups(traced: Trace) -> Groups:
     joiner = _Joiner(traced)
     joiner.run()
     # The second pass knows from the start how parameters are cut whose shape is read before they are used.
-    constants = joiner.in_the_way()
-    if constants:
+    constants: frozenset[str] = frozenset()
+    for _ in range(2):
+        found = joiner.in_the_way()
+        if not found:
+            break
+        constants |= found
         joiner = _Joiner(traced, joiner, constants=constants)
         joiner.run()
     # Where channels freeze along one dimension, it tries another, and the third keeps those that freed.

@@ -44,6 +44,7 @@ class _Writer:
         self._graph, self._refit, self._kept, self._silenced = graph, refit, kept, silenced
         self._trace: Trace = refit.trace
         self._theirs = {ours: theirs for theirs, ours in self._trace.twins.items()}
+        self._checks = _checks(graph)
         self._new = fx.Graph()
         self._copies: dict[fx.Node, Any] = {}
         self._passed: dict[tuple[fx.Node, str], Any] = {}
@@ -60,12 +61,17 @@ class _Writer:
     def _is_gone(self, node: fx.Node) -> bool:
         """Return whether a node is an input at its default, looks at one, or writes statistics of a removed module."""
         if node.op == "placeholder":
-            return _is_left_out(node)
+            return self._is_left_out(node)
         if node not in self._trace.order and node not in self._trace.twins:  # only training mode has it
             removed = any(inside(node, path) for path in self._refit.removed)
             return removed or any(other not in self._copies for other in node.all_input_nodes)
         # What stands in for a node of a removed module is an earlier node, whatever became of the module's own inputs.
         return self._bypass(node) is None and any(other not in self._copies for other in node.all_input_nodes)
+
+    def _is_left_out(self, node: fx.Node) -> bool:
+        """Return whether an input is one that the example leaves at its default, which was recorded as a constant."""
+        used = any(user not in self._checks for user in node.users)
+        return not used and not any(isinstance(v, Signature) for v in flat(node.meta["value"]))
 
     def _twin(self, node: fx.Node) -> fx.Node:
         return self._trace.twins.get(node, node)
@@ -176,16 +182,14 @@ def _is_of_shape(node: Any) -> bool:
     return _is_shape(node)
 
 
-def _is_left_out(node: fx.Node) -> bool:
-    """Return whether an input is one that the example leaves at its default, which was recorded as a constant."""
-    used = any(not _checks(user) for user in node.users)
-    return not used and not any(isinstance(v, Signature) for v in flat(node.meta["value"]))
-
-
-def _checks(node: fx.Node) -> bool:
-    """Return whether a node is there for an assertion alone."""
-    asserts = getattr(node.target, "__name__", "") in ("_assert", "_assert_is_none")
-    return asserts or (bool(node.users) and all(map(_checks, node.users)))
+def _checks(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that are there for an assertion alone."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        asserts = getattr(node.target, "__name__", "") in ("_assert", "_assert_is_none")
+        if asserts or (node.users and found.issuperset(node.users)):
+            found.add(node)
+    return found
 
 
 def _any_node(*values: Any) -> bool:

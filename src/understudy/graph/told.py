@@ -36,8 +36,8 @@ def follow_sizes(walk: Walk, node: fx.Node) -> None:
         own = np.concatenate([_NONE, *(_channels_of(walk, value) for value in inputs)])
         if name not in _RESIZING:
             walk.write(labels, f"{name} computes with their number", node)
-        elif not np.isin(walk.tied(labels), walk.tied(own)).all():
-            walk.write(np.concatenate([labels, own]), f"{name} sizes other channels by their number", node)
+        else:
+            walk.sized_by.append((labels, own, node))
     if told.size and describe(node) in ("numel", "nelement") and isinstance(walk.value_of(node.args[0]), Labelled):
         walk.freeze(told, "the number of all elements, those of all examples, is computed with", node)
     if told.size or node in walk.plan.sizes:

@@ -61,6 +61,8 @@ class Walk(ABC):
         self.counted: dict[Key, tuple[Labels, int, fx.Node]] = {}
         self._read: set[Key] = set()
         self._pinned: dict[Key, str] = {}
+        # Channels whose number gives a tensor its size, the channels of that tensor, and where.
+        self.sized_by: list[tuple[Labels, Labels, fx.Node]] = []
         # Of a node that puts channels into several dimensions, the one along which they go, where that was found out.
         self.chosen: Mapping[fx.Node, int] = {}
         # Nodes whose rule failed, and how.
@@ -199,6 +201,11 @@ class Walk(ABC):
             if key in self.counted:
                 labels, _, node = self.counted[key]
                 self.write(labels, f"the forward pass computes with {'.'.join(filter(None, key))}", node, line)
+        for labels, own, node in self.sized_by:  # which may be tied further on: by the addition behind attention
+            if not np.isin(self.tied(labels), self.tied(own)).all():
+                self.write(
+                    np.concatenate([labels, own]), f"{describe(node)} sizes other channels by their number", node
+                )
         return self.plan
 
     @property

@@ -17,6 +17,7 @@ from understudy.graph.analysis import Analysis
 from understudy.graph.channels import FIXED, Labelled, Labels
 from understudy.graph.fake import source_line
 from understudy.graph.nodes import attribute
+from understudy.surgery.masked import norm_over_channels
 
 
 class Gated(nn.Module):
@@ -125,12 +126,10 @@ def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], dict[int
 
 def _counted_in(analysis: Analysis, node: fx.Node) -> Labels:
     """Return the channels that a node takes statistics over."""
-    norm = node.target in (F.layer_norm, F.rms_norm)
-    if node.op == "call_module":
-        norm = isinstance(analysis.trace.root.get_submodule(str(node.target)), nn.LayerNorm | nn.RMSNorm)
+    norm = norm_over_channels(analysis.trace.root, node)
     if norm or analysis.groups.plan.parts[node].statistic is not None:
         labels = analysis.groups.plan.values[node.all_input_nodes[0]].labels
-        if not norm or labels.shape[-1] > 1:
+        if norm is None or labels.shape[norm.dim] > 1:
             return labels.reshape(-1)  # type: ignore[no-any-return]
     return np.zeros(0, dtype=np.int64)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,16 @@ from understudy.core.nested import leaves
 from understudy.graph.analysis import Analysis
 from understudy.graph.channels import Labelled, Standardised
 from understudy.graph.nodes import inside
+from understudy.graph.numbers import plain
 from understudy.graph.units import removed_paths, silenced_path
 from understudy.surgery.build import inherits_all, kept_slots
-
-_NARROWED = (nn.LayerNorm, nn.RMSNorm)
 
 
 class Masked(fx.Interpreter):
     """Runs the teacher's graph with dropped channels zeroed where a layer reads them.
 
     A channel that only passes through (an activation, a norm, an addition) need not be zero there; what a
-    convolution or a linear layer reads of it is. A layer norm over channels leaves the dropped ones out of its
+    convolution or a linear layer reads of it is. A norm over all channels leaves the dropped ones out of its
     statistics, as a narrower one does. Removed units are passed by, and a smaller kernel is one with a rim of
     zeros. Call `run(*inputs)` for the teacher's output.
 
@@ -75,7 +75,7 @@ class Masked(fx.Interpreter):
         return value
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node; one that reads channels gets them masked, a layer norm only those that stay."""
+        """Run one node; one that reads channels gets them masked, a norm over them only those that stay."""
         entry = self._refit.bypass(self._twin(n)) if self.removed and n.op.startswith("call_") else None
         if entry is not None:
             passed = self.env[entry if entry in self.env else self._theirs[entry]]
@@ -94,9 +94,10 @@ class Masked(fx.Interpreter):
         weight = self._refit.plan.values.get(self._twin(n.all_input_nodes[0])) if n.target is F.batch_norm else None
         if isinstance(weight, Standardised):
             return self._standardised(n, weight.name)
-        stays = self._normalised(n)
-        if stays is not None:
-            return self._narrow_norm(n, stays)
+        norm = norm_over_channels(self.module, n)
+        stays = self._normalised(n, norm) if norm is not None else None
+        if norm is not None and stays is not None:
+            return self._narrow_norm(n, norm, stays)
         part = self._refit.plan.parts.get(self._twin(n))
         if part is not None and part.statistic is not None:
             first = n.all_input_nodes[0]
@@ -145,30 +146,26 @@ class Masked(fx.Interpreter):
         found[..., stays] = F.batch_norm(whole[..., stays], *args[1:], **kwargs)
         return found
 
-    def _normalised(self, node: fx.Node) -> Tensor | None:
-        """Return which channels stay, (C,), of a layer norm that loses some; None of any other node."""
-        module = self._modules[str(node.target)] if node.op == "call_module" else None
-        if node.target not in (F.layer_norm, F.rms_norm) and not isinstance(module, _NARROWED):
-            return None
+    def _normalised(self, node: fx.Node, norm: Norm) -> Tensor | None:
+        """Return which channels stay, (C,), of a norm over them that loses some; None of any other."""
         known = self._refit.plan.values.get(self._twin(node))
-        if not isinstance(known, Labelled) or known.labels.shape[-1] == 1:  # it is over space
+        if not isinstance(known, Labelled) or known.labels.shape[norm.dim] == 1:  # it is over space
             return None
         stays = self._kept[torch.from_numpy(known.labels.copy())]
         return None if bool(stays.all()) else stays.reshape(-1)
 
-    def _narrow_norm(self, node: fx.Node, stays: Tensor) -> Tensor:
+    def _narrow_norm(self, node: fx.Node, norm: Norm, stays: Tensor) -> Tensor:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        rms = node.target is F.rms_norm
         if node.op == "call_module":
             module: Any = self.module.get_submodule(str(node.target))
-            rms = isinstance(module, nn.RMSNorm)
-            bias = () if rms else (module.bias,)
-            args = (*args, module.normalized_shape, module.weight, *bias, module.eps)
-        x, _, weight, *rest = (_rms_arguments if rms else _norm_arguments)(*args, **kwargs)
+            held = (getattr(module, name) for name in ("weight", "bias") if hasattr(module, name))
+            args = (*args, None, *held, module.eps)
+        x, _, weight, *rest = norm.arguments(*args, **kwargs)
         cut = [None if value is None else value[stays] for value in (weight, *rest[:-1])]
-        norm: Any = F.rms_norm if rms else F.layer_norm
+        over = (int(stays.sum()),) if norm.dim == -1 else 1
         out = torch.zeros_like(x)
-        out[..., stays] = norm(x[..., stays], (int(stays.sum()),), *cut, rest[-1])
+        places = (..., stays) if norm.dim == -1 else (slice(None), stays)
+        out[places] = norm.function(x[places], over, *cut, rest[-1])
         return out
 
     def _masked(self, node: fx.Node, value: Any) -> Any:
@@ -188,18 +185,43 @@ def rimmed(weight: Tensor, kernel: int) -> Tensor:
     return rim
 
 
+@dataclass(frozen=True)
+class Norm:
+    """How a norm over all channels is computed: the function, its arguments in their order, where the channels are."""
+
+    function: Callable[..., Tensor]
+    arguments: Callable[..., tuple[Any, ...]]
+    dim: int
+
+
+def norm_over_channels(root: nn.Module, node: fx.Node) -> Norm | None:
+    """Return how a layer norm, an RMS norm or a group norm of one group is computed; None of any other node."""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if node.target is F.layer_norm or isinstance(module, nn.LayerNorm):
+        return Norm(F.layer_norm, _norm_arguments, -1)
+    if node.target is F.rms_norm or isinstance(module, nn.RMSNorm):
+        return Norm(F.rms_norm, _rms_arguments, -1)
+    groups: Any = None
+    if node.target is F.group_norm:
+        groups = node.args[1] if len(node.args) > 1 else node.kwargs["num_groups"]
+    groups = module.num_groups if isinstance(module, nn.GroupNorm) else groups
+    if plain(groups) == 1:
+        return Norm(F.group_norm, _norm_arguments, 1)
+    return None
+
+
 def _norm_arguments(
-    input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    input: Tensor, over: Any = None, weight: Any = None, bias: Any = None, eps: float = 1e-5, **_: Any
 ) -> tuple[Any, ...]:
-    """Return the arguments of `F.layer_norm` in their order."""
-    return input, normalized_shape, weight, bias, eps
+    """Return the arguments of `F.layer_norm` or `F.group_norm` in their order."""
+    return input, over, weight, bias, eps
 
 
 def _rms_arguments(
-    input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
+    input: Tensor, over: Any = None, weight: Any = None, eps: float | None = None, **_: Any
 ) -> tuple[Any, ...]:
     """Return the arguments of `F.rms_norm` in their order."""
-    return input, normalized_shape, weight, eps
+    return input, over, weight, eps
 
 
 def relative_error(analysis: Analysis, architecture: Architecture, student: nn.Module, x: Tensor) -> float:

@@ -152,16 +152,17 @@ def norm_per_channel(
 def group_norm(
     walk: Walk, node: fx.Node, input: Any, num_groups: Any, weight: Any = None, *rest: Any, **named: Any
 ) -> Labelled:
-    """A group shares statistics, so it stays or goes whole."""
+    """As the layer."""
     x = walk.as_tensor(input, node)
     labels = walk.channels(x, 1, node)
     per_group = len(labels) // num_groups
     if num_groups == 1:
-        walk.freeze(labels, "group norm takes statistics over all of these channels", node)
-    elif not walk.follow(num_groups, labels, node, per=per_group):
-        walk.write(labels, f"group norm writes its groups as {int(num_groups)}", node)
-    walk.bundle(labels.reshape(-1, per_group), node)
-    walk.sized((1,) if len(node.args) > 1 else ("num_groups",), labels, per=per_group)
+        walk.leave(num_groups)
+    else:
+        if not walk.follow(num_groups, labels, node, per=per_group):
+            walk.write(labels, f"group norm writes its groups as {int(num_groups)}", node)
+        walk.bundle(labels.reshape(-1, per_group), node)
+        walk.sized((1,) if len(node.args) > 1 else ("num_groups",), labels, per=per_group)
     for value in (weight, named.get("bias", rest[0] if rest else None)):
         _per_channel(walk, node, value, labels)
     if isinstance(weight, ParameterUse):

@@ -102,16 +102,17 @@ def norm_per_channel(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any
 
 @for_modules(nn.GroupNorm)
 def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
-    """A group shares statistics, so it stays or goes whole."""
+    """A group shares statistics, so it stays or goes whole; one of all channels has those of the ones that stay."""
     name = str(node.target)
     labels = walk.channels(x, 1, node)
     per_group = module.num_channels // module.num_groups
-    walk.bundle(labels.reshape(-1, per_group), node)
     if module.weight is not None:
         walk.parameter(f"{name}.weight", ParameterPlan((labels,)), node)
         walk.parameter(f"{name}.bias", ParameterPlan((labels,)), node)
     walk.count_in((name, "num_channels"), labels, node)
-    walk.count_in((name, "num_groups"), labels, node, per=per_group)
+    if module.num_groups > 1:
+        walk.bundle(labels.reshape(-1, per_group), node)
+        walk.count_in((name, "num_groups"), labels, node, per=per_group)
     return x
 
 

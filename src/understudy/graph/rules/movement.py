@@ -218,9 +218,13 @@ def roll(walk: Walk, node: fx.Node, x: Labelled, shifts: Any, dims: Any = None) 
     return x
 
 
-@for_calls("expand", torch.broadcast_to)
-def expand(walk: Walk, node: fx.Node, x: Labelled, *sizes: Any) -> Labelled:
-    """Repeats along dimensions of size 1; a written number of channels stays."""
+@for_calls("expand", torch.broadcast_to, parameters=True)
+def expand(walk: Walk, node: fx.Node, x: Any, *sizes: Any) -> Labelled:
+    """Repeats along dimensions of size 1; a written number of channels stays.
+
+    A parameter with several other dimensions is one of several tokens, whose channels are in the last.
+    """
+    x = walk.as_tensor(x, node, len(x.shape) - 1 if sum(size > 1 for size in x.shape) > 1 else None)
     flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     new = len(flat) - len(x.shape)
     labels = x.labels.reshape((1,) * new + x.labels.shape)

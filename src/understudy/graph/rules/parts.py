@@ -106,18 +106,36 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
         return _looked_up(walk, node, x, key)
     if isinstance(x, ParameterUse) and isinstance(key, slice) and key.step is None and is_part_of_linear(node):
         return _rows(walk, node, x, key)
+    if isinstance(x, ParameterUse) and _is_column(x, key):
+        return _looked_up(walk, node, x, key[1], dim=0)
     x = walk.as_tensor(x, node) if isinstance(x, ParameterUse) else x
     if not isinstance(x, Labelled):
         return x[key]
     keys = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
         return _indexed(walk, node, x, tuple(_places(walk, node, k) for k in keys))
-    flat = np.broadcast_to(x.labels, x.shape)[key]
+    shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
+    labels = x.labels[_on_labels(x, keys)]
     if not _counted(walk, node, x, keys):
         for dim, index in _dims_of(x, keys):
             if dim in x.varying and keys[index] != slice(None):
                 _cut(walk, node, x, dim, index)
-    return Labelled(flat.shape, compressed(flat))
+    return Labelled(shape, compressed(labels))
+
+
+def _is_column(x: ParameterUse, key: Any) -> bool:
+    """Return whether a key takes places, given as a tensor, out of each row of a table."""
+    pair = isinstance(key, tuple) and len(key) == len(x.shape) == 2
+    return pair and isinstance(key[1], Labelled | ParameterUse) and key[0] == slice(None)
+
+
+def _on_labels(x: Labelled, keys: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return keys for the labels, which have one element along a dimension without channels whatever is taken."""
+    chosen = list(keys)
+    for dim, index in _dims_of(x, keys):
+        if x.labels.shape[dim] == 1:
+            chosen[index] = 0 if isinstance(keys[index], int) else slice(None)
+    return tuple(chosen)
 
 
 @for_calls(torch.gather, "gather")
@@ -225,14 +243,17 @@ def _indexed(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> A
     return Labelled(shape, x.labels.reshape((1,) * len(places) + x.labels.shape[count:]))
 
 
-def _looked_up(walk: Walk, node: fx.Node, table: ParameterUse, index: Labelled | ParameterUse) -> Any:
-    """Rows of a table (N, H), such as the bias of each of H heads by relative position: columns are channels."""
+def _looked_up(walk: Walk, node: fx.Node, table: ParameterUse, index: Labelled | ParameterUse, *, dim: int = 1) -> Any:
+    """Places of a table (N, H) or (H, N), such as the bias of each of H heads by relative position: heads are channels.
+
+    `dim` is where they are.
+    """
     places = walk.as_tensor(index, node)
-    whole = walk.recorded(node)
-    if not places.is_fixed or whole.shape != (*places.shape, table.shape[1]):
+    whole, heads = walk.recorded(node), table.shape[dim]
+    if not places.is_fixed or whole.shape != ((*places.shape, heads) if dim else (heads, *places.shape)):
         return walk.give_up(node, (table, index), {}, "no rule for an index that is a tensor")
-    values = walk.as_tensor(table, node, dim=1)
-    return Labelled(whole.shape, values.labels.reshape((1,) * len(places.shape) + values.labels.shape[1:]))
+    labels = walk.channels(walk.as_tensor(table, node, dim=dim), dim, node)
+    return Labelled.along(whole.shape, len(places.shape) if dim else 0, labels)
 
 
 def _counted(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> bool:

@@ -57,6 +57,7 @@ def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled
     *("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "tanh_", "clamp_", "erf", "rsqrt"),
     *("contiguous", "clone", "detach", "float", "half", "double", "type"),
     *(torch.square, torch.log, torch.sin, torch.cos, torch.where, torch.zeros_like, torch.ones_like, torch.clone),
+    *(torch.addcmul, torch.addcdiv, torch.lerp, "addcmul", "addcdiv", "lerp"),
     *("square", "log", "sin", "cos", "pow_", "hardswish", "softplus", "masked_fill", "bfloat16", "requires_grad_"),
     *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
     # These multiply each example, or each example's tensor, by one random number.
