@@ -37,7 +37,6 @@ LOWER = {
     "WhisperEncoder": 0.95,
     "BartForConditionalGeneration": 0.85,  # embeddings that share a table, positions that are cut at written places
     "DebertaV2ForSequenceClassification": 0.75,  # heads lie in the batch, which is then of another size
-    "PoolFormerForImageClassification": 0.6,  # a group norm takes statistics over all channels of a stage
     "Wav2Vec2ForSequenceClassification": 0.8,  # a convolution whose weight is computed keeps the trunk
 }
 
