@@ -63,7 +63,7 @@ def test_students_of_the_zoo(name: str) -> None:
 
 @pytest.mark.parametrize("model", OTHERS)
 def test_students_of_models_that_nobody_here_wrote(model: Model) -> None:
-    for student in students(analyse(model.create(), images(2, size=model.size)), few=model.name == "resnet18"):
+    for student in students(analyse(model.small(), images(2, size=model.size)), few=model.name == "resnet18"):
         source = source_of(student, images(2, size=model.size))
         assert source.build().state_dict().keys() == student.state_dict().keys()
         assert max(map(len, source.text.splitlines())) <= 120

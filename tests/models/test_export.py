@@ -26,7 +26,7 @@ EACH += [pytest.param(m, id=m.name, marks=pytest.mark.slow) for m in MODELS if m
 
 
 def analysed(model: str | Model) -> Analysis:
-    return zoo_analysis(model) if isinstance(model, str) else analyse(model.create(), images(2, size=model.size))
+    return zoo_analysis(model) if isinstance(model, str) else analyse(model.small(), images(2, size=model.size))
 
 
 @pytest.fixture(scope="module", params=EACH)

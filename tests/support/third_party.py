@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.fewer_layers import FEWER_LAYERS
+
 _declared: list[torch.library.Library] = []  # what goes out of scope is undeclared
 
 
@@ -36,6 +38,15 @@ class Model:
             if self.library == "timm":
                 return module.create_model(self.name, pretrained=False, **arguments).eval()
             return module.get_model(self.name, weights=None, **_ARGUMENTS.get(self.name, {}), **arguments).eval()
+
+    def small(self) -> nn.Module:
+        """Return it with fewer and narrower layers and ten classes, in evaluation mode with weights of seed 0."""
+        library(self.library)
+        if self.name not in FEWER_LAYERS:
+            return self.create(num_classes=10)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return FEWER_LAYERS[self.name](10).eval()
 
 
 def need(*packages: str) -> None:

@@ -188,6 +188,12 @@ class Space:
         """Return the layer of that name, or raise ArchitectureError."""
         return _named("layer", name, self._layers)
 
+    def layers_of(self, unit: str) -> frozenset[str]:
+        """Return the leaf layers that go with a unit."""
+        if unit not in self._layers_of:
+            self._layers_of[unit] = frozenset(self.unit(unit).layers)
+        return self._layers_of[unit]
+
     @cached_property
     def _groups(self) -> dict[str, Group]:
         return {group.name: group for group in self.groups}
@@ -199,6 +205,10 @@ class Space:
     @cached_property
     def _layers(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def _layers_of(self) -> dict[str, frozenset[str]]:
+        return {}
 
     @cached_property
     def digest(self) -> str:
@@ -258,7 +268,7 @@ class Architecture:
         ArchitectureError: a name is unknown or a value is not legal.
     """
 
-    space: Space = field(repr=False)
+    space: Space = field(repr=False, hash=False)  # to hash all of it takes longer than most of what is asked here
     removed: frozenset[str] = frozenset()
     widths: tuple[tuple[str, int], ...] = ()
     kernels: tuple[tuple[str, int], ...] = ()
@@ -282,11 +292,19 @@ class Architecture:
 
     def width(self, group: str) -> int:
         """Return how many channels the group keeps."""
-        return dict(self.widths).get(group, self.space.group(group).width)
+        return self._widths[group] if group in self._widths else self.space.group(group).width
 
     def kernel(self, layer: str) -> int:
         """Return the layer's kernel size."""
-        return dict(self.kernels).get(layer, self.space.layer(layer).kernel)
+        return self._kernels[layer] if layer in self._kernels else self.space.layer(layer).kernel
+
+    @cached_property
+    def _widths(self) -> dict[str, int]:
+        return dict(self.widths)
+
+    @cached_property
+    def _kernels(self) -> dict[str, int]:
+        return dict(self.kernels)
 
     def without(self, *units: str) -> Architecture:
         """Return this architecture with those units removed as well."""
@@ -307,20 +325,20 @@ class Architecture:
         A unit inside a removed one, the width of a group and the kernel of a layer that are gone, and
         values equal to the teacher's say nothing and are dropped.
         """
-        space = self.space
-        units = {name: frozenset(space.unit(name).layers) for name in self.removed}
-        removed = frozenset(u for u, layers in units.items() if not any(layers < other for other in units.values()))
-        gone = frozenset[str]().union(*units.values())
-        kept = {g.name for g in space.groups if g.name not in gone and not (g.layers and gone.issuperset(g.layers))}
-        return Architecture(
-            space=space,
-            removed=removed,
-            widths=tuple((g, w) for g, w in self.widths if g in kept and w != space.group(g).width),
-            kernels=tuple((n, k) for n, k in self.kernels if n not in gone and k != space.layer(n).kernel),
-            channels=tuple(
-                (g, slots) for g, slots in self.channels if g in kept and self.width(g) != space.group(g).width
-            ),
+        space, gone, removed = self.space, frozenset[str](), self.removed
+        if removed:
+            units = {name: space.layers_of(name) for name in removed}
+            gone = gone.union(*units.values())
+            removed = frozenset(u for u, layers in units.items() if not any(layers < other for other in units.values()))
+        widths = tuple(
+            (g, w) for g, w in self.widths if space.group(g).width != w and not _is_gone(space.group(g), gone)
         )
+        decided = {name for name, _ in widths}
+        kernels = tuple((n, k) for n, k in self.kernels if n not in gone and k != space.layer(n).kernel)
+        channels = tuple((g, slots) for g, slots in self.channels if g in decided)
+        if (removed, widths, kernels, channels) == (self.removed, self.widths, self.kernels, self.channels):
+            return self
+        return Architecture(space=space, removed=removed, widths=widths, kernels=kernels, channels=channels)
 
     def _changed(self, **changes: Any) -> Architecture:
         decisions: dict[str, Any] = {
@@ -374,6 +392,11 @@ def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise ArchitectureError(f"the Space has no {kind} {name!r}{did_you_mean(name, known)}")
     return known[name]
+
+
+def _is_gone(group: Group, layers: frozenset[str]) -> bool:
+    """Return whether nothing is left of a group without these layers."""
+    return group.name in layers or bool(group.layers and layers.issuperset(group.layers))
 
 
 def _check_space(space: Space, made_for: str) -> None:

@@ -51,13 +51,6 @@ def inside(node: fx.Node, path: str) -> bool:
     return path in node.meta.get("nn_module_stack", {})
 
 
-def entry_nodes(trace: Trace, path: str, graph: fx.Graph | None = None) -> tuple[fx.Node, ...]:
-    """Return the nodes outside a module whose values its forward reads, parameters aside."""
-    members = [node for node in trace.members.get(path, ()) if node.graph is (graph or trace.graph)]
-    outside = (n for member in members for n in member.all_input_nodes if not inside(n, path) and n.op != "get_attr")
-    return tuple(dict.fromkeys(outside))
-
-
 def attribute(root: nn.Module, path: str) -> Any:
     """Return the parameter, buffer or module at a dotted path."""
     return operator.attrgetter(path)(root) if path else root

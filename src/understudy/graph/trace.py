@@ -21,6 +21,7 @@ from understudy.core.errors import TraceError
 from understudy.graph.compare import difference, twins
 from understudy.graph.copies import copied, first_names, overlapping, tensor_at
 from understudy.graph.fake import Signature
+from understudy.graph.nodes import inside
 from understudy.graph.numbers import Call, Key, Watch
 from understudy.graph.recorder import TRACED, record_inputs
 
@@ -98,6 +99,20 @@ class Trace:
             for path in node.meta.get("nn_module_stack", {}):
                 found.setdefault(path, []).append(node)
         return found
+
+    def entries(self, path: str, graph: fx.Graph | None = None) -> tuple[fx.Node, ...]:
+        """Return the nodes outside a module whose values its forward reads, parameters aside."""
+        graph = graph or self.graph
+        if (path, graph) not in self._entries:
+            members = [node for node in self.members.get(path, ()) if node.graph is graph]
+            read = (n for member in members for n in member.all_input_nodes if n.op != "get_attr")
+            self._entries[path, graph] = tuple(dict.fromkeys(n for n in read if not inside(n, path)))
+        return self._entries[path, graph]
+
+    @cached_property
+    def _entries(self) -> dict[tuple[str, fx.Graph], tuple[fx.Node, ...]]:
+        """What `entries` has found: each removed module's are asked for at every node of it, in every student."""
+        return {}
 
 
 def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Trace:

@@ -14,7 +14,7 @@ from understudy.core.architecture import Layer, Unit
 from understudy.core.errors import SurgeryError
 from understudy.graph.channels import Labelled
 from understudy.graph.groups import Groups
-from understudy.graph.nodes import describe, enclosing_modules, entry_nodes, inside
+from understudy.graph.nodes import describe, enclosing_modules, inside
 from understudy.graph.refit import Refit
 from understudy.graph.retrace import asked_types
 from understudy.graph.trace import Trace
@@ -246,7 +246,7 @@ def _blocks(groups: Groups, sites: list[_Site], ends: set[str]) -> Iterator[Unit
         heavy = [site for site in members if any(True for _ in site.module.parameters())]
         if path == "" or "@" in path or len(heavy) < 2 or ends & set(layers) or f"{path}@1" in trace.members:
             continue
-        entries = entry_nodes(trace, path)
+        entries = trace.entries(path)
         nodes = [n for n in trace.members[path] if n.graph is trace.graph]
         exits = [n for n in nodes if any(not inside(user, path) for user in n.users)]
         if entries and len(exits) == 1 and _alike(values[entries[0]], values[exits[0]]):
@@ -324,7 +324,7 @@ def _can_be_left_out(trace: Trace, path: str) -> bool:
     """Return whether an identity can stand in for a module: nobody reads of it, one tensor is given first and comes."""
     if path in trace.read:
         return False
-    entries = {node.name for graph in trace.graphs for node in entry_nodes(trace, path, graph)[:1]}
+    entries = {node.name for graph in trace.graphs for node in trace.entries(path, graph)[:1]}
     return all(call.gives_one and (call.is_plain or call.first in entries) for call in trace.calls.get(path, ()))
 
 

@@ -33,7 +33,7 @@ from understudy.graph.channels import (
 )
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
 from understudy.graph.flops import counting
-from understudy.graph.nodes import describe, enclosing_modules, entry_nodes
+from understudy.graph.nodes import describe, enclosing_modules
 from understudy.graph.numbers import Key, Number, plain
 from understudy.graph.outputs import remembered
 from understudy.graph.told import follow_sizes
@@ -346,7 +346,7 @@ class Walk(ABC):
         """Return the node whose value stands in for one inside a removed module."""
         for path in enclosing_modules(node) if self._removed else ():
             if path in self._removed:
-                return entry_nodes(self.trace, path, node.graph)[0]
+                return self.trace.entries(path, node.graph)[0]
         return None
 
     def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
