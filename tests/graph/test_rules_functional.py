@@ -178,6 +178,26 @@ def test_a_size_may_be_that_of_channels_that_are_tied_behind() -> None:
     assert widths(analysis) == {"stem": (8, 1)} and reasons(analysis).keys() == {"head"}
 
 
+def test_rows_of_a_parameter_that_are_taken_one_by_one_have_channels() -> None:
+    class Gates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gates, self.a = nn.Parameter(torch.randn(3, 8)), conv(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gates = torch.sigmoid(self.gates).view(3, -1, 1, 1)
+            return x * gates[0] + self.a(x) * gates[2]
+
+    analysis = check(Net(lambda m, x: m["g"](x), g=Gates()))
+    assert widths(analysis) == {"stem": (8, 1)} and reasons(analysis).keys() == {"head"}
+    assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["g"].gates.shape == (3, 3)
+
+
+def test_the_largest_channel_is_one_of_those_that_stay() -> None:
+    analysis = check(Net(lambda m, x: m["a"](x) * torch.sigmoid(x.amax(1, keepdim=True)), a=conv(8, 8)))
+    assert widths(analysis) == {"stem": (8, 1), "parts.a": (8, 1)}
+
+
 class ChannelsFirst(nn.LayerNorm):
     """A layer norm over dimension 1, as ConvNeXt has it."""
 

@@ -80,7 +80,22 @@ def _beside(walk: Walk, node: fx.Node, use: ParameterUse, tensors: list[Labelled
     last, wide = len(use.shape), [d for d, size in enumerate(use.shape) if size > 1]
     along = {d - len(tensor.shape) for tensor in tensors for d in tensor.varying}
     same = [d for d in wide if d - last in along]
+    if not tensors and len(wide) == 2 and wide[0] == 0 and _is_list(node):
+        return walk.as_tensor(use, node, wide[1])
     return walk.as_tensor(use, node, same[0] if len(wide) > 1 and len(same) == len(along) == 1 else None)
+
+
+def _is_list(node: fx.Node) -> bool:
+    """Return whether members along the first dimension are taken one by one, each as a tensor of its own."""
+    count = node.meta["value"].shape[0]
+
+    def takes(user: fx.Node) -> bool:
+        if user.target is operator.getitem:
+            return user.args[0] is node and isinstance(user.args[1], int)
+        shaped = user.op == "call_method" and user.target in ("view", "reshape", "to", "type_as")
+        return shaped and user.args[0] is node and user.meta["value"].shape[0] == count and _is_list(user)
+
+    return bool(node.users) and all(map(takes, node.users))
 
 
 @for_calls("to", "type_as", parameters=True)

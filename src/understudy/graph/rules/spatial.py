@@ -87,17 +87,16 @@ def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:
     *("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "all", "any"),
 )
 def reduce(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """Over space it keeps channels. A mean, sum or norm over channels is over those that stay; others freeze them."""
+    """Over space it keeps channels. A mean, sum, norm or extreme of channels is of those that stay; others freeze."""
     if not isinstance(dim, int | tuple | list) and dim is not None:
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"no rule for {describe(node)} with these arguments")
     rank = len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     reduced = {d % rank for d in dims}
     over = reduced & set(x.varying)
-    summed = describe(node) in ("mean", "sum", "linalg_vector_norm", "norm") and isinstance(
-        walk.plan.values[node.all_input_nodes[0]], Labelled
-    )
-    if over and (not summed or len(x.varying) > 1):
+    named = describe(node) in ("mean", "sum", "linalg_vector_norm", "norm", "amax", "amin")
+    able = named and isinstance(walk.plan.values[node.all_input_nodes[0]], Labelled)
+    if over and (not able or len(x.varying) > 1):
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"{describe(node)} runs over these channels")
     if over:
         (walk.part.statistic,) = over
