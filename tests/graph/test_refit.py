@@ -52,3 +52,22 @@ def test_what_no_removal_reaches_is_the_teachers() -> None:
     assert all(plan.values[node] is value for node, value in analysis.groups.plan.values.items())
     with pytest.raises(SurgeryError, match=r"torch\.cat"):
         analysis.refit(analysis.space.architecture(removed=[f"layers.{i}" for i in range(LAYERS)]))
+
+
+class Joined(nn.Module):
+    """A grouped convolution of as many inputs as `wider` makes."""
+
+    def __init__(self, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.stem, self.wider, self.beside = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 1)
+        self.grouped, self.head = nn.Conv2d(20, outputs, 1, groups=groups), nn.Conv2d(outputs, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wider(self.stem(x))
+        return self.head(self.grouped(torch.cat([self.beside(x), x], 1)))
+
+
+@pytest.mark.parametrize(("outputs", "groups"), [(12, 2), (10, 5)])
+def test_a_removal_that_leaves_no_whole_groups_is_not_offered(outputs: int, groups: int) -> None:
+    analysis = analyse(Joined(outputs, groups), images(2, size=4))
+    assert not [unit.name for unit in analysis.space.units if "wider" in unit.layers]
