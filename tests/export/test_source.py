@@ -20,7 +20,8 @@ from understudy.models import zoo
 from understudy.surgery.build import build
 
 QUICK = ("resnet20", "vgg11", "mobilenet_v2")
-ZOO = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in zoo.names()]
+MARKS = dict.fromkeys(QUICK, ()) | {"resnet110": (pytest.mark.slow, pytest.mark.nightly)}  # it has more blocks only
+ZOO = [pytest.param(name, marks=MARKS.get(name, pytest.mark.slow)) for name in zoo.names()]
 # One of each difficulty: attention, parameters of the module itself, lists as arguments, functions of torchvision,
 # shapes in the forward pass, heads in training only, batch norm that is a class of its own.
 NAMES = ("resnet18", "vit_b_16", "convnext_tiny", "densenet121", "efficientnet_b0", "shufflenet_v2_x1_0", "googlenet")

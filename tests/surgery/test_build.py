@@ -20,7 +20,12 @@ from understudy.surgery.masked import Masked
 NAMES = zoo.names()
 # The thin and deep ones have the structure of their smaller kin; the slow set holds them to it as well.
 QUICK = [name for name in NAMES if name not in ("resnet56", "resnet110", "resnet34", "vgg16", "vgg19", "densenet40")]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in QUICK]
+AT_NIGHT = ("resnet110",)  # nothing but more blocks than resnet56
+SLOW = [
+    pytest.param(name, marks=(pytest.mark.slow, pytest.mark.nightly) if name in AT_NIGHT else pytest.mark.slow)
+    for name in NAMES
+    if name not in QUICK
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

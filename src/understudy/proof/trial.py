@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from understudy.surgery.masked import Masked, rimmed, tensors_of
 
 _BATCHES = (3, 4)  # besides that of the example; the last one in training mode
 _LEAST = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest value: what rounding may do
+_FEW = 10_000_000  # MACs that take less time than what torch does to run without values
 _ROUNDING = 50.0  # times what a change of the last digits of the parameters does
 
 
@@ -289,15 +291,21 @@ class Trials:
     def _counted(self, module: nn.Module) -> int:
         batch = self.analysis.trace.batch
         inputs = inputs_like(self._given, batch, batch, self.dtype)
-        try:  # without values, which does not work for tensors that a forward pass makes on the CPU
-            named = (*module.named_parameters(), *module.named_buffers())
-            instead = {name: tensor.detach().to("meta") for name, tensor in named}
-            with counting() as counter, OnlyMacs():
-                call(module, map_structure(dict(inputs), _on_meta), training=False, instead=instead)
-        except Exception:
-            with counting() as counter:
-                call(module, inputs, training=False)
+        macs = predict(self.analysis, self.analysis.space.full).macs
+        with contextlib.suppress(Exception):  # tensors that a forward pass makes on the CPU have values
+            if batch * macs > _FEW:
+                return self._counted_without_values(module, inputs) // 2 // batch
+        kept = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        with counting() as counter:
+            call(module, inputs, training=False, instead=kept)
         return int(counter.get_total_flops()) // 2 // batch
+
+    def _counted_without_values(self, module: nn.Module, inputs: Inputs) -> int:
+        named = (*module.named_parameters(), *module.named_buffers())
+        instead = {name: tensor.detach().to("meta") for name, tensor in named}
+        with counting() as counter, OnlyMacs():
+            call(module, map_structure(dict(inputs), _on_meta), training=False, instead=instead)
+        return int(counter.get_total_flops())
 
 
 _Heard = dict[str, list[Tensor]]
