@@ -55,9 +55,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _hasty() -> Iterator[None]:
-    """Time networks in a few pairs: what most tests show of a run is not how fast a network is."""
+    """Time networks in a few short pairs, on one thread: what most tests show of a run is not how fast a network is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("understudy.cost.measure.PAIRS", (3, 3))
+        patch.setattr("understudy.cost.measure.LEAST_MS", 0.0)
+        patch.setattr("understudy.jobs.summary.cores", lambda: 1)
         yield
 
 

@@ -37,7 +37,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 @pytest.fixture(scope="module")
 def done(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> us.Result:
     """A finished run, not to be changed."""
-    return squeeze(teacher, tmp_path_factory.mktemp("runs") / "done", goal=us.Goal(params="4x", score_drop=0.9))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("understudy.jobs.summary.cores", lambda: 2)
+        return squeeze(teacher, tmp_path_factory.mktemp("runs") / "done", goal=us.Goal(params="4x", score_drop=0.9))
 
 
 def keys(folder: Path) -> list[str]:
@@ -64,6 +66,7 @@ def test_the_table_can_be_printed(done: us.Result, monkeypatch: pytest.MonkeyPat
     lines = [" ".join(line.replace("│", " ").split()) for line in str(done.table).splitlines()]
     assert any(line.startswith("parameters") and f"{done.summary.student.cost.parameters:,}" in line for line in lines)
     assert any(line.startswith("params 4x") and line.endswith("✓") for line in lines)
+    assert [timed.where for timed in done.summary.latency] == ["1 thread", "2 threads"]
     for timed in done.summary.latency:
         assert any(line.startswith(f"ms for 1 example, {timed.where}") and str(timed) in line for line in lines)
     error = 100 * done.summary.student.val.error

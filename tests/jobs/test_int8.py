@@ -38,9 +38,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> us.Result:
 
 @pytest.fixture(scope="module")
 def result(teacher: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> us.Result:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("understudy.jobs.summary.cores", lambda: 1)  # one comparison of latencies
-        return squeeze(teacher, tmp_path_factory.mktemp("runs") / "run", goal=GOAL)
+    return squeeze(teacher, tmp_path_factory.mktemp("runs") / "run", goal=GOAL)
 
 
 def file_of(result: us.Result) -> Path:
@@ -108,7 +106,6 @@ def test_the_better_one_in_8_bits_wins(result: us.Result, teacher: nn.Module, mo
     run.remember("int8", known)
     (run.folder / "summary.json").unlink()
     monkeypatch.setattr("understudy.jobs.int8.in_eight_bits", None)
-    monkeypatch.setattr("understudy.jobs.summary.cores", lambda: 1)
     again = squeeze(teacher, result.run, goal=GOAL)
     assert again.summary.name == loser.name and again.summary.int8.network.val.value == loser.int8
     assert [final.val for final in again.summary.finals] == [final.val for final in result.summary.finals]

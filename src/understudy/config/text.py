@@ -10,6 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -100,6 +101,7 @@ def to_toml(job: Compression) -> str:
     return tomli_w.dumps(_without_none({"method": method.name, **tables, method.name: asdict(method)}))
 
 
+@lru_cache(maxsize=16)  # the settings of a run are asked for at every turn
 def of_toml(text: str, *, source: str) -> Compression:
     """Read what `to_toml` wrote; a method of the caller's own is an `OwnMethod`.
 

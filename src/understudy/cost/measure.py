@@ -16,7 +16,7 @@ from understudy.core.timing import Comparison, Timing
 from understudy.graph.copies import copied
 
 _WARMUP = 5
-_LEAST_MS = 1.0  # of one reading of the clock; shorter networks run several times for one
+LEAST_MS = 1.0  # of one reading of the clock; shorter networks run several times for one
 _MOST_CALLS = 100
 PAIRS = (11, 101)  # of times, at least and at most
 _NARROW = 0.01  # of the median ratio: a 95% interval of it that needs no more pairs
@@ -92,7 +92,7 @@ def _calls(model: nn.Module, images: Any) -> int:
     """Return how many forward passes are long enough for the clock; the first ones warm up."""
     for _ in range(_WARMUP):
         forward_ms(model, images, 1)
-    return min(max(math.ceil(_LEAST_MS / max(forward_ms(model, images, 1), 1e-6)), 1), _MOST_CALLS)
+    return min(max(math.ceil(LEAST_MS / max(forward_ms(model, images, 1), 1e-6)), 1), _MOST_CALLS)
 
 
 @contextmanager
