@@ -50,7 +50,7 @@ class Elastic(nn.Module):
         students: take turns; those whose weights are not all slices of the teacher's are left out.
 
     Raises:
-        ValueError: none is left.
+        ValueError: none is left, or a parameter has more than 2**24 places.
     """
 
     def __init__(self, analysis: Analysis, students: Sequence[Architecture]) -> None:
@@ -75,10 +75,12 @@ class Elastic(nn.Module):
 
 def _numbered(teacher: nn.Module) -> nn.Module:
     """Return a copy whose parameters hold the numbers of their places, so that slices of it say where they are from."""
-    network = copied(teacher).double()
+    network = copied(teacher).float()
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.copy_(torch.arange(parameter.numel(), dtype=torch.float64).view(parameter.shape))
+            if parameter.numel() > 2**24:
+                raise ValueError(f"float32 counts to 2**24, but a parameter has {parameter.numel():,} places")
+            parameter.copy_(torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape))
     return network
 
 

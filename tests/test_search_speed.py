@@ -1,0 +1,67 @@
+"""What the benchmark of ways to evaluate builds upon: elastic weights, rank correlation, successive halving."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.elastic import Elastic, pinned
+from benchmarks.search_speed import Reading, climbed, tau
+from tests.support.tiny import Tiny
+from understudy.graph.analysis import Analysis, analyse
+from understudy.surgery.build import build
+
+
+@pytest.fixture
+def analysis() -> Analysis:
+    torch.manual_seed(0)
+    return analyse(Tiny().eval(), torch.zeros(2, 1, 8, 8))
+
+
+def test_each_call_is_of_the_next_student_and_teaches_its_slice(analysis: Analysis) -> None:
+    first, second = analysis.space.groups[:2]
+    students = [
+        analysis.space.architecture(widths={first.name: 4}),
+        analysis.space.architecture(widths={second.name: 6}, removed=["third"]),
+    ]
+    network, images = Elastic(analysis, students), torch.randn(4, 1, 8, 8)
+    for architecture in students:
+        student = build(analysis, architecture).train()
+        outputs = network(images)
+        assert torch.equal(outputs, student(images))
+        network.zero_grad()
+        outputs.square().sum().backward()
+        told = sum(int((p.grad != 0).sum()) for p in network.parameters() if p.grad is not None)
+        own = sum(p.numel() for p in student.parameters())
+        assert 0.8 * own < told <= own  # all but weights behind a ReLU that is off
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert not network(images).any() and any(p.any() for p in analysis.teacher.parameters())
+
+
+def test_channels_stay_the_same_whatever_becomes_of_the_weights(analysis: Analysis) -> None:
+    group = analysis.space.groups[0]
+    found = pinned(analysis, analysis.space.architecture(widths={group.name: 4}))
+    before = build(analysis, found).state_dict()["first.0.weight"]
+    kept = dict(found.channels)[group.name]
+    teacher = analysis.teacher
+    assert isinstance(teacher, Tiny) and isinstance(teacher.first[0], nn.Conv2d)
+    assert len(kept) == 4 and torch.equal(before, teacher.first[0].weight[list(kept)])
+    with torch.no_grad():
+        teacher.first[0].weight[list(kept)] *= 1e-3
+    assert torch.equal(build(analysis, found).state_dict()["first.0.weight"], 1e-3 * before)
+
+
+def test_who_is_left_after_rungs_and_what_they_took() -> None:
+    cheap = [Reading(score=score, seconds=1.0) for score in (0.1, 0.4, 0.3, 0.2)]
+    dear = [Reading(score=score, seconds=10.0) for score in (0.9, 0.5, 0.6, 0.7)]
+    assert climbed([0, 1, 2, 3], [(cheap, 1)]) == (1, 4.0)
+    assert climbed([0, 1, 2, 3], [(cheap, 2), (dear, 1)]) == (2, 24.0)
+    assert climbed([0, 3], [(dear, 1)]) == (0, 20.0)
+
+
+def test_tau() -> None:
+    assert tau([1, 2, 3], [10, 20, 30]) == 1.0 and tau([1, 2, 3], [3, 2, 1]) == -1.0
+    assert tau([1, 1, 1], [1, 2, 3]) == 0.0
