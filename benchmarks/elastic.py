@@ -1,4 +1,4 @@
-"""One network that learns together with its students: a student inherits its slice of what many of them learned.
+"""One network that learns together with its students: a student takes its slice of what many of them learned.
 
 As once-for-all networks do (Cai et al., ICLR 2020), restricted to where a search looks: at every step the next of some
 students, drawn at the budget, takes a batch with the channels that it would inherit from the teacher, and what its
@@ -7,8 +7,10 @@ weights are told goes to the places of the shared weights that they come from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,73 +19,89 @@ from torch import Tensor, nn
 
 from understudy.core.architecture import Architecture
 from understudy.graph.analysis import Analysis
+from understudy.graph.channels import ParameterPlan
 from understudy.graph.copies import copied
-from understudy.surgery.build import build, inherits_all, kept_slots
-
-
-def pinned(analysis: Analysis, architecture: Architecture) -> Architecture:
-    """Return the architecture with the very channels that its student inherits, whatever becomes of the weights."""
-    kept, widths = kept_slots(analysis, architecture), dict(architecture.widths)
-    channels = {
-        group.name: np.flatnonzero(kept[slots]).tolist()
-        for group, slots in zip(analysis.groups.groups, analysis.groups.slots_of, strict=True)
-        if group.name in widths
-    }
-    return analysis.space.architecture(
-        removed=architecture.removed, kernels=dict(architecture.kernels), channels=channels
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Slice:
-    """A student, and where each of its weights lies in the shared ones."""
-
-    student: nn.Module
-    places: dict[str, Tensor]  # flat indices, of the shape of the student's parameter
+from understudy.graph.refit import same_dims
+from understudy.surgery.build import build, kept_slots, sliced
+from understudy.training.evaluator import Evaluator
 
 
 class Elastic(nn.Module):
-    """The shared weights, in the shape of the teacher; each call is of the next student.
+    """The shared weights; each call is of the next student.
+
+    They start as the teacher's. A layer that gets other channels because the one before it was removed has weights of
+    its own for those channels, which all students without that layer share.
 
     Args:
-        analysis: of the teacher, whose weights they start from.
-        students: take turns; those whose weights are not all slices of the teacher's are left out.
-
-    Raises:
-        ValueError: none is left, or a parameter has more than 2**24 places.
+        analysis: of the teacher; which channels a width keeps is decided by the teacher's weights, as for any student.
+        students: take turns.
     """
 
     def __init__(self, analysis: Analysis, students: Sequence[Architecture]) -> None:
         super().__init__()
-        self.whole = copied(analysis.teacher)
-        numbered = analysis.of(_numbered(analysis.teacher))
-        self._slices = [
-            _sliced(analysis, numbered, pinned(analysis, each)) for each in students if inherits_all(analysis, each)
-        ]
+        self.analysis, self.shared = analysis, nn.ParameterDict()
+        self._before = analysis.groups.plan.parameters
+        for name, parameter in copied(analysis.teacher).named_parameters():
+            self.shared[_key(name)] = parameter
+        self._students = [(build(analysis, each).train(), dict(self._places(each))) for each in students]
         self._turn = 0
-        if not self._slices:
-            raise ValueError(f"shared weights must have a student that inherits all, but none of {len(students)} does")
 
     def forward(self, *inputs: Any) -> Any:
         """Return what the next student says."""
-        own = self._slices[self._turn % len(self._slices)]
+        student, places = self._students[self._turn % len(self._students)]
         self._turn += 1
-        shared = dict(self.whole.named_parameters())
-        weights = {name: shared[name].flatten()[places] for name, places in own.places.items()}
-        return torch.func.functional_call(own.student, weights, inputs)
+        return torch.func.functional_call(student, self._weights(places), inputs)
+
+    def student(self, architecture: Architecture) -> nn.Module:
+        """Return a student with its slice of the shared weights."""
+        found = build(self.analysis, architecture)
+        weights = self._weights(dict(self._places(architecture)))
+        with torch.no_grad():
+            for name, parameter in found.named_parameters():
+                parameter.copy_(weights.get(name, parameter))
+        return found
+
+    def _weights(self, places: dict[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: self.shared[key].flatten()[index] for name, (key, index) in places.items()}
+
+    def _places(self, architecture: Architecture) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+        """Yield of each parameter which shared one it lies in, and where: flat indices of the parameter's shape."""
+        kept = kept_slots(self.analysis, architecture)
+        for name, plan in self.analysis.refit(architecture).plan.parameters.items():
+            key = _key(name)
+            if key not in self.shared:  # a buffer
+                continue
+            if not same_dims(self._before[name].dims, plan.dims):
+                key = f"{key} {_digest(plan)}"
+                if key not in self.shared:
+                    self.shared[key] = self._drawn(name, plan, key)
+            whole = self.shared[key]
+            numbers = torch.arange(whole.numel()).view(whole.shape)
+            yield name, (key, sliced(numbers, plan, kept, architecture))
+
+    def _drawn(self, name: str, plan: ParameterPlan, key: str) -> nn.Parameter:
+        """Return weights for channels that are not the teacher's: normal, of the deviation of the teacher's."""
+        sizes = [len(d) if isinstance(d, np.ndarray) else d for d in plan.dims]
+        numbers = torch.Generator().manual_seed(int(key[-8:], 16))
+        deviation = float(self.analysis.teacher.get_parameter(name).detach().std())
+        return nn.Parameter(deviation * torch.randn(prod(sizes), generator=numbers).view(sizes))
 
 
-def _numbered(teacher: nn.Module) -> nn.Module:
-    """Return a copy whose parameters hold the numbers of their places, so that slices of it say where they are from."""
-    network = copied(teacher).float()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.numel() > 2**24:
-                raise ValueError(f"float32 counts to 2**24, but a parameter has {parameter.numel():,} places")
-            parameter.copy_(torch.arange(parameter.numel(), dtype=torch.float32).view(parameter.shape))
-    return network
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # which parameters' names must not have
 
 
-def _sliced(analysis: Analysis, numbered: Analysis, architecture: Architecture) -> _Slice:
-    places = {name: p.detach().long() for name, p in build(numbered, architecture).named_parameters()}
-    return _Slice(build(analysis, architecture).train(), places)
+def _digest(plan: ParameterPlan) -> str:
+    """Return 8 hexadecimal digits of the channels that a parameter meets."""
+    parts = [d.tobytes() if isinstance(d, np.ndarray) else str(d).encode() for d in plan.dims]
+    return hashlib.sha256(b"|".join(parts)).hexdigest()[:8]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SharedEvaluator(Evaluator):
+    """Evaluates students that start from shared weights."""
+
+    elastic: Elastic
+
+    def _built(self, architecture: Architecture, weights: object, seed: int) -> nn.Module:
+        return self.elastic.student(architecture)

@@ -22,7 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ import torch
 from scipy.stats import kendalltau, rankdata
 
 from benchmarks import option_a
-from benchmarks.elastic import Elastic, pinned
+from benchmarks.elastic import Elastic, SharedEvaluator
 from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch
 from understudy.config.presets import paper
@@ -113,7 +113,7 @@ class Bench:
             taught = replace(self.elastic_weights, candidates=self.candidates[called.replace(ELASTIC, "inherited")])
 
             def way(architecture: Architecture) -> float:
-                return taught(pinned(self.task.analysis, architecture)).score
+                return taught(architecture).score
 
         else:
             taught = replace(self.evaluator, candidates=self.candidates[called])
@@ -159,8 +159,8 @@ class Bench:
             )
 
         self.once(ELASTIC, learn)
-        analysis = task.analysis.of(network.whole.to(memory_format=torch.contiguous_format).eval())
-        return replace(self.evaluator, analysis=analysis)
+        known = {each.name: getattr(self.evaluator, each.name) for each in fields(self.evaluator)}
+        return SharedEvaluator(**known, elastic=network)
 
     def once(self, called: str, work: Callable[[], object]) -> float:
         """Do what all students of a way share, and return the processor seconds that it took the first time."""

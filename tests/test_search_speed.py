@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.elastic import Elastic, pinned
+from benchmarks.elastic import Elastic
 from benchmarks.search_speed import Reading, climbed, tau
 from tests.support.tiny import Tiny
 from understudy.graph.analysis import Analysis, analyse
@@ -41,17 +41,22 @@ def test_each_call_is_of_the_next_student_and_teaches_its_slice(analysis: Analys
     assert not network(images).any() and any(p.any() for p in analysis.teacher.parameters())
 
 
-def test_channels_stay_the_same_whatever_becomes_of_the_weights(analysis: Analysis) -> None:
-    group = analysis.space.groups[0]
-    found = pinned(analysis, analysis.space.architecture(widths={group.name: 4}))
-    before = build(analysis, found).state_dict()["first.0.weight"]
-    kept = dict(found.channels)[group.name]
-    teacher = analysis.teacher
-    assert isinstance(teacher, Tiny) and isinstance(teacher.first[0], nn.Conv2d)
-    assert len(kept) == 4 and torch.equal(before, teacher.first[0].weight[list(kept)])
-    with torch.no_grad():
-        teacher.first[0].weight[list(kept)] *= 1e-3
-    assert torch.equal(build(analysis, found).state_dict()["first.0.weight"], 1e-3 * before)
+def test_students_without_a_layer_share_the_weights_that_read_past_it() -> None:
+    torch.manual_seed(0)
+    stack = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)), nn.Flatten(), nn.Linear(128, 3)).eval()
+    analysis = analyse(stack, torch.zeros(2, 8, 4, 4))
+    unit = next(unit.name for unit in analysis.space.units if unit.name == "1")
+    group = analysis.space.groups[0].name
+    students = [analysis.space.architecture(removed=[unit], widths=widths) for widths in ({}, {group: 4})]
+    network = Elastic(analysis, students)
+    assert len(network.shared) == len(dict(stack.named_parameters())) + 1
+    whole, narrow = (network.student(each) for each in students)
+    kept = dict(narrow.named_parameters())["2.weight"]
+    assert kept.shape[1] == 4 and all(
+        any(torch.equal(row, other) for other in dict(whole.named_parameters())["2.weight"].unbind(1))
+        for row in kept.unbind(1)
+    )
+    assert torch.equal(network(torch.ones(2, 8, 4, 4)), whole(torch.ones(2, 8, 4, 4)))
 
 
 def test_who_is_left_after_rungs_and_what_they_took() -> None:

@@ -143,14 +143,19 @@ def _cut(
             spatial = len(sizes) - plan.kernel_from
             sizes[plan.kernel_from :] = [architecture.kernel(str(plan.kernel_of))] * spatial
         return tensor.detach().new_zeros(sizes), True
-    cut = tensor.detach()
+    return sliced(tensor.detach(), plan, kept, architecture), False
+
+
+def sliced(tensor: Tensor, plan: ParameterPlan, kept: Mask, architecture: Architecture) -> Tensor:
+    """Return a copy of what a student keeps of a parameter whose plan that is."""
+    cut = tensor
     for dim, labels in enumerate(plan.dims):
         if isinstance(labels, np.ndarray) and not kept[labels].all():
             index = torch.from_numpy(np.flatnonzero(kept[labels])).to(tensor.device)
             cut = cut.index_select(dim, index)
     if plan.kernel_of in dict(architecture.kernels):
         cut = _centre(cut, plan.kernel_from, architecture.kernel(str(plan.kernel_of)))
-    return cut.clone(memory_format=torch.preserve_format), False
+    return cut.clone(memory_format=torch.preserve_format)
 
 
 def _centre(tensor: Tensor, first: int, kernel: int) -> Tensor:
