@@ -316,6 +316,9 @@ CONTENDERS = {
     TRANSFERRED: Contender(
         label="N2N, from another track's policy", find=Searched(TRANSFERRED, _n2n, transferred=True)
     ),
+    "uniform-compensated": Contender(
+        label="uniform width, compensated weights", find=Proposed(UniformWidth(students=1)), weights="compensated"
+    ),
     "n2n-compensated": Contender(label="N2N, compensated weights", find=N2N_SEARCH, weights="compensated"),
     "n2n-labels": Contender(label="N2N, final training without teacher", find=N2N_SEARCH, loss="ce"),
     "scratch": Contender(label="N2N's shape from scratch, with teacher", find=N2N_SEARCH, weights="fresh", given=True),
