@@ -144,7 +144,8 @@ def _understudy(teacher: nn.Module, x: Tensor) -> tuple[nn.Module, float | None]
 def _torch_pruning(network: nn.Module, x: Tensor) -> tuple[nn.Module, None]:
     tp: Any = import_module("torch_pruning")
     classes: Any = getattr(network, "num_classes", None)
-    ignored = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    sizes = ((m, getattr(m, "out_features", getattr(m, "out_channels", None))) for m in network.modules())
+    ignored = [m for m, size in sizes if isinstance(m, nn.Linear | nn.Conv2d) and size == classes]
     attentions: list[tuple[Any, Any]] = [
         (m, next(getattr(m, name) for name in ("qkv", "qkv_proj") if isinstance(getattr(m, name, None), nn.Module)))
         for m in network.modules()
@@ -182,7 +183,7 @@ def _torch_kirigami(network: nn.Module, x: Tensor) -> tuple[nn.Module, None]:
         if reached is None:
             raise
         counts = tuple(int(count) for count in reached[1].replace(" ", "").strip(",").split(","))
-        return pruner.prune(space, budget=pruning.ChannelCount(counts), strategy=strategy)[0], None
+        return pruner.prune(space, budget=pruning.ChannelCount(counts, axes), strategy=strategy)[0], None
 
 
 def _quarters(pruning: Any, index: int, axis: Any) -> Iterator[Any]:
