@@ -315,12 +315,11 @@ ALONE = N2N(removal_updates=12, shrinkage_updates=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["removal", "shrinkage"])  # benchmarks/policies.py has more, too long for here
 def test_it_beats_random_search_with_the_same_help(part: str) -> None:
-    learned = [figures(part, ALONE, seed) for seed in range(10)]
-    chance = [figures(part, RandomSearch(students=60), seed) for seed in range(10)]
+    learned = [figures(part, ALONE, seed) for seed in range(7)]
+    chance = [figures(part, RandomSearch(students=60), seed) for seed in range(7)]
     best = [a[0] - b[0] for a, b in zip(learned, chance, strict=True)]
     late = [a[1] - b[1] for a, b in zip(learned, chance, strict=True)]
-    assert sum(gain > 0 for gain in best) >= 8
-    assert sum(gain > 0 for gain in late) >= 9
+    assert min(best) > 0 and min(late) > 0  # in each of seven: p < 0.01 in a sign test
     assert statistics.fmean(best) > statistics.stdev(best) / math.sqrt(len(best))
     assert statistics.fmean(late) > 0.05
 
