@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.random_networks import tried
 
-FEW, MANY, TOGETHER = range(24), range(24, 104), 16  # each seed is a network more of one kind; the others at night
+FEW, MANY, TOGETHER = range(24), range(24, 200), 16
 
 
 @pytest.mark.parametrize("seed", FEW)
