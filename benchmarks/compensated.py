@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import option_a
+from understudy.config.checked import checked_together
 from understudy.config.job import Compression
 from understudy.config.training import Augmentation, Candidates, Device, Start, Training
 from understudy.data import Data
@@ -36,7 +37,8 @@ STARTS: tuple[Start, ...] = ("inherited", "compensated")
 
 def rows(task: Task, folder: Path, training: Training, augmented: bool) -> Iterator[str]:
     """Yield the cells of each share of channels that goes."""
-    none = Training(epochs=0, loss="ce")
+    with checked_together():  # no epochs: nobody can ask for that
+        none = Training(epochs=0, loss="ce")
     compute = choose_compute(task.teacher.module, task.example, Device(threads=1))
     evaluator = task.evaluator(compute, folder)
     if augmented:
@@ -44,7 +46,8 @@ def rows(task: Task, folder: Path, training: Training, augmented: bool) -> Itera
     taught = []
     for each_training in (none, training):
         for start in STARTS:
-            candidates = Candidates(weights=start, training=each_training, stop_below=0.0)
+            with checked_together():
+                candidates = Candidates(weights=start, training=each_training, stop_below=0.0)
             taught.append(replace(evaluator, candidates=candidates))
             taught[-1].prepare()
     taught[1].glance(task.space.full.with_width(task.space.groups[0].name, task.space.groups[0].legal_widths()[0]))

@@ -31,6 +31,7 @@ from scipy.stats import kendalltau, rankdata
 
 from benchmarks import option_a
 from benchmarks.elastic import Elastic, SharedEvaluator
+from understudy.config.checked import checked_together
 from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch
 from understudy.config.presets import paper
@@ -78,7 +79,8 @@ class Bench:
     @property
     def candidates(self) -> dict[str, Candidates]:
         """The ways that are settings of candidates, cheapest first."""
-        none = Training(epochs=0, loss="ce")
+        with checked_together():  # no epochs: nobody can ask for that
+            none = Training(epochs=0, loss="ce")
         few, whole, pace = min(1500, self.examples), self.examples, {"batch_size": 32, "lr": 0.002}
         kinds: dict[str, tuple[Start, int, Training]] = {
             "inherited, not trained": ("inherited", whole, none),
@@ -90,11 +92,12 @@ class Bench:
             f"compensated, 5 epochs of {whole:,}": ("compensated", whole, Training()),
             **{self.longer(start): (start, whole, Training(epochs=self.long, loss="mse+ce")) for start in self.starts},
         }
-        return {
-            called: Candidates(weights=start, examples=count, training=training, stop_below=0.0)
-            for called, (start, count, training) in kinds.items()
-            if called not in self.without
-        }
+        with checked_together():
+            return {
+                called: Candidates(weights=start, examples=count, training=training, stop_below=0.0)
+                for called, (start, count, training) in kinds.items()
+                if called not in self.without
+            }
 
     def longer(self, start: Start) -> str:
         """Return what the long training from these weights is called."""

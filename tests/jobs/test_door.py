@@ -168,13 +168,6 @@ def test_the_dry_run_shows_the_teachers_accuracy(tmp_path: Path) -> None:
     assert found.look.score == Score(value=1.0, examples=200)
 
 
-def test_the_dry_run_times_candidates_that_are_not_trained() -> None:
-    task = task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,))
-    settings = replace(task.settings, candidates=replace(CANDIDATES, training=replace(CANDIDATES.training, epochs=0)))
-    found = plan(replace(task, settings=settings))
-    assert found.seconds is not None and found.seconds > 0
-
-
 def test_a_source_line_with_brackets_is_shown_as_it_stands() -> None:
     found = plan(task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,)))
     frozen = Frozen(name="x", width=4, reason="z[b, 0] is read", source="net.py:3: y = x[i] + z[b, 0]")

@@ -23,7 +23,7 @@ from understudy.models.weights import weights_digest
 from understudy.training import evaluator as module
 from understudy.training import teacher_logits
 from understudy.training.evaluator import Evaluator
-from understudy.training.loop import Compute, Progress, accuracy, predict, recalibrate, train
+from understudy.training.loop import Compute, Progress, accuracy, predict, train
 
 
 def same(one: nn.Module | None, other: nn.Module | None) -> bool:
@@ -108,21 +108,6 @@ def test_compensated_students_start_nearer_to_the_teacher(
     assert found["compensated"] >= found["inherited"] > found["fresh"]
     assert found["compensated"] > 0.9 * made["compensated"].teacher_score
     assert len({evaluator.recipe_digest for evaluator in made.values()}) == len(kinds)
-
-
-def test_candidates_may_be_scored_as_they_start(
-    make: Callable[..., Evaluator], narrow: Architecture, data: Data
-) -> None:
-    untrained = replace(CANDIDATES.training, epochs=0)
-    evaluator = make(candidates=replace(CANDIDATES, training=untrained, weights="compensated"))
-    evaluator.prepare()
-    evaluation, student = evaluator.evaluate(narrow)
-    assert student is not None and evaluation.status == "ok"
-    start = evaluator._built(narrow, "compensated", evaluation.seed)
-    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), start.parameters(), strict=True))
-    recalibrate(start, evaluator.recipe.split, normalise=data.normalise, compute=evaluator.compute)
-    assert evaluation.score == evaluator.score(start) > 1 / 10
-    assert not list(evaluator.folder.glob("*.npy"))  # no logits are asked for
 
 
 def test_a_glance_ranks_students_without_training(

@@ -260,10 +260,6 @@ class Decore(Method):
     shrinks_kernels: ClassVar[bool] = False
     multiple: ClassVar[int] = 1
 
-    def problems(self) -> Iterator[str]:
-        """Yield that there is no training."""
-        return self.training.without_epochs()
-
     @property
     def expected_students(self) -> int:
         """One: what the agents leave."""

@@ -24,8 +24,8 @@ LossName = Literal["mse", "ce", "mse+ce", "kl+ce"]
 class Training(Checked):
     """How a network is trained. The one training loop serves teachers, candidates and final students."""
 
-    epochs: Natural = 5
-    """Passes over the training split (0: none, for candidates alone, which are scored as they start)."""
+    epochs: Count = 5
+    """Passes over the training split."""
     batch_size: Count = 128
     """Images per step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
@@ -42,11 +42,6 @@ class Training(Checked):
     """Label smoothing of the cross-entropy, 0..1."""
     gradient_clip: Amount = 1.0
     """Maximum gradient norm (0: no clipping)."""
-
-    def without_epochs(self) -> Iterator[str]:
-        """Yield that there is no training, which only candidates can do without."""
-        if not self.epochs:
-            yield "training.epochs must be at least 1, but got 0: only candidates can be scored without training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +100,6 @@ class Candidates(Checked):
     stop_below: Share = 0.2
     """Early-stop a student whose score after one epoch is below this fraction of the teacher's (0: never)."""
 
-    def problems(self) -> Iterator[str]:
-        """Yield what is wrong between weights and training."""
-        if self.weights == "fresh" and not self.training.epochs:
-            yield (
-                "training.epochs must be at least 1 with weights fresh, but got 0: untrained candidates must start "
-                "from the teacher's weights, so set weights to compensated"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Final(Checked):
@@ -127,10 +114,6 @@ class Final(Checked):
     views: Natural = 0
     """Number of augmented versions of each image, cycled over the epochs so that the teacher's logits can be cached
     (0: new ones in every epoch, each of which costs a pass of the teacher over all images)."""
-
-    def problems(self) -> Iterator[str]:
-        """Yield that there is no training."""
-        return self.training.without_epochs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +130,3 @@ class Teaching(Checked):
     """Where it runs; 0 threads: all cores."""
     seed: int = 0
     """Seed of its initial weights and its training."""
-
-    def problems(self) -> Iterator[str]:
-        """Yield that there is no training."""
-        return self.training.without_epochs()

@@ -22,7 +22,7 @@ from understudy.jobs.door import Look, look_at
 from understudy.jobs.glance import Glance
 from understudy.jobs.task import Task
 from understudy.methods.feasibility import smallest
-from understudy.training.loop import Compute, choose_compute
+from understudy.training.loop import choose_compute
 
 _FROZEN_SHOWN = 12
 _AGENTS = 1.15  # most that a step with agents costs, in plain ones
@@ -116,26 +116,19 @@ def _counted(number: int, what: str) -> str:
 
 
 def _estimate(task: Task) -> tuple[float | None, str]:
-    images = first_images(task.data, task.data.train, task.settings.candidates.training.batch_size)
-    compute = choose_compute(task.teacher.module, images, task.settings.device)
-    epochs = task.settings.candidates.training.epochs
-    epoch = _timed(task, compute, 1)
-    candidate = _timed(task, compute, 0) if not epochs else epoch
-    if epoch is None or candidate is None:
-        return None, compute.name
-    return _seconds(task, epoch, candidate * max(epochs, 1)), compute.name
-
-
-def _timed(task: Task, compute: Compute, epochs: int) -> float | None:
-    """Return the seconds of a candidate of so many epochs; None if it fails."""
-    candidates, sample = task.settings.candidates, _SAMPLE[task.settings.method.job](task)
-    candidates = replace(candidates, training=replace(candidates.training, epochs=epochs), stop_below=0.0)
+    settings = task.settings
+    images = first_images(task.data, task.data.train, settings.candidates.training.batch_size)
+    compute = choose_compute(task.teacher.module, images, settings.device)
+    once = replace(settings.candidates.training, epochs=1)
+    short = replace(settings, candidates=replace(settings.candidates, training=once, stop_below=0.0))
     with tempfile.TemporaryDirectory() as folder:
-        own = replace(task, settings=replace(task.settings, candidates=candidates))
-        evaluator = own.evaluator(compute, Path(folder))
+        evaluator = replace(task, settings=short).evaluator(compute, Path(folder))
+        sample = _SAMPLE[settings.method.job](task)
         evaluator(sample)  # kernels are compiled, teacher logits computed
         measured = evaluator(sample)
-    return None if measured.status == "failed" else measured.seconds
+    if measured.status == "failed":
+        return None, compute.name
+    return _seconds(task, measured.seconds), compute.name
 
 
 def _half(task: Task) -> Architecture:
@@ -144,12 +137,14 @@ def _half(task: Task) -> Architecture:
     return task.space.architecture(widths=halves)
 
 
-def _search_seconds(task: Task, epoch: float, candidate: float) -> float:
-    """Return the seconds of a search, from those of a candidate."""
-    return task.settings.method.expected_students * candidate / max(1, task.settings.device.workers)
+def _search_seconds(task: Task, epoch: float) -> float:
+    """Return the seconds of a search, from those of one epoch of a candidate."""
+    settings = task.settings
+    epochs = settings.candidates.training.epochs
+    return settings.method.expected_students * epochs * epoch / max(1, settings.device.workers)
 
 
-def _prune_seconds(task: Task, epoch: float, candidate: float) -> float:
+def _prune_seconds(task: Task, epoch: float) -> float:
     """Return the seconds of a loop with agents, from those of one epoch of a candidate."""
     method = cast(Decore, task.settings.method)
     return method.training.epochs * _AGENTS * epoch / _seen(task)
@@ -166,10 +161,10 @@ def _seen(task: Task) -> float:
     return min(task.settings.candidates.examples or available, available) / available
 
 
-def _seconds(task: Task, epoch: float, candidate: float) -> float:
-    """Return the seconds of the whole task, from those of one epoch of a candidate and of a whole candidate."""
+def _seconds(task: Task, epoch: float) -> float:
+    """Return the seconds of the whole task, from those of one epoch of a candidate."""
     settings = task.settings
-    search = _JOB_SECONDS[settings.method.job](task, epoch, candidate)
+    search = _JOB_SECONDS[settings.method.job](task, epoch)
     final = settings.final.training.epochs * epoch / _seen(task)
     # The teacher's forward passes cost about a third of a training step of its size, once for all finals.
     return search + final * (math.ceil(settings.final.students / max(1, settings.device.workers)) + 1)

@@ -26,7 +26,6 @@ from understudy.report.log import Log
 _log = logging.getLogger("understudy")
 
 _TICKS = 60  # looks at the clock between two lines
-_UNTRAINED = 1500  # image passes that take as long as compensating and scoring a student (docs/performance.md)
 
 After = Callable[[], float | None]
 """Seconds that all takes which comes after a step; None as long as nothing tells."""
@@ -200,14 +199,13 @@ class Finals:
     def of(cls, settings: Compression, images: int, *, taught: bool) -> Finals:
         """Return what judges a run with so many training images, whose final students see teacher logits or not."""
         candidates, final = settings.candidates, settings.final
-        trained = candidates.training.epochs * min(candidates.examples or images, images)
-        seen = max(trained, _UNTRAINED) / images
+        seen = max(candidates.training.epochs, 1) * min(candidates.examples or images, images) / images
         epochs = final.training.epochs
         return cls(
             students=final.students,
             passes=epochs / seen,
             workers=settings.device.workers,
-            logits=min(final.views or epochs, epochs) / seen if taught and trained else 0.0,
+            logits=min(final.views or epochs, epochs) / seen if taught else 0.0,
         )
 
     def trained(self, evaluation: Evaluation) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from understudy.config.checked import checked_together
 from understudy.config.training import Augmentation, Candidates, Final, Start, Training
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
@@ -127,8 +128,10 @@ class Evaluator:
 
     def cut(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a student as it was cut, untrained but for its batch-norm statistics."""
+        with checked_together():  # no epochs: nobody can ask for that
+            untrained = Training(epochs=0, loss="ce")
         digest = self._digest(cut=self._start)
-        recipe = self._make(self.data.train, Training(epochs=0, loss="ce"), "inherited", repeat=0, digest=digest)
+        recipe = self._make(self.data.train, untrained, "inherited", repeat=0, digest=digest)
         seed = _seed(self.seed, architecture.digest, 0)
         return self._train_student(architecture, recipe, seed, go_on=lambda student, progress: True)[0]
 
