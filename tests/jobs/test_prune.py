@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from understudy.data import Data
 from understudy.jobs import prune
 from understudy.jobs.teach import load_teacher
 from understudy.methods import decore
-from understudy.models import zoo
 from understudy.models.spec import Teacher
 from understudy.models.student import load_student
+from understudy.models.zoo.densenet import densenet
+from understudy.models.zoo.resnet import resnet_thin
 
 JOB = import_module("understudy.jobs.compress")
 METHOD = Decore(training=Training(epochs=6, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1)
@@ -336,10 +338,10 @@ def test_layer_norms_over_channels_keep_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "width"), [("resnet20", 8), ("densenet40", 8)])
-def test_additions_and_concatenations_end_to_end(tmp_path: Path, name: str, width: int) -> None:
+@pytest.mark.parametrize("make", [partial(resnet_thin, 20), partial(densenet, 22)], ids=["resnet20", "densenet22"])
+def test_additions_and_concatenations_end_to_end(tmp_path: Path, make: Callable[..., nn.Module]) -> None:
     torch.manual_seed(0)
-    deep = zoo.create(name, width=width, input_channels=1)
+    deep = make(width=8, input_channels=1)
     method = Decore(training=Training(epochs=2, batch_size=32, lr=0.002, schedule="constant", loss="ce"), agent_lr=0.1)
     result = squeeze(deep, tmp_path / "run", method=method, goal=us.Goal(params="2x"))
     assert result.kept and result.summary.student.cost.parameters > result.summary.teacher.cost.parameters / 2.4

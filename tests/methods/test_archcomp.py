@@ -176,8 +176,8 @@ def test_it_beats_random_search() -> None:
 
     quick = Rules(samples=500, fit_steps=200, refit_steps=30)
     for seed in range(2):
-        learned = archcomp(ArchComp(students=60), quick, params="20x", seed=seed)
-        chance = RandomSearch(students=60).searcher(toy_problem(params="20x", seed=seed))
+        learned = archcomp(ArchComp(students=40), quick, params="20x", seed=seed)
+        chance = RandomSearch(students=40).searcher(toy_problem(params="20x", seed=seed))
         assert best(learned, seed) > best(chance, seed)
 
 
