@@ -27,6 +27,7 @@ from understudy.methods.n2n.choices import Removal, Shrinkage
 from understudy.methods.n2n.policies import Policy
 from understudy.methods.n2n.rules import BASELINE_DECAY, RULES, STAGE_ONE_SHARE, Rules
 from understudy.methods.proposals import Proposals, Scoring
+from understudy.methods.surrogate.regression import one_thread
 from understudy.methods.surrogate.shortlist import Shortlist, refuse_other_students
 
 # --- One stage: its sampling, baseline and REINFORCE updates (section 3.3) ---
@@ -265,10 +266,12 @@ class N2NSearch(Searcher):
             return best.architecture
         return self.problem.space.full
 
+    @one_thread()  # workers have the cores
     def propose(self) -> list[Architecture]:
         now = self.now
         return now.propose() if now else []
 
+    @one_thread()
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         now = self.now
         assert now is not None, "learn follows propose"
