@@ -22,7 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,11 +30,12 @@ import torch
 from scipy.stats import kendalltau, rankdata
 
 from benchmarks import option_a
+from benchmarks.elastic import Elastic, SharedEvaluator
 from understudy.config.checked import checked_together
 from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch
 from understudy.config.presets import paper
-from understudy.config.training import Augmentation, Candidates, Device, Start, Training
+from understudy.config.training import Augmentation, Candidates, Device, Final, Start, Training
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
 from understudy.core.files import write_whole
@@ -46,7 +47,7 @@ from understudy.surgery import build
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute, accuracy, choose_compute, predict, train
 
-SHARED = "shared weights"
+ELASTIC = "elastic weights"
 AUTHORS, MACS, PARAMETERS = "as the authors", "predicted MACs", "predicted parameters"
 GLANCE = "compensated, not trained: logits"
 _FIELDS = 1000  # random halves of the students, among which each way chooses
@@ -72,7 +73,7 @@ class Bench:
     long: int  # epochs
     starts: tuple[Start, ...]  # of the long trainings
     without: tuple[str, ...]  # ways that are left out
-    shared: int  # image passes that shared weights learn in, 0: without them
+    elastic: int  # image passes that elastic weights learn in, 0: without them
     folder: Path
 
     @property
@@ -111,10 +112,8 @@ class Bench:
 
             def way(architecture: Architecture) -> float:
                 return -self.evaluator.glance(architecture)
-        elif called == SHARED:
-            taught = self.sharing
-            self.once(called, taught.prepare)
-            self.once(f"{called}, learning", taught.share)
+        elif called.startswith(ELASTIC):
+            taught = replace(self.elastic_weights, candidates=self.candidates[called.replace(ELASTIC, "inherited")])
 
             def way(architecture: Architecture) -> float:
                 return taught(architecture).score
@@ -139,15 +138,32 @@ class Bench:
         return found
 
     @cached_property
-    def sharing(self) -> Evaluator:
-        """The evaluator whose students share weights, which other students at the budget teach."""
-        examples = min(self.examples, len(self.task.data.train))
-        epochs = max(self.shared // examples, 1)
-        sharing = Candidates(
-            weights="shared", shared_epochs=epochs, examples=examples, training=Training(loss="mse+ce"), stop_below=0.0
-        )
-        others = tuple(drawn(self.task, 160, seed=self.evaluator.seed + 1000))
-        return replace(self.evaluator, candidates=sharing, through=others)
+    def elastic_weights(self) -> Evaluator:
+        """The evaluator whose students inherit from shared weights, which are trained now or were before."""
+        task, examples = self.task, min(self.examples, len(self.task.data.train))
+        data = replace(task.data, train=task.data.train.subset(examples, self.evaluator.seed))
+        network = Elastic(task.analysis, drawn(task, 160, seed=self.evaluator.seed + 1000))
+        training = Training(epochs=self.elastic // examples, loss="mse+ce")
+        recipe = replace(self.evaluator, data=data).final_recipe(Final(training=training, views=8))
+        assert recipe.logits is not None
+        teacher, where = recipe.logits.epoch, self.folder / f"{ELASTIC}.pt"
+
+        def learn() -> None:
+            train(
+                network,
+                recipe.split,
+                training,
+                normalise=data.normalise,
+                views=recipe.views,
+                compute=self.evaluator.compute,
+                seed=self.evaluator.seed,
+                logits=teacher,
+                checkpoint=where,
+            )
+
+        self.once(ELASTIC, learn)
+        known = {each.name: getattr(self.evaluator, each.name) for each in fields(self.evaluator)}
+        return SharedEvaluator(**known, elastic=network)
 
     def once(self, called: str, work: Callable[[], object]) -> float:
         """Do what all students of a way share, and return the processor seconds that it took the first time."""
@@ -191,8 +207,9 @@ class Bench:
         count = len(self.students)
         found = {called: self.run(called, count) for called in self.candidates}
         found[GLANCE] = self.run(GLANCE, count)
-        if self.shared:
-            found[SHARED] = self.run(SHARED, count)
+        if self.elastic:
+            for called in ("not trained", f"1 epoch of {min(1500, self.examples):,}"):
+                found[f"{ELASTIC}, {called}"] = self.run(f"{ELASTIC}, {called}", count)
         found[AUTHORS] = self.run(AUTHORS, few)
         truths = [[reading.score for reading in found[self.longer(start)]] for start in self.starts]
         truth = [statistics.fmean(pair) for pair in zip(*truths, strict=True)]
@@ -295,7 +312,7 @@ def bench(options: argparse.Namespace) -> Bench:
         long=options.long,
         starts=tuple(options.starts),
         without=tuple(options.without),
-        shared=options.shared,
+        elastic=options.elastic,
         folder=folder,
     )
 
@@ -313,7 +330,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=5000)
     parser.add_argument("--long", type=int, default=12, help="epochs")
     parser.add_argument("--starts", nargs="+", choices=LONG, default=LONG, help="of the long trainings")
-    parser.add_argument("--shared", type=int, default=0, help="image passes that shared weights learn in")
+    parser.add_argument("--elastic", type=int, default=0, help="image passes to train elastic weights with")
     parser.add_argument("--without", nargs="*", default=(), help="ways to leave out, as the table calls them")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

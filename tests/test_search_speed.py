@@ -1,8 +1,62 @@
-"""What the benchmark of ways to evaluate builds upon: rank correlation, successive halving."""
+"""What the benchmark of ways to evaluate builds upon: elastic weights, rank correlation, successive halving."""
 
 from __future__ import annotations
 
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.elastic import Elastic
 from benchmarks.search_speed import Reading, climbed, tau
+from tests.support.tiny import Tiny
+from understudy.graph.analysis import Analysis, analyse
+from understudy.surgery.build import build
+
+
+@pytest.fixture
+def analysis() -> Analysis:
+    torch.manual_seed(0)
+    return analyse(Tiny().eval(), torch.zeros(2, 1, 8, 8))
+
+
+def test_each_call_is_of_the_next_student_and_teaches_its_slice(analysis: Analysis) -> None:
+    first, second = analysis.space.groups[:2]
+    students = [
+        analysis.space.architecture(widths={first.name: 4}),
+        analysis.space.architecture(widths={second.name: 6}, removed=["third"]),
+    ]
+    network, images = Elastic(analysis, students), torch.randn(4, 1, 8, 8)
+    for architecture in students:
+        student = build(analysis, architecture).train()
+        outputs = network(images)
+        assert torch.equal(outputs, student(images))
+        network.zero_grad()
+        outputs.square().sum().backward()
+        told = sum(int((p.grad != 0).sum()) for p in network.parameters() if p.grad is not None)
+        own = sum(p.numel() for p in student.parameters())
+        assert 0.8 * own < told <= own  # all but weights behind a ReLU that is off
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert not network(images).any() and any(p.any() for p in analysis.teacher.parameters())
+
+
+def test_students_without_a_layer_share_the_weights_that_read_past_it() -> None:
+    torch.manual_seed(0)
+    stack = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)), nn.Flatten(), nn.Linear(128, 3)).eval()
+    analysis = analyse(stack, torch.zeros(2, 8, 4, 4))
+    unit = next(unit.name for unit in analysis.space.units if unit.name == "1")
+    group = analysis.space.groups[0].name
+    students = [analysis.space.architecture(removed=[unit], widths=widths) for widths in ({}, {group: 4})]
+    network = Elastic(analysis, students)
+    assert len(network.shared) == len(dict(stack.named_parameters())) + 1
+    whole, narrow = (network.student(each) for each in students)
+    kept = dict(narrow.named_parameters())["2.weight"]
+    assert kept.shape[1] == 4 and all(
+        any(torch.equal(row, other) for other in dict(whole.named_parameters())["2.weight"].unbind(1))
+        for row in kept.unbind(1)
+    )
+    assert torch.equal(network(torch.ones(2, 8, 4, 4)), whole(torch.ones(2, 8, 4, 4)))
 
 
 def test_who_is_left_after_rungs_and_what_they_took() -> None:

@@ -4,7 +4,6 @@ import copy
 import errno
 import fcntl
 import json
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,28 +59,6 @@ def test_student_keeps_the_budget_and_is_as_good_as_reported(done: us.Result) ->
         assert right.double().mean().item() == getattr(summary.student, name).value
     assert done.evaluation.score == summary.student.val.value
     assert not done.student.training
-
-
-def test_candidates_with_shared_weights_are_the_same_for_any_workers_and_after_a_kill(
-    teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sharing = replace(CANDIDATES, weights="shared", shared_epochs=3)
-    settings: dict[str, Any] = {"candidates": sharing, "goal": us.Goal(params="3x")}
-    squeeze(teacher, tmp_path / "here", **settings)
-    squeeze(teacher, tmp_path / "workers", **settings, device=replace(DEVICE, workers=2))
-
-    def killed(path: Path, tensors: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("understudy.training.shared.write_tensors", killed)
-        with pytest.raises(KeyboardInterrupt):
-            squeeze(teacher, tmp_path / "killed", **settings)
-    assert list((tmp_path / "killed" / "logits").glob("shared-*.checkpoint.pt"))
-    result = squeeze(teacher, tmp_path / "killed", **settings)
-    assert outcome(tmp_path / "here") == outcome(tmp_path / "workers") == outcome(tmp_path / "killed")
-    assert [path.suffix for path in (result.run / "logits").glob("shared-*")] == [".safetensors"]
-    assert result.kept
 
 
 def test_the_table_can_be_printed(done: us.Result, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,17 +15,15 @@ from torch import Tensor, nn
 from tests.support.textures import AUGMENTATION, CANDIDATES, FINAL
 from understudy.config.training import Augmentation, Start
 from understudy.core.architecture import Architecture
-from understudy.core.errors import ModelError, SurgeryError
+from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Evaluation
 from understudy.data import Data
 from understudy.graph.analysis import Analysis
 from understudy.models.weights import weights_digest
-from understudy.surgery.shared import SharedWeights
 from understudy.training import evaluator as module
 from understudy.training import teacher_logits
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute, Progress, accuracy, predict, train
-from understudy.training.recipe import Recipe
 
 
 def same(one: nn.Module | None, other: nn.Module | None) -> bool:
@@ -260,7 +258,7 @@ def test_all_examples_are_used_where_none_are_counted(make: Callable[..., Evalua
         assert torch.equal(recipe.split.labels, data.train.labels)
 
 
-def statistics_after_training(evaluator: Evaluator, evaluation: Evaluation, recipe: Recipe) -> dict[str, Tensor]:
+def statistics_after_training(evaluator: Evaluator, evaluation: Evaluation, recipe: module.Recipe) -> dict[str, Tensor]:
     """Train the evaluation's student by hand and return its state without any recalibration."""
     student = module.surgery.build(evaluator.analysis, evaluation.architecture, seed=evaluation.seed)
     assert recipe.logits is not None
@@ -286,41 +284,6 @@ def test_candidates_are_recalibrated_and_final_students_are_not(
     assert student is not None
     assert torch.equal(student.conv1.weight, trained["conv1.weight"])
     assert torch.equal(student.bn1.running_mean, trained["bn1.running_mean"])
-
-
-def test_shared_weights_learn_once_and_go_on_where_they_were_killed(
-    make: Callable[..., Evaluator], analysis: Analysis, narrow: Architecture, tmp_path: Path
-) -> None:
-    space = analysis.space
-    through = (narrow, *(space.architecture(widths={"conv1": width}) for width in (4, 8, 12)))
-    candidates = replace(CANDIDATES, weights="shared", shared_epochs=6)
-    settings = {"candidates": candidates, "through": through}
-    evaluator = make(**settings)
-    evaluator.prepare()
-    weights = evaluator.share().tensors
-    expected, student = evaluator.evaluate(narrow)
-    assert expected.status == "ok" and expected.score > 0.6
-    assert student is not None and not student.training
-    assert torch.equal(student.conv1.weight, SharedWeights(analysis, weights).student(narrow).conv1.weight)
-
-    def kill(done: float) -> None:
-        if done > 3.5:
-            raise KeyboardInterrupt
-
-    later = make(**settings, folder=tmp_path / "later")
-    with pytest.raises(KeyboardInterrupt):
-        later.share(on_part=kill)
-    told: list[float] = []
-    assert all(torch.equal(t, weights[key]) for key, t in later.share(on_part=told.append).tensors.items())
-    assert 3.0 < told[0] < 3.5
-    worker = pickle.loads(pickle.dumps(later))
-    assert timeless(worker(narrow)) == timeless(expected)
-    other = make(**{**settings, "through": through[:2]})
-    assert len({make().recipe_digest, evaluator.recipe_digest, other.recipe_digest}) == 3
-    assert make().recipe_digest == make(candidates=replace(CANDIDATES, shared_epochs=6)).recipe_digest
-    diverging = replace(candidates, training=replace(candidates.training, lr=1e30, optimizer="sgd", gradient_clip=0.0))
-    with pytest.raises(ModelError, match=r"shared weights must be able to learn, but diverged: .* lower candidates"):
-        make(**{**settings, "candidates": diverging}).share()
 
 
 def test_a_final_student_continues_where_it_was_interrupted(

@@ -15,7 +15,6 @@ MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
 
 Start = Literal["fresh", "inherited", "compensated"]
-FirstStart = Literal["fresh", "inherited", "compensated", "shared"]
 
 
 LossName = Literal["mse", "ce", "mse+ce", "kl+ce"]
@@ -95,12 +94,9 @@ class Candidates(Checked):
     """Its training, by distillation."""
     examples: Natural = 5000
     """Training images that candidates see, a stratified sample drawn once by the seed (0: all)."""
-    weights: FirstStart = "compensated"
-    """Initial weights: fresh (as N2N), inherited from the teacher by slicing, compensated: inherited, and each layer
-    solved anew to give on some training examples what it gave in the teacher; or shared: slices of weights that learn
-    once, before the search, through many students in turn (once-for-all). Those are not trained further."""
-    shared_epochs: Count = 48
-    """Passes over these images in which shared weights learn, by `training` otherwise."""
+    weights: Start = "compensated"
+    """Initial weights: fresh (as N2N), inherited from the teacher by slicing, or compensated: inherited, and each layer
+    solved anew to give on some training examples what it gave in the teacher."""
     stop_below: Share = 0.2
     """Early-stop a student whose score after one epoch is below this fraction of the teacher's (0: never)."""
 

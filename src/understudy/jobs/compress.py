@@ -332,15 +332,10 @@ class Job:
         searcher = method.searcher(problem)
         display.say(f"teacher: {share(self.teacher['score'])} on validation; search by {searcher.stage}")
         finals, start = self._after_search(), time.monotonic()
-        epochs = self.evaluator.first_recipe.training.epochs
+        epochs = self.settings.candidates.training.epochs
         with display.steps("teacher logits for the search", epochs, unit="epochs", after=finals):
             self.evaluator.prepare(on_part=display.step)
         finals.teacher_seconds = time.monotonic() - start
-        if self.settings.candidates.weights == "shared":
-            begun = time.monotonic()
-            with display.steps("shared weights learn", epochs, unit="epochs", after=finals):
-                self.evaluator.share(on_part=display.step)
-            finals.epochs_took(time.monotonic() - begun, epochs)
         students = method.expected_students
         follow = SearchProgress(display, students=students, reward=self.reward, finals=finals)
         with (

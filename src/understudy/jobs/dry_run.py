@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from understudy.config.methods import Decore
-from understudy.config.training import FirstStart
 from understudy.core.architecture import Architecture, Frozen
 from understudy.core.evaluation import Cost
 from understudy.core.figures import amount, duration
@@ -27,7 +26,6 @@ from understudy.training.loop import choose_compute
 
 _FROZEN_SHOWN = 12
 _AGENTS = 1.15  # most that a step with agents costs, in plain ones
-_SCORED = 0.3  # what it takes to score a student that is not trained, in epochs of a candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +120,7 @@ def _estimate(task: Task) -> tuple[float | None, str]:
     images = first_images(task.data, task.data.train, settings.candidates.training.batch_size)
     compute = choose_compute(task.teacher.module, images, settings.device)
     once = replace(settings.candidates.training, epochs=1)
-    start: FirstStart = "inherited" if settings.candidates.weights == "shared" else settings.candidates.weights
-    sampled = replace(settings.candidates, training=once, weights=start, stop_below=0.0)
-    short = replace(settings, candidates=sampled)
+    short = replace(settings, candidates=replace(settings.candidates, training=once, stop_below=0.0))
     with tempfile.TemporaryDirectory() as folder:
         evaluator = replace(task, settings=short).evaluator(compute, Path(folder))
         sample = _SAMPLE[settings.method.job](task)
@@ -144,11 +140,8 @@ def _half(task: Task) -> Architecture:
 def _search_seconds(task: Task, epoch: float) -> float:
     """Return the seconds of a search, from those of one epoch of a candidate."""
     settings = task.settings
-    candidates, students = settings.candidates, settings.method.expected_students
-    shared = candidates.weights == "shared"
-    once = candidates.shared_epochs * epoch if shared else 0.0
-    each = _SCORED * epoch if shared else candidates.training.epochs * epoch
-    return once + students * each / max(1, settings.device.workers)
+    epochs = settings.candidates.training.epochs
+    return settings.method.expected_students * epochs * epoch / max(1, settings.device.workers)
 
 
 def _prune_seconds(task: Task, epoch: float) -> float:

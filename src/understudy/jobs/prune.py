@@ -36,9 +36,8 @@ from understudy.report.progress import Display
 from understudy.runs.folder import Run
 from understudy.surgery import build as surgery
 from understudy.surgery.gated import Gated
-from understudy.training.evaluator import Evaluator
+from understudy.training.evaluator import Evaluator, Recipe
 from understudy.training.loop import Progress, train
-from understudy.training.recipe import Recipe
 
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from understudy.config.job import Compression
-from understudy.config.methods import Method, RandomSearch
+from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Training
 from understudy.core.answers import Answers
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError, SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.core.files import understood
-from understudy.core.goal import Budgets, Reward
+from understudy.core.goal import Reward
 from understudy.cost import predict as cost
 from understudy.data import Data
 from understudy.data.data import first_images
@@ -26,7 +26,6 @@ from understudy.export.onnx import OnnxModel, in_onnxruntime
 from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.copies import copied
 from understudy.methods.base import Problem
-from understudy.methods.baselines.random import RandomSearcher
 from understudy.methods.feasibility import refuse_what_is_out_of_reach
 from understudy.models.card import StudentCard
 from understudy.models.code import allowed, is_code
@@ -44,7 +43,6 @@ from understudy.training.evaluator import Evaluator
 from understudy.training.loop import Compute
 from understudy.training.objectives import Objective
 
-_SHARING = 160  # students that shared weights learn through
 _REFUSED_SHOWN = 5  # all of them are in inspect and in proof.json
 
 
@@ -130,7 +128,11 @@ class Task:
         )
         if policy is None and settings.policy_from is not None:
             task = replace(task, policy=_learned(settings.policy_from, task))
-        budgets = task._predicted_budgets
+        # What is measured, latency and score, cannot be judged yet.
+        predicted = replace(settings.goal, latency_ms=None, score=None, score_drop=None)
+        if settings.goal.int8:
+            predicted = replace(predicted, size_mb=None)  # that of files, two of which will be written
+        budgets = predicted.budgets(task.cost, score=0.0)
         refuse_what_is_out_of_reach(budgets, task.space, settings.method, settings.widths, task.predict)
         return task
 
@@ -196,14 +198,6 @@ class Task:
             return cost.predict(self.analysis, self.space.full)
         teachers = analyse(self.teacher.module, self.analysis.trace.example, self.analysis.leaf_modules)
         return cost.predict(teachers, teachers.space.full)
-
-    @property
-    def _predicted_budgets(self) -> Budgets:
-        """The budgets but those on what is measured, latency and score, which cannot be judged yet."""
-        goal = replace(self.settings.goal, latency_ms=None, score=None, score_drop=None)
-        if goal.int8:
-            goal = replace(goal, size_mb=None)  # that of files, two of which will be written
-        return goal.budgets(self.cost, score=0.0)
 
     @cached_property
     def identity(self) -> Identity:
@@ -274,13 +268,7 @@ class Task:
             seed=settings.seed,
             folder=folder,
             aim=self.aim,
-            through=self._some_students() if settings.candidates.weights == "shared" else (),
         )
-
-    def _some_students(self) -> tuple[Architecture, ...]:
-        """Return students within the budgets that can be predicted, as random search draws them, no two alike."""
-        reward = Reward(teacher_cost=self.cost, teacher_score=1.0, budgets=self._predicted_budgets)
-        return RandomSearcher(self.problem(reward), RandomSearch()).within_budgets(_SHARING) or (self.space.full,)
 
 
 def refuse_other_kinds(teacher: Any, data: Any, method: Any) -> None:

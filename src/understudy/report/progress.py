@@ -188,13 +188,9 @@ class Finals:
         passes: what a final training costs, in trainings of a candidate of the same size.
         workers: that train at the same time.
         logits: what the teacher's logits for it cost, in those for the search.
-        by_candidates: whether candidates are trained at all.
     """
 
-    def __init__(
-        self, *, students: int, passes: float, workers: int, logits: float, by_candidates: bool = True
-    ) -> None:
-        self._by_candidates = by_candidates
+    def __init__(self, *, students: int, passes: float, workers: int, logits: float) -> None:
         self._rounds, self._passes, self._logits = math.ceil(students / max(workers, 1)), passes, logits
         self._seconds: list[float] = []
         self.teacher_seconds = 0.0  # of the teacher's logits for the search
@@ -203,25 +199,19 @@ class Finals:
     def of(cls, settings: Compression, images: int, *, taught: bool) -> Finals:
         """Return what judges a run with so many training images, whose final students see teacher logits or not."""
         candidates, final = settings.candidates, settings.final
-        own = 1 if candidates.weights == "shared" else max(candidates.training.epochs, 1)
-        seen = own * min(candidates.examples or images, images) / images
+        seen = max(candidates.training.epochs, 1) * min(candidates.examples or images, images) / images
         epochs = final.training.epochs
         return cls(
             students=final.students,
             passes=epochs / seen,
             workers=settings.device.workers,
             logits=min(final.views or epochs, epochs) / seen if taught else 0.0,
-            by_candidates=candidates.weights != "shared",
         )
 
     def trained(self, evaluation: Evaluation) -> None:
-        """Note what a candidate took; what was not trained, or not to its end, tells nothing."""
-        if evaluation.status == "ok" and self._by_candidates:
+        """Note what a candidate took; what was not trained to its end tells nothing."""
+        if evaluation.status == "ok":
             self._seconds.append(evaluation.seconds)
-
-    def epochs_took(self, seconds: float, epochs: int) -> None:
-        """Note what so many epochs took of weights that candidates share, who are not trained themselves."""
-        self._seconds.append(seconds / epochs)
 
     @property
     def expected(self) -> list[float]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from understudy.config.training import Augmentation, Candidates, Final, FirstStart, Training
+from understudy.config.checked import checked_together
+from understudy.config.training import Augmentation, Candidates, Final, Start, Training
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost, Evaluation, Status
@@ -27,7 +28,6 @@ from understudy.graph.copies import copied
 from understudy.models.weights import weights_digest
 from understudy.surgery import build as surgery
 from understudy.surgery.compensated import Recording, compensate, record
-from understudy.surgery.shared import SharedWeights
 from understudy.training.aim import CLASSES, Aim
 from understudy.training.failures import fault_of_network, reason
 from understudy.training.loop import (
@@ -39,16 +39,25 @@ from understudy.training.loop import (
     train,
 )
 from understudy.training.objective import needs_teacher
-from understudy.training.recipe import UNTRAINED, Recipe
 from understudy.training.scoring import scored
-from understudy.training.shared import shared_weights
 from understudy.training.teacher_logits import TeacherLogits
 
 _PROCEDURE = 1  # part of every recipe: raise it when the same settings give other numbers
 _HEARD = 512  # training examples that inherited weights are compensated by
 _GLANCED = 512  # those that a glance compares logits on
 _PEEK = 1000  # validation examples that tell a hopeless student after its first epoch
-_LOOKS = 8  # augmented versions of each image that shared weights learn from, so that few logits are computed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recipe:
+    """What students are trained on, from where, and how: the same for all that are compared."""
+
+    split: AnySplit
+    views: Views
+    logits: TeacherLogits | None  # None where the loss does not read them
+    training: Training
+    weights: Start
+    digest: str  # of all that decides a score, besides architecture, teacher and data
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +67,7 @@ class Evaluator:
     What fails because of the machine or the data raises MachineError or DataError; it is no evaluation.
     A student's seed comes from (seed, architecture digest, repeat), so results depend neither on the
     order of evaluation nor on who evaluates. `folder` caches the teacher's logits. Students inherit from the
-    network of the analysis, which need not be the teacher: in a chain it is another one's student. Where they share
-    weights, these learn through the students of `through` in turn, by whichever process first needs them.
+    network of the analysis, which need not be the teacher: in a chain it is another one's student.
     """
 
     analysis: Analysis
@@ -71,7 +79,6 @@ class Evaluator:
     seed: int = 0
     folder: Path
     aim: Aim = CLASSES
-    through: tuple[Architecture, ...] = ()
 
     def __call__(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a candidate; see `evaluate`."""
@@ -121,8 +128,10 @@ class Evaluator:
 
     def cut(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of a student as it was cut, untrained but for its batch-norm statistics."""
+        with checked_together():  # no epochs: nobody can ask for that
+            untrained = Training(epochs=0, loss="ce")
         digest = self._digest(cut=self._start)
-        recipe = self._make(self.data.train, UNTRAINED, "inherited", repeat=0, digest=digest)
+        recipe = self._make(self.data.train, untrained, "inherited", repeat=0, digest=digest)
         seed = _seed(self.seed, architecture.digest, 0)
         return self._train_student(architecture, recipe, seed, go_on=lambda student, progress: True)[0]
 
@@ -153,22 +162,8 @@ class Evaluator:
     def prepare(self, *, on_part: OnPart = lambda done: None) -> None:
         """Do what all candidates share before workers start: the teacher's score and its logits."""
         assert self.teacher_score >= 0
-        if self.first_recipe.logits is not None:
-            self.first_recipe.logits.prepare(self.first_recipe.training.epochs, on_part=on_part)
-
-    def share(self, *, on_part: OnPart | None = None) -> SharedWeights:
-        """Return the weights that candidates share, which learn now unless a file has them; continued if interrupted.
-
-        Raises:
-            ModelError: they cannot learn.
-        """
-
-        def fit(turns: nn.Module, compute: Compute, checkpoint: Path) -> Outcome:
-            how, seed = replace(self, compute=compute), _seed(self.seed, "shared")
-            return how._trained(turns, self.first_recipe, seed, lambda turns, progress: True, on_part, checkpoint)
-
-        place = self.folder / f"shared-{self.recipe_digest}.safetensors"
-        return shared_weights(self.analysis, self.through, place, compute=self.compute, fit=fit)
+        if self.recipe.logits is not None:
+            self.recipe.logits.prepare(self.recipe.training.epochs, on_part=on_part)
 
     @cached_property
     def teacher_digest(self) -> str:
@@ -183,33 +178,20 @@ class Evaluator:
     @property
     def recipe_digest(self) -> str:
         """16 hexadecimal digits of all that decides a candidate's score, besides architecture, teacher and data."""
-        told = asdict(self.candidates)
-        if self.candidates.weights != "shared":
-            del told["shared_epochs"]
-            return self._digest(candidates=told)
-        return self._digest(candidates=told, through=[architecture.digest for architecture in self.through])
+        return self._digest(candidates=asdict(self.candidates))
 
     @cached_property
     def teacher_score(self) -> float:
         """The teacher's score on the validation split, in 0..1."""
         return self.score(self._teacher)
 
-    @property
-    def recipe(self) -> Recipe:
-        """How candidates are trained: not at all where they share weights, which were."""
-        if self.candidates.weights != "shared":
-            return self.first_recipe
-        return replace(self.first_recipe, training=UNTRAINED, logits=None)
-
     @cached_property
-    def first_recipe(self) -> Recipe:
-        """How candidates, or the weights that they share, are trained."""
-        c, available = self.candidates, len(self.data.train)
-        shared = c.weights == "shared"
-        training = replace(c.training, epochs=c.shared_epochs) if shared else c.training
-        subset = self.data.train.subset(min(c.examples or available, available), self.seed)
-        cycle = _LOOKS if shared else 0
-        return self._make(subset, training, c.weights, repeat=0, digest=self.recipe_digest, cycle=cycle)
+    def recipe(self) -> Recipe:
+        """How candidates are trained."""
+        c = self.candidates
+        count = c.examples or len(self.data.train)
+        subset = self.data.train.subset(min(count, len(self.data.train)), self.seed)
+        return self._make(subset, c.training, c.weights, repeat=0, digest=self.recipe_digest)
 
     def final_recipe(self, final: Final, repeat: int = 0) -> Recipe:
         """Return how final students are trained; each repeat sees other views in another order."""
@@ -230,7 +212,7 @@ class Evaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a worker makes for itself: copies of the teacher and of the data."""
-        made = ("_teacher", "_val", "_taught", "_recording", "_glanced", "_shared", "first_recipe")
+        made = ("_teacher", "_val", "_taught", "_recording", "_glanced", "recipe")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     @cached_property
@@ -247,10 +229,6 @@ class Evaluator:
         """What the network that students inherit from gives, to be given by them."""
         with self.compute.scope():
             return record(self.analysis, self._some(_HEARD, self.seed))
-
-    @cached_property
-    def _shared(self) -> SharedWeights:
-        return self.share()
 
     @cached_property
     def _glanced(self) -> tuple[Any, Tensor]:
@@ -339,10 +317,8 @@ class Evaluator:
         )
         return evaluation, None if status == "failed" else student
 
-    def _built(self, architecture: Architecture, weights: FirstStart, seed: int) -> nn.Module:
+    def _built(self, architecture: Architecture, weights: Start, seed: int) -> nn.Module:
         """Return a student with the weights that its training starts from."""
-        if weights == "shared":
-            return self._shared.student(architecture)
         if weights != "compensated":
             return surgery.build(self.analysis, architecture, weights=weights, seed=seed)
         if architecture == self.analysis.space.full:
@@ -352,10 +328,30 @@ class Evaluator:
             compensate(student, self.analysis, architecture, self._recording)
         return student
 
-    def _evaluation(self, architecture: Architecture, recipe: str, seed: int, **found: Any) -> Evaluation:
-        """Return an evaluation with what was found: status and error, and all the rest unless the student failed."""
-        found = {"cost": None, "score": 0.0, "seconds": 0.0, "recipe": recipe, "seed": seed} | found
-        return Evaluation(architecture=architecture, teacher=self.teacher_digest, data=self.data_digest, **found)
+    def _evaluation(
+        self,
+        architecture: Architecture,
+        recipe: str,
+        seed: int,
+        *,
+        status: Status,
+        error: str | None,
+        cost: Cost | None = None,
+        score: float = 0.0,
+        seconds: float = 0.0,
+    ) -> Evaluation:
+        return Evaluation(
+            architecture=architecture,
+            teacher=self.teacher_digest,
+            data=self.data_digest,
+            recipe=recipe,
+            cost=cost,
+            score=score,
+            seconds=seconds,
+            seed=seed,
+            status=status,
+            error=error,
+        )
 
     def _trained(
         self,
@@ -398,7 +394,7 @@ class Evaluator:
         self,
         split: AnySplit,
         training: Training,
-        weights: FirstStart,
+        weights: Start,
         *,
         repeat: int,
         digest: str,

@@ -27,7 +27,6 @@ from understudy.methods.proposals import (
     positions,
 )
 
-_TRIES = 10  # draws for each student that is wanted, while they are alike or break budgets
 _KEEP = 0.9  # chance to keep a unit or a kernel; N2N, whose draws are ranked, changes twice as many
 
 
@@ -100,19 +99,6 @@ class RandomSearcher(Searcher):
     def drawn(self) -> Architecture:
         """Return an architecture, whatever it costs and whether or not it was proposed before."""
         return self._decode(self._draw())
-
-    def within_budgets(self, students: int) -> tuple[Architecture, ...]:
-        """Return different draws that use the budgets up, as many as there are of so many."""
-        found: dict[Architecture, None] = {}
-        limited = bool(self.problem.reward.budgets.limits())
-        for _ in range(_TRIES * students):
-            drawn = self.drawn()
-            itself = self.filled(drawn) if limited else drawn
-            if self._usage(itself) <= 1.0:
-                found[itself] = None
-            if len(found) == students:
-                break
-        return tuple(found)
 
     def filled(self, architecture: Architecture) -> Architecture:
         """Return an architecture that uses the budgets up: widths grow in turn, a factor at a time, while they fit."""
