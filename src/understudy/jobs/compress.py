@@ -390,6 +390,9 @@ class Job:
     def _finished(self, evaluator: Evaluator, evaluations: list[Evaluation]) -> tuple[Evaluation, list[Evaluation]]:
         """Train the best to convergence; return the winner, as the goal counts it, and all of them."""
         final, workers = self.settings.final, self.settings.device.workers
+        if self.settings.method.job == "prune" and final.weights == "compensated":
+            # Their network gave what it gives with the channels masked: to solve layers for all of them would undo it.
+            final = replace(final, weights="inherited")
         chosen = finalists(evaluations, self.reward, final.students)
         finisher = Finisher(evaluator=evaluator, final=final, folder=self.run.students)
 
