@@ -74,6 +74,17 @@ def test_the_student_keeps_the_budget_and_uses_it(done: us.Result) -> None:
     assert done.evaluation.score >= pruned["score"] > 0.3
 
 
+def test_the_final_student_starts_from_the_network_that_learned_with_the_agents(
+    teacher: Teacher, done: us.Result, tmp_path: Path
+) -> None:
+    final = replace(FINAL, weights="inherited")
+    assert FINAL.weights == "compensated"
+    again = squeeze(teacher, tmp_path / "run", method=METHOD, goal=GOAL, final=final)
+    assert outcome(again.run)[1] == outcome(done.run)[1]
+    fresh = squeeze(teacher, tmp_path / "fresh", method=METHOD, goal=GOAL, final=replace(FINAL, weights="fresh"))
+    assert fresh.architecture == done.architecture and outcome(fresh.run)[1] != outcome(done.run)[1]
+
+
 def stored(folder: Path) -> list[str]:
     import optuna
 
