@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from understudy.config.training import Augmentation, Candidates, Final, Training
 
 CANDIDATES = Candidates(training=Training(epochs=2, batch_size=32), examples=90, weights="inherited", stop_below=0.0)
-FINAL = Final(training=Training(epochs=3, batch_size=32, loss="mse+ce"))
+FINAL = Final(training=Training(epochs=3, batch_size=32, loss="mse+ce"), weights="inherited")
 AUGMENTATION = Augmentation(crop=1, flip=True)
 
 
