@@ -279,7 +279,7 @@ class Contender:
 
     label: str
     find: Callable[[Cell], Found]
-    weights: Start = "inherited"
+    weights: Start = "compensated"  # of final training; from DECORE come weights that learned with its agents
     loss: LossName | None = None  # of the final training; None: the track's, with the teacher
     given: bool = False  # its shape counts as given: what found it is not among its image passes
 
@@ -298,12 +298,12 @@ N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
     "n2n-paper": Contender(label="N2N, the paper's two stages", find=Searched("n2n-paper", _n2n_paper)),
-    "decore": Contender(label="DECORE", find=decore),
+    "decore": Contender(label="DECORE", find=decore, weights="inherited"),
     "archcomp": Contender(
         label="Architecture Compression",
         find=Searched("archcomp", lambda n: ArchComp(students=n)),
     ),
-    "n2n-decore": Contender(label="N2N, then DECORE", find=chain),
+    "n2n-decore": Contender(label="N2N, then DECORE", find=chain, weights="inherited"),
     "random": Contender(
         label="random search, filled", find=Searched("random", lambda n: RandomSearch(students=n, fill=True))
     ),
@@ -316,10 +316,10 @@ CONTENDERS = {
     TRANSFERRED: Contender(
         label="N2N, from another track's policy", find=Searched(TRANSFERRED, _n2n, transferred=True)
     ),
-    "uniform-compensated": Contender(
-        label="uniform width, compensated weights", find=Proposed(UniformWidth(students=1)), weights="compensated"
+    "uniform-slices": Contender(
+        label="uniform width, from slices", find=Proposed(UniformWidth(students=1)), weights="inherited"
     ),
-    "n2n-compensated": Contender(label="N2N, compensated weights", find=N2N_SEARCH, weights="compensated"),
+    "n2n-slices": Contender(label="N2N, from slices", find=N2N_SEARCH, weights="inherited"),
     "n2n-labels": Contender(label="N2N, final training without teacher", find=N2N_SEARCH, loss="ce"),
     "scratch": Contender(label="N2N's shape from scratch, with teacher", find=N2N_SEARCH, weights="fresh", given=True),
     "scratch-labels": Contender(
