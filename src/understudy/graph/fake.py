@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
 )
@@ -48,6 +49,20 @@ def flat(value: Any) -> list[Any]:
     found: list[Any] = []
     map_structure(value, found.append)
     return found
+
+
+def like(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """Return a tensor of the mode without values that is like another one, a parameter if that is one."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not plain or tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or vars(tensor):
+        return mode.from_tensor(tensor)
+    # As `from_tensor`, which looks for much more, at an eighth of its time.
+    memory = torch.empty(tensor.untyped_storage().nbytes() // tensor.element_size(), dtype=tensor.dtype, device="meta")
+    meta = memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    made = FakeTensor(mode, meta.requires_grad_(tensor.requires_grad), tensor.device)
+    if isinstance(tensor, nn.Parameter):
+        made._is_param = True
+    return made
 
 
 def run_fake(

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import TraceError
 from understudy.core.nested import leaves
 from understudy.graph.attention import attended, can_be_opened, is_followed
-from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
+from understudy.graph.fake import Signature, flat, like, map_structure, run_fake, source_line
 from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
-from understudy.graph.outputs import remembered
+from understudy.graph.outputs import remembered, remembered_call
 from understudy.graph.surroundings import as_before, causal_hints, factories, lengths, repeatable
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
@@ -155,6 +156,7 @@ class _Tracer(fx.Tracer):
         self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
         self._running = self._learns = self._inside = False
         self._signatures: dict[int, inspect.Signature] = {}  # by the identity of the function
+        self._modules: dict[str, nn.Module] = {}
         self._indices: dict[int, Tensor] = {}  # masks and numbers that the network holds, by the fake tensors' identity
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -318,7 +320,7 @@ class _Tracer(fx.Tracer):
         }
 
     def _to_fake(self, value: Any) -> Any:
-        return self._fake.from_tensor(value) if isinstance(value, Tensor) else value
+        return like(value, self._fake) if isinstance(value, Tensor) else value
 
     def _run(self, node: fx.Node) -> Any:
         """Run one node on fake tensors; fx's patches of Module see `_running` and stand aside."""
@@ -346,8 +348,8 @@ class _Tracer(fx.Tracer):
             return run_fake(self._call(node), args, kwargs, self._fake, self._indices)
 
         if node.op != "call_module":
-            return run()
-        layer = self.root.get_submodule(str(node.target))
+            return remembered_call(node.target, args, kwargs, self._fake, run)
+        layer = self._module(str(node.target))
         return remembered(layer, vars(layer).get(WAS, type(layer)), args, kwargs, self._fake, run)
 
     def _known(self, fake: Any, value: Any) -> Any:
@@ -357,13 +359,18 @@ class _Tracer(fx.Tracer):
 
     def _call(self, node: fx.Node) -> Callable[..., Any]:
         if node.op == "call_module":
-            module = self.root.get_submodule(str(node.target))
+            module = self._module(str(node.target))
             # What batch norm gives is like what it gets; on fake tensors it would take half the time of all.
             kind = vars(module).get(WAS, type(module))
             return torch.empty_like if issubclass(kind, _BATCH_NORMS) else module
         if node.op == "call_method":
             return _method(str(node.target))
-        return node.target  # type: ignore[return-value]
+        return _normed if node.target is F.batch_norm else node.target  # type: ignore[return-value]
+
+    def _module(self, path: str) -> nn.Module:
+        if path not in self._modules:  # which torch looks up name by name
+            self._modules[path] = self.root.get_submodule(path)
+        return self._modules[path]
 
 
 def _is_wrapped(function: Any) -> bool:
@@ -377,6 +384,22 @@ def _takes_any(forward: Callable[..., Any]) -> bool:
     """Return whether a function takes more than it names, or stands for another one that it wraps."""
     kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
     return inspect.unwrap(forward) is not forward or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _normed(*args: Any, **kwargs: Any) -> Tensor:
+    """Return what batch norm gives: the like of what it gets, if what it holds is of that size and statistics exist."""
+    given = _BATCH_NORM.bind(*args, **kwargs).arguments
+    x = given["input"]
+    held = [tuple(given[name].shape) for name in _OF_CHANNELS if isinstance(given.get(name), Tensor)]
+    if any(shape != (x.shape[1],) for shape in held):
+        raise RuntimeError(f"batch norm of {x.shape[1]} channels got tensors of {held}")
+    if given.get("training") and x.numel() == x.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
+    return torch.empty_like(x)
+
+
+_BATCH_NORM = inspect.signature(F.batch_norm)
+_OF_CHANNELS = ("running_mean", "running_var", "weight", "bias")
 
 
 def _method(name: str) -> Callable[..., Any]:

@@ -142,7 +142,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         opaque = "the teacher has forward hooks, which are not traced"
     if watch.asks_mode or _unreached(root, graph):
         try:
-            training, more = record_example(copy_to_trace(teacher).train(), example, leaf_modules)
+            training, more = record_example(copy_to_trace(teacher, shared).train(), example, leaf_modules)
         except Exception as error:
             opaque = opaque or f"the forward pass in training mode cannot be traced: {error}"
         else:
