@@ -42,7 +42,8 @@ from torch import Tensor, nn
 from benchmarks.limited import limited
 from tests.support.third_party import library
 from understudy.core.architecture import Architecture, Space
-from understudy.core.errors import UnderstudyError
+from understudy.core.errors import MachineError, UnderstudyError
+from understudy.core.memory import out_of_memory
 from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis, analyse
 from understudy.surgery.build import build, rebuild
@@ -122,7 +123,7 @@ def _measured(name: str, draws: int, memory: float) -> dict[str, Any]:
 
 def is_memory(error: BaseException) -> bool:
     """Return whether an error says that memory did not suffice."""
-    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+    return isinstance(error, MachineError) or out_of_memory(error)
 
 
 def made(name: str) -> tuple[nn.Module, Tensor] | None:
@@ -160,6 +161,8 @@ def audit(model: nn.Module, x: Tensor, draws: int) -> dict[str, Any]:
     try:
         analysis = analyse(model, x)
         space = analysis.space
+    except MachineError:
+        raise
     except UnderstudyError as error:
         return {"outcome": "refused", "reason": said(error)}
     row: dict[str, Any] = {

@@ -13,12 +13,15 @@ import torch
 from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
+from understudy.core.memory import enough_memory
 from understudy.graph.groups import Groups, find_groups
 from understudy.graph.magnitudes import slot_magnitudes
 from understudy.graph.refit import Refit
 from understudy.graph.retrace import checked
 from understudy.graph.trace import Example, Trace, trace
 from understudy.graph.units import layers_of, removed_paths, units_of
+
+_MEMORY = ("while the network was analysed", "free some, or give a smaller example")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,9 @@ class Analysis:
     def space(self) -> Space:
         """What the teacher allows."""
         groups = self.groups
-        return Space(layers=layers_of(groups), groups=groups.groups, units=units_of(groups), frozen=groups.frozen)
+        with enough_memory(*_MEMORY):
+            layers, units = layers_of(groups), units_of(groups)
+        return Space(layers=layers, groups=groups.groups, units=units, frozen=groups.frozen)
 
     def without(self, refused: Iterable[Refused]) -> Analysis:
         """Return the analysis in whose Space these decisions are not offered; names that it does not have are none."""
@@ -119,9 +124,11 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
 
     Raises:
         TraceError: the teacher cannot be traced, or fails on the example, or the example is empty.
+        MachineError: memory ran out.
     """
-    traced = trace(teacher, example, leaf_modules=leaf_modules)
-    return Analysis(trace=traced, groups=checked(find_groups(traced)), leaf_modules=leaf_modules)
+    with enough_memory(*_MEMORY):
+        traced = trace(teacher, example, leaf_modules=leaf_modules)
+        return Analysis(trace=traced, groups=checked(find_groups(traced)), leaf_modules=leaf_modules)
 
 
 def _again(

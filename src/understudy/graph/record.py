@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from understudy.core.errors import TraceError
+from understudy.core.memory import enough_memory, out_of_memory
 from understudy.graph.trace import Example, check_example, copy_to_trace, explain, record_example
 
 
@@ -33,13 +34,17 @@ def record(
 
     Raises:
         TraceError: the forward pass fails on the example, or branches on a value, or the example is empty.
+        MachineError: memory ran out.
     """
     check_example(module, example)
-    root = copy_to_trace(module).train(training)
-    try:
-        graph, watch = record_example(root, example, (*leaf_modules, nn.MultiheadAttention))
-    except TraceError:
-        raise
-    except Exception as error:
-        raise TraceError(explain(root, example, error)) from error
+    with enough_memory("while the forward pass was recorded", "free some, or give a smaller example"):
+        root = copy_to_trace(module).train(training)
+        try:
+            graph, watch = record_example(root, example, (*leaf_modules, nn.MultiheadAttention))
+        except TraceError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise TraceError(explain(root, example, error)) from error
     return Recording(root=root, graph=graph, calls=watch.given)

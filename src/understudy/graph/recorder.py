@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import TraceError
+from understudy.core.memory import out_of_memory
 from understudy.core.nested import leaves
 from understudy.graph.attention import attended, can_be_opened, is_followed
 from understudy.graph.fake import Signature, flat, like, map_structure, run_fake, source_line
@@ -259,7 +260,9 @@ class _Tracer(fx.Tracer):
         last = next(iter(reversed(self.graph.nodes)))
         try:
             return function(*args, **kwargs)
-        except Exception:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             for node in reversed(self.graph.nodes):
                 if node is last:
                     break

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import fx, nn
 
+from understudy.core.memory import out_of_memory
 from understudy.graph.channels import Attribute, ParameterUse, Standardised
 from understudy.graph.compare import difference, kept_sizes
 from understudy.graph.copies import tensor_at
@@ -69,7 +70,9 @@ def _same_disguised(traced: Trace, layers: list[str]) -> bool:
             vars(part)[WAS], part.__class__ = part.__class__, Disguise
         try:
             again, _ = record_example(copy, traced.example, traced.leaf_modules)
-        except Exception:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             return False
         if any(difference(graph, again)):
             return False
@@ -126,6 +129,8 @@ def _otherwise(groups: Groups, kept: Mask) -> Found | None:
         try:
             again, _ = record_example(copy, traced.example, traced.leaf_modules)
         except Exception as error:
+            if out_of_memory(error):
+                raise
             return f"with fewer channels the forward pass fails: {str(error).partition(chr(10))[0]}", _line(error)
         what, line = difference(graph, again, sizes=lambda node: _sizes(groups, node, kept))
         if what:

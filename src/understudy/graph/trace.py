@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from understudy.core.errors import TraceError
+from understudy.core.memory import out_of_memory
 from understudy.graph.compare import difference, twins
 from understudy.graph.copies import copied, first_names, overlapping, tensor_at
 from understudy.graph.fake import Signature
@@ -134,6 +135,8 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
     except TraceError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise TraceError(explain(root, example, error)) from error
     if watch.draws:
         watch = _settled(copy_to_trace(teacher).eval(), example, leaf_modules, graph) or watch
@@ -144,6 +147,8 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         try:
             training, more = record_example(copy_to_trace(teacher, shared).train(), example, leaf_modules)
         except Exception as error:
+            if out_of_memory(error):
+                raise
             opaque = opaque or f"the forward pass in training mode cannot be traced: {error}"
         else:
             if more.draws:
@@ -178,7 +183,9 @@ def _settled(
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             root(**named_inputs(root, example))
         again, watch = record_example(root, example, leaf_modules)
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         return None
     return None if watch.draws or any(difference(graph, again)) else watch
 
@@ -280,6 +287,8 @@ def explain(root: nn.Module, example: Example, error: Exception) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copied(root)(**given)
     except Exception as plain:
+        if out_of_memory(plain):
+            raise
         shapes = {name: tuple(v.shape) if isinstance(v, Tensor) else _brief(v) for name, v in given.items()}
         return f"the teacher's forward pass must accept the example {shapes}, but it failed: {plain}"
     return (

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import SurgeryError
+from understudy.core.memory import out_of_memory
 from understudy.graph.channels import (
     FIXED,
     Attribute,
@@ -223,6 +224,8 @@ class Walk(ABC):
         except SurgeryError:
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise
             self.plan.values[node] = self.failed(node, error)
         if node.graph is not self.trace.graph:
             self.part.work = []

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from understudy.core.architecture import Architecture, Group, Refused, Unit
+from understudy.core.memory import enough_memory
 from understudy.graph.analysis import Analysis
 from understudy.proof.trial import Outcome, Trials
 
 _CHUNKS = 4  # in so many students all units of a kind go
 _REMOVALS = (0.15, 0.3, 0.5)  # chances of units in joint draws
 _MIXED = 2  # draws with half of the groups at random widths
+_WAY_OUT = "free some, or let fewer processes run beside"
 USUAL = 1 + 3 + _MIXED + 3 * _CHUNKS + len(_REMOVALS) + 1  # students, where all hold
 
 
@@ -74,9 +76,13 @@ def prove(
 
     Returns:
         The analysis in whose Space only what holds is offered, and what was found.
+
+    Raises:
+        MachineError: memory ran out, which says nothing of the network.
     """
-    prover = _Prover(analysis, seed, on_student)
-    prover.run()
+    with enough_memory("while students of the network were checked in double precision", _WAY_OUT):
+        prover = _Prover(analysis, seed, on_student)
+        prover.run()
     found = tuple(Refused(kind=kind, name=name, reason=why) for (kind, name), why in prover.refused.items())
     trials = prover.trials
     dtype = str(trials.dtype).removeprefix("torch.")

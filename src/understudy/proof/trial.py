@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from understudy.core.architecture import Architecture
 from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost
+from understudy.core.memory import out_of_memory
 from understudy.cost.predict import predict
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
@@ -101,6 +102,8 @@ class Trials:
         except SurgeryError as error:
             return Outcome("impossible", str(error))
         except Exception as error:
+            if out_of_memory(error):
+                raise
             return Outcome("fails", f"its cost cannot be predicted: {_brief(error)}")
         try:
             self.students += 1
@@ -115,6 +118,8 @@ class Trials:
         except Unlike as error:
             return Outcome("fails", str(error))
         except Exception as error:
+            if out_of_memory(error):
+                raise
             return Outcome("fails", f"a student fails: {_brief(error)}")
         return Outcome("holds")
 
@@ -133,6 +138,8 @@ class Trials:
                 self._settings = list(self._tried(side))
                 return ""
             except Exception as error:
+                if out_of_memory(error):
+                    raise
                 problem = str(error) if isinstance(error, Unlike) else _brief(error)
         return problem
 
@@ -170,6 +177,8 @@ class Trials:
                 found, _ = self._masked(full, _Setting(training, inputs, graph))
                 worst = _unlike(real, found, tolerance)
             except Exception as error:
+                if out_of_memory(error):
+                    raise
                 worst = _brief(error)
             if not worst:
                 return _Setting(training, inputs, graph, tolerance, shapes)
@@ -278,14 +287,18 @@ class Trials:
         try:
             outputs = [call(self._copy.teacher, s.inputs, training=True) for s in trained]
             return bool(trained) and all(_learns(self._copy.teacher, out) for out in outputs)
-        except Exception:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             return False
 
     def _are_counted(self) -> bool:
         """Return whether torch counts the MACs that are predicted of the teacher; of some operations it counts none."""
         try:
             return self._counted(self._copy.teacher) == predict(self.analysis, self.analysis.space.full).macs
-        except Exception:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             return False
 
     def _counted(self, module: nn.Module) -> int:
@@ -328,7 +341,9 @@ def _listen(student: nn.Module) -> tuple[_Heard, list[Any]]:
 def _runs(module: nn.Module, inputs: Inputs, *, training: bool) -> bool:
     try:
         call(module, inputs, training=training)
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         return False
     return True
 

@@ -7,10 +7,10 @@ import errno
 import torch
 
 from understudy.core.errors import CrashError, DataError, MachineError
+from understudy.core.memory import out_of_memory
 
 # Settings and disks are mended by hand, so there is no use in trying again.
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT)
-_NO_MEMORY = ("t allocate memory", "_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 _DEVICE_GAVE_UP = ("CUDA error", "device-side assert")
 
 
@@ -31,11 +31,6 @@ def fault_of_network(error: Exception) -> str:
     if isinstance(error, OSError):
         raise error if error.errno in _LASTING else MachineError(reason(error)) from error
     return reason(error)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether there was too little memory, for which torch has several errors."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _holds(error, _NO_MEMORY)
 
 
 def reason(error: BaseException) -> str:
