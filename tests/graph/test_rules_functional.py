@@ -270,12 +270,22 @@ def test_a_number_that_counts_two_things_freezes() -> None:
 
     class Apart(Twice):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([x[:, : self.n], x.new_zeros(len(x), self.n, 8, 8)], 1)
+            return torch.cat([x[:, : self.n], x[:, : self.n] * self.n], 1)
 
     assert "computes with parts.t.n" in reasons(check(Net(lambda m, x: m["t"](x), t=Apart())))["stem"]
 
 
 MOVES = {
+    "cumsum in space": lambda m, x: torch.cumsum(x, 2),
+    "einsum of channels": lambda m, x: torch.einsum("bchw,bcwv->bchv", x, m["a"](x)),
+    "max in space": lambda m, x: x.max(2, keepdim=True)[0] + x.max(3, keepdim=True).values,
+    "larger of two": lambda m, x: torch.max(x, m["a"](x)),
+    "where it is positive": lambda m, x: torch.where(x > 0, x, 0.1 * x),
+    "sort in space": lambda m, x: torch.sort(x, -1)[0],
+    "transform in space": lambda m, x: torch.fft.ifft(torch.fft.fft(x)).real,
+    "places in space": lambda m, x: x[:, :, torch.tensor([1, 0, 2, 3])],
+    "put in space": lambda m, x: torch.zeros_like(x).index_add(2, torch.arange(x.shape[2]), x),
+    "data": lambda m, x: x + x.data.mean((2, 3), keepdim=True),
     "stack": lambda m, x: torch.stack([x, m["a"](x)], 2).sum(2),
     "unbind in space": lambda m, x: torch.unbind(x, 2)[0].unsqueeze(2) + x,
     "expand": lambda m, x: x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8) + x,
@@ -317,7 +327,8 @@ FREEZES = {
     "roll": lambda m, x: torch.roll(x, 1, 1),
     "softmax": lambda m, x: torch.softmax(x, dim=1),
     "normalize": lambda m, x: F.normalize(x, dim=1),
-    "einsum": lambda m, x: torch.einsum("bchw,bcwv->bchv", x, x),
+    "cumsum": lambda m, x: torch.cumsum(x, 1),
+    "einsum": lambda m, x: torch.einsum("bchw,bdhw->bcd", x, x)[..., None],
     "squeeze": lambda m, x: m["a"](x).mean((2, 3), keepdim=True).squeeze()[:, :, None, None],
 }
 

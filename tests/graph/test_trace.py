@@ -172,3 +172,38 @@ def test_recording_leaves_nothing_in_the_modules(name: str) -> None:
 def test_tensors_of_a_dataclass_are_compared() -> None:
     case = next(case for case in odd_modules.CASES if case.name == "py_dataclass_output")
     assert [t.shape[1] for t in tensors_of(case.network()(case.input()))] == [3, 8]
+
+
+class CountsItsSteps(nn.Module):
+    """Counts the batches it was trained on, as running means of one's own do."""
+
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.steps += 1
+        return self.last(torch.relu(self.first(x)))
+
+
+def test_analysis_leaves_the_teachers_counters_alone() -> None:
+    teacher = CountsItsSteps()
+    analyse(teacher, torch.randn(4, 8))
+    assert int(teacher.steps) == 0
+
+
+def test_a_tensor_has_no_attributes_that_tensors_lack() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.features if hasattr(x, "features") else x
+            return self.last(self.first(x).unsqueeze(1).max(dim=1).values)
+
+    assert [group.name for group in analyse(Nested(), torch.randn(4, 8)).space.groups] == ["first"]

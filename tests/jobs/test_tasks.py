@@ -207,3 +207,33 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path)
         with pytest.raises(error, match=message):
             squeeze(teacher, data, tmp_path / "run", **more)
     assert not (tmp_path / "run").exists()
+
+
+class OneNumber(nn.Module):
+    """One number for each example, (B,), as regressions and two-class networks that squeeze give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x))).squeeze(1)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_network_may_give_one_number_for_each_example(tmp_path: Path, labelled: bool) -> None:
+    teacher, inputs = OneNumber(), drawn(24, 6)
+    data = us.Data.from_inputs(inputs, drawn(24) if labelled else None)
+    result = us.compress(
+        teacher,
+        data,
+        run=tmp_path,
+        objective="regression" if labelled else None,
+        method=us.RandomSearch(students=1),
+        candidates=us.Candidates(training=us.Training(epochs=1), examples=16),
+        final=us.Final(students=1, training=us.Training(epochs=1)),
+        device=DEVICE,
+        untrained=True,
+        progress=False,
+    )
+    assert result.student(inputs).shape == (24,)

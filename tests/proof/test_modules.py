@@ -23,6 +23,7 @@ from tests.support.modules import (
     odd_tensors,
     pretrained,
     standardised,
+    written,
 )
 from tests.support.modules.base import Case
 from understudy.core.architecture import Architecture, Space
@@ -44,6 +45,7 @@ CASES = [
     *pretrained.CASES,
     *attention.CASES,
     *standardised.CASES,
+    *written.CASES,
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 ALL = [case for case in counts.cases(every=5) if case.name not in {known.name for known in CASES}]
@@ -56,6 +58,14 @@ def test_there_are_enough_of_them() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_no_student_is_wrong(case: Case) -> None:
     hold(case)
+
+
+@pytest.mark.parametrize("case", written.CASES, ids=lambda case: case.name)
+def test_what_people_write_shrinks_nearly_whole(case: Case) -> None:
+    hold(case, again=True)
+    analysis, proof = prove(analyse(case.network(), case.input()))
+    assert [found for found in proof.refused if found.kind == "group"] == []
+    assert analysis.shrinkable > (0.85 if case.name == "written_expert_weights" else 0.95)
 
 
 @pytest.mark.slow

@@ -58,6 +58,21 @@ class ParameterUse:
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
 
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return self.shape
+
+
+@dataclass(frozen=True)
+class Turned(ParameterUse):
+    """A weight of two dimensions, the other way round: `shape` is what the forward pass sees."""
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return self.shape[::-1]
+
 
 @dataclass(frozen=True)
 class Standardised(ParameterUse):
@@ -117,6 +132,8 @@ class Part:
     sizes: list[Size] = field(default_factory=list)
     # The dimension of the first input over whose channels it takes statistics: over those that stay.
     statistic: int | None = None
+    # The channels that a recurrent layer feeds back to itself; where they go, its parameters are cut inside.
+    feeds_back: Labels | None = None
 
     @property
     def uses(self) -> set[Any]:

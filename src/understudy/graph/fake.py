@@ -77,7 +77,8 @@ def run_fake(
             return call(*args, **kwargs)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            real = map_structure((args, kwargs), lambda v: (values or {}).get(id(v), _zeros(v)))
+            known = {identity: value.clone() for identity, value in (values or {}).items()}  # may be overwritten
+            real = map_structure((args, kwargs), lambda v: known.get(id(v), _zeros(v)))
             out = copy.deepcopy(call)(*real[0], **real[1])
         return map_structure(out, lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v)
 

@@ -311,6 +311,7 @@ def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
             work=[replace(w, factors=tuple(_renamed(f, slots) for f in w.factors)) for w in p.work],
             sizes=[replace(s, labels=count(s.labels)) for s in p.sizes],
             statistic=p.statistic,
+            feeds_back=None if p.feeds_back is None else _renamed(p.feeds_back, slots),
         )
 
     return Plan(

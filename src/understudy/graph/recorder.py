@@ -73,6 +73,12 @@ class _Proxy(fx.Proxy):
         # NumPy asks for these before it takes what `__array__` returns.
         if name.startswith(("__array", "__cuda_array")):
             raise AttributeError(name)
+        value = self.node.meta["value"]
+        fields = getattr(type(value), "__match_args__", ()) if hasattr(type(value), "n_sequence_fields") else ()
+        if name in fields:  # what `max` over a dimension gives, say: fx would forget that its members have names
+            return super().__getitem__(fields.index(name))  # type: ignore[misc]
+        if not hasattr(type(value), name) and not hasattr(value, name):  # else whoever asks by hasattr is told a lie
+            raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         return _Device(self, name) if name == "device" else super().__getattr__(name)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -340,7 +346,10 @@ class _Tracer(fx.Tracer):
             found = self._output(node, args, kwargs)
             given = [v for v in flat((args, kwargs)) if isinstance(v, Tensor)]
             if given and all(id(v) in self._indices for v in given):  # a size may follow from what they hold
-                real = map_structure((args, kwargs), lambda v: self._indices.get(id(v), v))
+                # Copies, as the operation may overwrite what it is given: a counter that the teacher holds.
+                real = map_structure(
+                    (args, kwargs), lambda v: self._indices[id(v)].clone() if id(v) in self._indices else v
+                )
                 self._known(found, copy.deepcopy(self._call(node))(*real[0], **real[1]))
             return found
         finally:

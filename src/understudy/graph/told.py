@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Operations that give sizes to what they get; any other one that gets a size computes with it.
 _RESIZING = frozenset(("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as"))
+_MAKING = frozenset(("zeros", "ones", "new_zeros", "new_ones", "new_full", "new_empty"))
 _NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -34,7 +35,9 @@ def follow_sizes(walk: Walk, node: fx.Node) -> None:
         labels, name = np.concatenate(counted), describe(node)
         inputs = [walk.plan.values[n] for n in node.all_input_nodes]
         own = np.concatenate([_NONE, *(_channels_of(walk, value) for value in inputs)])
-        if name not in _RESIZING:
+        if name in _MAKING:
+            own = _channels_of(walk, value)
+        if name not in _RESIZING and not (name in _MAKING and own.size):
             walk.write(labels, f"{name} computes with their number", node)
         else:
             walk.sized_by.append((labels, own, node))

@@ -47,6 +47,8 @@ MODULE_RULES: dict[type[nn.Module], Rule] = {}
 CALL_RULES: dict[Any, Rule] = {}
 # Rules that read parameters of several dimensions; the others get them as tensors.
 PARAMETER_RULES: set[Rule] = set()
+# Rules of modules that take more than one input.
+STATE_RULES: set[Rule] = set()
 # Rules of what makes a tensor of nothing but sizes.
 MAKING_RULES: set[Rule] = set()
 
@@ -112,8 +114,9 @@ class Walk(ABC):
         name = self.trace.names.get(name, name)
         self.part.parameters[name] = plan
         known = self.known.setdefault(name, plan)
-        for labels in plan.dims if name in self.trace.overlapping else ():
-            self.freeze(np.asarray(labels), "a parameter lies in the memory of another one", node)
+        cut = [dim for dim in plan.dims if isinstance(dim, np.ndarray)]
+        for own in cut if name in self.trace.overlapping else ():
+            self.freeze(own, "a parameter lies in the memory of another one", node)
         if known is plan:
             return
         for a, b in zip(known.dims, plan.dims, strict=True):
@@ -167,14 +170,14 @@ class Walk(ABC):
         if isinstance(value, Labelled):
             return value
         if value.name in self.constants or self.trace.are_numbers(value.name):
-            self.parameter(value.name, ParameterPlan(value.shape), node)
+            self.parameter(value.name, ParameterPlan(value.whole), node)
             return Labelled.fixed(value.shape)
         known = self.known.get(self.trace.names.get(value.name, value.name))
         wide = [d for d, size in enumerate(value.shape) if size > 1]
         if dim is not None and (known is None or isinstance(known.dims[dim], np.ndarray)):
             wide = [dim]
         if len(wide) != 1:
-            self.parameter(value.name, ParameterPlan(value.shape), node)
+            self.parameter(value.name, ParameterPlan(value.whole), node)
             return Labelled.fixed(value.shape)
         labels = self.emit(value.name, value.shape[wide[0]])
         dims = tuple(labels if d == wide[0] else size for d, size in enumerate(value.shape))
@@ -322,7 +325,7 @@ class Walk(ABC):
         if isinstance(value, Labelled):
             self.freeze(value.labels, reason, node)
         elif isinstance(value, ParameterUse):
-            self.parameter(value.name, ParameterPlan(value.shape), node)
+            self.parameter(value.name, ParameterPlan(value.whole), node)
         return value
 
     def visit(self, node: fx.Node) -> Any:
@@ -377,6 +380,8 @@ class Walk(ABC):
     def _layer(self, rule: Rule, node: fx.Node, args: Any, kwargs: Any) -> Any:
         module = self.trace.root.get_submodule(str(node.target))
         given = (*args, *kwargs.values())  # the only input of a layer, whatever its name is
+        if rule in STATE_RULES:
+            return rule(self, node, module, *args, **kwargs)
         if len(given) == 1:
             return rule(self, node, module, *given)
         return self.give_up(node, args, kwargs, f"the {type(module).__name__} is given more than its input")

@@ -121,6 +121,10 @@ def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], dict[int
         labels = _counted_in(analysis, node)  # a narrower one takes its statistics over what stays, as no mask can
         reason = f"at {source_line(node) or node.name} statistics are taken over these channels"
         unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
+        labels = analysis.groups.plan.parts[node].feeds_back
+        if labels is not None:
+            reason = f"at {source_line(node) or node.name} a recurrent layer feeds these channels back to itself"
+            unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
     return graph, gates, unmasked
 
 

@@ -17,7 +17,8 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import ArchitectureError
 from understudy.core.nested import leaves
 from understudy.graph.analysis import Analysis
-from understudy.graph.channels import Labelled, Standardised
+from understudy.graph.channels import Labelled, Part, Standardised
+from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import inside
 from understudy.graph.numbers import plain
 from understudy.graph.units import removed_paths, silenced_path
@@ -106,6 +107,8 @@ class Masked(fx.Interpreter):
         if not (n.op.startswith("call_") and self._kind(n) in self._readers):
             return super().run_node(n)
         with self._instead({m: self._masked(m, self.env[m]) for m in n.all_input_nodes}):
+            if part is not None and part.feeds_back is not None:
+                return self._recurrent(n, part)
             return self._with_rim(n) if str(n.target) in self._kernels else super().run_node(n)
 
     @contextmanager
@@ -133,6 +136,19 @@ class Masked(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         module: Any = self.module.get_submodule(str(node.target))
         return functional_call(module, {"weight": rimmed(module.weight, self._kernels[str(node.target)])}, args, kwargs)
+
+    def _recurrent(self, node: fx.Node, part: Part) -> Any:
+        """Run a recurrent layer whose dropped hidden units are zero at every step, as those of zero rows are."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        module, cut = self.module.get_submodule(str(node.target)), {}
+        for name, plan in part.parameters.items():
+            tensor = tensor_at(self.module, name).detach()
+            for dim, labels in enumerate(plan.dims):
+                if isinstance(labels, np.ndarray):
+                    stays = self._kept[torch.from_numpy(labels.copy())].to(tensor.device)
+                    tensor = tensor * stays.view([-1 if d == dim else 1 for d in range(tensor.dim())])
+            cut[name.removeprefix(f"{node.target}.")] = tensor
+        return functional_call(module, cut, args, kwargs)
 
     def _standardised(self, node: fx.Node, name: str) -> Any:
         """Run a norm of a convolution's weight (1, O, I and the kernel) over the inputs that stay; others are zero."""
@@ -169,7 +185,11 @@ class Masked(fx.Interpreter):
         return out
 
     def _masked(self, node: fx.Node, value: Any) -> Any:
-        known = self._refit.plan.values.get(self._twin(node))
+        return self._passed(self._refit.plan.values.get(self._twin(node)), value)
+
+    def _passed(self, known: Any, value: Any) -> Any:
+        if isinstance(value, tuple | list) and isinstance(known, tuple | list):  # the state of a recurrent layer
+            return type(value)(map(self._passed, known, value))
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
         stays = self._kept[torch.from_numpy(known.labels.copy())]

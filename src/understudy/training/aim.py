@@ -38,14 +38,14 @@ class Aim:
     def read(self, given: Any) -> Float[Tensor, "b k"]:
         """Return what counts of what a network gave, float32; one that gives more in training mode has it first."""
         if isinstance(given, Tensor):
-            return given.float().flatten(1)
+            return _rows(given)
         found = dict(tensors(given))
         if len(self.names) == 1:
-            return found.get(self.names[0], next(iter(found.values()))).float().flatten(1)
+            return _rows(found.get(self.names[0], next(iter(found.values()))))
         lacking = [name for name in self.names if name not in found]
         if lacking:
             raise RuntimeError(f"the network must give {lacking[0]!r} in each mode, but gives {', '.join(found)}")
-        return torch.cat([found[name].float().flatten(1) for name in self.names], 1)
+        return torch.cat([_rows(found[name]) for name in self.names], 1)
 
     def outputs(self, matrix: Float[Tensor, "b k"]) -> dict[str, Tensor]:
         """Return the outputs by name, each (b, ...)."""
@@ -124,6 +124,11 @@ def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
     )
     _check_training(aim, network, inputs, count)
     return aim
+
+
+def _rows(output: Tensor) -> Float[Tensor, "b k"]:
+    """Return a row for each example; an output may be one number for each, (b,)."""
+    return output.float().reshape(len(output), -1) if output.ndim == 1 else output.float().flatten(1)
 
 
 def _check_training(aim: Aim, network: nn.Module, inputs: Any, count: int) -> None:

@@ -4,6 +4,30 @@ One function for each kind of operation, registered for the modules, functions a
 are of this kind. What is not in the tables freezes what it touches: never guess.
 """
 
-from understudy.graph.rules import functional, layers, movement, parts, pointwise, products, sizes, spatial
+from understudy.graph.rules import (
+    along,
+    functional,
+    layers,
+    movement,
+    parts,
+    pointwise,
+    products,
+    recurrent,
+    sizes,
+    spatial,
+    sums,
+)
 
-__all__ = ["functional", "layers", "movement", "parts", "pointwise", "products", "sizes", "spatial"]
+__all__ = [
+    "along",
+    "functional",
+    "layers",
+    "movement",
+    "parts",
+    "pointwise",
+    "products",
+    "recurrent",
+    "sizes",
+    "spatial",
+    "sums",
+]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import Labelled, Labels, ParameterPlan, ParameterUse, Standardised, Work
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Standardised, Turned, Work
 from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import describe
 from understudy.graph.rules.layers import normalises_channels
@@ -40,11 +40,19 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
     if weight.rows is not None:
         return _part_of_linear(walk, node, x, weight, bias)
     name = layer_of(weight)
-    inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[0])
-    walk.parameter(weight.name, ParameterPlan((outputs, inputs)), node)
+    turned, known = isinstance(weight, Turned), walk.known.get(walk.trace.names.get(weight.name, weight.name))
+    inputs = walk.channels(x, -1, node)
+    if known is not None and not isinstance(known.dims[1 if turned else 0], np.ndarray):  # as many as rows of a table
+        outputs = np.full(weight.shape[0], FIXED)
+    else:
+        outputs = walk.emit(name, weight.shape[0])
+    walk.parameter(weight.name, ParameterPlan((inputs, outputs) if turned else (outputs, inputs)), node)
     _per_channel(walk, node, bias, outputs)
-    _tell(walk, node, weight, inputs, outputs)
+    if not turned:
+        _tell(walk, node, weight, inputs, outputs)
     walk.part.work.append(Work(name, math.prod(x.shape[:-1]), (outputs, inputs)))
+    if (outputs == FIXED).all():
+        return Labelled.fixed((*x.shape[:-1], len(outputs)))
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
 
 
@@ -63,7 +71,8 @@ def _part_of_linear(walk: Walk, node: fx.Node, x: Labelled, weight: Any, bias: P
 @for_calls(torch.addmm, parameters=True)
 def linear_of_inputs_first(walk: Walk, node: fx.Node, bias: Any, x: Any, weight: Any, **more: Any) -> Any:
     """As `linear`, with a weight (inputs, outputs)."""
-    if more or not isinstance(x, Labelled) or not _is_matrix(weight, 2) or len(bias.shape) != 1:
+    plain = _is_matrix(weight, 2) and not isinstance(weight, Turned)
+    if more or not isinstance(x, Labelled) or not plain or len(bias.shape) != 1:
         return walk.give_up(node, (bias, x, weight), more, "no rule for addmm with these arguments")
     name = layer_of(weight)
     inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[1])

@@ -187,7 +187,6 @@ def permute(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
     return Labelled(tuple(x.shape[d] for d in order), x.labels.transpose(order))
 
 
-@for_calls(torch.transpose, torch.swapaxes, "transpose", "swapaxes")
 def transpose(walk: Walk, node: fx.Node, x: Labelled, a: int, b: int) -> Labelled:
     """Channels move with their dimension."""
     order = list(range(len(x.shape)))
@@ -361,6 +360,12 @@ def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0,
         outline[dim] = part.shape[dim]
         expanded.append(np.broadcast_to(part.labels, outline))
     return Labelled(tuple(sizes), _compressed_if_fixed(np.concatenate(expanded, axis=dim)))
+
+
+@for_calls(torch.hstack)
+def hstack(walk: Walk, node: fx.Node, tensors: Sequence[Any]) -> Any:
+    """As `concatenate`."""
+    return concatenate(walk, node, tensors, min(1, len(tensors[0].shape) - 1))
 
 
 def _compressed_if_fixed(labels: Labels) -> Labels:

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterPlan, ParameterUse
+from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.movement import compressed
+from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.walk import Walk
 
@@ -148,6 +150,25 @@ def gather(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, **more:
     return Labelled(index.shape, x.labels)
 
 
+_PUTTING = ("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
+
+
+@for_calls(*(f for name in _PUTTING for f in (getattr(torch, name), name, f"{name}_")))
+def put(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, src: Any, *args: Any, **kwargs: Any) -> Any:
+    """Rows go to places along one dimension that depend on no channel; channels along others are those of both."""
+    dim %= len(x.shape)
+    both = (x, src) if isinstance(src, Labelled) else (x,)
+    places = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
+    # Places that the network holds for a scatter are as many as the teacher's channels.
+    held = "scatter" in describe(node) and isinstance(places, fx.Node) and places.op == "get_attr"
+    able = isinstance(index, Labelled) and index.is_fixed and isinstance(src, Labelled | int | float)
+    if held or not able or any(dim in t.varying or len(t.varying) > 1 for t in both):
+        reason = f"no rule for {describe(node)} with these arguments"
+        return walk.give_up(node, (x, dim, index, src, *args), kwargs, reason)
+    ends = [Labelled(tuple(1 if d == dim else n for d, n in enumerate(t.shape)), t.labels) for t in both]
+    return Labelled(x.shape, meet(walk, node, ends[0], ends[-1]).labels)
+
+
 @for_calls(torch.index_select, "index_select")
 def index_select(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any) -> Any:
     """As `gather`."""
@@ -231,16 +252,23 @@ def _places(walk: Walk, node: fx.Node, key: Any) -> Any:
 
 
 def _indexed(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
-    """Places in the first dimensions, given as tensors, leave channels behind them as they are."""
-    count = len(keys)
+    """Places along some dimensions, given as tensors, leave channels along another one as they are."""
     tensors = [k for k in keys if isinstance(k, Labelled)]
-    if len(tensors) < count or not all(k.is_fixed for k in tensors) or any(d < count for d in x.varying):
+    plain = (isinstance(k, int | slice | Labelled) or k is None or k is Ellipsis for k in keys)
+    dims = [] if not all(plain) else _dims_of(x, keys)
+    cut = any(d in x.varying and keys[index] != slice(None) for d, index in dims)
+    if not dims or not all(k.is_fixed for k in tensors) or len(x.varying) > 1 or cut:
         return walk.give_up(node, (x, keys), {}, "no rule for an index that is a tensor")
-    places = np.broadcast_shapes(*(k.shape for k in tensors))
-    shape = (*places, *x.shape[count:])
-    if walk.outcome(node, (x, keys if count > 1 else keys[0]), {}).shape != shape:  # a mask, whose number is not known
-        return walk.give_up(node, (x, keys), {}, "no rule for an index that is a tensor")
-    return Labelled(shape, x.labels.reshape((1,) * len(places) + x.labels.shape[count:]))
+    places = tuple(np.zeros(k.shape, dtype=np.int64) if isinstance(k, Labelled) else k for k in keys)
+    channel = np.zeros((1,) * len(x.shape), dtype=np.int64)
+    if x.varying:
+        along = [1] * len(x.shape)
+        along[x.varying[0]] = x.shape[x.varying[0]]
+        channel = np.arange(x.shape[x.varying[0]]).reshape(along)
+    found = np.broadcast_to(channel, x.shape)[places]
+    if walk.outcome(node, (x, keys if isinstance(node.args[1], tuple) else keys[0]), {}).shape != found.shape:
+        return walk.give_up(node, (x, keys), {}, "no rule for an index that is a tensor")  # a mask, of whatever number
+    return Labelled(found.shape, x.labels.reshape(-1)[compressed(found)])
 
 
 def _looked_up(walk: Walk, node: fx.Node, table: ParameterUse, index: Labelled | ParameterUse, *, dim: int = 1) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse
-from understudy.graph.nodes import describe
+from understudy.graph.nodes import describe, is_in_place
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.walk import Walk
+from understudy.graph.walk import CALL_RULES, Walk
 
 
 @for_modules(
@@ -40,13 +41,42 @@ from understudy.graph.walk import Walk
     nn.Dropout2d,
     nn.Dropout3d,
     nn.AlphaDropout,
+    *(nn.FeatureAlphaDropout, nn.RReLU, nn.Threshold, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink),
 )
 def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled) -> Labelled:
     """Each element by itself."""
     return x
 
 
+# As functions of torch, as methods, and as methods that overwrite, whichever of them there are.
+_NAMES = (
+    *("absolute", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cosh", "sinh", "tan", "sinc"),
+    *("exp", "exp2", "expm1", "log", "log10", "log1p", "log2", "logit", "erfc", "erfinv", "lgamma", "digamma"),
+    *("abs", "neg", "negative", "positive", "reciprocal", "sqrt", "rsqrt", "square", "sign", "sgn", "signbit"),
+    *("ceil", "floor", "round", "trunc", "fix", "frac", "fmod", "remainder", "floor_divide", "nan_to_num"),
+    *("clip", "clamp_max", "multiply", "divide", "subtract", "true_divide", "float_power", "hypot", "copysign"),
+    *("maximum", "minimum", "fmax", "fmin", "logaddexp", "logaddexp2", "xlogy", "heaviside", "where", "masked_fill"),
+    *("eq", "ne", "ge", "gt", "le", "lt", "not_equal", "greater", "greater_equal", "less", "less_equal", "isclose"),
+    *("logical_and", "logical_not", "logical_or", "logical_xor", "bitwise_and", "bitwise_not", "bitwise_or"),
+    *("isnan", "isinf", "isfinite", "conj", "conj_physical", "resolve_conj", "resolve_neg", "real", "imag", "angle"),
+    *("bool", "int", "long", "cfloat", "cdouble", "cpu", "detach", "hardshrink", "deg2rad", "rad2deg"),
+)
+_NAMED = [
+    target
+    for name in _NAMES
+    for target in (getattr(torch, name, None), name, f"{name}_")
+    if target is not None and (not isinstance(target, str) or hasattr(torch.Tensor, target))
+]
+_OPERATORS = [
+    getattr(operator, name)
+    for name in ("gt", "ge", "lt", "le", "eq", "ne", "and_", "or_", "xor", "invert", "mod", "floordiv", "abs", "ipow")
+]
+
+
 @for_calls(
+    *_NAMED,
+    *_OPERATORS,
+    *(F.hardshrink, F.softshrink, F.tanhshrink, F.rrelu, F.relu_, F.elu_, F.selu_, F.celu_, F.leaky_relu_, F.hardtanh_),
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
     *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.exp, torch.sqrt, torch.abs),
@@ -64,9 +94,18 @@ def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled
     "torchvision.ops.stochastic_depth.stochastic_depth",
     parameters=True,
 )
-def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
-    """Operands that meet element by element keep the same channels; broadcasting ones follow."""
+def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """Operands that meet element by element keep the same channels; broadcasting ones follow.
+
+    A weight of several dimensions is cut behind it as it would be before.
+    """
     given = [v for v in (*args, *kwargs.values()) if isinstance(v, Labelled | ParameterUse)]
+    weight = next((v for v in given if _is_weight(walk, node, v)), None)
+    others = [v for v in given if v is not weight]
+    if weight is not None and all(isinstance(v, ParameterUse) and math.prod(v.shape) == 1 for v in others):
+        for scale in others:
+            walk.as_tensor(scale, node)
+        return weight
     tensors = [v for v in given if isinstance(v, Labelled)]
     operands = [v if isinstance(v, Labelled) else _beside(walk, node, v, tensors) for v in given]
     result = operands[0]
@@ -85,6 +124,35 @@ def _beside(walk: Walk, node: fx.Node, use: ParameterUse, tensors: list[Labelled
     return walk.as_tensor(use, node, same[0] if len(wide) > 1 and len(same) == len(along) == 1 else None)
 
 
+def _is_weight(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> bool:
+    """Return whether it is a parameter of which sums of products, and they alone, make channels."""
+    if not isinstance(x, ParameterUse) or x.rows is not None or walk.trace.are_numbers(x.name) or is_in_place(node):
+        return False
+    return len(x.shape) > 1 and is_only_multiplied(node)
+
+
+_MULTIPLYING = (
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.einsum, torch.addmm),
+    *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul", "mm", "bmm"),
+)
+
+
+def is_only_multiplied(node: fx.Node) -> bool:
+    """Return whether all that reads a tensor multiplies by it, as a layer does by its weight, or changes elements."""
+
+    def takes(user: fx.Node) -> bool:
+        if user.target in _MULTIPLYING:
+            return True
+        alone = user.all_input_nodes == [node] and not is_in_place(user)
+        changes = CALL_RULES.get(user.target) in (elementwise, cast, *TURNING) if user.op != "call_module" else False
+        return alone and changes and is_only_multiplied(user)
+
+    return bool(node.users) and all(map(takes, node.users))
+
+
+TURNING: list[Any] = []  # rules that exchange the dimensions of a weight
+
+
 def _is_list(node: fx.Node) -> bool:
     """Return whether members along the first dimension are taken one by one, each as a tensor of its own."""
     count = node.meta["value"].shape[0]
@@ -99,8 +167,10 @@ def _is_list(node: fx.Node) -> bool:
 
 
 @for_calls("to", "type_as", parameters=True)
-def cast(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, *args: Any, **kwargs: Any) -> Labelled:
+def cast(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, *args: Any, **kwargs: Any) -> Any:
     """Of another tensor it takes the type and the device, and nothing of its channels."""
+    if _is_weight(walk, node, x):
+        return x
     return walk.as_tensor(x, node)
 
 

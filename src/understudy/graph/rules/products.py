@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import fx
 
@@ -19,7 +17,6 @@ from understudy.graph.rules.tables import for_calls
 from understudy.graph.walk import Walk
 
 
-@for_calls(operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm")
 def product(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Any:
     """A sum over channels that both have, or a product for each head, each row or each column by itself."""
     if not (isinstance(a, Labelled) and isinstance(b, Labelled) and min(len(a.shape), len(b.shape)) > 1):

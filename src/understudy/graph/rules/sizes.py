@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.fake import flat
+from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
-from understudy.graph.rules.movement import transpose
+from understudy.graph.rules.sums import turned
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.walk import Walk
 
@@ -39,25 +41,43 @@ def numel(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> int:
 
 @for_calls("new_zeros", "new_ones", "new_full", "new_empty", parameters=True)
 def made_new(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Labelled:
-    """A tensor that has only the dtype and the device in common."""
-    return Labelled.fixed(walk.outcome(node, (x, *args), kwargs).shape)
+    """As `made`: a tensor that has only the dtype and the device in common."""
+    given = fx.node.map_arg(node.args[1:], lambda n: n)
+    return _made(walk, node, given, walk.outcome(node, (x, *args), kwargs).shape, ((x, *args), kwargs))
 
 
 @for_calls(torch.zeros, torch.ones, making=True)
 def made(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
-    """Equal elements: along a size that a module holds there are as many as there are channels."""
-    shape = walk.outcome(node, args, kwargs).shape
-    written = enumerate(node.args[0] if node.args and isinstance(node.args[0], tuple | list) else node.args)
-    counted = [(d, size) for d, size in written if isinstance(size, Number) and size > 1]
-    if len(counted) != 1 or "size" in kwargs:
-        for value in flat((args, kwargs)):
+    """Equal elements: along a size that a module or another tensor holds there are as many as there are channels."""
+    return _made(walk, node, node.args, walk.outcome(node, args, kwargs).shape, (args, kwargs))
+
+
+def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Labelled:
+    listed = bool(given) and isinstance(given[0], tuple | list)
+    sizes = list(given[0] if listed else given)[: len(shape)]
+    first = len(node.args) - len(given)
+    counted = [d for d, size in enumerate(sizes) if _counts(walk, size, shape[d])]
+    if not counted and len(shape) > 1 and type(sizes[-1]) is int and sizes[-1] > 1:
+        counted = [len(shape) - 1]
+    if not counted or "size" in node.kwargs or len(sizes) != len(shape):
+        for value in flat(values):
             walk.leave(value)
         return Labelled.fixed(shape)
-    dim, number = counted[0]
+    dim = counted[-1]  # as in (layers, batch, hidden units)
     labels = walk.emit(f"{node.name}:made", shape[dim])
-    walk.follow(number, labels, node)
-    walk.sized((0, dim) if isinstance(node.args[0], tuple | list) else (dim,), labels)
+    for other in counted[:-1]:
+        walk.leave(sizes[other])
+    if not walk.follow(sizes[dim], labels, node) and not isinstance(sizes[dim], fx.Node):
+        walk.write(labels, f"{describe(node)} writes their number as {shape[dim]}", node)
+    walk.sized((first, dim) if listed else (first + dim,), labels)
     return Labelled.along(shape, dim, labels)
+
+
+def _counts(walk: Walk, size: Any, count: int) -> bool:
+    """Return whether a size is how many channels a module or another tensor has."""
+    if isinstance(size, fx.Node):
+        return count > 1 and walk.plan.sizes.get(size, np.zeros(0)).size == count
+    return isinstance(size, Number) and count > 1
 
 
 # Attributes of a tensor that are the same for any number of channels.
@@ -71,8 +91,10 @@ def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
     """The shape is computed; dtype, device and rank are the teacher's. Others may tell how many channels there are."""
     if name == "shape":
         return x.shape
-    if name == "mT" and isinstance(x, Labelled):
-        return transpose(walk, node, x, -2, -1)
+    if isinstance(x, Labelled) and name in ("data", "real", "imag"):
+        return x
+    if (name in ("mT", "T") and len(x.shape) == 2) or (name == "mT" and isinstance(x, Labelled)):
+        return turned(walk, node, x, -2, -1)
     if name not in _FACTS:
         return walk.give_up(node, (x, name), {}, f"no rule for the attribute {name}")
     return walk.recorded(node)

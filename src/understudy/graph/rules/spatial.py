@@ -94,7 +94,7 @@ def reduce(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, keepdim: boo
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     reduced = {d % rank for d in dims}
     over = reduced & set(x.varying)
-    named = describe(node) in ("mean", "sum", "linalg_vector_norm", "norm", "amax", "amin")
+    named = describe(node) in ("mean", "sum", "linalg_vector_norm", "norm", "amax", "amin", "max", "min")
     able = named and isinstance(walk.plan.values[node.all_input_nodes[0]], Labelled)
     if over and (not able or len(x.varying) > 1):
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"{describe(node)} runs over these channels")

@@ -7,15 +7,20 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from understudy.graph.walk import CALL_RULES, MAKING_RULES, MODULE_RULES, PARAMETER_RULES, Rule
+from understudy.graph.walk import CALL_RULES, MAKING_RULES, MODULE_RULES, PARAMETER_RULES, STATE_RULES, Rule
 
 R = TypeVar("R", bound=Rule)
 
 
-def for_modules(*classes: type[nn.Module]) -> Callable[[R], R]:
-    """Register a rule (walk, node, module, *inputs) for modules of exactly these classes."""
+def for_modules(*classes: type[nn.Module], states: bool = False) -> Callable[[R], R]:
+    """Register a rule (walk, node, module, *inputs) for modules of exactly these classes.
+
+    Those with `states` may be given more than one input.
+    """
 
     def register(rule: R) -> R:
+        if states:
+            STATE_RULES.add(rule)
         MODULE_RULES.update(dict.fromkeys(classes, rule))
         return rule
 

@@ -1,0 +1,144 @@
+"""Operations along one dimension that keep the others apart: extremes, sorting, running sums, transforms, parts."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from understudy.graph.channels import Labelled
+from understudy.graph.fake import Signature, map_structure
+from understudy.graph.nodes import describe
+from understudy.graph.rules.parts import chunk
+from understudy.graph.rules.pointwise import elementwise
+from understudy.graph.rules.spatial import reduce
+from understudy.graph.rules.tables import for_calls, for_modules
+from understudy.graph.walk import Walk
+
+# Operation -> where the dimension stands among the arguments, and its default.
+_PLACES: dict[str, tuple[int, int | None]] = {
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "prod", "argmax", "argmin"), (1, None)),
+    **dict.fromkeys(("sort", "argsort", "mode"), (1, -1)),
+    **dict.fromkeys(("median", "nanmedian"), (1, None)),
+    **dict.fromkeys(("topk", "kthvalue", "diff"), (2, -1)),
+}
+_TRANSFORMS = (torch.fft.fft, torch.fft.ifft, torch.fft.rfft, torch.fft.irfft, torch.fft.hfft, torch.fft.ihfft)
+
+
+@for_calls(*(f for name in _PLACES for f in (getattr(torch, name), name) if isinstance(f, str) or callable(f)))
+def along(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Over space each channel is by itself; what mixes channels freezes them."""
+    place, usual = _PLACES[describe(node)]
+    dim = kwargs.get("dim", args[place - 1] if len(args) >= place else usual)
+    return _by_itself(walk, node, x, dim, args, kwargs)
+
+
+@for_calls(*_TRANSFORMS)
+def transform(walk: Walk, node: fx.Node, input: Any, n: Any = None, dim: int = -1, **kwargs: Any) -> Any:
+    """As `along`."""
+    return _by_itself(walk, node, input, dim, (n, dim), kwargs)
+
+
+def _by_itself(walk: Walk, node: fx.Node, x: Any, dim: Any, args: Any, kwargs: Any) -> Any:
+    if not isinstance(x, Labelled) or not isinstance(dim, int) or dim % len(x.shape) in x.varying or _is_one(x):
+        return walk.give_up(node, (x, *args), kwargs, f"{describe(node)} runs over these channels")
+    dim %= len(x.shape)
+    taken, kept = x.labels, x.labels.squeeze(dim)
+
+    def labelled(found: Any) -> Any:
+        if not isinstance(found, Signature):
+            return found
+        return Labelled(found.shape, taken if len(found.shape) == len(x.shape) else kept)
+
+    return map_structure(walk.outcome(node, (x, *args), kwargs), labelled)
+
+
+def _is_one(x: Labelled) -> bool:
+    """Return whether the whole tensor is one channel."""
+    return not x.varying and not x.is_fixed
+
+
+@for_calls(torch.max, torch.min, "max", "min")
+def extreme(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Of two tensors, element by element; of one, over all of it, or along a dimension with the places.
+
+    Of channels it is the extreme of those that stay; their places mean nothing in a narrower student.
+    """
+    other = args[0] if args else kwargs.get("other")
+    if isinstance(other, Labelled):
+        return elementwise(walk, node, x, other)
+    dim = kwargs.get("dim", other)
+    if dim is None:
+        return reduce(walk, node, x)
+    if not isinstance(x, Labelled) or not isinstance(dim, int):
+        return walk.give_up(node, (x, *args), kwargs, f"no rule for {describe(node)} with these arguments")
+    if dim % len(x.shape) not in x.varying:
+        return _by_itself(walk, node, x, dim, args, kwargs)
+    used = [user for user in node.users if user.users or user.target is not operator.getitem]
+    if not all(user.target is operator.getitem and user.args[1] == 0 for user in used):
+        return walk.give_up(node, (x, *args), kwargs, f"{describe(node)} says at which of these channels it is")
+    keepdim = kwargs.get("keepdim", args[1] if len(args) > 1 else False)
+    value = reduce(walk, node, x, dim, keepdim)
+    return (value, value)
+
+
+@for_calls(F.glu)
+def glu(walk: Walk, node: fx.Node, input: Labelled, dim: int = -1) -> Any:
+    """A half by the gates of the other: the channels at the same place of both go together."""
+    if input.shape[dim] % 2:
+        return walk.give_up(node, (input, dim), {}, "glu cuts them into unequal parts")
+    parts = chunk(walk, node, input, 2, dim)
+    return elementwise(walk, node, *parts) if len(parts) == 2 else parts
+
+
+@for_modules(nn.GLU)
+def glu_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """As the function."""
+    return glu(walk, node, x, module.dim)
+
+
+@for_calls(F.local_response_norm)
+def local_response_norm(walk: Walk, node: fx.Node, input: Labelled, *args: Any, **kwargs: Any) -> Any:
+    """Each channel is divided by its neighbours, which would be others in a narrower student."""
+    return walk.give_up(node, (input, *args), kwargs, "local_response_norm reads neighbouring channels")
+
+
+@for_calls(F.unfold)
+def unfold(walk: Walk, node: fx.Node, input: Labelled, *args: Any, **kwargs: Any) -> Any:
+    """Each channel becomes as many as it has pixels in a window."""
+    return _unfolded(walk, node, input, args, kwargs)
+
+
+@for_modules(nn.Unfold)
+def unfold_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """As the function."""
+    return _unfolded(walk, node, x, (), {})
+
+
+def _unfolded(walk: Walk, node: fx.Node, x: Labelled, args: Any, kwargs: Any) -> Any:
+    if len(x.shape) != 4:
+        return walk.give_up(node, (x, *args), kwargs, "unfold gets an input without a batch")
+    labels = walk.channels(x, 1, node)
+    shape = walk.outcome(node, (x, *args), kwargs).shape
+    return Labelled.along(shape, 1, np.repeat(labels, shape[1] // len(labels)))
+
+
+@for_calls(F.grid_sample)
+def grid_sample(walk: Walk, node: fx.Node, input: Labelled, grid: Any, *args: Any, **kwargs: Any) -> Any:
+    """Over space each channel by itself, at places that depend on no channel."""
+    if not isinstance(grid, Labelled) or not grid.is_fixed or any(d > 1 for d in input.varying):
+        return walk.give_up(node, (input, grid, *args), kwargs, "no rule for grid_sample with these arguments")
+    return Labelled((*input.shape[:2], *grid.shape[1:-1]), input.labels)
+
+
+@for_calls(torch.tensor_split, "tensor_split", torch.hsplit, "hsplit")
+def tensor_split(walk: Walk, node: fx.Node, x: Labelled, parts: Any, dim: int = 0, **kwargs: Any) -> Any:
+    """As `chunk` where parts are equal."""
+    dim = (1 if len(x.shape) > 1 else 0) if describe(node) == "hsplit" else dim
+    if kwargs or not isinstance(parts, int) or x.shape[dim] % parts:
+        return walk.give_up(node, (x, parts, dim), kwargs, f"{describe(node)} cuts at written places")
+    return chunk(walk, node, x, parts, dim)

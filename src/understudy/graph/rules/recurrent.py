@@ -1,0 +1,84 @@
+"""LSTMs, GRUs and plain recurrent layers: what they read, and their hidden units, which go in all layers together.
+
+A hidden unit whose rows are zero gives zeros at every step, so that nothing of it comes back: its gates have no bias,
+and its candidate is tanh(0).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from understudy.graph.channels import Labelled, Labels, ParameterPlan, Work
+from understudy.graph.rules.pointwise import meet
+from understudy.graph.rules.tables import for_modules
+from understudy.graph.walk import Walk
+
+_GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3, nn.RNN: 1, nn.RNNCell: 1}
+
+
+@for_modules(nn.LSTM, nn.GRU, nn.RNN, states=True)
+def recurrent(walk: Walk, node: fx.Node, module: Any, input: Any, hx: Any = None) -> Any:
+    """Reads channels along the last dimension. Layers and directions have as many hidden units, which go together.
+
+    Shapes: (T, B, C) or (B, T, C) gives that of D x H channels, and the last state of each layer, (L x D, B, H).
+    """
+    x, states = input, _states(hx)
+    given = all(isinstance(s, Labelled) and len(s.shape) == 3 for s in (x, *states))
+    if not given or getattr(module, "proj_size", False):
+        return walk.give_up(node, (x, hx), {}, f"no rule for the {type(module).__name__} with these inputs")
+    name, ways = str(node.target), 2 if module.bidirectional else 1
+    inputs, hidden = walk.channels(x, -1, node), walk.emit(name, module.hidden_size)
+    both = np.tile(hidden, ways)
+    for layer in range(module.num_layers):
+        for suffix in (f"_l{layer}", f"_l{layer}_reverse")[:ways]:
+            _parameters(walk, node, module, suffix, both if layer else inputs, hidden)
+    steps = math.prod(x.shape[:2])
+    _work(walk, node, module, steps * ways, inputs, hidden)
+    for _ in range(1, module.num_layers):
+        _work(walk, node, module, steps * ways, both, hidden)
+    batch = x.shape[0] if module.batch_first else x.shape[1]
+    output = Labelled.along((*x.shape[:2], len(both)), 2, both)
+    state = Labelled.along((module.num_layers * ways, batch, len(hidden)), 2, hidden)
+    for before in states:
+        meet(walk, node, state, before)
+    return (output, (state, state)) if isinstance(module, nn.LSTM) else (output, state)
+
+
+def _states(given: Any) -> tuple[Any, ...]:
+    return () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
+
+
+@for_modules(nn.LSTMCell, nn.GRUCell, nn.RNNCell, states=True)
+def cell(walk: Walk, node: fx.Node, module: Any, input: Any, hx: Any = None) -> Any:
+    """One step: the hidden units of the state that it is given are those of the state that it gives."""
+    x, states = input, _states(hx)
+    if not all(isinstance(s, Labelled) and len(s.shape) == 2 for s in (x, *states)):
+        return walk.give_up(node, (x, hx), {}, f"no rule for the {type(module).__name__} with these inputs")
+    inputs, hidden = walk.channels(x, -1, node), walk.emit(str(node.target), module.hidden_size)
+    _parameters(walk, node, module, "", inputs, hidden)
+    _work(walk, node, module, x.shape[0], inputs, hidden)
+    after = Labelled.along((x.shape[0], len(hidden)), 1, hidden)
+    for state in states:
+        meet(walk, node, after, state)
+    return (after, after) if isinstance(module, nn.LSTMCell) else after
+
+
+def _parameters(walk: Walk, node: fx.Node, module: Any, suffix: str, inputs: Labels, hidden: Labels) -> None:
+    rows = np.tile(hidden, _GATES[type(module)])
+    plans = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden), "bias_ih": (rows,), "bias_hh": (rows,)}
+    for kind, dims in plans.items():
+        if getattr(module, f"{kind}{suffix}", None) is not None:
+            walk.parameter(f"{node.target}.{kind}{suffix}", ParameterPlan(dims), node)
+    walk.part.feeds_back = hidden
+    if suffix in ("", "_l0"):
+        walk.count_in((str(node.target), "input_size"), inputs, node)
+        walk.count_in((str(node.target), "hidden_size"), hidden, node)
+
+
+def _work(walk: Walk, node: fx.Node, module: Any, times: int, inputs: Labels, hidden: Labels) -> None:
+    for other in (inputs, hidden):
+        walk.part.work.append(Work(str(node.target), times * _GATES[type(module)], (hidden, other)))

@@ -1,0 +1,143 @@
+"""Sums of products: einsum, and products with a parameter that the forward pass uses directly."""
+
+from __future__ import annotations
+
+import math
+import operator
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Turned, Work
+from understudy.graph.nodes import describe
+from understudy.graph.rules.movement import transpose
+from understudy.graph.rules.pointwise import TURNING, is_only_multiplied
+from understudy.graph.rules.products import product
+from understudy.graph.rules.tables import for_calls
+from understudy.graph.walk import Walk
+
+Operand = Labelled | ParameterUse
+
+
+@for_calls(torch.einsum, parameters=True)
+def einsum(walk: Walk, node: fx.Node, equation: Any, *operands: Any) -> Any:
+    """Channels along a letter: those of all operands that have it are the same; those that are summed over go."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
+    written = _terms(equation, operands) if isinstance(equation, str) else None
+    if written is None:
+        return walk.give_up(node, operands, {}, "no rule for einsum with these arguments")
+    return _contracted(walk, node, written[0], written[1], operands)
+
+
+@for_calls(operator.matmul, torch.matmul, torch.mm, torch.bmm, "matmul", "mm", "bmm", parameters=True)
+def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
+    """As a linear layer where one side is a parameter (inputs, outputs), else a product of two computed tensors."""
+    kinds = [isinstance(x, ParameterUse) and len(x.shape) > 1 for x in (a, b)]
+    ranks = [len(x.shape) if isinstance(x, Labelled | ParameterUse) else 0 for x in (a, b)]
+    if sum(kinds) != 1 or min(ranks) < 2 or walk.trace.are_numbers((a if kinds[0] else b).name):
+        a, b = (walk.as_tensor(x, node) if isinstance(x, ParameterUse) else x for x in (a, b))
+        return product(walk, node, a, b)
+    around = string.ascii_lowercase[: max(ranks) - 2]
+    left, right = f"{around[len(around) - ranks[0] + 2 :]}xy", f"{around[len(around) - ranks[1] + 2 :]}yz"
+    return _contracted(walk, node, [left, right], f"{around}xz", (a, b))
+
+
+@for_calls(torch.t, "t", torch.transpose, "transpose", torch.swapaxes, "swapaxes", parameters=True)
+def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
+    """Channels move with their dimension; a weight is multiplied by the other way round."""
+    matrix = isinstance(x, ParameterUse) and len(x.shape) == 2 and x.rows is None
+    first, second = dims or (0, 1)
+    if matrix and {first % 2, second % 2} == {0, 1} and is_only_multiplied(node) and not walk.trace.are_numbers(x.name):
+        return ParameterUse(x.name, x.shape[::-1]) if isinstance(x, Turned) else Turned(x.name, x.shape[::-1])
+    return transpose(walk, node, walk.as_tensor(x, node), first, second)
+
+
+TURNING.append(turned)
+
+
+def _terms(equation: str, operands: Sequence[Any]) -> tuple[list[str], str] | None:
+    """Return the letters of each operand and of the result, None where they are not all written as single letters."""
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    terms = given.split(",")
+    if len(terms) != len(operands) or not all(isinstance(x, Labelled | ParameterUse) for x in operands):
+        return None
+    spare = [c for c in string.ascii_letters if c not in equation]
+    most = max(len(x.shape) - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True))
+    dots = "".join(spare[:most]) if "..." in equation else ""
+    for index, (term, x) in enumerate(zip(terms, operands, strict=True)):
+        count = len(x.shape) - len(term.replace("...", ""))
+        terms[index] = term.replace("...", dots[len(dots) - count :])
+    if not arrow:
+        once = sorted(c for c in set("".join(terms)) if "".join(terms).count(c) == 1 and c not in dots)
+        result = "..." + "".join(once)
+    result = result.replace("...", dots)
+    if any(len(set(t)) != len(t) for t in (*terms, result)) or any(
+        len(t) != len(x.shape) for t, x in zip(terms, operands, strict=True)
+    ):
+        return None
+    return terms, result
+
+
+def _contracted(walk: Walk, node: fx.Node, terms: list[str], result: str, operands: Sequence[Operand]) -> Any:
+    along = _letters(terms, operands)
+    uses = [(t, x) for t, x in zip(terms, operands, strict=True) if isinstance(x, ParameterUse)]
+    if along is None or len(operands) > 2 or len(uses) > 1:
+        return walk.give_up(node, operands, {}, f"{describe(node)} mixes these channels with others")
+    sizes = {c: n for t, x in zip(terms, operands, strict=True) for c, n in zip(t, x.shape, strict=True) if n > 1}
+    for c, (labels, of) in list(along.items()):
+        for term, x in zip(terms, operands, strict=True):
+            dim = term.find(c)
+            if dim < 0 or term is of or isinstance(x, ParameterUse):
+                continue
+            if x.labels.shape[dim] > 1:
+                walk.tie(labels, walk.channels(x, dim, node), node)
+            elif x.shape[dim] > 1:
+                walk.freeze(labels, f"{describe(node)} joins it with a tensor of fixed size", node)
+    if len([c for c in along if c in result]) > 1:
+        return walk.give_up(node, operands, {}, f"{describe(node)} mixes these channels with others")
+    found = {c: labels for c, (labels, _) in along.items()}
+    for term, use in uses:
+        _cut(walk, node, (term, result), use, found, [t for t in terms if t is not term])
+    for c, labels in found.items():
+        sizes[c] = len(labels)
+    macs = math.prod(sizes.values())
+    factors = tuple(labels for c, labels in found.items() if (labels != FIXED).any())
+    constant = macs // math.prod(len(labels) for labels in factors)
+    walk.part.work.append(Work(describe(node), constant, factors))
+    shape = [sizes.get(c, 1) for c in result]
+    carried = next((c for c in result if c in found and len(found[c]) > 1), None)
+    return Labelled.fixed(shape) if carried is None else Labelled.along(shape, result.index(carried), found[carried])
+
+
+def _letters(terms: list[str], operands: Sequence[Operand]) -> dict[str, tuple[Labels, str]] | None:
+    """Return the channels along each letter that has some, and the term that they are of; None if in two dimensions."""
+    found: dict[str, tuple[Labels, str]] = {}
+    for term, x in zip(terms, operands, strict=True):
+        if isinstance(x, ParameterUse) or x.is_fixed:
+            continue
+        if len(x.varying) != 1:
+            return None
+        labels = np.ascontiguousarray(x.labels.reshape(-1))
+        found.setdefault(term[x.varying[0]], (labels, term))
+    return found
+
+
+def _cut(
+    walk: Walk, node: fx.Node, written: tuple[str, str], use: ParameterUse, found: dict[str, Labels], others: list[str]
+) -> None:
+    """Cut a parameter along the channels that it meets; the last letter that it alone brings makes new channels."""
+    term, result = written
+    own = [c for c in term if c in result and not any(c in other for other in others) and use.shape[term.index(c)] > 1]
+    before = walk.known.get(walk.trace.names.get(use.name, use.name))
+    known = None if before is None else before.dims[::-1] if isinstance(use, Turned) else before.dims
+    if own and not any(c in result for c in found) and use.name not in walk.constants:
+        dim = term.index(own[-1])
+        if known is None or isinstance(known[dim], np.ndarray):
+            found[own[-1]] = walk.emit(use.name, use.shape[dim])
+    dims = tuple(found[c] if c in found and n > 1 else n for c, n in zip(term, use.shape, strict=True))
+    walk.parameter(use.name, ParameterPlan(dims[::-1] if isinstance(use, Turned) else dims), node)
