@@ -221,7 +221,10 @@ class Walk(ABC):
         """Visit one node and keep its value and part; what only training runs costs nothing."""
         self.part, self._read = Part(), set()
         try:
-            self.plan.values[node] = self.visit(node)
+            value = self.visit(node)
+            if isinstance(value, Labelled):  # an object of its own: a comparison gives what has another dtype
+                value = Labelled(value.shape, value.labels)
+            self.plan.values[node] = value
             self.verify(node)
             follow_sizes(self, node)
         except SurgeryError:
