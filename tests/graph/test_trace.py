@@ -190,6 +190,32 @@ class CountsItsSteps(nn.Module):
         return self.last(torch.relu(self.first(x)))
 
 
+class AnyNumber(CountsItsSteps):
+    def forward(self, *given: Tensor) -> Tensor:
+        return super().forward(given[0])
+
+
+UNFIT = {
+    "data parallel": (lambda: nn.DataParallel(CountsItsSteps()), r"DataParallel around it. Give .* teacher.module;"),
+    "compiled": (lambda: torch.compile(CountsItsSteps()), r"OptimizedModule around it. Give .* teacher._orig_mod;"),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)),
+        "0.weight is lazy. Call the teacher once on an example",
+    ),
+    "meta": (lambda: CountsItsSteps().to("meta"), "first.weight is on the meta device. Load its weights"),
+    "any number of inputs": (AnyNumber, r"takes them as \*given. Name them there"),
+    "no module": (lambda: CountsItsSteps, "must be a torch.nn.Module, but got type"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # what torch.compile imports
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_no_student_can_be_made_of_is_refused_with_a_way_out(kind: str) -> None:
+    make, message = UNFIT[kind]
+    with pytest.raises(TraceError, match=message):
+        analyse(make(), torch.randn(4, 8))
+
+
 def test_analysis_leaves_the_teachers_counters_alone() -> None:
     teacher = CountsItsSteps()
     analyse(teacher, torch.randn(4, 8))

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import understudy as us
-from understudy.core.errors import ConfigError, DataError, ModelError, RunError
+from understudy.core.errors import ConfigError, DataError, ModelError, RunError, TraceError
 from understudy.models.card import StudentCard
 from understudy.runs.folder import Run
 
@@ -237,3 +237,14 @@ def test_a_network_may_give_one_number_for_each_example(tmp_path: Path, labelled
         progress=False,
     )
     assert result.student(inputs).shape == (24,)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["frozen", "scripted"])
+def test_a_teacher_that_cannot_learn_is_refused_at_the_door(tmp_path: Path, kind: str) -> None:
+    frozen = OneNumber().requires_grad_(False)
+    teacher = frozen if kind == "frozen" else torch.jit.script(OneNumber())
+    with pytest.raises(
+        TraceError, match=r"requires_grad_\(True\)" if kind == "frozen" else "torch.jit.script was called"
+    ):
+        us.compress(teacher, us.Data.from_inputs(drawn(24, 6)), run=tmp_path, progress=False)

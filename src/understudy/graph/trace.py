@@ -22,6 +22,7 @@ from understudy.core.memory import out_of_memory
 from understudy.graph.compare import difference, twins
 from understudy.graph.copies import copied, first_names, overlapping, tensor_at
 from understudy.graph.fake import Signature
+from understudy.graph.kinds import check_module, check_names
 from understudy.graph.nodes import inside
 from understudy.graph.numbers import Call, Key, Watch
 from understudy.graph.recorder import TRACED, record_inputs
@@ -231,15 +232,8 @@ def _merge(watch: Watch, more: Watch) -> None:
 
 
 def check_example(teacher: nn.Module, example: Example) -> None:
-    """Refuse what is no module, and examples without elements."""
-    if not isinstance(teacher, nn.Module):
-        raise TraceError(f"a teacher must be a torch.nn.Module, but got {type(teacher).__name__}")
-    for path, module in teacher.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
-                f"a teacher must be written in Python, but {path or 'it'} is a scripted module, which cannot be looked "
-                "into. Give the module that torch.jit.script was called with"
-            )
+    """Refuse what no student can be made of, and examples without elements."""
+    check_module(teacher)
     for name, value in named_inputs(teacher, example).items():
         if isinstance(value, Tensor) and value.numel() == 0:
             raise TraceError(f"an example must have elements, but {name!r} has the shape {tuple(value.shape)}")
@@ -260,6 +254,7 @@ def named_inputs(root: nn.Module, example: Example) -> dict[str, Any]:
     names = list(inspect.signature(root.forward).parameters)
     if len(parts) > len(names):
         raise TraceError(f"the example has {len(parts)} inputs, but forward takes {len(names)}: {', '.join(names)}")
+    check_names(root, names[: len(parts)])
     return dict(zip(names, parts, strict=False))
 
 

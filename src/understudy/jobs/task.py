@@ -25,6 +25,7 @@ from understudy.data.data import first_images
 from understudy.export.onnx import OnnxModel, in_onnxruntime
 from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.copies import copied
+from understudy.graph.kinds import check_learns, check_module
 from understudy.methods.base import Problem
 from understudy.methods.feasibility import refuse_what_is_out_of_reach
 from understudy.models.card import StudentCard
@@ -98,10 +99,13 @@ class Task:
             ConfigError: a setting is impossible, or the policy to start from does not fit.
             DataError: the outputs of the teacher or of what it starts from do not fit the objective or the targets.
             ModelError: there is no student to start from, or it is made by code that may not be run.
-            TraceError: one of them cannot be traced.
+            TraceError: one of them cannot be traced, or is frozen, or wrapped.
             GoalError: not even the smallest student would keep the budgets.
         """
         known = teacher if isinstance(teacher, Teacher) else Teacher(module=teacher)
+        for module in (known.module, *([start] if isinstance(start, nn.Module) else ())):
+            check_module(module)
+            check_learns(module)
         own = replace(known, module=copied(known.module).cpu().float().eval())
         data = own.fit(data)
         aim = aim_for(own.module, data, settings, objective)

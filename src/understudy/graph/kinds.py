@@ -1,0 +1,83 @@
+"""What a teacher must be before anything is looked at: written in Python, with values, and able to learn."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import nn
+
+from understudy.core.errors import TraceError
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def check_module(teacher: nn.Module) -> None:
+    """Refuse what no forward pass in Python is to be had from, and what has no values.
+
+    Raises:
+        TraceError: it is no module, or wrapped, compiled, scripted, quantised, lazy or on the meta device.
+    """
+    if not isinstance(teacher, nn.Module):
+        raise TraceError(f"a teacher must be a torch.nn.Module, but got {type(teacher).__name__}")
+    for path, module in teacher.named_modules():
+        name = path or "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"a teacher must be written in Python, but {name} is a scripted module, which cannot be looked "
+                "into. Give the module that torch.jit.script was called with"
+            )
+        inner = next((i for i in ("module", "_orig_mod") if isinstance(getattr(module, i, None), nn.Module)), "")
+        if isinstance(module, _WRAPPERS) or inner == "_orig_mod":
+            kind = type(module).__name__
+            raise TraceError(
+                f"a teacher must be the network itself, but {name} is a {kind} around it. Give the module inside, "
+                f"{'.'.join(filter(None, ('teacher', path, inner)))}; a student can be wrapped again"
+            )
+        if "quantized" in type(module).__module__:
+            raise TraceError(
+                f"a teacher must compute with floating-point weights, but {name} is a quantised "
+                f"{type(module).__name__}. Give the network from before; students can be had in 8 bits afterwards"
+            )
+    for path, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise TraceError(
+                f"a teacher's parameters must have a shape, but {path} is lazy. Call the teacher once on an example, "
+                "and train it or load its weights"
+            )
+        if tensor.is_meta:
+            raise TraceError(
+                f"a teacher's parameters must have values, but {path} is on the meta device. Load its weights: "
+                "teacher.to_empty(device='cpu'), then teacher.load_state_dict(...)"
+            )
+
+
+def check_learns(teacher: nn.Module) -> None:
+    """Refuse a teacher of which nothing may learn, as its students could not either.
+
+    Raises:
+        TraceError: no parameter has a gradient.
+    """
+    parameters = [p for p in teacher.parameters() if p.is_floating_point()]
+    if parameters and not any(p.requires_grad for p in parameters):
+        raise TraceError(
+            "a student learns the parameters that require a gradient in its teacher, but all of the teacher's are "
+            "frozen, as for inference. Call teacher.requires_grad_(True) first"
+        )
+
+
+def check_names(root: nn.Module, names: list[str]) -> None:
+    """Refuse inputs that are given by place to a forward pass that takes any number of them.
+
+    Raises:
+        TraceError: they have no names.
+    """
+    parameters = inspect.signature(root.forward).parameters
+    for name in names:
+        kind = parameters[name].kind if name in parameters else None
+        if kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            stars = "*" if kind is inspect.Parameter.VAR_POSITIONAL else "**"
+            raise TraceError(
+                f"inputs must have a name each in the signature of forward, but it takes them as {stars}{name}. Name "
+                "them there, def forward(self, images), or give them by name in a dict where it takes **kwargs"
+            )
