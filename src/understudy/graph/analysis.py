@@ -18,6 +18,7 @@ from understudy.graph.groups import Groups, find_groups
 from understudy.graph.magnitudes import slot_magnitudes
 from understudy.graph.refit import Refit
 from understudy.graph.retrace import checked
+from understudy.graph.surroundings import uncollected
 from understudy.graph.trace import Example, Trace, trace
 from understudy.graph.units import layers_of, removed_paths, units_of
 
@@ -42,7 +43,7 @@ class Analysis:
     def space(self) -> Space:
         """What the teacher allows."""
         groups = self.groups
-        with enough_memory(*_MEMORY):
+        with enough_memory(*_MEMORY), uncollected():
             layers, units = layers_of(groups), units_of(groups)
         return Space(layers=layers, groups=groups.groups, units=units, frozen=groups.frozen)
 
@@ -126,7 +127,7 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
         TraceError: the teacher cannot be traced, or fails on the example, or the example is empty.
         MachineError: memory ran out.
     """
-    with enough_memory(*_MEMORY):
+    with enough_memory(*_MEMORY), uncollected():
         traced = trace(teacher, example, leaf_modules=leaf_modules)
         return Analysis(trace=traced, groups=checked(find_groups(traced)), leaf_modules=leaf_modules)
 

@@ -133,7 +133,7 @@ def watching(root: nn.Module, watch: Watch, is_leaf: Callable[[nn.Module, str], 
             return object.__getattribute__(module, name)
         if name == "training":
             watch.asks_mode |= id(module) in looked_into
-        elif path and (name == "_modules" or not hasattr(_IDENTITY, name)) and path not in watch.inside():
+        elif path and (name == "_modules" or name not in _USUAL) and path not in watch.inside():
             watch.read.setdefault(path, {}).setdefault(name, user_line())
         return _numbered(module, path, name, object.__getattribute__(module, name), watch)
 
@@ -144,7 +144,7 @@ def watching(root: nn.Module, watch: Watch, is_leaf: Callable[[nn.Module, str], 
         delattr(nn.Module, "__getattribute__")
 
 
-_IDENTITY = nn.Identity()
+_USUAL = frozenset(dir(nn.Identity()))  # what every module has
 
 
 def _numbered(module: nn.Module, path: str, name: str, value: Any, watch: Watch) -> Any:

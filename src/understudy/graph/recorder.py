@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -362,6 +361,8 @@ class _Tracer(fx.Tracer):
         if node.op != "call_module":
             return remembered_call(node.target, args, kwargs, self._fake, run)
         layer = self._module(str(node.target))
+        if self._call(node) is torch.empty_like:
+            return remembered_call(torch.empty_like, args, kwargs, self._fake, run)
         return remembered(layer, vars(layer).get(WAS, type(layer)), args, kwargs, self._fake, run)
 
     def _known(self, fake: Any, value: Any) -> Any:
@@ -377,11 +378,11 @@ class _Tracer(fx.Tracer):
             return torch.empty_like if issubclass(kind, _BATCH_NORMS) else module
         if node.op == "call_method":
             return _method(str(node.target))
-        return _normed if node.target is F.batch_norm else node.target  # type: ignore[return-value]
+        return node.target  # type: ignore[return-value]
 
     def _module(self, path: str) -> nn.Module:
-        if path not in self._modules:  # which torch looks up name by name
-            self._modules[path] = self.root.get_submodule(path)
+        if not self._modules:  # torch would look it up name by name, each time
+            self._modules = {path: module for module, path in (self.submodule_paths or {}).items()}
         return self._modules[path]
 
 
@@ -396,22 +397,6 @@ def _takes_any(forward: Callable[..., Any]) -> bool:
     """Return whether a function takes more than it names, or stands for another one that it wraps."""
     kinds = {parameter.kind for parameter in inspect.signature(forward).parameters.values()}
     return inspect.unwrap(forward) is not forward or inspect.Parameter.VAR_KEYWORD in kinds
-
-
-def _normed(*args: Any, **kwargs: Any) -> Tensor:
-    """Return what batch norm gives: the like of what it gets, if what it holds is of that size and statistics exist."""
-    given = _BATCH_NORM.bind(*args, **kwargs).arguments
-    x = given["input"]
-    held = [tuple(given[name].shape) for name in _OF_CHANNELS if isinstance(given.get(name), Tensor)]
-    if any(shape != (x.shape[1],) for shape in held):
-        raise RuntimeError(f"batch norm of {x.shape[1]} channels got tensors of {held}")
-    if given.get("training") and x.numel() == x.shape[1]:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.size()}")
-    return torch.empty_like(x)
-
-
-_BATCH_NORM = inspect.signature(F.batch_norm)
-_OF_CHANNELS = ("running_mean", "running_var", "weight", "bias")
 
 
 def _method(name: str) -> Callable[..., Any]:

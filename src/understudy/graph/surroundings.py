@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import random
 from collections import OrderedDict
@@ -90,6 +91,18 @@ def _differs(before: Any, now: Any) -> bool:
 
 def _opened(value: Any) -> Any:
     return value.copy() if type(value) in (dict, OrderedDict, list, set) else value
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let the garbage collector wait, which would look through all objects of torch again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

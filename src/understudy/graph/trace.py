@@ -69,6 +69,11 @@ class Trace:
         return {} if self.flagged is None else twins(self.graph, self.flagged)
 
     @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules of `root` by all their paths; torch looks each up name by name."""
+        return dict(self.root.named_modules(remove_duplicate=False))
+
+    @cached_property
     def names(self) -> dict[str, str]:
         """The first name of the tensor that each name of a parameter or buffer stands for."""
         return first_names(self.teacher)

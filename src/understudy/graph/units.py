@@ -179,7 +179,7 @@ def _sites(trace: Trace) -> list[_Site]:
 def _layer_at(trace: Trace, node: fx.Node) -> str | None:
     """Return the outermost layer that a node belongs to; a later call of it has a name with "@"."""
     for path in enclosing_modules(node):
-        module = trace.root.get_submodule(path.partition("@")[0])
+        module = trace.modules[path.partition("@")[0]]
         leaf = node.op == "call_module" and str(node.target) == path.partition("@")[0]
         if layer_type(module) != "other" or (leaf and any(True for _ in module.parameters())):
             return path

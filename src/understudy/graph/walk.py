@@ -284,7 +284,7 @@ class Walk(ABC):
         if node.op != "call_module" or counted:
             out = run()
         else:
-            layer = self.trace.root.get_submodule(str(node.target))
+            layer = self.trace.modules[str(node.target)]
             out = remembered(layer, type(layer), args, kwargs, mode, run)
         return map_structure(out, lambda v: Signature(tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v)
 
@@ -312,7 +312,7 @@ class Walk(ABC):
         """Freeze whatever an operation touches and return its result without channels."""
         map_structure((args, kwargs), lambda v: self._freeze_value(v, reason, node))
         if node.op == "call_module":
-            module = self.trace.root.get_submodule(str(node.target))
+            module = self.trace.modules[str(node.target)]
             own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
             for name, tensor in own:
                 self.parameter(f"{node.target}.{name}", ParameterPlan(tuple(tensor.shape)), node)
@@ -381,7 +381,7 @@ class Walk(ABC):
         return value
 
     def _layer(self, rule: Rule, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        module = self.trace.root.get_submodule(str(node.target))
+        module = self.trace.modules[str(node.target)]
         given = (*args, *kwargs.values())  # the only input of a layer, whatever its name is
         if rule in STATE_RULES:
             return rule(self, node, module, *args, **kwargs)
@@ -392,7 +392,7 @@ class Walk(ABC):
     def _rule(self, node: fx.Node) -> tuple[Rule | None, str]:
         """Return a node's rule, and why its channels freeze if there is none."""
         if node.op == "call_module":
-            module = self.trace.root.get_submodule(str(node.target))
+            module = self.trace.modules[str(node.target)]
             kind = f"module {type(module).__name__}"
             if "forward" in vars(module):
                 return None, f"the forward of the {kind} was replaced"
@@ -416,7 +416,7 @@ class Walk(ABC):
 
     def _target(self, node: fx.Node) -> Callable[..., Any]:
         if node.op == "call_module":
-            return self.trace.root.get_submodule(str(node.target))
+            return self.trace.modules[str(node.target)]
         if node.op == "call_method":
             return lambda self, *args, **kwargs: getattr(self, str(node.target))(*args, **kwargs)
         return node.target  # type: ignore[return-value]
