@@ -233,3 +233,28 @@ def test_a_tensor_has_no_attributes_that_tensors_lack() -> None:
             return self.last(self.first(x).unsqueeze(1).max(dim=1).values)
 
     assert [group.name for group in analyse(Nested(), torch.randn(4, 8)).space.groups] == ["first"]
+
+
+def _spectral(layer: nn.Module) -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(layer)
+
+
+def test_what_keeps_its_width_always_says_why() -> None:
+    def shuffled(x: Tensor) -> Tensor:
+        return x.unflatten(1, (3, 2)).transpose(1, 2).flatten(1, 2)
+
+    class Unfree(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.grouped = _spectral(nn.Conv2d(3, 8, 3)), nn.Conv2d(6, 6, 1, groups=3)
+            self.stem, self.head = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.stem(self.first(x)))
+            return self.head(y + shuffled(self.grouped(y)))
+
+    frozen = {found.name: found.reason for found in analyse(Unfree(), torch.randn(2, 3, 6, 6)).space.frozen}
+    assert frozen["first"] == (
+        "the module ParametrizedConv2d computes its weight; parametrize.remove_parametrizations makes it plain"
+    )
+    assert frozen["stem"] == "all of these channels go together, so none can"

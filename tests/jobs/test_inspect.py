@@ -112,7 +112,7 @@ def test_frozen_channels_have_a_reason_and_a_line() -> None:
 
     found = inspecting.inspect_analysis(analyse(Written(), images(2, size=4)), name="written")
     frozen = {f.name: f for f in found.space.frozen}["conv"]
-    assert frozen.reason == "no rule for the operation cumsum"
+    assert frozen.reason == "cumsum runs over these channels"
     assert frozen.source.endswith("return self.head(self.conv(x).cumsum(1).view(-1, 8 * 16))")
     assert found.shrinkable == 0
 

@@ -16,7 +16,7 @@ from understudy.graph import rules as _rules  # noqa: F401  fills the tables tha
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan
 from understudy.graph.compare import shapes_of
 from understudy.graph.fake import flat, map_structure, source_line
-from understudy.graph.nodes import describe
+from understudy.graph.nodes import describe, enclosing_modules
 from understudy.graph.numbers import Key
 from understudy.graph.trace import Trace
 from understudy.graph.walk import Walk
@@ -121,6 +121,7 @@ class _Joiner(Walk):
         self.frozen: list[tuple[Labels, str, str]] = []
         self.written: list[tuple[Labels, str, str]] = []
         self.abandoned: dict[fx.Node, str] = {}
+        self.closed: dict[str, Frozen] = {}  # layers that emit no channels, as nothing is known of them
         self.parted: dict[fx.Node, Labels] = {}  # channels that a node puts into several dimensions
         self.picked: dict[fx.Node, int] = {}  # along which they go
         self._parent: list[int] = []
@@ -177,6 +178,17 @@ class _Joiner(Walk):
         held = held[held != FIXED]
         if held.size:
             self.frozen.append((held, reason, line or source_line(node)))
+
+    def close(self, node: fx.Node, reason: str) -> None:
+        name, kind = str(node.target), describe(node)
+        if node.op == "call_module":
+            sizes = [p.shape[0] for p in self.trace.root.get_submodule(name).parameters() if p.dim() > 1]
+        else:  # a weight that is computed, by a hook or in the forward pass
+            name = next(reversed(enclosing_modules(node)), "")
+            computes = name and kind in ("linear", "conv1d", "conv2d", "conv3d")
+            sizes = [self.recorded(node).shape[-1 if kind == "linear" else 1]] if computes else []
+        if sizes:
+            self.closed.setdefault(name, Frozen(name=name, width=sizes[0], reason=reason, source=source_line(node)))
 
     def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
         if self.trace.draws:  # which no recorded graph repeats
@@ -260,6 +272,8 @@ def find_groups(traced: Trace) -> Groups:
     reasons |= {slot: why for slot, why in _by_slot(joiner.frozen, slots).items() if slot not in reasons}
     members, written = _by_signature(emitted, plan, total), _by_slot(joiner.written, slots)
     groups, slots_of, frozen = _named(members, emitted, plan, (reasons, written))
+    told = {group.name for group in groups} | {found.name for found in frozen}
+    frozen += tuple(closed for name, closed in joiner.closed.items() if name not in told)
     return Groups(
         trace=traced,
         plan=plan,
@@ -361,6 +375,8 @@ def _named(
             plain = "" if written is None else _told(*written)
             groups.append(Group(name=name, width=width, step=step, layers=layers, plain=plain))
             slots_of.append(slots)
+        elif step > 1:
+            frozen.append(Frozen(name=name, width=width, reason="all of these channels go together, so none can"))
     return tuple(groups), tuple(slots_of), tuple(frozen)
 
 

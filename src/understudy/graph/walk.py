@@ -93,6 +93,9 @@ class Walk(ABC):
     def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
         """Hear that the code holds how many of `labels` there are: only a plain graph can have fewer."""
 
+    def close(self, node: fx.Node, reason: str) -> None:  # noqa: B027  only who tells a user needs it
+        """Hear that nothing is known of a node, so that its parameters keep their size."""
+
     def joins(self, size: int, dim: int, node: fx.Node) -> None:  # noqa: B027  most passes allow any
         """Hear how many channels a concatenation is about to make along one dimension."""
 
@@ -320,6 +323,7 @@ class Walk(ABC):
             outcome = self.rerun(node, args, kwargs)
         if self._is_as_recorded(node, args, kwargs):
             outcome = self.recorded(node)
+        self.close(node, reason)
         if counter.get_total_flops():
             self.part.work.append(Work(describe(node), counter.get_total_flops() // 2))
         return map_structure(outcome, lambda v: Labelled.fixed(v.shape) if isinstance(v, Signature) else v)
@@ -398,6 +402,8 @@ class Walk(ABC):
                 return None, f"the forward of the {kind} was replaced"
             if hooks_of(module):
                 return None, f"the {kind} has hooks"
+            if hasattr(module, "parametrizations"):
+                return None, f"the {kind} computes its weight; parametrize.remove_parametrizations makes it plain"
             return MODULE_RULES.get(type(module)), f"no rule for the {kind}"
         rule = CALL_RULES.get(node.target)
         if isinstance(node.target, type) and (is_dataclass(node.target) or issubclass(node.target, tuple)):
