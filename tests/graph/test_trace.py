@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 from tests.support.models import images, zoo_analysis
 from tests.support.modules import odd_modules, odd_python, odd_tensors
 from understudy.core.errors import TraceError
+from understudy.graph import analysis as module
 from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.fake import Signature, source_line
-from understudy.graph.trace import trace
+from understudy.graph.groups import Groups, find_groups
+from understudy.graph.trace import Trace, trace
 from understudy.models import zoo
 from understudy.proof.prove import prove
 from understudy.surgery.masked import tensors_of
@@ -258,3 +261,23 @@ def test_what_keeps_its_width_always_says_why() -> None:
         "the module ParametrizedConv2d computes its weight; parametrize.remove_parametrizations makes it plain"
     )
     assert frozen["stem"] == "all of these channels go together, so none can"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_before(enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[bool] = []
+
+    def found(traced: Trace) -> Groups:
+        during.append(gc.isenabled())
+        return find_groups(traced)
+
+    monkeypatch.setattr(module, "find_groups", found)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        analyse(nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8))
+        with pytest.raises(TraceError):
+            analyse(nn.Conv2d(3, 4, 3), torch.randn(2, 4, 8, 8))
+        assert (during, gc.isenabled()) == ([False], enabled)
+    finally:
+        (gc.enable if before else gc.disable)()
