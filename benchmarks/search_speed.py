@@ -90,6 +90,7 @@ class Bench:
             f"inherited, 4 epochs of {few:,}": ("inherited", few, Training(epochs=4, **pace)),
             f"inherited, 5 epochs of {whole:,}": ("inherited", whole, Training()),
             f"compensated, 5 epochs of {whole:,}": ("compensated", whole, Training()),
+            f"compensated, 5 epochs of {whole:,}, batches of 32": ("compensated", whole, Training(batch_size=32)),
             **{self.longer(start): (start, whole, Training(epochs=self.long, loss="mse+ce")) for start in self.starts},
         }
         with checked_together():

@@ -90,8 +90,8 @@ class Device(Checked):
 class Candidates(Checked):
     """Evaluation of candidates during the search."""
 
-    training: Training = field(default_factory=Training)
-    """Its training, by distillation."""
+    training: Training = field(default_factory=lambda: Training(batch_size=32))
+    """Its training, by distillation: few images, so many small steps."""
     examples: Natural = 5000
     """Training images that candidates see, a stratified sample drawn once by the seed (0: all)."""
     weights: Start = "compensated"
