@@ -143,6 +143,16 @@ def test_functions_give_the_like_of_the_first_time() -> None:
             assert look(remembered_call(target, args, named, mode, run)) == look(run()), target
 
 
+def test_what_has_names_keeps_them() -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    rows = fake((ROWS,), mode)
+    for _ in range(2):
+        most = remembered_call("max", (*rows, 1), {}, mode, lambda: run_fake(torch.max, (*rows, 1), {}, mode))
+        assert (tuple(most.values.shape), most.indices.dtype) == ((2, 6), torch.int64)
+        parts = remembered_call(torch.chunk, (*rows, 2), {}, mode, lambda: run_fake(torch.chunk, (*rows, 2), {}, mode))
+        assert [tuple(part.shape) for part in parts] == [(1, 7, 6), (1, 7, 6)]
+
+
 @pytest.mark.parametrize(
     ("target", "args"),
     [

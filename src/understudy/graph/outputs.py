@@ -91,7 +91,7 @@ def _once(key: Any, mode: FakeTensorMode, run: Callable[[], Any], on_meta: Calla
         if out is None:
             out = run()
             # A tensor of a known value is more than its shape.
-            if not all(isinstance(part, FakeTensor) and part.constant is None for part in flat(out)):
+            if not all(isinstance(part, FakeTensor) and part.constant is None for part in _parts(out)):
                 return out
             out = map_structure(out, _Made)
         if len(_known) >= _MOST:
@@ -115,9 +115,14 @@ def _on_meta(call: Callable[..., Any], args: Any, kwargs: Any, held: tuple[Tenso
             out = call(*args, **kwargs)
     except Exception:  # it is no answer; fake tensors may have one
         return None
-    if not all(isinstance(part, Tensor) and part.device.type == "meta" for part in flat(out)):
+    if not all(isinstance(part, Tensor) and part.device.type == "meta" for part in _parts(out)):
         return None
     return map_structure(out, lambda part: _Made(part, given[0].device))
+
+
+def _parts(out: Any) -> list[Any]:
+    """Return what tuples and lists hold, and anything else as it is: torch's named tuples answer to names."""
+    return [part for held in out for part in _parts(held)] if type(out) in (tuple, list) else [out]
 
 
 class _Made:
