@@ -67,7 +67,7 @@ def main() -> None:
     for called, shape in shapes.items():
         for kind, (examples, training) in KINDS.items():
             for batch, lr in PACES:
-                place = options.out / "readings" / f"{shape.digest}-{kind}-{batch}-{lr:g}.json"
+                place = options.out / "readings" / f"{shape.digest}-{kind}-{batch}-{lr:g}-{options.seed}.json"
                 place.parent.mkdir(exist_ok=True)
                 own = reading(cell, shape, examples, replace(training, batch_size=batch, lr=lr), place)
                 score, seconds = 100 * own["score"], own["seconds"]

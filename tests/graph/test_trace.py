@@ -206,17 +206,27 @@ UNFIT = {
         "0.weight is lazy. Call the teacher once on an example",
     ),
     "meta": (lambda: CountsItsSteps().to("meta"), "first.weight is on the meta device. Load its weights"),
+    "quantised": (
+        lambda: nn.Sequential(nn.Linear(8, 8), torch.ao.nn.quantized.dynamic.Linear(8, 3)),
+        "1 is a quantised Linear. Give the network from before",
+    ),
     "any number of inputs": (AnyNumber, r"takes them as \*given. Name them there"),
     "no module": (lambda: CountsItsSteps, "must be a torch.nn.Module, but got type"),
 }
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # what torch.compile imports
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning")
 @pytest.mark.parametrize("kind", UNFIT)
 def test_what_no_student_can_be_made_of_is_refused_with_a_way_out(kind: str) -> None:
     make, message = UNFIT[kind]
     with pytest.raises(TraceError, match=message):
         analyse(make(), torch.randn(4, 8))
+
+
+def test_a_file_of_the_users_own_may_be_called_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountsItsSteps, "__module__", "mine.quantized")
+    assert [group.name for group in analyse(CountsItsSteps(), torch.randn(4, 8)).space.groups] == ["first"]
 
 
 def test_analysis_leaves_the_teachers_counters_alone() -> None:

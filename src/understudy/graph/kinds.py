@@ -10,6 +10,7 @@ from torch import nn
 from understudy.core.errors import TraceError
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
 def check_module(teacher: nn.Module) -> None:
@@ -34,7 +35,7 @@ def check_module(teacher: nn.Module) -> None:
                 f"a teacher must be the network itself, but {name} is a {kind} around it. Give the module inside, "
                 f"{'.'.join(filter(None, ('teacher', path, inner)))}; a student can be wrapped again"
             )
-        if "quantized" in type(module).__module__:
+        if type(module).__module__.startswith(_QUANTISED):
             raise TraceError(
                 f"a teacher must compute with floating-point weights, but {name} is a quantised "
                 f"{type(module).__name__}. Give the network from before; students can be had in 8 bits afterwards"

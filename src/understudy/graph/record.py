@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from understudy.core.errors import TraceError
-from understudy.core.memory import enough_memory, out_of_memory
-from understudy.graph.trace import Example, check_example, copy_to_trace, explain, record_example
+from understudy.core.memory import enough_memory
+from understudy.graph.trace import Example, check_example, copy_to_trace, record_or_explain
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +38,5 @@ def record(
     check_example(module, example)
     with enough_memory("while the forward pass was recorded", "free some, or give a smaller example"):
         root = copy_to_trace(module).train(training)
-        try:
-            graph, watch = record_example(root, example, (*leaf_modules, nn.MultiheadAttention))
-        except TraceError:
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            raise TraceError(explain(root, example, error)) from error
+        graph, watch = record_or_explain(root, example, (*leaf_modules, nn.MultiheadAttention))
     return Recording(root=root, graph=graph, calls=watch.given)

@@ -136,14 +136,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
     check_example(teacher, example)
     shared = {id(t): t for t in (*teacher.parameters(), *teacher.buffers())}
     root = copy_to_trace(teacher, shared).eval()
-    try:
-        graph, watch = record_example(root, example, leaf_modules)
-    except TraceError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise TraceError(explain(root, example, error)) from error
+    graph, watch = record_or_explain(root, example, leaf_modules)
     if watch.draws:
         watch = _settled(copy_to_trace(teacher).eval(), example, leaf_modules, graph) or watch
     training, flagged, opaque = None, None, ""
@@ -225,6 +218,24 @@ def record_example(
 ) -> tuple[fx.Graph, Watch]:
     """Record a copy's forward pass on the example."""
     return record_inputs(root, named_inputs(root, example), _defaults(root, example), leaf_modules)
+
+
+def record_or_explain(
+    root: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...]
+) -> tuple[fx.Graph, Watch]:
+    """As `record_example`, where it has to succeed.
+
+    Raises:
+        TraceError: it cannot be recorded, with the reason.
+    """
+    try:
+        return record_example(root, example, leaf_modules)
+    except TraceError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise TraceError(explain(root, example, error)) from error
 
 
 def _merge(watch: Watch, more: Watch) -> None:
