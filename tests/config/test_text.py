@@ -79,7 +79,7 @@ def test_every_mistake_is_listed_with_the_nearest_spelling() -> None:
         "there is no setting 'sed' (did you mean 'seed'?)",
         "there is no setting 'epochs'",
         "there is no setting 'goal.parms' (did you mean 'params'?)",
-        "goal 'score' must be in 0..1, but got 3.0",
+        "goal 'score' must be a number in 0..1, but got 3.0 (3% is 0.03)",
         "final must be a table, but got 3",
         "widths.factors must be a tuple of a number, but got (0.5, 'x')",
         "candidates.training.lr must be a number, but got True",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,10 +26,39 @@ def evaluation(parameters: int, accuracy: float, **changes: object) -> Evaluatio
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("74000", 74000), ("1.7M", 1.7e6), ("500K", 5e5), ("2G", 2e9), (".5M", 5e5), ("1e5", 1e5), ("10x", 10.0)],
-)
+    [("74000", 74000), ("1.7M", 1.7e6), ("500K", 5e5), ("5k", 5e3), ("2G", 2e9), (".5M", 5e5), ("1.", 1), ("1e5", 1e5),
+     ("10x", 10.0), ("10X", 10.0)],
+)  # fmt: skip
 def test_reads_amounts(text: str, number: float) -> None:
     assert parse_amount(text, of=100.0, name="params") == pytest.approx(number)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "number"),
+    [("latency_ms", "3 ms", 3.0), ("latency_ms", "0.5", 0.5), ("size_mb", "2.5MB", 2.5), ("memory_mb", "4x", 25.0)],
+)
+def test_what_has_a_unit_is_read_in_it(name: str, text: str, number: float) -> None:
+    assert parse_amount(text, of=100.0, name=name) == pytest.approx(number)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("size_mb", "500K", r"such as '2\.5' \(in MB\) or '10x'.*, but got '500K'"),
+        ("size_mb", "500 KB", r"\(in MB\)"),
+        ("latency_ms", "3 s", r"\(in ms\)"),
+        ("latency_ms", "1M", r"\(in ms\)"),
+        ("params", "50%", "got '50%': write a percentage as a factor, '2x' for half"),
+        ("params", "1,5M", "a point before decimals"),
+        ("params", "1_000", "digits without separators"),
+        ("params", "1e999", "must be a positive amount"),
+        ("params", "nan", "must be a positive amount"),
+        ("macs", "0.5x", r"a factor of 1 or more, but got '0\.5x': '2x' is half of the teacher's"),
+    ],
+)
+def test_an_amount_that_may_be_meant_otherwise_is_refused(name: str, text: str, said: str) -> None:
+    with pytest.raises(GoalError, match=f"goal '{name}' .*{said}"):
+        Goal(**{name: text})
 
 
 @pytest.mark.parametrize("text", ["", "ten", "-3", "0", "0x", "5 MB", "1.7.1M"])
@@ -37,15 +67,33 @@ def test_refuses_what_is_no_amount(text: str) -> None:
         Goal(params=text)
 
 
-def test_refuses_accuracies_that_are_no_share() -> None:
-    with pytest.raises(GoalError, match=r"'score_drop' must be in 0\.\.1, but got 2\.0"):
-        Goal(score_drop=2.0)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(2.0, r"2\.0 \(2% is 0\.02\)"), ("0.9", "'0.9'"), (True, "True"), (float("nan"), "nan"), ([1], r"\[1\]")],
+)
+def test_refuses_accuracies_that_are_no_share(given: Any, said: str) -> None:
+    with pytest.raises(GoalError, match=rf"'score_drop' must be a number in 0\.\.1, but got {said}"):
+        Goal(score_drop=given)
+
+
+def test_refuses_what_is_no_choice() -> None:
+    with pytest.raises(GoalError, match="'runtime' must be one of torch, onnxruntime, but got None"):
+        Goal(runtime=None)  # type: ignore[arg-type]
+    with pytest.raises(GoalError, match="'int8' must be true or false, but got 'yes'"):
+        Goal(runtime="onnxruntime", int8="yes")  # type: ignore[arg-type]
+
+
+def test_a_drop_of_exactly_as_much_keeps_the_score() -> None:
+    budgets = Goal(score_drop=0.1).budgets(TEACHER, 0.8)
+    assert 0.8 - 0.1 > 0.7  # in floats
+    assert budgets.broken_by(TEACHER, 0.7) == () and budgets.broken_by(TEACHER, 0.699) == ("score",)
 
 
 def test_budgets_are_absolute() -> None:
     goal = Goal(params="10x", macs="5M", size_mb="0.5", memory_mb="2x", latency_ms="4x", score_drop=0.01)
     budgets = goal.budgets(TEACHER, 0.95)
-    assert budgets == Budgets(parameters=1e5, macs=5e6, size_mb=0.5, memory_mb=0.4, latency_ms=2.0, score=0.95 - 0.01)
+    assert budgets == Budgets(parameters=1e5, macs=5e6, size_mb=0.5, memory_mb=0.4, latency_ms=2.0, score=budgets.score)
+    assert budgets.score == pytest.approx(0.94)
     cost = Cost(parameters=100_001, macs=5_000_000, weight_bytes=500_000, latency_ms=3.0)
     assert budgets.broken_by(cost, 0.9) == ("parameters", "latency_ms", "score")
     assert budgets.broken_by(cost) == ("parameters", "latency_ms")

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
 from understudy.config.job import Compression
+from understudy.config.training import Device
 from understudy.core.architecture import Frozen
-from understudy.core.errors import ConfigError, DataError, ModelError
+from understudy.core.errors import ConfigError, DataError, MachineError, ModelError
 from understudy.core.summary import Score
 from understudy.data import Data
 from understudy.jobs.door import Look, Losses, Normalisation, look_at
 from understudy.jobs.dry_run import plan, plan_table
 from understudy.jobs.task import Task, refuse_other_kinds
 from understudy.models.spec import Teacher
+from understudy.training.compute import choose_compute, refuse_untrainable
 
 
 class Brightness(nn.Module):
@@ -103,6 +105,8 @@ class Untrainable(Tiny):
         if self.how == "out=":
             logits = super().forward(images)
             return torch.mul(logits, 2.0, out=torch.empty_like(logits))
+        if self.how == "memory" or (self.how == "memory in training" and self.training):
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
         with torch.no_grad():
             return super().forward(images)
 
@@ -117,6 +121,18 @@ class Untrainable(Tiny):
 def test_a_network_that_cannot_learn_is_refused_before_anything_is_made(how: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"must learn by gradients in training mode, but a step .* failed: .*{text}"):
         squeeze(Untrainable(how), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_runs_out_at_the_door_is_the_machines_error(tmp_path: Path) -> None:
+    images = torch.zeros(8, 1, 8, 8)
+    with pytest.raises(MachineError, match=r"memory ran out while the teacher ran on a few examples; .*20.00 GiB"):
+        squeeze(Untrainable("memory"), tmp_path / "run")
+    for tried in (refuse_untrainable, choose_compute):
+        with pytest.raises(
+            MachineError, match=r"memory ran out in a training step on .*use a machine with more memory"
+        ):
+            tried(Untrainable("memory in training"), images, Device(device="cpu"))
     assert not (tmp_path / "run").exists()
 
 

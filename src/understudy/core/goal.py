@@ -13,6 +13,9 @@ from understudy.core.figures import FIGURE, FIGURES
 
 RUNTIMES = ("torch", "onnxruntime")
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+_AMOUNT = re.compile(
+    r"\s*([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +50,13 @@ class Goal:
                 parse_amount(str(amount), of=1.0, name=figure.goal)
         for name in ("score", "score_drop"):
             share = getattr(self, name)
-            if share is not None and not 0.0 <= share <= 1.0:
-                raise GoalError(f"goal {name!r} must be in 0..1, but got {share}")
+            if share is not None:
+                object.__setattr__(self, name, _share(share, name))
         if self.runtime not in RUNTIMES:
-            meant = did_you_mean(self.runtime, RUNTIMES)
+            meant = did_you_mean(str(self.runtime), RUNTIMES)
             raise GoalError(f"goal 'runtime' must be one of {', '.join(RUNTIMES)}, but got {self.runtime!r}{meant}")
+        if not isinstance(self.int8, bool):
+            raise GoalError(f"goal 'int8' must be true or false, but got {self.int8!r}")
         if self.int8 and self.runtime != "onnxruntime":
             raise GoalError(
                 f"goal 'int8' is of students that ONNX Runtime runs, but goal 'runtime' is {self.runtime!r}: give "
@@ -62,7 +67,7 @@ class Goal:
         """Return this goal in absolute numbers for a teacher of that cost and validation score."""
         floors = [0.0 if self.score is None else self.score]
         if self.score_drop is not None:
-            floors.append(score - self.score_drop)
+            floors.append(lowered(score, self.score_drop))
 
         limits = {
             figure.name: parse_amount(amount, of=figure.of(cost), name=figure.goal)
@@ -181,6 +186,11 @@ class Reward:
         return (1.0 - update / self.phase_updates) ** 4
 
 
+def lowered(score: float, drop: float) -> float:
+    """Return the floor of a score that may drop so much; a drop of exactly that keeps it, however floats round."""
+    return score - drop - 1e-12
+
+
 def _known(name: str, cost: Cost) -> float:
     number = FIGURE[name].of(cost)
     if number is None:
@@ -189,17 +199,58 @@ def _known(name: str, cost: Cost) -> float:
 
 
 def parse_amount(text: str, *, of: float | None, name: str) -> float:
-    """Return "1.7M", "500K" or "74000" as a number, and "10x" as a tenth of `of`.
+    """Return "1.7M", "500K" or "74000" as a number, "3 ms" in the unit of that goal, and "10x" as a tenth of `of`.
 
     Raises:
-        GoalError: the text is neither, is not positive, or is a ratio of something unknown.
+        GoalError: the text is neither, is not positive, asks for more than the teacher has, or is a ratio of something
+            unknown.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGBx]?)\s*", text)
-    number = float(match[1]) if match else 0.0
-    if match is None or number <= 0:
-        raise GoalError(f"goal {name!r} must be a positive amount such as '1.7M', '74000' or '10x', but got {text!r}")
-    if match[2] != "x":
-        return number * _UNITS[match[2]]
+    unit = "" if _counts(name) else name.rpartition("_")[2]
+    match = _AMOUNT.fullmatch(text)
+    number, after = (float(match[1]), match[2]) if match else (0.0, "")
+    factor = after in ("x", "X")
+    if factor and 0.0 < number < 1.0:
+        raise GoalError(
+            f"goal {name!r} must be a factor of 1 or more, but got {text!r}: '2x' is half of the teacher's, and "
+            f"{text!r} would be {1.0 / number:.3g} times as much as the teacher has"
+        )
+    own = _UNITS.get(after.upper()) if not unit else 1.0 if after.lower() in ("", unit) else None
+    if not 0.0 < number < math.inf or (own is None and not factor):
+        raise GoalError(_no_amount(text, name, unit))
+    if not factor:
+        return number * (own or 1.0)
     if of is None:
         raise GoalError(f"goal {name!r} = {text!r} needs the teacher's own figure, which was not measured")
     return of / number
+
+
+def _counts(name: str) -> bool:
+    """Say whether a goal is about a whole number of things, which have no unit."""
+    return next((figure.form == ",.0f" for figure in FIGURES if figure.goal == name), True)
+
+
+def _no_amount(text: str, name: str, unit: str) -> str:
+    """Return what is wrong with an amount, with the spelling that was meant where that can be told."""
+    examples = f"'2.5' (in {unit.replace('mb', 'MB')})" if unit else "'1.7M', '74000'"
+    rule = f"goal {name!r} must be a positive amount such as {examples} or '10x' (a tenth of the teacher's)"
+    if "%" in text:
+        return f"{rule}, but got {text!r}: write a percentage as a factor, '2x' for half of the teacher's"
+    if re.search(r"[0-9][,_' ][0-9]|[.][0-9]+[.]", text):
+        return f"{rule}, but got {text!r}: write digits without separators, and a point before decimals"
+    return f"{rule}, but got {text!r}"
+
+
+def _share(number: object, name: str) -> float:
+    """Return a score as a plain number.
+
+    Raises:
+        GoalError: it is none, or not in 0..1.
+    """
+    try:
+        share = math.nan if isinstance(number, str | bool) else float(number)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0.0 <= share <= 1.0:
+        percent = f" ({share:g}% is {share / 100:g})" if 1.0 < share <= 100.0 else ""
+        raise GoalError(f"goal {name!r} must be a number in 0..1, but got {number!r}{percent}")
+    return share

@@ -9,7 +9,7 @@ from typing import Any
 
 from understudy.core.evaluation import Cost, Status
 from understudy.core.figures import FIGURE, FIGURES, share, standard_error
-from understudy.core.goal import Goal, Reward
+from understudy.core.goal import Goal, Reward, lowered
 from understudy.core.timing import Comparison
 
 _SHARE = "accuracy"  # the metric that is a share of examples
@@ -205,7 +205,7 @@ def asked_and_obtained(goal: Goal, reward: Reward, student: Network) -> tuple[As
     floors = {"score": goal.score, "score_drop": goal.score_drop}
     for name, number in floors.items():
         if number is not None:
-            limit = number if name == "score" else reward.teacher_score - number
+            limit = number if name == "score" else lowered(reward.teacher_score, number)
             asked, obtained = str(number), student.val.value
             found.append(Asked(name=name, asked=asked, limit=limit, obtained=obtained, int8=goal.int8))
     return tuple(found)

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from understudy.config.training import Training
-from understudy.core.errors import ModelError, did_you_mean
+from understudy.core.errors import MachineError, ModelError, did_you_mean
+from understudy.core.memory import enough_memory
 from understudy.core.nested import called, leaves, mapped
 from understudy.data import Data
 from understudy.data.data import first_images
@@ -96,6 +97,7 @@ def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
     Raises:
         ModelError: the network does not take the inputs, or gives no finite outputs, or others in training mode.
         DataError: the objective does not fit the outputs or the targets.
+        MachineError: memory ran out.
     """
     some = data.val.take(torch.arange(min(_FITTED, len(data.val)), device=data.val.indexed_on))
     inputs, count = first_images(data, some, len(some)), len(some)
@@ -149,8 +151,10 @@ def _check_training(aim: Aim, network: nn.Module, inputs: Any, count: int) -> No
 def _given(network: nn.Module, inputs: Any) -> Any:
     _check_names(network, inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), enough_memory("while the teacher ran on a few examples", "use a machine with more of it"):
             return called(network, inputs)
+    except MachineError:
+        raise
     except Exception as error:  # the caller's code may raise anything
         raise ModelError(
             f"the model must take the inputs of the data, here {_told(inputs)}, but it failed: "

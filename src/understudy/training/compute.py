@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from understudy.config.training import Device
-from understudy.core.errors import ConfigError, ModelError
+from understudy.core.errors import ConfigError, MachineError, ModelError
+from understudy.core.memory import enough_memory
 from understudy.core.nested import called, leaves, mapped
 from understudy.graph.copies import copied
 from understudy.graph.seeds import seeded
@@ -22,6 +23,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _TRIAL = 8  # images of the step that shows whether a network runs in a precision
 _NARROW = 8  # channels, below which the backward pass of a strided 1x1 convolution may write past its memory
+_SMALLER = "use a machine with more memory, or smaller inputs"
 _CUBLAS = ":4096:8"  # workspace with which cuBLAS is deterministic
 
 
@@ -108,6 +110,7 @@ def choose_compute(model: nn.Module, images: Any, device: Device) -> Compute:
 
     Raises:
         ConfigError: torch does not know the device, or the model runs in no precision.
+        MachineError: memory ran out.
     """
     where = device_named(device.device)
     choices = []
@@ -124,9 +127,10 @@ def choose_compute(model: nn.Module, images: Any, device: Device) -> Compute:
     errors = []
     for compute in choices if _multiplies_bf16(where) else choices[1:]:
         try:
-            _step(model, mapped(images, lambda tensor: tensor[:_TRIAL]), compute)
+            with enough_memory(f"in a training step on {_TRIAL} examples", _SMALLER):
+                _step(model, mapped(images, lambda tensor: tensor[:_TRIAL]), compute)
             return compute
-        except RuntimeError as e:  # an operation without a bf16 kernel, too little memory
+        except RuntimeError as e:  # an operation without a bf16 kernel
             errors.append(f"{compute.name}: {e}")
     raise ConfigError("the model must run in one of the precisions, but none worked:\n" + "\n".join(errors))
 
@@ -136,10 +140,14 @@ def refuse_untrainable(model: nn.Module, inputs: Any, device: Device) -> None:
 
     Raises:
         ModelError: it fails in training mode, or no gradient comes out of it.
+        MachineError: memory ran out.
     """
     compute = Compute(device=device_named(device.device), threads=device.threads)
     try:
-        _step(model, inputs, compute)
+        with enough_memory("in a training step on a few examples", _SMALLER):
+            _step(model, inputs, compute)
+    except MachineError:
+        raise
     except Exception as e:  # whatever the forward pass raises
         hint = ". Write y = torch.mul(a, b) in place of torch.mul(a, b, out=y)" if "out=" in str(e) else ""
         said = str(e).rstrip(".")
