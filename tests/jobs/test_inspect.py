@@ -175,3 +175,14 @@ def test_a_model_that_cannot_be_traced_names_the_line() -> None:
 
     with pytest.raises(TraceError, match="must not branch on the values"):
         analyse(Branching(), images(1))
+
+
+def test_weights_that_are_computed_are_told_in_one_line() -> None:
+    layers = [nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.Flatten(), nn.Linear(8 * 16, 4)]
+    found = inspecting.inspect_analysis(analyse(nn.Sequential(*layers), images(2, size=6)), name="net")
+    assert found.computed == ("0.weight",) and json.loads(found.to_json())["computed"] == ["0.weight"]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(inspecting.inspection_tables(found))
+    assert "the teacher computes 1 of its tensors (0.weight): students have them as plain weights" in (
+        console.file.getvalue()  # type: ignore[attr-defined]
+    )

@@ -167,3 +167,18 @@ def test_a_student_is_found_saved_and_loaded(make: Callable[[], nn.Module], tmp_
     logits = loaded(images)
     assert logits.shape == (3, 10) and torch.equal(logits, result.student.eval()(images))
     assert sum(p.numel() for p in loaded.parameters()) == found.student.cost.parameters
+
+
+def test_computed_weights_go_on_export_and_are_cut_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher, few = parametrized(), {"method": RandomSearch(students=1), "candidates": QUICK, "final": FINAL}
+    state = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    result = squeeze(teacher, tmp_path / "run", goal=Goal(params="1.5x"), **few)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in teacher.state_dict().items())
+    assert "second.0.weight" in result.student.state_dict() and "second.0.bias" in result.student.state_dict()
+    (tmp_path / "run" / "summary.json").unlink()
+    assert squeeze(teacher, tmp_path / "run", goal=Goal(params="1.5x"), **few).evaluation == result.evaluation
+    assert result.export(tmp_path / "export", formats=("source",)).parity["source"].absolute == 0.0
+    result.save(tmp_path / "student")
+    again = squeeze(teacher, tmp_path / "again", goal=Goal(params="2x"), start=tmp_path / "student", **few)
+    assert again.evaluation.cost.parameters < result.evaluation.cost.parameters

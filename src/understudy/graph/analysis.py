@@ -14,12 +14,13 @@ from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
 from understudy.core.memory import enough_memory
+from understudy.graph.folded import folded
 from understudy.graph.groups import Groups, find_groups
 from understudy.graph.magnitudes import slot_magnitudes
 from understudy.graph.refit import Refit
 from understudy.graph.retrace import checked
 from understudy.graph.surroundings import uncollected
-from understudy.graph.trace import Example, Trace, trace
+from understudy.graph.trace import Example, Trace, check_example, named_inputs, trace
 from understudy.graph.units import layers_of, removed_paths, units_of
 
 _MEMORY = ("while the network was analysed", "free some, or give a smaller example")
@@ -33,10 +34,11 @@ class Analysis:
     groups: Groups
     leaf_modules: tuple[type[nn.Module], ...] = ()
     refused: tuple[Refused, ...] = ()  # what is not offered, because a check of students found it wrong
+    folded: tuple[str, ...] = ()  # parameters that the module computed, which the teacher and its students have
 
     @property
     def teacher(self) -> nn.Module:
-        """The module that was analysed, untouched."""
+        """The module that was analysed, untouched; a copy with plain weights where it computed some (`folded`)."""
         return self.trace.teacher
 
     @cached_property
@@ -119,7 +121,8 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
     """Trace a teacher on an example input and find out what it allows.
 
     Args:
-        teacher: any traceable module; it is not touched.
+        teacher: any traceable module; it is not touched. Layers that compute their weights (weight norm, spectral norm
+            and other parametrizations, `torch.nn.utils.prune`) are analysed as plain ones with the same weights.
         example: the input: a tensor (B, ...), a tuple of positional ones, or keyword arguments by name.
         leaf_modules: classes to take as one operation; their channels freeze.
 
@@ -128,8 +131,11 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
         MachineError: memory ran out.
     """
     with enough_memory(*_MEMORY), uncollected():
-        traced = trace(teacher, example, leaf_modules=leaf_modules)
-        return Analysis(trace=traced, groups=checked(find_groups(traced)), leaf_modules=leaf_modules)
+        check_example(teacher, example)
+        plain, computed = folded(teacher, lambda module: module(**named_inputs(module, example)))
+        traced = trace(plain, example, leaf_modules=leaf_modules)
+        groups = checked(find_groups(traced))
+        return Analysis(trace=traced, groups=groups, leaf_modules=leaf_modules, folded=computed)
 
 
 def _again(

@@ -403,7 +403,7 @@ class Walk(ABC):
             if hooks_of(module):
                 return None, f"the {kind} has hooks"
             if hasattr(module, "parametrizations"):
-                return None, f"the {kind} computes its weight; parametrize.remove_parametrizations makes it plain"
+                return None, f"the {kind} computes its weight, and with a plain one the network gives something else"
             return MODULE_RULES.get(type(module)), f"no rule for the {kind}"
         rule = CALL_RULES.get(node.target)
         if isinstance(node.target, type) and (is_dataclass(node.target) or issubclass(node.target, tuple)):

@@ -277,7 +277,7 @@ class Job:
     @cached_property
     def evaluator(self) -> Evaluator:
         """What trains and scores, in the precision that was chosen for this run when it started."""
-        teacher, data = self.task.teacher.module, self.task.data
+        teacher, data = self.task.network, self.task.data
         chosen = self.run.recall("compute")
         with understood(self.run.folder / "compute.json", RunError):
             device = pinned(self.settings.device, chosen)

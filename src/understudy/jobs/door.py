@@ -153,12 +153,12 @@ def look_at(task: Task) -> Look | Glance:
         ModelError: it cannot be trained, so no student of it could be.
     """
     some = first_images(task.data, task.data.train, _STEP)
-    refuse_untrainable(task.teacher.module, some, task.settings.device)
+    refuse_untrainable(task.network, some, task.settings.device)
     if task.aim.objective.name != "classification" or not task.data.has_targets:
         return glance_at(task)
     teacher, data, settings = task.teacher, task.data, task.settings
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
-    network = compute.place(copied(teacher.module))
+    network = compute.place(copied(task.network))
     val = data.val.subset(min(_IMAGES, len(data.val)), settings.seed)
     right, losses = _judged(network, val, data, task.aim, compute)
     train = data.train.subset(min(_IMAGES, len(data.train)), settings.seed)

@@ -118,7 +118,7 @@ def _counted(number: int, what: str) -> str:
 def _estimate(task: Task) -> tuple[float | None, str]:
     settings = task.settings
     images = first_images(task.data, task.data.train, settings.candidates.training.batch_size)
-    compute = choose_compute(task.teacher.module, images, settings.device)
+    compute = choose_compute(task.network, images, settings.device)
     once = replace(settings.candidates.training, epochs=1)
     short = replace(settings, candidates=replace(settings.candidates, training=once, stop_below=0.0))
     with tempfile.TemporaryDirectory() as folder:

@@ -51,7 +51,7 @@ def glance_at(task: Task) -> Glance:
     """Return what a first look at a task's teacher finds, on some validation examples."""
     data, settings, aim = task.data, task.settings, task.aim
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
-    network = compute.place(copied(task.teacher.module))
+    network = compute.place(copied(task.network))
     some = data.val.subset(min(_EXAMPLES, len(data.val)), settings.seed)
     outputs = predict(network, some.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
     targets = mapped(some.batch(torch.arange(len(some)))[1], lambda tensor: tensor.cpu())

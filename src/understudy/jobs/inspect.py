@@ -22,7 +22,7 @@ from understudy.core.evaluation import Cost
 from understudy.core.figures import amount, share
 from understudy.cost.predict import LayerCost, per_layer, predict
 from understudy.graph.analysis import Analysis, analyse
-from understudy.jobs.task import proved
+from understudy.jobs.task import computed, proved
 from understudy.jobs.teach import load_teacher
 from understudy.methods.archcomp.embedding import predicted_score
 from understudy.methods.feasibility import smallest
@@ -55,6 +55,7 @@ class Inspection:
     fewest_parameters: Cost  # of the architecture with the fewest
     fewest_macs: Cost
     shrinkable: float  # share of the parameters in layers whose width can shrink
+    computed: tuple[str, ...] = ()  # weights that the model computes; students have them as plain ones
     proof: Proof | None = None  # None: not asked for
     forecast: Forecast | None = None
 
@@ -72,6 +73,7 @@ class Inspection:
             "fewest_parameters": asdict(self.fewest_parameters),
             "fewest_macs": asdict(self.fewest_macs),
             "shrinkable": self.shrinkable,
+            "computed": list(self.computed),
             "costs": {name: asdict(cost) for name, cost in self.costs.items()},
             **json.loads(self.space.to_json()),
         }
@@ -193,6 +195,7 @@ def inspect_analysis(analysis: Analysis, *, name: str, check: bool = False, prog
         fewest_parameters=smallest(space, method, widths, predicted, "parameters")[1],
         fewest_macs=smallest(space, method, widths, predicted, "macs")[1],
         shrinkable=analysis.shrinkable,
+        computed=analysis.folded,
         proof=proof,
     )
 
@@ -268,6 +271,8 @@ def _summary(found: Inspection) -> str:
         f"{share(found.shrinkable)} of the parameters lie in layers whose width can shrink; {removable} units can be "
         f"removed, and {alone} single layers where the widths agree",
     )
+    if found.computed:
+        lines = (*lines, computed(found.computed))
     if found.forecast is not None:
         known = found.forecast
         line = f"{known.architecture}: {amount(known.cost.parameters)} parameters, {amount(known.cost.macs)} MACs"

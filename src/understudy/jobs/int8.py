@@ -176,7 +176,7 @@ class EightBits:
     def _score(self, model: OnnxModel, split: AnySplit) -> float:
         task = self._task
         how: dict[str, Any] = {"normalise": task.data.normalise, "compute": Compute(), "aim": task.aim}
-        taught = None if split.labels is not None else predict(task.teacher.module, split, **how)
+        taught = None if split.labels is not None else predict(task.network, split, **how)
         return scored(model, split, taught=taught, **how)
 
     def _path(self, name: str) -> Path:

@@ -137,7 +137,7 @@ def reference_for(task: Task, folder: Path) -> Reference | None:
     if (folder / "config.toml").is_file() and (known := Run(folder).recall("latency")) is not None:
         with understood(folder / "latency.json", RunError):
             return Reference.from_json({name: value for name, value in known.items() if name != "students"})
-    teacher = task.teacher.module
+    teacher = task.network
     own = beside_teacher(task, teacher, seconds=_SECONDS).first
     found = [
         Point(
@@ -159,7 +159,7 @@ def beside_teacher(task: Task, student: nn.Module, *, threads: int = 1, seconds:
     """
     if task.settings.goal.runtime == "torch":
         device = device_named(task.settings.device.device)
-        return compare(task.teacher.module, student, task.example, device=device, threads=threads, seconds=seconds)
+        return compare(task.network, student, task.example, device=device, threads=threads, seconds=seconds)
     teacher, own = task.teacher_in_onnxruntime(threads), in_onnxruntime(student, task.example, threads=threads)
     found = compare(teacher, own, task.example, threads=threads, seconds=seconds)
     return replace(found, where=f"{found.where}, ONNX Runtime")

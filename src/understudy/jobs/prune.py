@@ -75,7 +75,7 @@ class Pruning:
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
         load_into(network, read_weights(weights, ours=True), source=str(weights))
         architecture = Architecture.from_json(self.task.space, plan.read_text(encoding="utf-8"))
-        evaluator = replace(self.evaluator, analysis=self.analysed(network), teacher=self.task.teacher.module)
+        evaluator = replace(self.evaluator, analysis=self.analysed(network), teacher=self.task.network)
         return evaluator, architecture
 
     def _learn(self, network: nn.Module) -> None:

@@ -56,7 +56,7 @@ def summarise(
         int8: what judged them in 8 bits, where the goal asks for that; `best` is of those figures.
     """
     assert best.cost is not None, "what was trained has a cost"
-    teacher, searched = task.teacher.module, run.evaluations()
+    teacher, searched = task.network, run.evaluations()
     examples, test = len(task.data.val), task.data.test
     both = None if test is None else _tested(task, run, test, compute, teacher, student)
     of_teacher, of_student = both or (None, None)
@@ -165,7 +165,7 @@ def _layers(task: Task, student: nn.Module, whole: Comparison) -> dict[str, Any]
         return {}
     once = whole.first.median + whole.second.median
     repeats = min(max(int(_LAYERS_MS / max(once, 1e-6)), _FEWEST), _MOST)
-    teacher = copied(task.teacher.module).cpu().float().eval()
+    teacher = copied(task.network).cpu().float().eval()
     found = layers_beside((teacher, student), example, runtime, repeats=repeats)
     floor = floor_ms(found)
     return {

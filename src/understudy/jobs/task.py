@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,7 @@ from understudy.training.loop import Compute
 from understudy.training.objectives import Objective
 
 _REFUSED_SHOWN = 5  # all of them are in inspect and in proof.json
+_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,12 +197,21 @@ class Task:
         return self.analysis.space
 
     @cached_property
+    def network(self) -> nn.Module:
+        """The teacher as it teaches and is timed: with plain weights, where it computes some (`Analysis.folded`)."""
+        return self._teachers.teacher
+
+    @cached_property
     def cost(self) -> Cost:
         """What the teacher costs, predicted."""
+        return cost.predict(self._teachers, self._teachers.space.full)
+
+    @cached_property
+    def _teachers(self) -> Analysis:
+        """The analysis of the teacher itself."""
         if self.start is None:
-            return cost.predict(self.analysis, self.space.full)
-        teachers = analyse(self.teacher.module, self.analysis.trace.example, self.analysis.leaf_modules)
-        return cost.predict(teachers, teachers.space.full)
+            return self.analysis
+        return analyse(self.teacher.module, self.analysis.trace.example, self.analysis.leaf_modules)
 
     @cached_property
     def identity(self) -> Identity:
@@ -241,7 +251,7 @@ class Task:
             ExtraError, ExportError: as `in_onnxruntime`.
         """
         if threads not in self._sessions:
-            self._sessions[threads] = in_onnxruntime(self.teacher.module, self.example, threads=threads)
+            self._sessions[threads] = in_onnxruntime(self.network, self.example, threads=threads)
         return self._sessions[threads]
 
     def problem(self, reward: Reward) -> Problem:
@@ -264,7 +274,7 @@ class Task:
         settings = self.settings
         return Evaluator(
             analysis=self.analysis,
-            teacher=self.teacher.module,
+            teacher=self.network,
             data=self.data,
             candidates=settings.candidates,
             augmentation=settings.augmentation,
@@ -361,9 +371,17 @@ def proved(analysis: Analysis, run: str | Path | None = None, *, progress: bool 
     with Display(shown=progress) as display, display.steps("checking students of the network", USUAL):
         analysis, proof = prove(analysis, on_student=lambda done: display.step(min(done, USUAL)))
     display.say(proof.summary)
+    if analysis.folded:
+        display.say(computed(analysis.folded))
     for found in proof.refused[:_REFUSED_SHOWN]:
         display.warn(f"{found.kind} {found.name} stays as it is: {found.reason}")
     return analysis, proof
+
+
+def computed(names: Sequence[str]) -> str:
+    """Return in one line which weights a teacher computes, and what becomes of them."""
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f"the teacher computes {len(names)} of its tensors ({shown}): students have them as plain weights"
 
 
 def _learned(where: str, task: Task) -> Mapping[str, Tensor]:
