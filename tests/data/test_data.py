@@ -170,13 +170,14 @@ def test_labels_and_shapes_are_checked_all_at_once() -> None:
             images,
             np.where(labels == 2, 7, labels),
             val=(images[:, :5], labels),
-            test=(images, labels - 1),
+            test=(images, labels + 1),
             classes=["a", "b", "c", "d"],
         )
     assert str(error.value) == (
-        "data must be of one shape, with labels that are classes: 10 labels of train are not in 0..3, the first is 7; "
+        "data must be of one shape, with labels that are classes, counted from 0: 10 labels of train are not in 0..3, "
+        "the first is 7; "
         "images of val are torch.uint8 (3, 5, 5) where those of train are torch.uint8 (3, 6, 5); "
-        "10 labels of test are not in 0..3, the first is -1; class 'c' has no training images"
+        "10 labels of test are not in 0..3, the first is 4; class 'c' has no training images"
     )
 
 

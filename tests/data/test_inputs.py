@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from understudy.core.errors import DataError, ModelError
-from understudy.data import Data, StreamedSplit
+from understudy.data import Data, Split, StreamedSplit
 
 TOKENS = torch.arange(60).view(20, 3)
 
@@ -134,3 +134,29 @@ def test_a_part_that_is_called_twice_is_refused() -> None:
         Data.from_inputs(TOKENS.float(), part=nn.Linear(3, 3), of=model)
     with pytest.raises(DataError, match="given together"):
         Data.from_inputs(TOKENS.float(), part=model.part)
+
+
+def test_what_inference_mode_made_can_be_learned_from() -> None:
+    with torch.inference_mode():
+        features, labels = torch.randn(20, 3), torch.arange(20) % 2
+    for data in (Data.from_inputs(features, labels), Data.from_arrays(features.view(20, 1, 1, 3), labels)):
+        assert isinstance(data.train, Split)
+        assert not data.train.images.is_inference() and not data.train.labels.is_inference()
+
+
+class Broken(Dataset[Any]):
+    """Three items, and one that cannot be read."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 3:
+            raise ZeroDivisionError("no such scan")
+        return torch.full((1, 2, 2), float(index)), index % 2
+
+
+@pytest.mark.parametrize("read", [Data.from_datasets, Data.from_inputs])
+def test_an_item_that_cannot_be_read_is_named(read: Any) -> None:
+    with pytest.raises(DataError, match="item 3 of train cannot be read: ZeroDivisionError: no such scan"):
+        read(Broken(), progress=False)

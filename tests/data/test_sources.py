@@ -59,6 +59,7 @@ def test_read_only_arrays_are_copied() -> None:
     [
         (np.zeros((3, 4), np.uint8), r"images of train must be \(n, height, width\), .*, but got shape \(3, 4\)"),
         (np.zeros((0, 4, 4), np.uint8), r"none of them 0, but got shape \(0, 1, 4, 4\)"),
+        (torch.zeros(3, 4), r"but got shape \(3, 4\): give other inputs to Data\.from_inputs"),
         (np.full((2, 4, 4), 256), r"pixels of train must be in 0\.\.255, but go from 256 to 256"),
         (np.full((2, 4, 4), -1), "but go from -1 to -1"),
         (np.full((2, 4, 4), np.nan), "images of train must be finite"),
@@ -85,6 +86,7 @@ def test_labels_come_out_as_whole_numbers(given: Any) -> None:
     [
         ([0, 1.5, 2, 0.25], r"labels of train must be whole numbers, but got \[1\.5, 0\.25\] at \[1, 3\]"),
         ([0.0, float("nan")], r"must be whole numbers, but got \[nan\] at \[1\]"),
+        ([0, -1, 1, -1], "must be classes, counted from 0, but 2 are below, the first is -1: leave those images out"),
         (np.eye(3), r"one whole number for each image, but got shape \(3, 3\)"),
         (["cat", "dog"], r"must be whole numbers, but got .*cat"),
         ([[0], [1, 2]], "must be whole numbers, but got"),

@@ -93,6 +93,11 @@ def test_names_and_paths_are_refused_where_python_takes_objects(
         refuse_other_kinds(teacher, data, method)
 
 
+def test_a_run_without_a_folder_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a run must be the path of its folder, .* but got a NoneType"):
+        squeeze(Tiny(), None)  # type: ignore[arg-type]
+
+
 class Untrainable(Tiny):
     """Computes what `Tiny` does in a way that gives no gradients."""
 
@@ -157,6 +162,21 @@ def test_a_normalisation_that_is_clearly_better_is_named() -> None:
     assert "is the normalisation that of the teacher's training? with pixels in 0..1" in look_at(given).notes[0]
     right = task_of(Brightness(at=99.5 / 255), shades(), mean=(0.0,), std=(1.0,))
     assert look_at(right).better is None and look_at(right).score.value == 1.0
+
+
+def test_floats_that_are_whole_numbers_are_told_of() -> None:
+    data = shades()
+    network = Brightness(data.normalise(torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)).mean().item())
+    raw = Data.from_arrays(data.train.images.float(), data.train.labels, val=(data.val.images.float(), data.val.labels))
+    look = look_at(task_of(network, raw))
+    assert isinstance(look, Look) and look.score.value < 0.9
+    assert "the images are whole numbers up to 255 as floats" in look.notes[0]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_students_are_not_trained_where_nothing_can_be_learned(mode: Any, tmp_path: Path) -> None:
+    with mode(), pytest.raises(ConfigError, match=r"outside of torch.no_grad\(\) and torch.inference_mode\(\)"):
+        squeeze(Tiny(), tmp_path / "run")
 
 
 def test_a_validation_split_that_the_teacher_has_seen_is_noted() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,9 @@ def test_only_budgets_out_of_reach_are_named() -> None:
     factor = f"{cost.macs / 7.6:.6f}x"  # whoever gave a factor need not be told of them
     with pytest.raises(GoalError, match=r"macs: asked for 8 MACs, the least is"):
         refuse_what_is_out_of_reach(Goal(macs=factor).budgets(cost, 0.9), space, method, Widths(), toy_cost)
+    small = replace(cost, macs=650)  # half of which nobody takes for a factor
+    with pytest.raises(GoalError, match=r"macs: asked for 325 MACs, the least is"):
+        refuse_what_is_out_of_reach(Goal(macs="2x").budgets(small, 0.9), space, method, Widths(), lambda plan: small)
     with pytest.raises(GoalError, match="params: asked for less than 1, the least is"):
         refuse_what_is_out_of_reach(Goal(params="1e9x").budgets(cost, 0.9), space, method, Widths(), toy_cost)
 

@@ -223,6 +223,11 @@ def test_the_device_is_found_by_name(device: torch.device) -> None:
     assert choose_compute(network(), IMAGES, replace(pinned, device=str(device))).device == device
 
 
+def test_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one that torch finds on this machine, but there is no 'cuda:99'"):
+        choose_compute(network(), IMAGES, Device(device="cuda:99"))
+
+
 def test_it_is_pickled_without_the_users_script() -> None:
     # What imports multiprocessing first is found first by the pickles of torch's memory formats.
     lines = (

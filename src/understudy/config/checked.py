@@ -30,7 +30,8 @@ class Range:
     above: bool = False  # the least one is excluded
 
     def __contains__(self, number: float) -> bool:
-        return (self.least < number if self.above else self.least <= number) and number <= self.most
+        above = self.least < number if self.above else self.least <= number
+        return above and number <= self.most and math.isfinite(number)
 
     def __str__(self) -> str:
         if self.most < math.inf:
@@ -40,6 +41,7 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]  # what both numpy and torch take
 Share = Annotated[float, Range(0.0, 1.0)]
 Amount = Annotated[float, Range(0.0)]
 

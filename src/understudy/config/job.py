@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from understudy.config.checked import Checked
+from understudy.config.checked import Checked, Seed
 from understudy.config.methods import N2N, Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
@@ -30,7 +30,7 @@ ObjectiveName = Literal[
 class Job(Checked):
     """What a compression is set by besides its method, in Python as in files and flags."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the search and of every student in it."""
     objective: ObjectiveName = "auto"
     """What outputs are for, and so how students are scored, 0..1: classification (accuracy), multilabel (F1),

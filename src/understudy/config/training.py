@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from understudy.config.checked import Amount, Checked, Count, Natural, Share
+from understudy.config.checked import Amount, Checked, Count, Natural, Seed, Share
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -129,5 +129,5 @@ class Teaching(Checked):
     """Augmentation of the training images."""
     device: Device = field(default_factory=lambda: Device(threads=0))
     """Where it runs; 0 threads: all cores."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of its initial weights and its training."""

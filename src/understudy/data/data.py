@@ -395,7 +395,12 @@ def _check(splits: Splits, classes: tuple[str, ...]) -> None:
         faults += [f"class {name!r} has no training images" for i, name in enumerate(classes) if i not in present]
         if len(classes) < 2:
             faults.append(f"there must be at least 2 classes, but got {len(classes)}")
-    fail("data must be of one shape, with labels that are classes" if classes else "data must be of one shape", faults)
+    fail(
+        "data must be of one shape, with labels that are classes, counted from 0"
+        if classes
+        else "data must be of one shape",
+        faults,
+    )
 
 
 def _form(split: AnySplit) -> str:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from understudy.core.errors import DataError, did_you_mean
 from understudy.core.extras import optional
 from understudy.data import images as files
+from understudy.data.inputs import item_of
 from understudy.data.sources import Reading, Splits, as_images, as_labels
 from understudy.data.split import AnySplit, Split, StreamedSplit
 
@@ -71,7 +72,7 @@ def _dataset(given: Any) -> Any:
 
 
 def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
-    item = dataset[index]
+    item = item_of(dataset, index, name)
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise DataError(f"items of {name} must be (image, label), but item {index} is {type(item).__name__}")
     image, label = item[:2]
@@ -82,7 +83,10 @@ def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
 def _read(given: Any, name: str, reading: Reading) -> AnySplit:
     dataset = _dataset(given)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise DataError(f"{name} must be a dataset with a length and items, but got {type(dataset).__name__}")
+        raise DataError(
+            f"{name} must be a dataset with a length and items, but got {type(dataset).__name__}: collect what can "
+            "only be iterated into tensors, for Data.from_arrays(images, labels)"
+        )
     if not len(dataset):
         raise DataError(f"{name} must have at least one item, but the dataset is empty")
     image, _ = _item(dataset, 0, name)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from understudy.core.errors import DataError, ModelError
+from understudy.core.errors import DataError, ModelError, UnderstudyError
 from understudy.core.nested import called, first, leaves, mapped, zipped
 from understudy.data.images import fail, shown
-from understudy.data.split import AnySplit, Split, StreamedSplit, Targets
+from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, plain
 
 _BATCH = 256  # items that are read at once
 _ITEMS = "give tensors, a tuple or dict of tensors, or a dataset or loader of such"
@@ -35,11 +35,26 @@ class NestedReader:
 
     def batch(self, indices: Iterable[int]) -> tuple[Any, Any]:
         """Return inputs and targets of some items."""
+        items = [item_of(self.dataset, index, self.name) for index in indices]
         try:
-            found = self.collate([self.dataset[index] for index in indices])
+            found = self.collate(items)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise DataError(f"items of {self.name} must be of one size and structure, but: {error}") from error
         return _divided(found, self.labelled, self.name)
+
+
+def item_of(dataset: Any, index: int, name: str) -> Any:
+    """Return an item of a dataset of the caller's own.
+
+    Raises:
+        DataError: its code fails.
+    """
+    try:
+        return dataset[index]
+    except (UnderstudyError, MemoryError):
+        raise
+    except Exception as error:  # the caller's code may raise anything
+        raise DataError(f"item {index} of {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def split_of(given: Any, targets: Any, name: str, *, labelled: bool, memory_gb: float, progress: bool) -> AnySplit:
@@ -125,7 +140,7 @@ def _tensors(value: Any, what: str) -> Any:
 
     def tensor(leaf: Any) -> Tensor:
         try:
-            found = leaf.detach().cpu() if isinstance(leaf, Tensor) else torch.from_numpy(np.array(leaf))
+            found = plain(leaf) if isinstance(leaf, Tensor) else torch.from_numpy(np.array(leaf))
         except (TypeError, ValueError) as error:
             raise DataError(f"{what} must be tensors or arrays, but got {type(leaf).__name__}: {_ITEMS}") from error
         if found.is_floating_point():
@@ -197,4 +212,4 @@ def inputs_of_part(part: nn.Module, model: nn.Module, split: AnySplit) -> Split:
 def _row(leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
         raise ModelError(f"a part must be given tensors alone, but it is given a {type(leaf).__name__}")
-    return leaf.detach().cpu()
+    return plain(leaf)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from understudy.core.errors import DataError, did_you_mean
 from understudy.data import images as files
-from understudy.data.split import AnySplit, Split, StreamedSplit
+from understudy.data.split import AnySplit, Split, StreamedSplit, plain
 
 Array = NDArray[Any] | Tensor
 Pair = tuple[Array, Any]  # images and labels
@@ -135,7 +135,8 @@ def as_images(images: Array, name: str, *, channels_first: bool = False) -> Tens
     if given.ndim != 4 or not given.numel():
         raise DataError(
             f"images of {name} must be (n, height, width), (n, height, width, channels) or "
-            f"(n, channels, height, width), none of them 0, but got shape {tuple(given.shape)}"
+            f"(n, channels, height, width), none of them 0, but got shape {tuple(given.shape)}: give other inputs to "
+            "Data.from_inputs(inputs, targets)"
         )
     if not channels_first and given.shape[3] < given.shape[1]:
         given = given.permute(0, 3, 1, 2)
@@ -163,13 +164,18 @@ def as_labels(labels: Any, name: str) -> Tensor:
     if len(wrong):
         values = given[wrong[:5]].tolist()
         raise DataError(f"labels of {name} must be whole numbers, but got {values} at {wrong[:5].tolist()}")
+    if len(whole) and int(whole.min()) < 0:
+        raise DataError(
+            f"labels of {name} must be classes, counted from 0, but {int((whole < 0).sum())} are below, the first is "
+            f"{int(whole[whole < 0][0])}: leave those images out, or give them a class of their own"
+        )
     return whole
 
 
 def _as_tensor(given: Any, rule: str) -> Tensor:
     try:
         if isinstance(given, Tensor):
-            return given.detach().cpu()
+            return plain(given)
         array = np.asarray(given)
         if array.dtype.kind == "u" and array.dtype != np.uint8:  # which torch can hardly calculate with
             array = array.astype(np.int64)

@@ -141,6 +141,12 @@ def are_classes(labels: Targets) -> bool:
     return isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64 and bool((labels >= 0).all())
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU that students can learn from: what inference mode made has no place in autograd."""
+    found = tensor.detach().cpu()
+    return found.clone() if found.is_inference() else found
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor of the CPU on another device; for a GPU by way of pinned memory, so that nobody waits."""
     if device.type != "cuda" or tensor.device.type != "cpu":

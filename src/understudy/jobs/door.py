@@ -76,6 +76,7 @@ class Look:
     better: Normalisation | None = None  # that makes it clearly better
     val_loss: Losses | None = None  # where the teacher may have been trained on the validation split
     train_loss: Losses | None = None
+    pixels: float | None = None  # the largest, where float images are whole numbers that nobody has normalised
 
     @property
     def guesses(self) -> bool:
@@ -123,7 +124,16 @@ class Look:
                 "and a score relative to its own is asked for too hard. Give images that it has not seen: a "
                 "folder val/ beside train/, or val= in Python"
             )
+        if self.pixels is not None:
+            found.append(f"was the teacher trained on pixels like these? {self._as_floats}")
         return tuple(found)
+
+    @property
+    def _as_floats(self) -> str:
+        return (
+            f"the images are whole numbers up to {self.pixels:g} as floats, which are taken as they are; for a "
+            "teacher of normalised pixels give them as uint8, 0..255"
+        )
 
     @property
     def _normalisation(self) -> str:
@@ -136,6 +146,8 @@ class Look:
         causes = [weights, normalisation if self.better is None else f"{normalisation}: {self.better}"]
         if self.better is not None:
             causes.reverse()
+        if self.pixels is not None:
+            causes.insert(0, self._as_floats)
         names = ", ".join(self.classes[:4]) + (", ..." if len(self.classes) > 4 else "")
         causes.append(f"its classes are in another order than the data's: {names}")
         listed = "\n".join(f"  {number}. {cause}" for number, cause in enumerate(causes, 1))
@@ -172,6 +184,10 @@ def look_at(task: Task) -> Look | Glance:
     )
     if found.score.value < _BEYOND_DOUBT and data.are_images and data.train.dtype == torch.uint8:
         found = replace(found, better=_better(network, data, task.aim, compute, settings.seed))
+    if found.score.value < _BEYOND_DOUBT and data.are_images and data.train.dtype != torch.uint8:
+        some, _ = val.batch(torch.arange(len(val)))
+        if bool((some == some.round()).all()) and float(some.max()) > 1.0:
+            found = replace(found, pixels=float(some.max()))
     if data.val_from_train and teacher.taught_on != data.digest and min(len(losses), len(train_losses)) > 1:
         found = replace(found, val_loss=Losses.of(losses), train_loss=Losses.of(train_losses))
     return found

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from understudy.config.job import Compression
@@ -285,12 +286,17 @@ class Task:
         )
 
 
-def refuse_other_kinds(teacher: Any, data: Any, method: Any) -> None:
-    """Refuse names and paths where Python takes objects.
+def refuse_other_kinds(teacher: Any, data: Any, method: Any, run: Any = "runs/first") -> None:
+    """Refuse names and paths where Python takes objects, and a call where nothing can be learned.
 
     Raises:
         ModelError, DataError, ConfigError: with what to write.
     """
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        raise ConfigError(
+            "students learn by gradients, so compress() must be called outside of torch.no_grad() and "
+            "torch.inference_mode(), but was called inside"
+        )
     if not isinstance(teacher, nn.Module | Teacher):
         raise ModelError(
             f"a teacher must be a torch.nn.Module, or a us.load_teacher(folder), but got {_brief(teacher)}"
@@ -300,6 +306,8 @@ def refuse_other_kinds(teacher: Any, data: Any, method: Any) -> None:
             'data must be a us.Data, such as us.Data.from_folder("photos/") or us.Data.from_inputs(loader), but got '
             f"{_brief(data)}"
         )
+    if not isinstance(run, str | Path):
+        raise ConfigError(f"a run must be the path of its folder, such as 'runs/first', but got {_brief(run)}")
     if method is not None and not isinstance(method, Method):
         raise ConfigError(
             f"a method must be its settings, such as us.N2N() or us.RandomSearch(students=40), but got {_brief(method)}"

@@ -57,13 +57,18 @@ def refuse_what_is_out_of_reach(
     points = []
     for name, most in budgets.limits():
         figure = FIGURE[name]
-        if (least := figure.of(predict(space.full) or _NOTHING)) is not None:
+        least = full = figure.of(predict(space.full) or _NOTHING)
+        if full is not None:
             _, cost = smallest(space, method, widths, predict, name, enough=most)
             least = figure.of(cost)
-        if least is not None and least > most:
+        if full is not None and least is not None and least > most:
             # A small whole number was perhaps meant as a factor; a factor that was given seldom makes one.
             whole = figure.form == ",.0f"
-            factor = f" (for a factor, write '{most:g}x')" if whole and most < 1000 and float(most).is_integer() else ""
+            factor = (
+                f" (for a factor, write '{most:g}x')"
+                if whole and most < 1000 and most**2 < full and float(most).is_integer()
+                else ""
+            )
             asked = "less than 1" if whole and most < 1 else figure.text(most)
             points.append(f"{figure.goal}: asked for {asked}{factor}, the least is {said(cost)}")
     if points:

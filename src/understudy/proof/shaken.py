@@ -60,7 +60,7 @@ def shaken(analysis: Analysis, seed: int, *, dtype: torch.dtype, drawn: bool) ->
         buffer = dict(teacher.named_buffers()).get(name) if channels else None
         if buffer is not None and buffer.is_floating_point() and bool(buffer.isfinite().all()):
             buffer.data = buffer * _near_one(buffer, generator) + (buffer == 0) * 0.1 * _near_one(buffer, generator)
-    teacher.to(dtype)
+    teacher.double() if dtype == torch.float64 else teacher.float()  # `to` would make complex numbers real
     for module in teacher.modules():
         _calm(module)
     return _of_copy(analysis, teacher)

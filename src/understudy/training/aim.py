@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from understudy.config.training import Training
 from understudy.core.errors import MachineError, ModelError, did_you_mean
 from understudy.core.memory import enough_memory
-from understudy.core.nested import called, leaves, mapped
+from understudy.core.nested import called, first, leaves, mapped
 from understudy.data import Data
 from understudy.data.data import first_images
 from understudy.graph.copies import copied
@@ -101,7 +101,7 @@ def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
     """
     some = data.val.take(torch.arange(min(_FITTED, len(data.val)), device=data.val.indexed_on))
     inputs, count = first_images(data, some, len(some)), len(some)
-    given = _given(copied(network).cpu().eval(), inputs)
+    given = _given(copied(network).cpu().eval(), inputs, data)
     rows = {
         name: tensor.view(count, -1) if tensor.ndim == 1 else tensor
         for name, tensor in tensors(given)
@@ -124,7 +124,7 @@ def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
         shapes=tuple(tuple(tensor.shape[1:]) for tensor in counted.values()),
         scales=tuple(float(t.double().var(0, correction=0).mean()) or 1.0 for t in counted.values()),
     )
-    _check_training(aim, network, inputs, count)
+    _check_training(aim, network, inputs, data)
     return aim
 
 
@@ -133,22 +133,23 @@ def _rows(output: Tensor) -> Float[Tensor, "b k"]:
     return output.float().reshape(len(output), -1) if output.ndim == 1 else output.float().flatten(1)
 
 
-def _check_training(aim: Aim, network: nn.Module, inputs: Any, count: int) -> None:
+def _check_training(aim: Aim, network: nn.Module, inputs: Any, data: Data) -> None:
     """Check that the network gives the same kind of outputs in training mode; auxiliary ones may follow."""
     inputs = mapped(inputs, lambda tensor: tensor[:2])
+    count = len(first(inputs))
     with torch.random.fork_rng(devices=[]):
-        given = _given(copied(network).cpu().train(), inputs)
+        given = _given(copied(network).cpu().train(), inputs, data)
     wanted = sum(math.prod(shape) for shape in aim.shapes)
     found = dict(tensors(given))
     some = found and (len(aim.names) == 1 or set(aim.names) <= set(found))
-    if not some or tuple(aim.read(given).shape) != (min(2, count), wanted):
+    if not some or tuple(aim.read(given).shape) != (count, wanted):
         raise ModelError(
             "the model must return its outputs in training mode as well, alone or first in a tuple, as those with "
             f"auxiliary classifiers do, but returned {_told(given)} there: return the logits first"
         )
 
 
-def _given(network: nn.Module, inputs: Any) -> Any:
+def _given(network: nn.Module, inputs: Any, data: Data) -> Any:
     _check_names(network, inputs)
     try:
         with torch.no_grad(), enough_memory("while the teacher ran on a few examples", "use a machine with more of it"):
@@ -158,9 +159,22 @@ def _given(network: nn.Module, inputs: Any) -> Any:
     except Exception as error:  # the caller's code may raise anything
         raise ModelError(
             f"the model must take the inputs of the data, here {_told(inputs)}, but it failed: "
-            f"{str(error) or type(error).__name__}. A tuple is passed as one argument after the other, a dict by name; "
-            "the items of a list or dataset are one example each, batches come from a DataLoader"
+            f"{str(error) or type(error).__name__}. {_how(data)}"
         ) from error
+
+
+def _how(data: Data) -> str:
+    """Return how data are passed to a network, for one that does not take them."""
+    if data.are_images and data.has_targets:
+        sizes = " x ".join(map(str, data.shape))
+        return (
+            f"These are images of {sizes} (channels, height, width): read them as the network was trained, with size= "
+            "and grey= (--size, --grey), and give what is no image to Data.from_inputs(inputs, targets)"
+        )
+    return (
+        "A tuple is passed as one argument after the other, a dict by name; the items of a list or dataset are one "
+        "example each, batches come from a DataLoader"
+    )
 
 
 def _check_names(network: nn.Module, inputs: Any) -> None:

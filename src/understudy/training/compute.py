@@ -252,14 +252,20 @@ def device_named(name: str) -> torch.device:
     """Return the device of that name; "auto" is cuda if there is one, else mps, else cpu.
 
     Raises:
-        ConfigError: torch does not know it.
+        ConfigError: torch does not know it, or does not find it here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as e:
         raise ConfigError(f"device must be auto, cpu, cuda, cuda:1 or mps, but got {name!r}") from e
+    count = torch.cuda.device_count() if device.type == "cuda" else int(torch.backends.mps.is_available())
+    if device.type in ("cuda", "mps") and (device.index or 0) >= count:
+        raise ConfigError(
+            f"device must be one that torch finds on this machine, but there is no {name!r}: see auto, cpu"
+        )
+    return device
 
 
 def cores() -> int:
