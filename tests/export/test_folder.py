@@ -207,6 +207,30 @@ def test_nothing_of_an_earlier_export_is_left(tmp_path: Path) -> None:
     assert verify(tmp_path).files == 6
 
 
+def test_files_that_no_export_left_are_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("def make(): ...")
+    with pytest.raises(
+        ExportError, match=r"must go into a folder of its own, but .* holds model.py that no export has"
+    ):
+        export(tmp_path, make(), "pt2")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"model.py": "def make(): ..."}
+
+
+def test_an_export_that_was_killed_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "write_certificate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(tmp_path, make(), "source")
+    assert (tmp_path / "model.py").is_file()
+    with pytest.raises(ExportError, match="certificate"):
+        verify(tmp_path)
+    export(tmp_path, make(), "source")
+    assert verify(tmp_path).files == 6 and not (tmp_path / ".export").exists()
+
+
 def test_a_format_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
     cut = torch.nn.Sequential(make(), nn.Flatten())
     cut[1].register_forward_hook(lambda module, inputs, output: output)

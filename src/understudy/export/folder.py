@@ -32,6 +32,7 @@ from understudy.data import AnySplit, Data
 from understudy.data.data import first_images
 from understudy.export.certificate import (
     BATCHES,
+    CERTIFICATE,
     FILES,
     TOLERANCE,
     WRITTEN,
@@ -53,6 +54,7 @@ from understudy.models.card import StudentCard
 from understudy.models.inputs import inputs_spec
 
 FORMATS = tuple(FILES)
+_UNFINISHED = ".export"  # is there while an export is being written, and after one that was killed
 _MOST_EXAMPLES = 2000  # whose predictions are compared
 _BATCH = 32
 
@@ -79,7 +81,7 @@ def export_student(
     """Write a student in several formats, each checked beside it.
 
     Args:
-        folder: where to; what an earlier export left there goes.
+        folder: where to, a folder of its own; what an earlier export left there goes.
         student: float32, on the CPU; it is not touched.
         card: as model.json has it.
         architecture: JSON.
@@ -89,10 +91,12 @@ def export_student(
     Raises:
         ConfigError: a format is unknown, or int8 is asked for without data.
         ExtraError: a package that a format needs is missing; nothing is written.
-        ExportError: no format can be written, or one gives other outputs than the student.
+        ExportError: the folder holds files of something else that would be replaced; no format can be written, or one
+            gives other outputs than the student.
     """
     _check(formats, data)
     folder = Path(folder)
+    _refuse_what_is_of_others(folder)
     fitted = None if data is None else _fitted(data, card)
     job = _Job(folder, copied(student).eval(), card, fitted)
     described = _input(card, job)
@@ -106,6 +110,7 @@ def export_student(
     write_whole(folder / "architecture.json", architecture)
     write_whole(folder / "README.md", readme(card, content, job.source, job.interface))
     write_certificate(folder, job.expected, content)
+    (folder / _UNFINISHED).unlink(missing_ok=True)
     return Exported(folder=folder, parity=job.parity, skipped=job.skipped, int8=job.int8)
 
 
@@ -125,8 +130,24 @@ def _check(formats: Sequence[str], data: Data | None) -> None:
             optional(package, extra="export")
 
 
+def _refuse_what_is_of_others(folder: Path) -> None:
+    """Refuse a folder with files that no export left, such as the model.py of a project, which this one would replace.
+
+    Raises:
+        ExportError: it is one; nothing was changed.
+    """
+    if any((folder / name).is_file() for name in (CERTIFICATE, _UNFINISHED)):
+        return
+    if others := [name for name in WRITTEN if (folder / name).exists()]:
+        raise ExportError(
+            f"an export must go into a folder of its own, but {folder} holds {', '.join(others[:3])} that no export "
+            "has left, and would lose it: give another folder (--out FOLDER)"
+        )
+
+
 def _clear(folder: Path) -> None:
     """Remove what an earlier export left, so that nothing of it stands beside a part of this one."""
+    write_whole(folder / _UNFINISHED, "")
     for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # files of the user's own are in it

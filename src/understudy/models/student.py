@@ -36,9 +36,11 @@ def save_student(
 ) -> None:
     """Write a student's folder.
 
-    `code` are the texts of the teacher's Python files by name, if it is made by one. model.json comes last.
+    `code` are the texts of the teacher's Python files by name, if it is made by one. model.json comes last, and that of
+    an earlier student goes first: a folder that has one is whole.
     """
     folder = Path(folder)
+    (folder / "model.json").unlink(missing_ok=True)
     write_code(folder, code or {})
     save_weights(folder / "student.safetensors", student)
     write_whole(folder / "space.json", architecture.space.to_json())
