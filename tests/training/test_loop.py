@@ -18,6 +18,7 @@ from understudy.training.loop import (
     Progress,
     accuracy,
     learning_rate,
+    paced,
     predict,
     recalibrate,
     train,
@@ -129,7 +130,7 @@ def test_training_leaves_the_callers_random_state_threads_and_modes_alone(device
 def test_a_killed_training_continues_to_the_same_weights(
     optimizer: str, killed_after: int, tmp_path: Path, device: torch.device
 ) -> None:
-    training, path = replace(TRAINING, optimizer=optimizer), tmp_path / "a" / "c.pt"
+    training, path = replace(TRAINING, optimizer=optimizer, lr=0.003), tmp_path / "a" / "c.pt"
     # A checkpoint holds an epoch that its caller has heard of: after a kill in the first one there is none.
     whole, killed, continued = network(seed=9 if killed_after == 1 else 0), network(), network(seed=9)
     expected = taught(whole, device, training=training)
@@ -158,6 +159,21 @@ def test_a_finished_checkpoint_gives_its_weights_without_training(tmp_path: Path
 
     assert taught(again, device, checkpoint=tmp_path / "c.pt", on_epoch=never) == outcome
     assert same(first, again)
+
+
+@pytest.mark.parametrize(
+    ("norms", "rate"),
+    [
+        ([nn.BatchNorm2d(4), nn.BatchNorm1d(3)], 0.01),
+        ([nn.BatchNorm2d(4), nn.LayerNorm(4)], 0.001),
+        ([nn.GroupNorm(2, 4)], 0.001),
+        ([], 0.001),
+    ],
+)
+def test_where_no_learning_rate_is_given_it_suits_the_networks_norms(norms: list[nn.Module], rate: float) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), *norms)
+    assert paced(TRAINING, model).lr == rate
+    assert paced(replace(TRAINING, lr=0.5), model).lr == 0.5
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.1}, {"seed": 1}, {"dtype": torch.bfloat16}])

@@ -78,12 +78,12 @@ def _default(f: Field[Any]) -> Any:
 
 def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """Return the type without None, and what it is annotated with."""
-    marks: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
-        marks, hint = hint.__metadata__, get_args(hint)[0]
+        inner, marks = _bare(get_args(hint)[0])
+        return inner, (*hint.__metadata__, *marks)
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(option for option in get_args(hint) if option is not type(None))
-    return hint, marks
+        return _bare(next(option for option in get_args(hint) if option is not type(None)))
+    return hint, ()
 
 
 def _spelled(name: str, hint: Any, marks: tuple[Any, ...]) -> str:

@@ -30,8 +30,8 @@ class Training(Checked):
     """Images per step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     """The optimiser; sgd has Nesterov momentum 0.9."""
-    lr: Amount = 0.003
-    """Peak learning rate."""
+    lr: Amount | None = None
+    """Peak learning rate. Left out: 0.01 if all norms of the network are batch norms, else 0.001; sgd needs one."""
     weight_decay: Amount = 0.0005
     """Weight decay; not applied to biases and norms."""
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
@@ -42,6 +42,11 @@ class Training(Checked):
     """Label smoothing of the cross-entropy, 0..1."""
     gradient_clip: Amount = 1.0
     """Maximum gradient norm (0: no clipping)."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong between fields."""
+        if self.optimizer == "sgd" and self.lr is None:
+            yield "lr must be given for the optimizer sgd (0.1 is usual with batch norm), but it is not"
 
 
 @dataclass(frozen=True, kw_only=True)

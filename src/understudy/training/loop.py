@@ -13,14 +13,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from understudy.config.checked import checked_together
 from understudy.config.training import Training
 from understudy.core.errors import ConfigError, RunError
 from understudy.core.files import write_whole
@@ -197,12 +199,27 @@ def recalibrate(
                 norm.momentum = momentum
 
 
+def paced(training: Training, model: nn.Module) -> Training:
+    """Return the training with a learning rate, which suits the network where none was given (docs/performance.md).
+
+    What follows a batch norm does not depend on the scale of the weights before it, so a high rate does no harm; one
+    that is good for them ruins a transformer.
+    """
+    if training.lr is not None:
+        return training
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) or "norm" in type(m).__name__.lower()]
+    batch = bool(norms) and all(isinstance(m, _BatchNorm) for m in norms)
+    with checked_together():  # what is cut and not trained has no epochs
+        return replace(training, lr=0.01 if batch else 0.001)
+
+
 def learning_rate(training: Training, share: float) -> float:
-    """Return the learning rate when that share (0..1) of all steps is done.
+    """Return the learning rate when that share (0..1) of all steps is done; `training` is `paced`.
 
     One-cycle: up from a 25th of the peak by a cosine over the first 30%, then down to a 10^5th of it
     (Smith and Topin, 2018; the figures are those of torch's OneCycleLR, but for the last).
     """
+    assert training.lr is not None
     if training.schedule == "constant":
         return training.lr
     low, high, at = (1 / 25, 1.0, share / 0.3) if share < 0.3 else (1e-5, 1.0, (1 - share) / 0.7)
@@ -215,6 +232,7 @@ class _Loop:
     def __init__(
         self, model: nn.Module, split: AnySplit, training: Training, *, normalise: Normalise, compute: Compute, aim: Aim
     ) -> None:
+        training = paced(training, model)
         self.model, self.split, self.training = model, split, training
         self.normalise, self.compute, self.aim = normalise, compute, aim
         self.loss = aim.loss(training)
@@ -378,6 +396,7 @@ class _Feed:
 
 
 def _optimizer(weights: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    assert training.lr is not None
     groups = [
         {"params": [p for p in weights if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},  # biases and norms
