@@ -127,7 +127,7 @@ class Track:
 
 _CIFAR = {
     "data": "CIFAR-10 in its original pixels",
-    "candidates": Candidates(training=Training(epochs=3, batch_size=32), examples=4000),
+    "candidates": Candidates(training=Training(epochs=3, batch_size=32), examples=2000),
 }
 _SGD = Teaching(
     training=Training(epochs=60, optimizer="sgd", lr=0.1, loss="ce", label_smoothing=0.1),
@@ -150,7 +150,7 @@ _MNIST = Track(
     final=Training(epochs=6, loss="mse+ce"),
     views=3,
 )
-_SHORT = Training(epochs=15, loss="mse+ce")
+_SHORT = Training(epochs=8, loss="mse+ce")
 TRACKS = {
     track.name: track
     for track in (
