@@ -62,7 +62,8 @@ def tried(seed: int, draws: int = 3) -> Tried:
         architecture = space.architecture(
             removed=[unit.name for unit in space.units if unit.kind != "layer" and rng.random() < 0.2],
             channels={
-                g.name: rng.sample(range(g.width // g.step), rng.randint(1, g.width // g.step)) for g in space.groups
+                g.name: rng.sample(range(g.width // g.step), rng.randint(-(-g.least // g.step), g.width // g.step))
+                for g in space.groups
             },
         )
         outcome = trials.judge(architecture, thorough=True)

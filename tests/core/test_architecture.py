@@ -128,3 +128,15 @@ def test_legal_widths() -> None:
 def test_layers_that_were_removed_do_not_count() -> None:
     space = toy_space("residual")
     assert weighted_layers(space.full) - weighted_layers(space.full.without("stage1.1")) == 2
+
+
+def test_a_group_has_a_least_width() -> None:
+    group = Group(name="varied", width=12, step=2, least=4)
+    assert group.legal_widths()[:2] == (4, 6) and group.nearest(1) == 4
+    space = Space(layers=(), groups=(group,), units=())
+    assert Space.from_json(space.to_json()) == space
+    assert space.digest != Space(layers=(), groups=(Group(name="varied", width=12, step=2),), units=()).digest
+    with pytest.raises(ArchitectureError, match=r"must be in 4\.\.12, a multiple of 2, but got 2"):
+        space.architecture(widths={"varied": 2})
+    with pytest.raises(ArchitectureError, match=r"must be at least 2 of 0\.\.5, but got \[3\]"):
+        space.architecture(channels={"varied": [3]})

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from tests.support.models import images
 from understudy.core.errors import SurgeryError
-from understudy.cost.predict import predict
 from understudy.graph.analysis import analyse
 from understudy.graph.channels import Labelled
+from understudy.graph.refit import Refit
 
 LAYERS = 12
 
@@ -31,19 +31,20 @@ class Dense(nn.Module):
 def test_copies_of_copies_are_refused_before_they_fill_the_memory() -> None:
     analysis = analyse(Dense(), images(1, size=4))
     units = [f"layers.{i}" for i in range(LAYERS)]
-    refused = 0
+    refused, grows = 0, list[bool]()
     for count in range(LAYERS + 1):
-        architecture = analysis.space.architecture(removed=units[LAYERS - count :])
+        refit = Refit(analysis.groups, frozenset(units[LAYERS - count :]))
         widest = (8 + 4 * (LAYERS - count)) * 2**count  # each doubles what came before it, instead of adding four
         if widest > 400 * analysis.groups.slots:
             refused += 1
             with pytest.raises(SurgeryError, match="channels can be joined, but got"):
-                predict(analysis, architecture)
+                refit.run()
         else:
-            assert predict(analysis, architecture).parameters > 0
-            values = analysis.refit(architecture).plan.values.values()
+            values = refit.run().values.values()
+            grows.append(refit.grows)
             assert max(value.labels.size for value in values if isinstance(value, Labelled)) == widest
     assert 0 < refused < LAYERS
+    assert not grows[0] and grows[-1] and grows == sorted(grows)  # the last layers take more weights with them
 
 
 def test_what_no_removal_reaches_is_the_teachers() -> None:
@@ -51,7 +52,7 @@ def test_what_no_removal_reaches_is_the_teachers() -> None:
     plan = analysis.refit(analysis.space.full).plan
     assert all(plan.values[node] is value for node, value in analysis.groups.plan.values.items())
     with pytest.raises(SurgeryError, match=r"torch\.cat"):
-        analysis.refit(analysis.space.architecture(removed=[f"layers.{i}" for i in range(LAYERS)]))
+        Refit(analysis.groups, frozenset(f"layers.{i}" for i in range(LAYERS))).run()
 
 
 class Joined(nn.Module):

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from tests.graph.test_rules import Net, check, conv, reasons, widths
 from tests.support.models import images
+from tests.support.modules import standardised
 from understudy.cost.predict import predict
 from understudy.graph.analysis import analyse
+from understudy.proof.prove import prove
 from understudy.surgery.build import build
 
 
@@ -388,3 +390,30 @@ def test_what_passes_by_a_removed_layer_is_not_overwritten() -> None:
     assert torch.equal(student(x), student.head(stem * (stem + 1)))
     student.train()(x).sum().backward()
     assert not student.act.inplace and analysis.teacher.act.inplace
+
+
+class Varied(nn.Module):
+    """Takes the deviation over channels: of a single one there is none."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, width, 1), nn.Conv2d(width + 1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(torch.cat([y, y.std(1, keepdim=True)], 1))
+
+
+def test_a_variance_takes_two_channels() -> None:
+    analysis, proof = prove(analyse(Varied(8), images(2, size=4)))
+    (group,) = analysis.space.groups
+    assert (group.name, group.least, proof.refused) == ("first", 2, ())
+    assert build(analysis, analysis.space.full.with_width("first", 2))(images(1, size=4)).isfinite().all()
+    (found,) = (f for f in analyse(Varied(2), images(2, size=4)).space.frozen if f.name == "first")
+    assert found.reason == "a variance is taken over these two channels"
+
+
+def test_a_standardised_kernel_of_one_value_takes_two_channels() -> None:
+    (case,) = (case for case in standardised.CASES if case.name == "standardised_residual")
+    least = {group.name: group.least for group in analyse(case.network(), torch.randn(case.example)).space.groups}
+    assert 2 in least.values()

@@ -190,3 +190,24 @@ def test_a_module_that_gives_more_than_one_tensor_stays() -> None:
 
     offered = [unit.name for unit in analyse(Blocks().eval(), images(2)).space.units]
     assert "first.a" in offered and not {"first", "second"} & set(offered)
+
+
+class Bottleneck(nn.Module):
+    """Few channels of many, then a wide kernel over them; and the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.squeeze, self.wide = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 4, 1), nn.Conv2d(4, 32, 3, padding=1)
+        self.widen, self.last = nn.Conv2d(32, 48, 3, padding=1), nn.Conv2d(48, 8, 1)
+        self.head = nn.Conv2d(8 + 48, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.widen(self.wide(self.squeeze(self.stem(x))))
+        return self.head(torch.cat([x, self.last(x)], 1))
+
+
+def test_what_leaves_a_larger_network_behind_is_not_offered() -> None:
+    """Without `squeeze` what follows reads 8 times as many channels."""
+    space = analyse(Bottleneck(), images(2, size=6)).space
+    offered = {unit.name for unit in space.units}
+    assert not {"squeeze", "layer:squeeze"} & offered and {"wide", "widen", "last"} <= offered

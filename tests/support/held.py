@@ -27,7 +27,7 @@ def check(analysis: Analysis) -> set[str]:
     x = analysis.trace.example
     assert isinstance(x, Tensor)
     for group in analysis.space.groups:
-        for width in {group.step, group.nearest(group.width / 2), group.width - group.step}:
+        for width in {max(group.step, group.least), group.nearest(group.width / 2), group.width - group.step}:
             architecture = analysis.space.full.with_width(group.name, width)
             student = build(analysis, architecture)
             assert parameters(student) == predict(analysis, architecture).parameters

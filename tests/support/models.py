@@ -27,19 +27,17 @@ def images(batch: int, channels: int = 3, size: int = 32, seed: int = 0) -> Tens
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def random_architecture(
-    space: Space, seed: int, *, remove: float = 0.2, shrink: bool = True, least: int = 1
-) -> Architecture:
+def random_architecture(space: Space, seed: int, *, remove: float = 0.2, shrink: bool = True) -> Architecture:
     rng = random.Random(seed)
     removed = [u.name for u in space.units if u.kind != "layer" and rng.random() < remove]
-    widths = {g.name: rng.choice(g.legal_widths(minimum=least)) for g in space.groups if shrink}
+    widths = {g.name: rng.choice(g.legal_widths()) for g in space.groups if shrink}
     kernels = {layer.name: rng.choice(layer.kernels) for layer in space.layers if layer.kernels and shrink}
     return space.architecture(removed=removed, widths=widths, kernels=kernels)
 
 
-def random_widths(space: Space, seed: int, *, least: int = 1) -> Architecture:
+def random_widths(space: Space, seed: int) -> Architecture:
     rng = random.Random(seed)
-    return space.architecture(widths={g.name: rng.choice(g.legal_widths(minimum=least)) for g in space.groups})
+    return space.architecture(widths={g.name: rng.choice(g.legal_widths()) for g in space.groups})
 
 
 def parameters(model: nn.Module) -> int:

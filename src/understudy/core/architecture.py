@@ -45,7 +45,8 @@ class Group:
     """Channels of several tensors that must keep the same indices.
 
     `width` counts output channels of the layer that the group is named after. Channels go in slots
-    of `step` (1 but for grouped convolutions and group norms), so a legal width is a multiple of it.
+    of `step` (1 but for grouped convolutions and group norms), so a legal width is a multiple of it, and not under
+    `least`: a variance over a single channel is none.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Group:
     layers: tuple[str, ...] = ()  # every layer that emits or reads these channels
     # Why the teacher's own class cannot have other widths, so that the student is a plain graph; "" where it can.
     plain: str = ""
+    least: int = 1  # channels
 
     def legal_widths(self, *, round_to: int = 1, minimum: int = 1) -> tuple[int, ...]:
         """Return the widths (channels, ascending) that are multiples of `round_to` and of the step.
@@ -61,7 +63,7 @@ class Group:
         The teacher's own width is always legal, whatever it is a multiple of.
         """
         steps = range(self.step, self.width, self.step)
-        return (*(w for w in steps if w % round_to == 0 and w >= minimum), self.width)
+        return (*(w for w in steps if w % round_to == 0 and w >= max(minimum, self.least)), self.width)
 
     def nearest(self, width: float, *, round_to: int = 1, minimum: int = 1) -> int:
         """Return the legal width (channels) nearest to `width`, the larger one of two equally near."""
@@ -238,9 +240,11 @@ class Space:
 
     def _fields(self) -> dict[str, Any]:
         fields = asdict(self)
-        for group in fields["groups"]:  # Spaces from before there were plain graphs keep their digests
+        for group in fields["groups"]:  # Spaces from before there were such groups keep their digests
             if not group["plain"]:
                 del group["plain"]
+            if group["least"] == 1:
+                del group["least"]
         return fields
 
     @classmethod
@@ -408,10 +412,11 @@ def _check_space(space: Space, made_for: str) -> None:
 
 
 def _check_width(group: Group, width: int) -> None:
-    if not 1 <= width <= group.width or width % group.step:
+    least = max(group.step, group.least)
+    if not least <= width <= group.width or width % group.step:
         multiple = f", a multiple of {group.step}" if group.step > 1 else ""
         raise ArchitectureError(
-            f"width of group {group.name!r} must be in {group.step}..{group.width}{multiple}, but got {width}"
+            f"width of group {group.name!r} must be in {least}..{group.width}{multiple}, but got {width}"
         )
 
 
@@ -422,10 +427,11 @@ def _check_kernel(layer: Layer, kernel: int) -> None:
 
 
 def _check_slots(group: Group, slots: tuple[int, ...]) -> None:
-    size = group.width // group.step
-    if not slots or slots[0] < 0 or slots[-1] >= size:
+    size, least = group.width // group.step, -(-group.least // group.step)
+    if len(slots) < least or slots[0] < 0 or slots[-1] >= size:
+        number = "one" if least == 1 else str(least)
         raise ArchitectureError(
-            f"channels of group {group.name!r} must be at least one of 0..{size - 1}, but got {list(slots)}"
+            f"channels of group {group.name!r} must be at least {number} of 0..{size - 1}, but got {list(slots)}"
         )
 
 

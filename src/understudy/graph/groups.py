@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from torch import fx
 
 from understudy.core.architecture import Frozen, Group
 from understudy.graph import rules as _rules  # noqa: F401  fills the tables that Walk reads
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Standardised
 from understudy.graph.compare import shapes_of
 from understudy.graph.fake import flat, map_structure, source_line
 from understudy.graph.nodes import describe, enclosing_modules
@@ -271,7 +272,7 @@ def find_groups(traced: Trace) -> Groups:
     reasons: _Reasons = dict.fromkeys(range(total if traced.opaque else 0), (traced.opaque, ""))
     reasons |= {slot: why for slot, why in _by_slot(joiner.frozen, slots).items() if slot not in reasons}
     members, written = _by_signature(emitted, plan, total), _by_slot(joiner.written, slots)
-    groups, slots_of, frozen = _named(members, emitted, plan, (reasons, written))
+    groups, slots_of, frozen = _named(members, emitted, plan, (reasons, written), _varied(plan))
     told = {group.name for group in groups} | {found.name for found in frozen}
     frozen += tuple(closed for name, closed in joiner.closed.items() if name not in told)
     return Groups(
@@ -352,14 +353,32 @@ def _by_signature(emitted: dict[str, Labels], plan: Plan, slots: int) -> list[La
     return [np.array(slots) for slots in alike.values()]
 
 
+def _varied(plan: Plan) -> Iterator[Labels]:
+    """Yield the slots over which a variance is taken: of a single one there is none.
+
+    Those are the inputs of a 1x1 kernel that is standardised, and the channels of `torch.std` and `torch.var`.
+    """
+    for node, value in plan.values.items():
+        if isinstance(value, Standardised):
+            _, inputs, *kernel = plan.parameters[value.name].dims
+            if isinstance(inputs, np.ndarray) and math.prod(kernel) == 1:
+                yield inputs
+        elif plan.parts[node].statistic is not None and describe(node) in ("std", "var"):
+            yield plan.values[node.all_input_nodes[0]].labels.reshape(-1)
+
+
 def _named(
-    members: list[Labels], emitted: dict[str, Labels], plan: Plan, reasons: tuple[_Reasons, _Reasons]
+    members: list[Labels],
+    emitted: dict[str, Labels],
+    plan: Plan,
+    reasons: tuple[_Reasons, _Reasons],
+    varied: Iterable[Labels],
 ) -> tuple[tuple[Group, ...], tuple[Labels, ...], tuple[Frozen, ...]]:
     groups: list[Group] = []
     slots_of: list[Labels] = []
     frozen: list[Frozen] = []
     taken: dict[str, int] = {}
-    readers, first = _readers(plan), _first_emitters(emitted)
+    readers, first, least = _readers(plan), _first_emitters(emitted), [np.sort(labels) for labels in varied]
     for slots in members:
         producer = min((first[s] for s in slots.tolist()), key=lambda found: found[1])[0]
         step = int(np.isin(emitted[producer], slots).sum()) // len(slots)
@@ -367,13 +386,15 @@ def _named(
         name = producer if taken[producer] == 1 else f"{producer}#{taken[producer]}"
         # One frozen slot freezes all that cannot be told from it: a width says nothing of which ones go.
         why, written = (next((known[s] for s in slots.tolist() if s in known), None) for known in reasons)
-        width = len(slots) * step
+        width, few = len(slots) * step, any(np.array_equal(slots, labels) for labels in least)
         if why is not None:
             frozen.append(Frozen(name=name, width=width, reason=why[0], source=why[1]))
+        elif len(slots) == 2 and few:
+            frozen.append(Frozen(name=name, width=width, reason="a variance is taken over these two channels"))
         elif len(slots) > 1:
             layers = tuple(dict.fromkeys(readers.get(int(slots[0]), ())))
-            plain = "" if written is None else _told(*written)
-            groups.append(Group(name=name, width=width, step=step, layers=layers, plain=plain))
+            plain, fewest = "" if written is None else _told(*written), 2 * step if few else 1
+            groups.append(Group(name=name, width=width, step=step, layers=layers, plain=plain, least=fewest))
             slots_of.append(slots)
         elif step > 1:
             frozen.append(Frozen(name=name, width=width, reason="all of these channels go together, so none can"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import ChainMap
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from torch import fx
 
 from understudy.core.errors import SurgeryError
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Plan
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Plan, Work
 from understudy.graph.fake import source_line
 from understudy.graph.groups import Groups
 from understudy.graph.numbers import Key
@@ -32,6 +33,7 @@ class Refit(Walk):
         super().__init__(groups.trace, removed=removed)
         self.met: list[tuple[Labels, Labels, fx.Node]] = []
         self._groups = groups
+        self._looked_at: list[fx.Node] = []
         self.abandoned, self.cuts, self.counts = groups.abandoned, groups.parameters, groups.numbers
         self._strict = strict
         self.chosen, self.constants = groups.chosen, groups.constants
@@ -59,6 +61,7 @@ class Refit(Walk):
 
         while waiting:
             node = nodes[heapq.heappop(waiting)]
+            self._looked_at.append(node)
             self.step(node)
             # A parameter that is used twice is cut in one way, so all its uses are looked at again.
             for key in self.part.uses & self._groups.sharers.keys():
@@ -122,6 +125,24 @@ class Refit(Walk):
             )
 
     @property
+    def grows(self) -> bool:
+        """Whether the whole network without these modules has more parameters or MACs, and fewer of neither.
+
+        What reads past a layer that made few channels of many then needs more weights than went with it.
+        """
+        added = [0, 0]
+        for sign, plan in ((-1, self._groups.plan), (1, self.plan)):
+            parts = [plan.parts[node] for node in self._looked_at]
+            parameters = {name: found.dims for part in parts for name, found in part.parameters.items()}
+            added[0] += sign * sum(math.prod(map(_size, dims)) for dims in parameters.values())
+            added[1] += sign * sum(self._macs(work) for part in parts for work in part.work)
+        return min(added) >= 0 and max(added) > 0
+
+    def _macs(self, work: Work) -> int:
+        kernel: Any = self.trace.modules[work.kernel_of].kernel_size if work.kernel_of is not None else ()
+        return math.prod((work.constant, *kernel, *map(len, work.factors)))
+
+    @property
     def removed(self) -> frozenset[str]:
         """The paths of the removed modules."""
         return self._removed
@@ -140,6 +161,10 @@ def _same_dim(a: Labels | int, b: Labels | int) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a is b or np.array_equal(a, b)
     return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and a == b
+
+
+def _size(dim: Labels | int) -> int:
+    return len(dim) if isinstance(dim, np.ndarray) else dim
 
 
 def _same(a: Any, b: Any) -> bool:

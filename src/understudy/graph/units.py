@@ -104,7 +104,8 @@ def units_of(groups: Groups) -> tuple[Unit, ...]:
 
     The first and the last layer and strided convolutions stay, as in the authors' code of N2N. A unit is
     offered only if the rest fits at any width; a single layer (kind "layer") also where it fits at full
-    width only. Average pooling goes as a single layer.
+    width only. Average pooling goes as a single layer. But for pooling layers, what leaves a larger network
+    behind is not offered: a convolution that makes few channels of many, a layer whose output is joined to its input.
     """
     sites = _sites(groups.trace)
     core = [s for s in sites if isinstance(s.module, (*_CONVOLUTIONS, nn.Linear))]
@@ -313,11 +314,13 @@ def _alike(a: Any, b: Any) -> bool:
 def _fits(groups: Groups, unit: Unit, *, strict: bool) -> bool:
     if not all(_can_be_left_out(groups.trace, path) for path in removed_paths(unit)):
         return False
+    refit = Refit(groups, frozenset(removed_paths(unit)), strict=strict)
     try:
-        Refit(groups, frozenset(removed_paths(unit)), strict=strict).run()
+        refit.run()
     except SurgeryError:
         return False
-    return True
+    pools = all(isinstance(groups.trace.root.get_submodule(name), _POOLS) for name in unit.layers)
+    return pools or not refit.grows
 
 
 def _can_be_left_out(trace: Trace, path: str) -> bool:

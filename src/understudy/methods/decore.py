@@ -257,7 +257,7 @@ class Steering:
         used, added = torch.tensor(usage(base), dtype=torch.float64), []
         for group in self.groups:
             width = base.width(group.name)
-            step = -group.step if width > group.step else group.step
+            step = -group.step if width > max(group.step, group.least) else group.step
             other = torch.tensor(usage(base.with_width(group.name, width + step)), dtype=torch.float64)
             added.append(math.copysign(1.0, step) * (other - used))
         nearness = (used / used.max()) ** _NEAREST
@@ -286,7 +286,7 @@ def expected(space: Space, groups: Sequence[Group], chances: Float[Tensor, " a"]
     """Return the architecture of the widths that are kept on average, rounded."""
     parts = chances.double().cpu().split([group.width // group.step for group in groups])
     slots = torch.stack([part.sum() for part in parts]).round().clamp(min=1).long().tolist()
-    return space.architecture(widths={g.name: n * g.step for g, n in zip(groups, slots, strict=True)})
+    return space.architecture(widths={g.name: max(n * g.step, g.least) for g, n in zip(groups, slots, strict=True)})
 
 
 def chosen(

@@ -82,19 +82,22 @@ def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:
     return Labelled((*x.shape[:-dims], *walk.spatial(node, x, dims)), x.labels)
 
 
+_STATISTICS = ("mean", "sum", "std", "var", "linalg_vector_norm", "norm", "amax", "amin", "max", "min")
+
+
 @for_calls(
     *(torch.mean, torch.sum, torch.amax, torch.amin, torch.std, torch.var, torch.logsumexp),
     *("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "all", "any"),
 )
 def reduce(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    """Over space it keeps channels. A mean, sum, norm or extreme of channels is of those that stay; others freeze."""
+    """Over space it keeps channels. A statistic of channels is of those that stay; what is none freezes them."""
     if not isinstance(dim, int | tuple | list) and dim is not None:
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"no rule for {describe(node)} with these arguments")
     rank = len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     reduced = {d % rank for d in dims}
     over = reduced & set(x.varying)
-    named = describe(node) in ("mean", "sum", "linalg_vector_norm", "norm", "amax", "amin", "max", "min")
+    named = describe(node) in _STATISTICS
     able = named and isinstance(walk.plan.values[node.all_input_nodes[0]], Labelled)
     if over and (not able or len(x.varying) > 1):
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"{describe(node)} runs over these channels")
