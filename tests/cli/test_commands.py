@@ -206,6 +206,8 @@ def test_mistakes_of_a_job_file_are_listed_at_once(tmp_path: Path, capsys: pytes
         (["compress", FACTORY, "--data", "digits", "--arguments", "width"], "must be NAME=VALUE"),
         (["compress", "TEACHER", "--data", "digits", "--mean", "0.5"], "says all that itself, but mean was given"),
         (["compress", FACTORY, "--data", "digits", "--mean", "0.5"], "must be a mean and a std"),
+        (["compress", __file__.replace(".py", ".nothing"), "--data", "digits"], "there is no folder"),
+        (["compress", str(Path(__file__).parents[2] / "LICENSE"), "--data", "digits"], r"model\.py:make --weights"),
         (["resume", "nowhere"], "must be a folder|a run is a folder with a config.toml"),
         (["evaluate", "nowhere", "--data", "digits"], "there is no folder nowhere"),
         (["teach", "zoo:resnet2O", "--data", "digits", "--out", "x"], "did you mean 'resnet20'"),

@@ -83,6 +83,14 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "--version") == f"understudy {understudy.__version__}\n"
 
 
+@pytest.mark.parametrize("command", ["compress", "teach", "export"])
+def test_a_command_alone_says_what_it_needs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command])
+    shown = capsys.readouterr()
+    assert re.search("(?i)required|missing", shown.out + shown.err)
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [

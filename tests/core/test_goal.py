@@ -158,6 +158,22 @@ def test_what_is_saved_beyond_a_budget_earns_nothing() -> None:
     assert loose(evaluation(100_000, 0.81)) == pytest.approx(0.9 * 1.1 * 0.9)
 
 
+@pytest.mark.parametrize(
+    ("goal", "nothing"),
+    [
+        (Goal(), False),
+        (Goal(score_drop=0.1), False),
+        (Goal(params="1x"), True),
+        (Goal(params="2M", macs="1G"), True),
+        (Goal(params="2M", macs="2x"), False),
+        (Goal(params="999999"), False),
+    ],
+)
+def test_budgets_that_the_teacher_keeps_ask_for_nothing(goal: Goal, nothing: bool) -> None:
+    reward = Reward(teacher_cost=TEACHER, teacher_score=0.9, budgets=goal.budgets(TEACHER, 0.9))
+    assert reward.asks_nothing is nothing
+
+
 def test_several_budgets_count_by_their_factors() -> None:
     reward = Reward(teacher_cost=TEACHER, teacher_score=1.0, budgets=Budgets(parameters=1e4, macs=1e6))
     # A fourth of the parameters and a 16th of the MACs: an eighth in the geometric mean.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def test_normalisation_can_be_a_teachers_own() -> None:
     assert other.train is data.train
 
 
-@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.5]), ([0.5] * 3, [0.5] * 2), ([0.5] * 3, [0.5, 0.0, 0.5])])
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [([0.5], [0.5]), ([0.5] * 3, [0.5] * 2), ([0.5] * 3, [0.5, 0.0, 0.5]), ([0.5, 0.5, math.nan], [0.5] * 3)],
+)
 def test_a_normalisation_needs_a_mean_and_a_positive_deviation_per_channel(mean: list[float], std: list[float]) -> None:
     with pytest.raises(DataError, match="a mean and a positive deviation for each of 3 channels"):
         Data.from_arrays(*arrays()).with_normalisation(mean, std)

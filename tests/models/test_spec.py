@@ -59,6 +59,14 @@ def test_a_factory_must_return_a_module(tmp_path: Path) -> None:
         ModelSpec(name=f"{tmp_path / 'no_module.py'}:make").build()
 
 
+def test_a_factory_that_fails_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("import torch\nnet = torch.nn.ReLU()\n\ndef make():\n    open('no such file')\n")
+    with pytest.raises(ModelError, match=r"but failed: FileNotFoundError: .*no such file.* \(.*fails\.py, line 5\)"):
+        ModelSpec(name=f"{tmp_path / 'fails.py'}:make").build()
+    with pytest.raises(ModelError, match="a function that returns the network, but is a network itself"):
+        ModelSpec(name=f"{tmp_path / 'fails.py'}:net").build()
+
+
 def test_a_file_must_not_have_the_name_of_another_module(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("")
     with pytest.raises(ModelError, match=r"a name of its own, but there is another 'json': .*json.*; rename json.py"):

@@ -148,7 +148,7 @@ class Compress(Settings, Subject, Command):
             if said:
                 raise ConfigError(f"a teacher folder says all that itself, but {', '.join(said)} was given as well")
             return load_teacher(self.model, trust_code=self.trust_code)
-        if ":" not in self.model and not self.model.endswith(".py"):
+        if ":" not in self.model and not self.model.endswith(".py") and not Path(self.model).exists():
             raise ModelError(
                 f"a model must be FILE.py:FACTORY, torchvision:NAME, timm:NAME, zoo:NAME or a teacher folder, but "
                 f"there is no folder {self.model!r}"

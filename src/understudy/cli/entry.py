@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def _parsed(kind: type[Command], name: str, args: list[str], **more: Any) -> Com
 
 def _value(flag: str, args: Sequence[str]) -> str | None:
     """Return what follows a flag, None if it is not there."""
-    for arg, after in zip(args, [*args[1:], ""], strict=True):
+    for arg, after in pairwise([*args, ""]):
         if arg == flag:
             return after
         if arg.startswith(f"{flag}="):

@@ -163,6 +163,12 @@ class Reward:
         """The largest reward, that of a student which is always right and costs nothing."""
         return 1.0 / (self.teacher_score or 1.0)
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether there are budgets on cost, all of which the teacher itself keeps."""
+        limits = self.budgets.limits()
+        return bool(limits) and not self.budgets.broken_by(self.teacher_cost)
+
     def left(self, cost: Cost) -> float:
         """Return what is left of the teacher's cost in the figures with a budget, 1 for all of it."""
         return self._left(cost, capped=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -78,7 +79,8 @@ class Data:
         channels = self.shape[0]
         if not self.are_images or self.train.dtype != torch.uint8:
             raise DataError("float images are taken as normalised already, so they have no normalisation to change")
-        if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        finite = all(map(math.isfinite, (*mean, *std)))
+        if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
             raise DataError(
                 f"normalisation must be a mean and a positive deviation for each of {channels} channels, "
                 f"but got {tuple(mean)} and {tuple(std)}"

@@ -264,6 +264,10 @@ class Job:
                 summary = Summary.from_json(known)
             return self._loaded(summary)
         write_sources(self.task, self.run, self.display.warn)
+        if self.reward.asks_nothing:
+            self.display.warn(
+                "the teacher keeps every budget on cost itself: the student may be as large; ask for less"
+            )
         jobs = {"search": self._searched, "prune": self._pruned}
         found = self._finished(*jobs[self.settings.method.job]())
         with self.display.steps("measuring teacher and student", None):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy.core.errors import ConfigError, DataError, ModelError, did_you_mean
+from understudy.core.errors import ConfigError, DataError, ModelError, UnderstudyError, did_you_mean
 from understudy.core.extras import optional
 from understudy.data import Data
 from understudy.data.data import first_images
@@ -39,9 +40,11 @@ class ModelSpec:
         """Return the module with weights drawn from `seed`; torch's global generator is left as it was.
 
         Raises:
-            ModelError: there is no such model, or it does not take these arguments.
+            ModelError: there is no such model, it does not take these arguments, or its code fails.
         """
         factory = _factory(self.name)
+        if isinstance(factory, nn.Module):
+            raise ModelError(f"{self.name} must be a function that returns the network, but is a network itself")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             try:
@@ -51,6 +54,14 @@ class ModelSpec:
                 raise ModelError(
                     f"{self.name} is called with ({given}), but: {error}. Arguments that it needs are given by "
                     "--arguments NAME=VALUE (arguments={...})"
+                ) from error
+            except (UnderstudyError, MemoryError):
+                raise
+            except Exception as error:  # the caller's code may raise anything
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                raise ModelError(
+                    f"{self.name} must return a torch.nn.Module, but failed: {type(error).__name__}: {error} "
+                    f"({last.filename}, line {last.lineno})"
                 ) from error
         if not isinstance(module, nn.Module):
             raise ModelError(f"{self.name} must return a torch.nn.Module, but returned {type(module).__name__}")
@@ -142,6 +153,10 @@ def _factory(name: str) -> Callable[..., Any]:
     kind, colon, what = name.rpartition(":")
     if not colon:
         hint = f"; name the function in it that makes the network: {name}:make" if name.endswith(".py") else ""
+        if Path(name).is_file() and not hint:
+            hint = (
+                f", a file: weights are given beside the code that makes their network, model.py:make --weights {name}"
+            )
         raise ModelError(f"a model must be {_FORMS}, but got {name!r}{hint}")
     if kind == "zoo":
         return _of_zoo(what)
