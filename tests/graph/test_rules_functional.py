@@ -417,3 +417,59 @@ def test_a_standardised_kernel_of_one_value_takes_two_channels() -> None:
     (case,) = (case for case in standardised.CASES if case.name == "standardised_residual")
     least = {group.name: group.least for group in analyse(case.network(), torch.randn(case.example)).space.groups}
     assert 2 in least.values()
+
+
+class Positions(nn.Module):
+    """A table of more positions than tokens came, of which the first are added."""
+
+    def __init__(self, batched: bool) -> None:
+        super().__init__()
+        self.tokens, self.batched = nn.Embedding(30, 16), batched
+        self.table = nn.Parameter(torch.randn(1, 12, 16) if batched else torch.randn(12, 16))
+        self.hidden, self.head = nn.Linear(16, 24), nn.Linear(24, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.size(1)
+        x = self.tokens(tokens) + (self.table[:, :length] if self.batched else self.table[:length])
+        return self.head(self.hidden(x).relu().mean(1))  # type: ignore[no-any-return]
+
+
+class Bag(nn.Module):
+    """Rows of a table, averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.hidden, self.head = nn.EmbeddingBag(30, 16), nn.Linear(16, 24), nn.Linear(24, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.hidden(self.bag(tokens)).relu())  # type: ignore[no-any-return]
+
+
+class Generator(nn.Module):
+    """A linear layer makes a small map, whose channels are the first of its three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Embedding(30, 12), nn.BatchNorm2d(12)
+        self.map, self.up = nn.Linear(12 * 7, 12 * 4), nn.ConvTranspose2d(12, 3, 2, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.map(self.first(tokens).flatten(1)).view(tokens.size(0), 12, 2, 2)
+        return self.up(self.norm(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("network", "names"),
+    [
+        (lambda: Positions(True), {"tokens", "hidden"}),
+        (lambda: Positions(False), {"tokens", "hidden"}),
+        (Bag, {"bag", "hidden"}),
+        (Generator, {"first", "map"}),
+    ],
+    ids=["positions", "positions of one dimension less", "bag", "generator"],
+)
+def test_tables_of_which_rows_are_taken_and_maps_that_are_made(network: Any, names: set[str]) -> None:
+    torch.manual_seed(0)
+    analysis, proof = prove(analyse(network(), torch.randint(0, 30, (2, 7))))
+    assert proof.refused == () and {group.name for group in analysis.space.groups} == names
+    assert analysis.shrinkable > 0.95

@@ -113,17 +113,18 @@ class _Joiner(Walk):
         self,
         traced: Trace,
         before: _Joiner | None = None,
-        others: frozenset[fx.Node] = frozenset(),
+        tried: Mapping[fx.Node, int] | None = None,
         constants: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(traced)
-        self._others, self.constants = others, constants
+        self._tried, self.constants = tried or {}, constants
         self.emitted: dict[str, Labels] = {}
         self.frozen: list[tuple[Labels, str, str]] = []
         self.written: list[tuple[Labels, str, str]] = []
         self.abandoned: dict[fx.Node, str] = {}
         self.closed: dict[str, Frozen] = {}  # layers that emit no channels, as nothing is known of them
         self.parted: dict[fx.Node, Labels] = {}  # channels that a node puts into several dimensions
+        self.options: dict[fx.Node, int] = {}  # how many those are
         self.picked: dict[fx.Node, int] = {}  # along which they go
         self._parent: list[int] = []
         self._emitters: dict[str, Part] = {}
@@ -133,8 +134,9 @@ class _Joiner(Walk):
 
     def choose(self, node: fx.Node, dims: list[int], labels: Labels) -> int:
         if len(dims) > 1:
-            self.parted[node] = labels
-        self.picked[node] = dims[1] if node in self._others and len(dims) > 1 else dims[0]
+            self.parted[node], self.options[node] = labels, len(dims)
+        place = self._tried.get(node, 0)
+        self.picked[node] = dims[place if place < len(dims) else 0]
         return self.picked[node]
 
     def verify(self, node: fx.Node) -> None:
@@ -258,13 +260,16 @@ def find_groups(traced: Trace) -> Groups:
         constants |= found
         joiner = _Joiner(traced, joiner, constants=constants)
         joiner.run()
-    # Where channels freeze along one dimension, it tries another, and the third keeps those that freed.
-    others = frozenset(joiner.stuck())
-    joiner = _Joiner(traced, joiner, others, constants)
+    # Where channels freeze along one dimension, it tries another, then a third, and the last keeps those that freed.
+    tried = dict.fromkeys(joiner.stuck(), 1)
+    joiner = _Joiner(traced, joiner, tried, constants)
     plan = joiner.run()
-    if others and (still := joiner.stuck()):
-        joiner = _Joiner(traced, joiner, others - set(still), constants)
-        plan = joiner.run()
+    for place in (2, 0) if tried else ():
+        still = [node for node in joiner.stuck() if place or tried.get(node) == 2]
+        if still:
+            tried |= {node: place if place < joiner.options[node] else 0 for node in still}
+            joiner = _Joiner(traced, joiner, tried, constants)
+            plan = joiner.run()
     _, slots = np.unique(joiner.roots(), return_inverse=True)
     total = int(slots.max()) + 1 if slots.size else 0
     emitted = {name: _renamed(labels, slots) for name, labels in joiner.emitted.items()}

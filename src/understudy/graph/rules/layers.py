@@ -77,16 +77,17 @@ def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
 
 
-@for_modules(nn.Embedding)
+@for_modules(nn.Embedding, nn.EmbeddingBag)
 def embedding(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
-    """Turns numbers into the rows of a table, whose columns are channels."""
+    """Turns numbers into the rows of a table, whose columns are channels, or a bag of them into one such row."""
     if not x.is_fixed or module.max_norm is not None:
-        return walk.give_up(node, (x,), {}, "the Embedding changes its weight in the forward pass")
+        return walk.give_up(node, (x,), {}, f"the {type(module).__name__} changes its weight in the forward pass")
     name = str(node.target)
     outputs = walk.emit(name, module.embedding_dim)
     walk.parameter(f"{name}.weight", ParameterPlan((module.num_embeddings, outputs)), node)
     walk.count_in((name, "embedding_dim"), outputs, node)
-    return Labelled.along((*x.shape, len(outputs)), len(x.shape), outputs)
+    rows = x.shape if isinstance(module, nn.Embedding) else x.shape[:1]
+    return Labelled.along((*rows, len(outputs)), len(rows), outputs)
 
 
 @for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

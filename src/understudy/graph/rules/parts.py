@@ -110,10 +110,10 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
         return _rows(walk, node, x, key)
     if isinstance(x, ParameterUse) and _is_column(x, key):
         return _looked_up(walk, node, x, key[1], dim=0)
-    x = walk.as_tensor(x, node) if isinstance(x, ParameterUse) else x
+    keys = key if isinstance(key, tuple) else (key,)
+    x = walk.as_tensor(x, node, dim=_uncut(x, keys)) if isinstance(x, ParameterUse) else x
     if not isinstance(x, Labelled):
         return x[key]
-    keys = key if isinstance(key, tuple) else (key,)
     if not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
         return _indexed(walk, node, x, tuple(_places(walk, node, k) for k in keys))
     shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
@@ -123,6 +123,19 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
             if dim in x.varying and keys[index] != slice(None):
                 _cut(walk, node, x, dim, index)
     return Labelled(shape, compressed(labels))
+
+
+def _uncut(x: ParameterUse, keys: tuple[Any, ...]) -> int | None:
+    """Return the one dimension of a table that keys take whole, where its channels are: of as many positions as came.
+
+    None where that is not one, or the table has a single dimension.
+    """
+    if x.rows is not None or not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
+        return None
+    cut = {dim for dim, index in _dims_of(Labelled.fixed(x.shape), keys) if keys[index] != slice(None)}
+    wide = [dim for dim, size in enumerate(x.shape) if size > 1]
+    whole = [dim for dim in wide if dim not in cut]
+    return whole[0] if len(whole) == 1 < len(wide) else None
 
 
 def _is_column(x: ParameterUse, key: Any) -> bool:
