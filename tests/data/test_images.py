@@ -254,6 +254,24 @@ def test_empty_files_and_classes_are_named_together(tmp_path: Path) -> None:
     )
 
 
+def test_images_in_folders_of_a_class_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "x")
+    for name in ("more", "@eaDir", "notes"):
+        (path / "train" / "cat" / name).mkdir()
+    (path / "train" / "cat" / "notes" / "why.txt").write_text("")
+    (path / "train" / "cat" / "@eaDir" / "0.png").write_bytes((path / "train" / "cat" / "0.png").read_bytes())
+    assert opened(path)
+    (path / "train" / "cat" / "0.png").rename(path / "train" / "cat" / "more" / "0.png")
+    with pytest.raises(DataError, match=r"cat/more holds images as well: they must lie in .*/cat itself$"):
+        opened(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 1.5, float("nan")])
+def test_a_share_of_validation_images_leaves_some(share: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="val_fraction must leave at least one image to train and one to validate on"):
+        opened(make_folder(tmp_path / "x", parts=("train",)), val_fraction=share)
+
+
 def test_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "x" / "train").mkdir(parents=True)
     with pytest.raises(DataError, match="x/train has no class folders"):

@@ -414,7 +414,7 @@ def _form(split: AnySplit) -> str:
 
 
 def _cut(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
-    count = round(len(train) * share)
+    count = round(len(train) * share) if 0.0 < share < 1.0 else 0
     if not 0 < count < len(train):
         raise DataError(
             f"val_fraction must leave at least one image to train and one to validate on, but got {share} "

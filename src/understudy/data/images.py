@@ -76,6 +76,9 @@ def list_folder(folder: Path, faults: list[str]) -> Listing:
         files = sorted((e for e in os.scandir(folder / name) if _is_image(e)), key=lambda e: e.name)
         if not files:
             faults.append(f"class {name!r} has no images in {folder / name}")
+        faults += [
+            f"{inner} holds images as well: they must lie in {folder / name} itself" for inner in _inner(folder / name)
+        ]
         for file in files:
             status = file.stat()
             if not status.st_size:
@@ -84,6 +87,12 @@ def list_folder(folder: Path, faults: list[str]) -> Listing:
             labels.append(label)
             stamps.append((status.st_size, status.st_mtime_ns))
     return Listing(folder, classes, tuple(names), tuple(labels), tuple(stamps))
+
+
+def _inner(folder: Path) -> list[str]:
+    """Return the folders inside a class's folder that hold images, which nobody would miss."""
+    inner = (e for e in os.scandir(folder) if e.is_dir() and not e.name.startswith((".", "_", "@")))
+    return sorted(e.path for e in inner if list(filter(_is_image, os.scandir(e.path))))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -117,8 +126,8 @@ class Form:
     @classmethod
     def of(cls, image: Image.Image, *, grey: bool | None, size: int | None) -> Form:
         """Return the form that makes the least of an image: its own where nothing is asked for."""
-        if size is not None and size < 1:
-            raise DataError(f"size must be at least 1 pixel, but got {size}")
+        if size is not None and (not isinstance(size, int | np.integer) or size < 1):
+            raise DataError(f"size must be at least 1 pixel, but got {size}: a whole number, of height and width alike")
         return cls(
             grey=image.mode in _GREY_MODES if grey is None else grey,
             height=size or image.height,
