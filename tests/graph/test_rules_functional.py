@@ -473,3 +473,20 @@ def test_tables_of_which_rows_are_taken_and_maps_that_are_made(network: Any, nam
     analysis, proof = prove(analyse(network(), torch.randint(0, 30, (2, 7))))
     assert proof.refused == () and {group.name for group in analysis.space.groups} == names
     assert analysis.shrinkable > 0.95
+
+
+class MaskedLinear(nn.Module):
+    """A weight that is multiplied by a mask, as those of autoregressive networks are, in no module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.register_buffer("mask", torch.ones(16, 6).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(x, self.mask * self.first.weight, self.first.bias).relu())  # type: ignore[no-any-return]
+
+
+def test_a_weight_that_the_network_itself_computes_says_why_it_stays() -> None:
+    frozen = {found.name: found for found in analyse(MaskedLinear(), torch.randn(2, 6)).space.frozen}
+    assert frozen["first"].width == 16 and frozen["first"].reason == "linear computes its weight in the forward pass"

@@ -187,11 +187,21 @@ class _Joiner(Walk):
         if node.op == "call_module":
             sizes = [p.shape[0] for p in self.trace.root.get_submodule(name).parameters() if p.dim() > 1]
         else:  # a weight that is computed, by a hook or in the forward pass
-            name = next(reversed(enclosing_modules(node)), "")
+            name = next(reversed(enclosing_modules(node)), "") or self._made_of(node)
             computes = name and kind in ("linear", "conv1d", "conv2d", "conv3d")
             sizes = [self.recorded(node).shape[-1 if kind == "linear" else 1]] if computes else []
         if sizes:
             self.closed.setdefault(name, Frozen(name=name, width=sizes[0], reason=reason, source=source_line(node)))
+
+    def _made_of(self, node: fx.Node) -> str:
+        """Return the layer or parameter that a weight is computed from, in the forward pass of the network itself."""
+        parameters, waiting = dict(self.trace.root.named_parameters()), node.all_input_nodes[1:]
+        while waiting:
+            first = waiting.pop(0)
+            if first.op == "get_attr" and first.target in parameters:
+                return str(first.target).rpartition(".")[0] or str(first.target)
+            waiting += first.all_input_nodes
+        return ""
 
     def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
         if self.trace.draws:  # which no recorded graph repeats
