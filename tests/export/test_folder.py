@@ -216,6 +216,16 @@ def test_files_that_no_export_left_are_not_lost(tmp_path: Path) -> None:
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"model.py": "def make(): ..."}
 
 
+def test_a_student_may_be_saved_where_it_is_exported(result: us.Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "own")
+    result.export(tmp_path / "own", ("source",))
+    assert us.load_student(tmp_path / "own", trust_code=True)
+    result.save(tmp_path / "other")
+    (tmp_path / "other" / "architecture.json").write_text("{}")  # another student's
+    with pytest.raises(ExportError, match=r"holds architecture\.json that no export has left"):
+        result.export(tmp_path / "other", ("source",))
+
+
 def test_an_export_that_was_killed_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt

@@ -96,7 +96,7 @@ def export_student(
     """
     _check(formats, data)
     folder = Path(folder)
-    _refuse_what_is_of_others(folder)
+    _refuse_what_is_of_others(folder, architecture)
     fitted = None if data is None else _fitted(data, card)
     job = _Job(folder, copied(student).eval(), card, fitted)
     described = _input(card, job)
@@ -130,15 +130,20 @@ def _check(formats: Sequence[str], data: Data | None) -> None:
             optional(package, extra="export")
 
 
-def _refuse_what_is_of_others(folder: Path) -> None:
+def _refuse_what_is_of_others(folder: Path, architecture: str) -> None:
     """Refuse a folder with files that no export left, such as the model.py of a project, which this one would replace.
+
+    The very student may have been saved there.
 
     Raises:
         ExportError: it is one; nothing was changed.
     """
     if any((folder / name).is_file() for name in (CERTIFICATE, _UNFINISHED)):
         return
-    if others := [name for name in WRITTEN if (folder / name).exists()]:
+    found = [name for name in WRITTEN if (folder / name).exists()]
+    saved = folder / "architecture.json"
+    own = {saved.name} if saved.is_file() and saved.read_bytes() == architecture.encode() else set()
+    if others := [name for name in found if name not in own]:
         raise ExportError(
             f"an export must go into a folder of its own, but {folder} holds {', '.join(others[:3])} that no export "
             "has left, and would lose it: give another folder (--out FOLDER)"
