@@ -81,12 +81,18 @@ class Bench:
         """The ways that are settings of candidates, cheapest first."""
         with checked_together():  # no epochs: nobody can ask for that
             none = Training(epochs=0, loss="ce")
-        few, whole, pace = min(1500, self.examples), self.examples, {"batch_size": 32, "lr": 0.002}
+        few, some, whole = min(1500, self.examples), min(2000, self.examples), self.examples
+        pace = {"batch_size": 32, "lr": 0.002}
         kinds: dict[str, tuple[Start, int, Training]] = {
             "inherited, not trained": ("inherited", whole, none),
             "compensated, not trained": ("compensated", whole, none),
             f"inherited, 1 epoch of {few:,}": ("inherited", few, Training(epochs=1, **pace)),
             f"compensated, 1 epoch of {few:,}": ("compensated", few, Training(epochs=1, **pace)),
+            f"compensated, 3 epochs of {some:,}, batches of 32": (
+                "compensated",
+                some,
+                Training(epochs=3, batch_size=32),
+            ),
             f"inherited, 4 epochs of {few:,}": ("inherited", few, Training(epochs=4, **pace)),
             f"inherited, 5 epochs of {whole:,}": ("inherited", whole, Training()),
             f"compensated, 5 epochs of {whole:,}": ("compensated", whole, Training()),
