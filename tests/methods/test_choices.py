@@ -10,12 +10,13 @@ import torch
 from understudy.config.methods import N2N
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Space
+from understudy.methods.baselines.uniform import widest_uniform
 from understudy.methods.n2n.choices import Removal, Shrinkage
 from understudy.methods.n2n.policies import Policy, RemovalPolicy, ShrinkagePolicy
 from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.state import TYPES, encode, rows_of, teacher_rows
-from understudy.methods.proposals import offered_units
-from understudy.testing.landscapes import ToyKind, toy_cost, toy_space
+from understudy.methods.proposals import Scoring, offered_units
+from understudy.testing.landscapes import ToyKind, toy_cost, toy_problem, toy_space
 
 PLACELESS = replace(TUNED, harmonics=0)
 
@@ -213,14 +214,25 @@ def test_filled_widths_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKi
 
     for choices_D in shrinkage.policy.sample(uniform_BD):
         before = shrinkage.architecture(choices_D)
-        after = shrinkage.architecture(shrinkage.filled(choices_D, used))
+        after = shrinkage.filled(choices_D, used)
         assert (after.removed, after.kernels) == (before.removed, before.kernels)
         assert used(before) < used(after) <= 1.0
         assert used(after) > 0.75
         assert all(after.width(group.name) >= before.width(group.name) for group in space.groups)
-    full_D = torch.full((shrinkage.decisions,), 9)
-    assert torch.equal(shrinkage.filled(full_D, used), full_D)  # over the budget: that is repaired
-    assert torch.equal(shrinkage.filled(choices_D, lambda a: 0.0), choices_D)  # without one there is nothing to fill
+        assert shrinkage.filled(choices_D, lambda a: 0.0) == before  # without a budget there is nothing to fill
+
+
+@pytest.mark.parametrize("choice", [0, 4, 9])
+def test_filled_widths_that_are_alike_are_the_widest_uniform_ones(choice: int) -> None:
+    problem = toy_problem("residual", "20x", widths=Widths(round_to=1, min_width=1))
+    shrinkage = Shrinkage(problem.space.full, N2N(), problem.widths)
+    choices_D = torch.tensor([choice if kind == "width" else 9 for kind, _ in shrinkage.names])
+    usage = Scoring(problem.reward).usage
+    found = shrinkage.filled(choices_D, lambda architecture: usage(problem.predict(architecture)))
+    expected = widest_uniform(problem)
+    gap = [abs(found.width(group.name) - expected.width(group.name)) for group in problem.space.groups]
+    assert usage(problem.predict(found)) <= 1.0
+    assert max(gap) <= 1  # where the bisection ends
 
 
 def test_calibration_to_a_budget_makes_stage_two_narrower_and_removes_no_more_units() -> None:

@@ -104,4 +104,5 @@ def test_filled_draws_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKin
         assert (after.removed, after.kernels) == (before.removed, before.kernels)
         assert all(after.width(group.name) >= before.width(group.name) for group in space.groups)
         assert 0.75 < toy_cost(after).parameters / most <= 1.0
-    assert searcher.filled(space.full) == space.full  # over the budget
+    over = searcher.filled(space.full)  # what breaks the budget becomes narrower, all widths by one factor
+    assert 0.75 < toy_cost(over).parameters / most <= 1.0

@@ -316,8 +316,12 @@ class Architecture:
 
     def with_width(self, group: str, width: int) -> Architecture:
         """Return this architecture with another width (channels) of one group."""
-        channels = {name: slots for name, slots in self.channels if name != group}
-        return self._changed(widths={**dict(self.widths), group: width}, channels=channels)
+        return self.with_widths({group: width})
+
+    def with_widths(self, widths: Mapping[str, int]) -> Architecture:
+        """Return this architecture with other widths (channels) of these groups."""
+        channels = {name: slots for name, slots in self.channels if name not in widths}
+        return self._changed(widths={**dict(self.widths), **widths}, channels=channels)
 
     def with_kernel(self, layer: str, kernel: int) -> Architecture:
         """Return this architecture with another kernel size of one layer."""

@@ -17,13 +17,13 @@ from understudy.core.goal import Budgets, Reward
 from understudy.methods.base import Predict
 
 T = TypeVar("T")
-K = TypeVar("K")
 
 CALIBRATION = 16  # draws whose median is led to the budgets
 REMOVAL_BIAS = 12.0  # how far below its usual bias keeping is led
 SHRINKAGE_BIAS = (-20.0, 20.0)  # between these, factors are led: nearly all the narrowest, nearly all the widest
 _PEAK = 4.5  # how sharply factors gather where a budget leads them: half of 1 / variance, in `positions`
 _STEPS = 8  # of a bisection
+_SCALES = 12  # of the bisection of a scale of widths
 _RESAMPLES = 20  # draws more for each student while what is drawn breaks a budget or was proposed before
 _TRIES = 2  # draws that are repaired for each student that is missing
 _FIELDS = tuple(figure.field for figure in FIGURES)  # of Cost
@@ -211,34 +211,28 @@ def calibrated(usages_at: Callable[[float], Iterable[float]], low: float, high: 
     return low
 
 
-def grown(
-    start: T,
-    names: Iterable[K],
-    wider: Callable[[T, K], T | None],
-    architecture: Callable[[T], Architecture],
-    used: Callable[[Architecture], float],
-) -> T:
-    """Return a start whose widths have grown in turn, a step at a time, for as long as it keeps the budgets.
+def scaled(at: Callable[[float], Architecture], most: float, used: Callable[[Architecture], float]) -> Architecture:
+    """Return the architecture at the largest scale, up to `most`, that keeps the budgets.
+
+    What a draw says then is which widths are larger than others, and alike ones give uniform width exactly. Without
+    budgets, and where no scale keeps them, it is the one at scale 1.
 
     Args:
-        start: what stands for an architecture; it stays as it is if that breaks a budget, or if there is none.
-        names: of what can grow.
-        wider: the same with one of them a step wider, None if there is no such step.
-        architecture: that something stands for.
+        at: the architecture with all drawn widths times a scale.
+        most: the largest scale that makes a difference.
         used: the share of the budgets that an architecture takes.
     """
-    now, growing = architecture(start), list(names)
-    if not 0.0 < used(now) <= 1.0:
-        return start
-    while growing:
-        for name in growing.copy():
-            trial = wider(start, name)
-            tried = now if trial is None else architecture(trial)
-            if trial is None or (tried != now and used(tried) > 1.0):
-                growing.remove(name)
-            else:
-                start, now = trial, tried
-    return start
+    drawn = at(1.0)
+    share = used(drawn)
+    if share == 0.0 or math.isinf(share):
+        return drawn
+    low, high = (1.0, most) if share <= 1.0 else (0.0, 1.0)
+    if used(at(high)) <= 1.0:
+        return at(high)
+    for _ in range(_SCALES):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if used(at(middle)) <= 1.0 else (low, middle)
+    return at(low) if used(at(low)) <= 1.0 else drawn
 
 
 class Proposals:

@@ -22,9 +22,9 @@ from understudy.methods.proposals import (
     Scoring,
     calibrated,
     gathered,
-    grown,
     offered_units,
     positions,
+    scaled,
 )
 
 _KEEP = 0.9  # chance to keep a unit or a kernel; N2N, whose draws are ranked, changes twice as many
@@ -57,9 +57,6 @@ class RandomSearcher(Searcher):
         self.left = self.students = settings.students if students is None else students  # to propose, now and in all
         self._keep, self._logits = _KEEP, np.zeros(len(self._widths.factors))
         self._first: list[Architecture] = []
-        self._ladders = {
-            name: sorted(set(options)) for (kind, name), options in self._decided.options.items() if kind == "width"
-        }
         if problem.reward.budgets.limits():
             self._calibrate()
 
@@ -101,14 +98,14 @@ class RandomSearcher(Searcher):
         return self._decode(self._draw())
 
     def filled(self, architecture: Architecture) -> Architecture:
-        """Return an architecture that uses the budgets up: widths grow in turn, a factor at a time, while they fit."""
+        """Return an architecture whose widths, times one factor for all, use the budgets up."""
+        groups = self._space.groups
 
-        def wider(now: Architecture, name: str) -> Architecture | None:
-            width = next((width for width in self._ladders[name] if width > now.width(name)), None)
-            wide = now if width is None else now.with_width(name, width).canonical()
-            return None if wide == now else wide  # a group that is gone cannot grow
+        def at(scale: float) -> Architecture:
+            widths = {g.name: self._widths.nearest(g, min(scale * architecture.width(g.name), g.width)) for g in groups}
+            return architecture.with_widths(widths)
 
-        return grown(architecture, self._ladders, wider, lambda itself: itself, self._usage)
+        return scaled(at, 1.0 / self._widths.factors[0], self._usage) if groups else architecture
 
     def _usage(self, architecture: Architecture) -> float:
         return Scoring(self.problem.reward).usage(self.proposals.cost(architecture))

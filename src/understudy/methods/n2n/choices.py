@@ -46,9 +46,9 @@ class Removal:
         """Return what the choices stand for."""
         return self._decided.architecture(choices_D.tolist())
 
-    def filled(self, choices_D: Tensor, used: Used) -> Tensor:
-        """Return the same: what stage 1 leaves, stage 2 makes narrower."""
-        return choices_D
+    def filled(self, choices_D: Tensor, used: Used) -> Architecture:
+        """Return what the choices stand for: what stage 1 leaves, stage 2 makes narrower."""
+        return self.architecture(choices_D)
 
     def first(self, used: Used) -> Tensor | None:
         """Return the choices that the search should try before any that are drawn: none."""
@@ -85,7 +85,7 @@ class Shrinkage:
         self, start: Architecture, settings: N2N, widths: Widths, rules: Rules = TUNED, *, budgets: bool = False
     ) -> None:
         self.updates, self.prior = settings.shrinkage_updates, 0.0
-        self._start, self._change = start, min(settings.revisit, _MOST)
+        self._start, self._change, self._widths = start, min(settings.revisit, _MOST), widths
         self._gathers, self._factors = rules.calibrate and budgets, widths.factors
         rows, units = teacher_rows(start.space, settings.granularity) if self._change else (rows_of(start), [])
         self._decide(rows, units, widths, rules)
@@ -161,18 +161,23 @@ class Shrinkage:
         ]
         return _repaired(choices_D, steps, self.architecture, used)
 
-    def filled(self, choices_D: Tensor, used: Used) -> Tensor:
-        """Return choices near by that use the budgets up: widths grow in turn, a factor at a time, while they fit."""
-        widths = [decision for decision, (kind, _) in enumerate(self.names) if kind == "width"]
-        return budget.grown(choices_D, widths, self._wider, self.architecture, used)
+    def filled(self, choices_D: Tensor, used: Used) -> Architecture:
+        """Return what the choices stand for with the factors of all widths times what uses the budgets up."""
+        architecture, space = self.architecture(choices_D), self._start.space
+        factors = {
+            space.group(name): self._factors[int(choice)] * self._start.width(name)
+            for choice, (kind, name) in zip(choices_D, self.names, strict=True)
+            if kind == "width"
+        }
 
-    def _wider(self, choices_D: Tensor, decision: int) -> Tensor | None:
-        """Return the choices with one at the next larger factor, None if it has the largest."""
-        if int(choices_D[decision]) == len(self._factors) - 1:
-            return None
-        wider_D = choices_D.clone()
-        wider_D[decision] += 1
-        return wider_D
+        def at(scale: float) -> Architecture:
+            widths = {
+                group.name: self._widths.nearest(group, min(scale * width, self._start.width(group.name)))
+                for group, width in factors.items()
+            }
+            return architecture.with_widths(widths)
+
+        return budget.scaled(at, 1.0 / self._factors[0], used) if factors else architecture
 
     def first(self, used: Used) -> Tensor | None:
         """Return the choices that the search should try before any that are drawn: all widths alike, if budgets ask."""

@@ -115,16 +115,16 @@ class Stage:
         settings, fill = self._settings, self._rules.fill
         first_D = self.choices.first(self._usage) if self._done == 0 else None
         if first_D is not None:
-            first_D = self.choices.filled(first_D, self._usage) if fill else first_D
-            yield first_D, self.choices.architecture(first_D)
+            yield first_D, self._student(first_D, fill=fill)
         while True:
             uniform_BD = self._uniform(settings.rollouts * settings.draws_per_rollout)
             if settings.draws_per_rollout > 1:
                 uniform_BD = self.choices.spread(uniform_BD, self._generator)
             for number, choices_D in enumerate(self.policy.sample(uniform_BD)):
-                if fill and number % 2:
-                    choices_D = self.choices.filled(choices_D, self._usage)
-                yield choices_D, self.choices.architecture(choices_D)
+                yield choices_D, self._student(choices_D, fill=fill and number % 2 == 1)
+
+    def _student(self, choices_D: Tensor, *, fill: bool) -> Architecture:
+        return self.choices.filled(choices_D, self._usage) if fill else self.choices.architecture(choices_D)
 
     def _repaired(self, draw: tuple[Tensor, Architecture]) -> tuple[Tensor, Architecture]:
         choices_D = self.choices.repaired(draw[0], self._usage)
