@@ -164,7 +164,7 @@ class RandomSearch(Method):
     students: Count = 120
     """Number of students trained."""
     fill: bool = False
-    """Widen every second draw until it just fits the predicted budgets, as N2N does."""
+    """Scale all widths of every second draw by one factor, so that it just fits the predicted budgets, as N2N does."""
 
     name: ClassVar[str] = "random"
     made_by: ClassVar[str] = "understudy.methods.baselines.random:RandomSearcher"
@@ -179,7 +179,7 @@ class OptunaSearch(Method):
     students: Count = 120
     """Number of students trained."""
     fill: bool = False
-    """Widen every second draw until it just fits the predicted budgets, as N2N does."""
+    """Scale all widths of every second draw by one factor, so that it just fits the predicted budgets, as N2N does."""
 
     name: ClassVar[str] = "optuna"
     made_by: ClassVar[str] = "understudy.methods.baselines.optuna:SamplerSearcher"

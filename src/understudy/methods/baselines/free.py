@@ -10,7 +10,7 @@ from understudy.methods.baselines.random import RandomSearcher
 from understudy.methods.proposals import Scoring
 
 _DRAWS = 1000
-_FILLED = 20  # draws with the most MACs, whose widths are grown until they just fit
+_FILLED = 20  # draws with the most MACs, whose widths are scaled until they just fit
 
 
 class FreeSearcher(Once):

@@ -185,9 +185,11 @@ class Shrinkage:
             return None
         options = self._decided.options.items()
         stays = [(values.index(value_in(self._start, *name)), name[0]) for name, values in options]
-        return self.repaired(
-            torch.tensor([len(self._factors) - 1 if kind == "width" else stay for stay, kind in stays]), used
+        alike_FD = torch.tensor(
+            [[factor if kind == "width" else stay for stay, kind in stays] for factor in range(len(self._factors))]
         )
+        fitting = [alike_D for alike_D in alike_FD if used(self.architecture(alike_D)) <= 1.0]
+        return fitting[-1] if fitting else self.repaired(alike_FD[0], used)
 
 
 def _repaired(

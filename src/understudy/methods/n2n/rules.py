@@ -23,7 +23,7 @@ class Rules:
     # From draws to students.
     resamples: int  # draws more for each student while what is drawn breaks a predicted budget or is known
     repair: bool  # where no resampled draw keeps the budgets, bring a draw to a legal architecture near by
-    fill: bool  # widen every second draw until it just fits the predicted budgets
+    fill: bool  # scale the widths of every second draw so that it just fits the predicted budgets
     phase_updates: int  # over which the penalty for breaking a budget sets in, in each stage; 0: at once
     look_ahead: bool  # stage 1 is judged by what stage 2 can make of its students
     # Learning (section 3.3).
