@@ -222,6 +222,17 @@ def test_filled_widths_use_the_budget_up_and_leave_units_and_kernels(kind: ToyKi
         assert shrinkage.filled(choices_D, lambda a: 0.0) == before  # without a budget there is nothing to fill
 
 
+def test_the_width_of_channels_that_no_layer_emits_alone_is_decided_too() -> None:
+    space = toy_space("residual")
+    group = next(layer.group for layer in space.layers if layer.group)
+    joined = replace(space, layers=tuple(replace(x, group=None) if x.group == group else x for x in space.layers))
+    found = {
+        of: {name for kind, name in Shrinkage(of.full, N2N(), Widths()).names if kind == "width"}
+        for of in (space, joined)
+    }
+    assert found[joined] == found[space] == {group.name for group in space.groups}
+
+
 @pytest.mark.parametrize("choice", [0, 4, 9])
 def test_filled_widths_that_are_alike_are_the_widest_uniform_ones(choice: int) -> None:
     problem = toy_problem("residual", "20x", widths=Widths(round_to=1, min_width=1))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from understudy.config.methods import N2N
 from understudy.config.widths import Widths
-from understudy.core.architecture import Architecture, Layer, Space
+from understudy.core.architecture import Architecture, Group, Layer, Space
 from understudy.methods import proposals as budget
 from understudy.methods.decisions import UNIT_OPTIONS, Decisions, value_in
 from understudy.methods.n2n.policies import KERNEL, UNIT, WIDTH, RemovalPolicy, ShrinkagePolicy
@@ -92,15 +92,13 @@ class Shrinkage:
 
     def _decide(self, rows: Sequence[Layer], units: Sequence[tuple[int, str]], widths: Widths, rules: Rules) -> None:
         """Find what is decided at each row, the values that each factor stands for, and the policy for it."""
-        factors, values, seen, at = self._factors, dict[tuple[str, str], list[int]](), set[str | None](), list[int]()
-        middle = (factors[0] + factors[-1]) / 2.0
+        factors, values, at = self._factors, dict[tuple[str, str], list[int]](), list[int]()
+        middle, groups = (factors[0] + factors[-1]) / 2.0, _groups_at(rows, self._start.space)
         for index, layer in enumerate(rows):
             here = dict[tuple[str, str], list[int]]()
             for unit in (name for row, name in units if row == index):
                 here["unit", unit] = [int(f >= middle) for f in factors]
-            if layer.group and layer.outputs and layer.group not in seen:
-                seen.add(layer.group)
-                group = self._start.space.group(layer.group)
+            for group in groups.get(index, ()):
                 here["width", group.name] = widths.options(replace(group, width=self._start.width(group.name)))
             if len(layer.kernels) > 1:
                 here["kernel", layer.name] = [budget.nearest_kernel(layer, f) for f in factors]
@@ -190,6 +188,23 @@ class Shrinkage:
         )
         fitting = [alike_D for alike_D in alike_FD if used(self.architecture(alike_D)) <= 1.0]
         return fitting[-1] if fitting else self.repaired(alike_FD[0], used)
+
+
+def _groups_at(rows: Sequence[Layer], space: Space) -> dict[int, list[Group]]:
+    """Return the groups that are decided at each row: the first that emits just these channels, if there is one.
+
+    Else, as where a shortcut adds channels to those of another group, the one that the group is named after. A group
+    that is named after a parameter is decided at the first row that has its channels, or else with the first one.
+    """
+    found: dict[int, list[Group]] = {}
+    layers = {layer.name for layer in space.layers}
+    for group in space.groups:
+        emits = [index for index, row in enumerate(rows) if row.group == group.name and row.outputs]
+        named = [index for index, row in enumerate(rows) if row.name == group.name]
+        other = [] if group.name in layers else [i for i, row in enumerate(rows) if row.name in group.layers] or [0]
+        for index in [*emits, *named, *other][:1]:
+            found.setdefault(index, []).append(group)
+    return found
 
 
 def _repaired(
