@@ -197,11 +197,6 @@ CHANGED: dict[str, tuple[Callable[[Net], Any], str]] = {
     "forward hook": (hooked, "the module Conv2d has hooks"),
     "hook before": (hooked_before, "the module Conv2d has hooks"),
     "forward": (replaced, "the forward of the module Conv2d was replaced"),
-    "weight norm": (lambda net: nn.utils.parametrizations.weight_norm(net.b), "the module Parametrized"),
-    "spectral norm": (lambda net: nn.utils.parametrizations.spectral_norm(net.b), "the module Parametrized"),
-    "weight norm by hooks": (lambda net: old_norm(net, nn.utils.weight_norm), "the module Conv2d has hooks"),
-    "spectral norm by hooks": (lambda net: old_norm(net, nn.utils.spectral_norm), "the module Conv2d has hooks"),
-    "pruned": (lambda net: prune.l1_unstructured(net.b, "weight", 0.5), "the module Conv2d has hooks"),
 }
 
 
@@ -213,6 +208,23 @@ def test_layers_that_do_not_run_as_their_class_keep_their_channels(name: str) ->
     analysis = analyse(net.double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64))
     assert check(analysis) == set()
     assert why in reason(analysis, "a")
+
+
+FOLDED: dict[str, Callable[[Net], Any]] = {
+    "weight norm": lambda net: nn.utils.parametrizations.weight_norm(net.b),
+    "spectral norm": lambda net: nn.utils.parametrizations.spectral_norm(net.b),
+    "weight norm by hooks": lambda net: old_norm(net, nn.utils.weight_norm),
+    "spectral norm by hooks": lambda net: old_norm(net, nn.utils.spectral_norm),
+    "pruned": lambda net: prune.l1_unstructured(net.b, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_layers_that_compute_their_weights_shrink_as_plain_ones(name: str) -> None:
+    net = Net()
+    FOLDED[name](net)
+    analysis = analyse(net.double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert check(analysis) == {"a", "b"}
 
 
 def test_a_forward_that_was_replaced_in_the_teacher_is_the_one_that_is_traced() -> None:
