@@ -161,11 +161,34 @@ def test_a_finished_checkpoint_gives_its_weights_without_training(tmp_path: Path
     assert same(first, again)
 
 
+class ConvNormActivation(nn.Sequential):
+    """A block that is named after the norm in it, as torchvision has them."""
+
+
+class Normalize(nn.Module):
+    """A layer for pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+
+class RootNorm(nn.Module):
+    """A norm of one's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+
 @pytest.mark.parametrize(
     ("norms", "rate"),
     [
         ([nn.BatchNorm2d(4), nn.BatchNorm1d(3)], 0.01),
         ([nn.BatchNorm2d(4), nn.LayerNorm(4)], 0.001),
+        ([ConvNormActivation(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), Normalize()], 0.01),
+        ([nn.BatchNorm2d(4), RootNorm()], 0.001),
+        ([nn.BatchNorm2d(4), nn.InstanceNorm2d(4)], 0.001),
         ([nn.GroupNorm(2, 4)], 0.001),
         ([], 0.001),
     ],

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from understudy.config.checked import checked_together
 from understudy.config.training import Training
@@ -44,6 +45,7 @@ OnStep = Callable[[Tensor, Any, Tensor], object]
 OnPart = Callable[[float], object]
 """How much is done, in epochs: 2.25 is a quarter of the third."""
 
+_NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _LOOKS = 4  # times per epoch that the loss is read from the device
 _HELD = 2**28  # bytes of an epoch's teacher logits that are held on the device; more are sent batch by batch
 
@@ -207,10 +209,19 @@ def paced(training: Training, model: nn.Module) -> Training:
     """
     if training.lr is not None:
         return training
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) or "norm" in type(m).__name__.lower()]
-    batch = bool(norms) and all(isinstance(m, _BatchNorm) for m in norms)
+    norms = [module for module in model.modules() if _is_norm(module)]
+    batch = bool(norms) and all(isinstance(module, _BatchNorm) for module in norms)
     with checked_together():  # what is cut and not trained has no epochs
         return replace(training, lr=0.01 if batch else 0.001)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Say whether a module is a norm: one of torch's, or a layer of one's own that is called so and has weights.
+
+    A block of a convolution, its norm and activation is none, nor is a layer that normalises pixels.
+    """
+    own = "norm" in type(module).__name__.lower() and not [*module.children()] and bool([*module.parameters()])
+    return isinstance(module, _NORMS) or own
 
 
 def learning_rate(training: Training, share: float) -> float:
