@@ -103,6 +103,32 @@ def test_an_unknown_command_is_an_error(args: list[str], text: str, capsys: pyte
     assert re.search(text, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["compress", "--parms", "10x", "model.py:make", "--data", "x"], "'--parms' (did you mean '--params'?)"),
+        (["compress", "--trust-cod", "teachers/x", "--data", "x"], "'--trust-cod' (did you mean '--trust-code'?)"),
+        (["teach", "--epochs=3", "zoo:vgg11", "--out", "x"], "'--epochs' (did you mean '--training.epochs'?)"),
+        (["teach", "-q", "--out", "x", "--dta", "x"], "got '-q', '--dta' (did you mean '--data'?)"),
+        (["latency", "--bach", "1", "8", "runs/x"], "'--bach' (did you mean '--batch'?)"),
+    ],
+)
+def test_misspelt_flags_are_named_wherever_they_stand(
+    args: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    shown = capsys.readouterr()
+    assert text in " ".join(shown.err.split()) and f"understudy {args[0]} --help-all" in shown.err
+    assert shown.out == ""
+
+
+def test_what_is_no_flag_is_not_taken_for_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["compress", "model.py:make", "another", "--trust_code", "--mean", "-0.5", "--data", "x"])
+    shown = capsys.readouterr()
+    assert "another" in shown.out + shown.err
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\nfrom understudy.cli import main\n"
@@ -113,11 +139,15 @@ def test_help_needs_no_torch() -> None:
         assert done.stdout.endswith("[]\n")
 
 
-def test_a_reader_that_closes_early_is_no_error() -> None:
-    # More than a pipe holds, so that the write fails.
-    code = "import sys\nfrom understudy.cli import entry\nentry._ABOUT *= 100\nsys.exit(entry.main(['--help']))"
+def test_a_reader_that_closes_early_ends_a_command_as_it_ends_others() -> None:
+    code = (
+        "import sys\nfrom understudy.cli import main\nfrom understudy.cli.common import out\n"
+        "from understudy.cli.runs import Runs\n"
+        "Runs.run = lambda self, typed: [out.print('x' * 5000) for _ in range(100)]\nsys.exit(main(['runs']))"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
+        assert process.wait() == 141

@@ -17,6 +17,7 @@ from understudy.core.errors import CrashError, DataError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.journal import Journal
 from understudy.runs.workers.local import Pool, refuse_reimport
+from understudy.runs.workers.process import Worker
 from understudy.runs.workers.retries import Patience
 from understudy.testing.landscapes import toy_evaluation
 
@@ -32,6 +33,13 @@ def test_any_number_of_workers_gives_the_same(workers: int) -> None:
         assert pool.evaluate_all(ARCHITECTURES, on_done=told.append) == want
         assert pool.evaluate_all([]) == []
     assert sorted(told, key=lambda e: e.key) == sorted(want, key=lambda e: e.key)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals end no process there")
+def test_a_worker_that_is_still_starting_is_not_waited_for() -> None:
+    worker = Worker(import_main=False)
+    worker.stop()
+    assert "SIGKILL" in worker.end()
 
 
 def test_no_worker_is_this_process_and_workers_are_others_that_stay() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tyro
-from rich.console import Console
 from rich.text import Text
 
+from understudy.core.console import Console
 from understudy.core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,12 @@ from typing import Any
 import tyro
 from rich.text import Text
 
-from understudy.cli.common import Command, err, out
+from understudy.cli.common import Command, command_line, err, out
 from understudy.cli.compress import Compress, Resume
 from understudy.cli.dashboard import Dashboard
 from understudy.cli.evaluate import Evaluate
 from understudy.cli.export import Export, Verify
-from understudy.cli.help import help_text
+from understudy.cli.help import flags_of, help_text
 from understudy.cli.inspect import Inspect
 from understudy.cli.latency import Latency
 from understudy.cli.report import Report
@@ -27,6 +32,7 @@ from understudy.cli.teach import Teach
 from understudy.config.checked import together
 from understudy.config.presets import paper
 from understudy.config.text import build, merged, read_toml, settings_of
+from understudy.core.console import UNREAD
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
 
 COMMANDS: dict[str, type[Command]] = {
@@ -64,35 +70,78 @@ You have no trained network: train one of yours, or of the zoo, first; digits ar
   understudy compress teachers/digits --data digits --params 10x --run runs/digits
 """
 _HELP = ("-h", "--help", "--help-all")
+_ENDS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a system or scheduler, a terminal that closes (not on Windows)
+_FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that ends a command as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 if a budget is not kept, 2 after an error, 130 after Ctrl-C."""
+    """Run a command and return its exit code.
+
+    0; 1 if a budget is not kept; 2 after an error; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, and 141 if
+    nobody reads any more what it prints, as `head` when it has enough.
+    """
     typed = list(sys.argv[1:] if args is None else args)
     command: Command | None = None
+    atexit.register(gc.freeze)  # else all that torch holds is looked through once more at the end, for a second
+    with _stopped_by_signals():
+        try:
+            command = parse(typed)
+            code = command.run(typed)
+            sys.stdout.flush()
+            return code
+        except UnderstudyError as error:
+            err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            return 2
+        except KeyboardInterrupt as stop:
+            again = command_line(*typed) if command is None else command.again(typed)
+            said = f"\nstopped; nothing that was finished is lost. Continue with: {again}"
+            err.print(said, soft_wrap=True, markup=False, emoji=False)
+            return 128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)
+        except BrokenPipeError:
+            with suppress(OSError, ValueError):  # what it still holds must not fail again as the process ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return UNREAD
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let what would end the process at once end it in order, and with a word on how to go on, as Ctrl-C does.
+
+    Only the first signal counts, and the process ends with it: an impatient second one must not cut short what is said
+    and done about it. What is ignored, as SIGHUP is under nohup, stays ignored; a thread cannot handle signals at all.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in _ENDS if here and hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    stopped: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if not stopped:
+            stopped.append(number)
+            raise _Stopped(number)
+
+    for number, handler in before.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, stop)
     try:
-        command = parse(typed)
-        code = command.run(typed)
-        sys.stdout.flush()
-        return code
-    except UnderstudyError as error:
-        err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        again = "the same command" if command is None else command.again(typed)
-        err.print(f"\nstopped; nothing that was finished is lost. Continue with: {again}", soft_wrap=True, markup=False)
-        return 130
-    except BrokenPipeError:  # the reader, such as head, has all that it wants
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        yield
+    finally:
+        for number, handler in before.items() if not stopped else ():
+            signal.signal(number, handler)
 
 
 def parse(args: list[str]) -> Command:
-    """Return the command that the arguments spell; help and misspelt flags end the process.
+    """Return the command that the arguments spell; help and missing arguments end the process.
 
     Raises:
-        ConfigError: there is no such command, or the job file cannot be used.
+        ConfigError: there is no such command or flag, or the job file cannot be used.
     """
     name = args[0] if args else "--help"
     if name in _HELP:
@@ -138,11 +187,39 @@ def _say_and_end(text: Text) -> None:
 
 
 def _parsed(kind: type[Command], name: str, args: list[str], **more: Any) -> Command:
-    config = (tyro.conf.DisallowNone,)
-    command: Command = together(
-        lambda: tyro.cli(kind, prog=f"understudy {name}", args=args, config=config, **more), "the arguments"
-    )
-    return command
+    def parsed(*, aloud: bool) -> Command:
+        how: dict[str, Any] = {"prog": f"understudy {name}", "config": (tyro.conf.DisallowNone,), **more}
+        found: Command = together(lambda: tyro.cli(kind, args=args, console_outputs=aloud, **how), "the arguments")
+        return found
+
+    try:
+        return parsed(aloud=False)
+    except SystemExit:  # tyro may say that the model is missing where a flag before it is misspelt
+        _refuse_unknown_flags(name, kind, args)
+        return parsed(aloud=True)
+
+
+def _refuse_unknown_flags(name: str, kind: type[Command], args: Sequence[str]) -> None:
+    """Refuse flags that a command does not have, all at once.
+
+    Raises:
+        ConfigError: there are some; each with the nearest spelling.
+    """
+    known = [flag for found in flags_of(kind) for flag in re.findall(r"--[\w.-]+", found.spelled)]
+    typed = [arg.partition("=")[0] for arg in args]
+    unknown = [arg for arg in typed if _FLAG.fullmatch(arg) and arg.replace("_", "-") not in known]
+    if unknown:
+        meant = ", ".join(f"{flag!r}{_did_you_mean(flag, known)}" for flag in unknown)
+        all_of_them = command_line(name, "--help-all")
+        raise ConfigError(f"flags of {name} must be among those that {all_of_them} lists, but got {meant}")
+
+
+def _did_you_mean(flag: str, known: Sequence[str]) -> str:
+    """Return the flags that end in that name, such as --final.training.epochs for --epochs, else the nearest one."""
+    ends = [option for option in known if option.endswith(f".{flag.lstrip('-')}")]
+    if ends or not flag.startswith("--"):
+        return f" (did you mean {' or '.join(map(repr, ends))}?)" if ends else ""
+    return did_you_mean(flag, known)
 
 
 def _value(flag: str, args: Sequence[str]) -> str | None:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from understudy.core.console import Console
 from understudy.core.errors import DataError
 
 Pixels = NDArray[np.uint8]

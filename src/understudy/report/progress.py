@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from understudy.config.job import Compression
+from understudy.core.console import Console
 from understudy.core.evaluation import Evaluation
 from understudy.core.figures import FIGURES, amount, duration, share
 from understudy.core.goal import Reward

@@ -83,6 +83,7 @@ class Worker:
         self.connection, theirs = context.Pipe()
         self.attempt: Attempt | None = None
         self._since = 0.0
+        self._loaded = False
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         try:
             with _main_kept(import_main):
@@ -124,6 +125,7 @@ class Worker:
             ) from problem
         if problem is not None:
             raise problem
+        self._loaded = True
 
     def give(self, attempt: Attempt) -> None:
         """Send an architecture; if the process is gone, `answer` will tell."""
@@ -148,8 +150,8 @@ class Worker:
         return answer
 
     def stop(self) -> None:
-        """Ask it to end if it is idle, and end it if it is busy."""
-        if not self.idle:
+        """Ask it to end if it is idle, and end it if it is busy or not there yet."""
+        if not self.idle or not self._loaded:
             self.process.kill()
             return
         with suppress(OSError):

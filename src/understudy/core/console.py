@@ -1,0 +1,18 @@
+"""Where lines for people go. No torch."""
+
+from __future__ import annotations
+
+from rich import console
+
+UNREAD = 141  # 128 + SIGPIPE, the exit code of other commands whose reader has gone
+
+
+class Console(console.Console):
+    """A console of rich that ends the process with the usual exit code once nobody reads it, as `head` with enough."""
+
+    def on_broken_pipe(self) -> None:
+        """End it; with rich's own exit code, 1, it would say that a budget is not kept."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(UNREAD) from None

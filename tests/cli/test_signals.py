@@ -1,0 +1,76 @@
+"""What ends a command from outside ends it in order, with a word on how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from understudy.cli import main
+from understudy.cli.runs import Runs
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals end a process there")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def stopped_by(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> list[str]:
+    """Let `understudy runs` get the first signal while it works, and the others while it tidies up."""
+    done: list[str] = []
+
+    def run(self: Runs, typed: Sequence[str]) -> int:
+        try:
+            os.kill(os.getpid(), numbers[0])
+            done.append("went on")
+            return 0
+        finally:
+            for number in numbers[1:]:
+                os.kill(os.getpid(), number)
+            done.append("tidied up")
+
+    monkeypatch.setattr(Runs, "run", run)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((signal.SIGINT,), 130),
+        ((signal.SIGTERM,), 143),
+        ((signal.SIGHUP,), 129),
+        ((signal.SIGTERM, signal.SIGINT, signal.SIGINT), 143),
+        ((signal.SIGINT, signal.SIGTERM), 130),
+    ],
+)
+def test_a_signal_ends_a_command_in_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], numbers: tuple[int, ...], code: int
+) -> None:
+    done = stopped_by(monkeypatch, *numbers)
+    assert main(["runs", "my runs"]) == code
+    assert done == ["tidied up"]
+    said = "stopped; nothing that was finished is lost. Continue with: understudy runs 'my runs'"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    done = stopped_by(monkeypatch, signal.SIGHUP)
+    assert main(["runs"]) == 0
+    assert done == ["went on", "tidied up"]
+
+
+def test_handlers_are_as_they_were(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in _SIGNALS]
+    assert main(["runs", str(tmp_path)]) == 0
+    assert [signal.getsignal(number) for number in _SIGNALS] == before
