@@ -175,10 +175,13 @@ def test_it_beats_random_search() -> None:
         return max(reward(evaluation) for evaluation in run_searcher(searcher, landscape=seed))
 
     quick = Rules(samples=500, fit_steps=200, refit_steps=30)
+    gains = []
     for seed in range(2):
         learned = archcomp(ArchComp(students=40), quick, params="20x", seed=seed)
         chance = RandomSearch(students=40).searcher(toy_problem(params="20x", seed=seed))
-        assert best(learned, seed) > best(chance, seed)
+        gains.append(best(learned, seed) - best(chance, seed))
+    assert min(gains) >= 0.0  # the best may be the first student of both
+    assert max(gains) > 0.02
 
 
 def test_it_proposes_although_nothing_can_be_built() -> None:

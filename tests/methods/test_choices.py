@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from understudy.config.methods import N2N
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Space
-from understudy.methods.baselines.uniform import widest_uniform
+from understudy.methods.base import Problem
+from understudy.methods.firsts import first_students
 from understudy.methods.n2n.choices import Removal, Shrinkage
 from understudy.methods.n2n.policies import Policy, RemovalPolicy, ShrinkagePolicy
 from understudy.methods.n2n.rules import TUNED
@@ -238,12 +240,17 @@ def test_filled_widths_that_are_alike_are_the_widest_uniform_ones(choice: int) -
     problem = toy_problem("residual", "20x", widths=Widths(round_to=1, min_width=1))
     shrinkage = Shrinkage(problem.space.full, N2N(), problem.widths)
     choices_D = torch.tensor([choice if kind == "width" else 9 for kind, _ in shrinkage.names])
-    usage = Scoring(problem.reward).usage
-    found = shrinkage.filled(choices_D, lambda architecture: usage(problem.predict(architecture)))
-    expected = widest_uniform(problem)
+    used = used_of(problem)
+    found = shrinkage.filled(choices_D, used)
+    expected = first_students(problem.space.full, [], problem.widths, used)[0]
     gap = [abs(found.width(group.name) - expected.width(group.name)) for group in problem.space.groups]
-    assert usage(problem.predict(found)) <= 1.0
+    assert used(found) <= 1.0
     assert max(gap) <= 1  # where the bisection ends
+
+
+def used_of(problem: Problem) -> Callable[[Architecture], float]:
+    usage = Scoring(problem.reward).usage
+    return lambda architecture: usage(problem.predict(architecture))
 
 
 def test_calibration_to_a_budget_makes_stage_two_narrower_and_removes_no_more_units() -> None:

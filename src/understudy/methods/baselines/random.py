@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -13,8 +12,9 @@ from understudy.config.methods import RandomSearch
 from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
 from understudy.methods.base import Problem, Searcher
-from understudy.methods.baselines.uniform import AT_A_TIME, widest_uniform
+from understudy.methods.baselines.uniform import AT_A_TIME
 from understudy.methods.decisions import UNIT_OPTIONS, Decisions, kernel_options
+from understudy.methods.firsts import first_students
 from understudy.methods.proposals import (
     CALIBRATION,
     SHRINKAGE_BIAS,
@@ -36,7 +36,8 @@ class RandomSearcher(Searcher):
     It starts where N2N starts, but that half as many units and kernels change, and with `fill` uses budgets up as N2N
     does, so that what N2N does better is learned. With a budget widths gather around a factor that is calibrated on
     predicted costs, so that the median of what is drawn keeps the budgets, units and kernels go where that is not
-    enough, the first student is the widest uniform one, and what breaks a budget or was proposed before is drawn again.
+    enough, the first students are uniform ones of several depths, and what breaks a budget or was proposed before is
+    drawn again.
     """
 
     def __init__(self, problem: Problem, settings: RandomSearch, *, students: int | None = None) -> None:
@@ -56,7 +57,7 @@ class RandomSearcher(Searcher):
         )
         self.left = self.students = settings.students if students is None else students  # to propose, now and in all
         self._keep, self._logits = _KEEP, np.zeros(len(self._widths.factors))
-        self._first: list[Architecture] = []
+        self._first: list[Architecture] = []  # to be proposed before any that are drawn
         if problem.reward.budgets.limits():
             self._calibrate()
 
@@ -72,9 +73,8 @@ class RandomSearcher(Searcher):
         bias = calibrated(lambda bias: usages(keep, bias), *SHRINKAGE_BIAS)
         self._keep = calibrated(lambda keep: usages(keep, bias), 0.0, keep)
         self._logits = peak + bias * slope
-        uniform = widest_uniform(replace(self.problem, predict=self.proposals.cost))
-        first = self.filled(uniform) if self._settings.fill else uniform
-        self._first = [first] if scoring.usage(self.proposals.cost(first)) <= 1.0 else []
+        units = [unit.name for unit in offered_units(self._space, "units")]
+        self._first = first_students(self._space.full, units, self._widths, self._usage)
 
     def _draw(self) -> NDArray[np.float64]:
         """Return uniform numbers, one for each decision: units, groups, kernels."""
@@ -112,7 +112,7 @@ class RandomSearcher(Searcher):
 
     def _draws(self) -> Iterator[tuple[None, Architecture]]:
         while self._first:
-            yield None, self._first.pop()
+            yield None, self._first.pop(0)
         for number in count():
             drawn = self.drawn()
             yield None, self.filled(drawn) if self._settings.fill and number % 2 else drawn

@@ -40,11 +40,6 @@ class UniformSearcher(Searcher):
         return "uniform"
 
 
-def widest_uniform(problem: Problem) -> Architecture:
-    """Return the architecture with the largest factor for all widths that keeps the budgets, else the narrowest."""
-    return _uniform(problem, _widest_factor(problem))
-
-
 def _widest_factor(problem: Problem) -> float:
     scoring = Scoring(problem.reward)
     return calibrated(lambda factor: [scoring.usage(problem.predict(_uniform(problem, factor)))], 0.0, 1.0)

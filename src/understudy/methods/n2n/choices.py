@@ -6,7 +6,7 @@ Shapes: B = proposals, D = decisions, F = factors, I = columns of a row, in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,12 +17,12 @@ from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Group, Layer, Space
 from understudy.methods import proposals as budget
 from understudy.methods.decisions import UNIT_OPTIONS, Decisions, value_in
+from understudy.methods.firsts import first_students
 from understudy.methods.n2n.policies import KERNEL, UNIT, WIDTH, RemovalPolicy, ShrinkagePolicy
 from understudy.methods.n2n.rules import DEPTHS, TUNED, Rules
 from understudy.methods.n2n.state import encode, rows_of, teacher_rows
 
 _KINDS = {"width": WIDTH, "kernel": KERNEL, "unit": UNIT}  # how a row says what is decided there
-_LADDER = (0.0, 1 / 6, 1 / 3, 1 / 2, 2 / 3)  # shares of the units that are gone in the first students
 _MOST = 0.5  # chance of a change at which the start says nothing any more
 Used = Callable[[Architecture], float]
 
@@ -47,12 +47,12 @@ class Removal:
         """Return what the choices stand for."""
         return self._decided.architecture(choices_D.tolist())
 
-    def filled(self, choices_D: Tensor, used: Used, apart: float = 1.0) -> Architecture:
+    def filled(self, choices_D: Tensor, used: Used) -> Architecture:
         """Return what the choices stand for: what stage 1 leaves, stage 2 makes narrower."""
         return self.architecture(choices_D)
 
-    def first(self, used: Used) -> list[Tensor]:
-        """Return the choices that the search should try before any that are drawn: none."""
+    def first(self, used: Used) -> list[tuple[Tensor, Architecture]]:
+        """Return the students that the search should try before any that are drawn, with their choices: none."""
         return []
 
     def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
@@ -160,14 +160,11 @@ class Shrinkage:
         ]
         return _repaired(choices_D, steps, self.architecture, used)
 
-    def filled(self, choices_D: Tensor, used: Used, apart: float = 1.0) -> Architecture:
-        """Return what the choices stand for with the factors of all widths times what uses the budgets up.
-
-        Before that they are raised to the power of `apart`: at 0 all widths are alike, at 1 as far apart as chosen.
-        """
+    def filled(self, choices_D: Tensor, used: Used) -> Architecture:
+        """Return what the choices stand for with the factors of all widths times what uses the budgets up."""
         architecture, space = self.architecture(choices_D), self._start.space
         factors = {
-            space.group(name): self._factors[int(choice)] ** apart * self._start.width(name)
+            space.group(name): self._factors[int(choice)] * self._start.width(name)
             for choice, (kind, name) in zip(choices_D, self.names, strict=True)
             if kind == "width"
         }
@@ -181,43 +178,16 @@ class Shrinkage:
 
         return budget.scaled(at, 1.0 / self._factors[0], used) if factors else architecture
 
-    def first(self, used: Used) -> list[Tensor]:
-        """Return the choices that the search should try before any that are drawn, if budgets ask for something.
+    def first(self, used: Used) -> list[tuple[Tensor, Architecture]]:
+        """Return the students that the search should try before any that are drawn, with the choices nearest to them.
 
-        All widths alike and as wide as fits, at several depths: all units of the start, then with some of them gone,
-        evenly over the network.
+        All widths alike, at several depths, if budgets ask for something.
         """
-        return list(self._ladder(used)) if self._gathers else []
-
-    def _ladder(self, used: Used) -> Iterator[Tensor]:
-        units = self._weighty_units()
-        for share in _LADDER:
-            gone = {unit for place, unit in enumerate(units) if int((place + 1) * share) > int(place * share)}
-            if gone or share == 0.0:
-                yield self._alike(gone, used)
-
-    def _weighty_units(self) -> list[str]:
-        """Return the units of the start that are decided, have weights and are in no other such unit, in order."""
-        space = self._start.space
-        decided = [space.unit(name) for kind, name in self.names if kind == "unit" and name not in self._start.removed]
-        weighty = [unit for unit in decided if any(space.layer(layer).parameters for layer in unit.layers)]
-        return [unit.name for unit in weighty if not any(set(unit.layers) < set(other.layers) for other in weighty)]
-
-    def _alike(self, gone: Collection[str], used: Used) -> Tensor:
-        """Return the choices of the largest factor for all widths that keeps the budgets without these units."""
-        options = self._decided.options.items()
-        fixed = [
-            0 if name in gone else values.index(value_in(self._start, kind, name)) for (kind, name), values in options
-        ]
-        widths = [kind == "width" for kind, _ in self.names]
-        alike_FD = torch.tensor(
-            [
-                [factor if width else choice for width, choice in zip(widths, fixed, strict=True)]
-                for factor in range(len(self._factors))
-            ]
-        )
-        fitting = [alike_D for alike_D in alike_FD if used(self.architecture(alike_D)) <= 1.0]
-        return fitting[-1] if fitting else self.repaired(alike_FD[0], used)
+        if not self._gathers:
+            return []
+        units = [name for kind, name in self.names if kind == "unit"]
+        students = first_students(self._start, units, self._widths, used)
+        return [(torch.tensor(self._decided.choices(student)), student) for student in students]
 
 
 def _groups_at(rows: Sequence[Layer], space: Space) -> dict[int, list[Group]]:

@@ -113,21 +113,17 @@ class Stage:
 
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
         settings, fill = self._settings, self._rules.fill
-        for first_D in self.choices.first(self._usage) if self._done == 0 else ():
-            yield first_D, self._student(first_D, apart=1.0 if fill else None)
+        if self._done == 0:
+            yield from self.choices.first(self._usage)
         while True:
             uniform_BD = self._uniform(settings.rollouts * settings.draws_per_rollout)
-            apart_B = torch.rand(len(uniform_BD), generator=self._generator, dtype=torch.float64).tolist()
             if settings.draws_per_rollout > 1:
                 uniform_BD = self.choices.spread(uniform_BD, self._generator)
-            for number, (choices_D, apart) in enumerate(zip(self.policy.sample(uniform_BD), apart_B, strict=True)):
-                yield choices_D, self._student(choices_D, apart=apart if fill and number % 2 else None)
+            for number, choices_D in enumerate(self.policy.sample(uniform_BD)):
+                yield choices_D, self._student(choices_D, fill=fill and number % 2 == 1)
 
-    def _student(self, choices_D: Tensor, *, apart: float | None) -> Architecture:
-        """Return what choices stand for; filled up, with widths as far apart, if a number is given."""
-        if apart is None:
-            return self.choices.architecture(choices_D)
-        return self.choices.filled(choices_D, self._usage, apart)
+    def _student(self, choices_D: Tensor, *, fill: bool) -> Architecture:
+        return self.choices.filled(choices_D, self._usage) if fill else self.choices.architecture(choices_D)
 
     def _repaired(self, draw: tuple[Tensor, Architecture]) -> tuple[Tensor, Architecture]:
         choices_D = self.choices.repaired(draw[0], self._usage)
