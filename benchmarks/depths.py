@@ -1,6 +1,6 @@
-"""How deep should a small student be, and do short trainings tell?
+r"""How deep should a small student be, and do short trainings tell?
 
-    python -m benchmarks.depths cifar10-resnet56a --point macs-11.41x \\
+    python -m benchmarks.depths cifar10-resnet56a --point macs-11.41x \
         --data data/cifar10 --weights resnet56.safetensors --out runs/depths
 
 The students that searches begin with (`methods/firsts.py`): all widths alike, from all blocks of the teacher down to a
