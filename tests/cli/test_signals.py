@@ -1,4 +1,4 @@
-"""What ends a command from outside ends it in order, with a word on how to go on."""
+"""What ends a command from outside, a signal or a disk, ends it in order, with a word on how to go on."""
 
 from __future__ import annotations
 
@@ -74,3 +74,16 @@ def test_handlers_are_as_they_were(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in _SIGNALS]
     assert main(["runs", str(tmp_path)]) == 0
     assert [signal.getsignal(number) for number in _SIGNALS] == before
+
+
+def test_a_closed_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = [PermissionError(13, "Permission denied", "my runs"), OSError("a mistake of ours")]
+
+    def run(self: Runs, typed: Sequence[str]) -> int:
+        raise errors.pop(0)
+
+    monkeypatch.setattr(Runs, "run", run)
+    assert main(["runs"]) == 2
+    assert "error: files and folders must be accessible, but my runs is not" in capsys.readouterr().err
+    with pytest.raises(OSError, match="a mistake of ours"):
+        main(["runs"])

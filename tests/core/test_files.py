@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from understudy.core.files import sweep, write_whole
+from understudy.core.files import sweep, trouble_of, write_whole
 
 
 def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
@@ -27,3 +28,17 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert len(list(tmp_path.iterdir())) == 2
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "full", "a/b"), "there must be space on the disk, but there is none left for a/b"),
+        (OSError(errno.ENOSPC, "full"), "there must be space on the disk, but there is none left for what is written"),
+        (OSError(errno.EROFS, "Read-only", "a/b"), "files and folders must be accessible, but a/b is not: Read-only"),
+        (OSError(errno.EIO, "of another kind"), None),
+        (OSError("no number"), None),
+    ],
+)
+def test_what_a_user_can_mend_of_a_disk(error: OSError, said: str | None) -> None:
+    assert trouble_of(error) == said

@@ -339,8 +339,10 @@ def test_impossible_settings_are_all_listed(teacher: Teacher, tmp_path: Path) ->
 
 def test_a_folder_of_something_else_is_refused(teacher: Teacher, tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(RunError, match=r"must be new, empty or hold a config\.toml, but .* holds letters\.txt"):
-        squeeze(teacher, tmp_path)
+    wrong = nn.Linear(3, 10)  # the folder is looked at first
+    for network in (teacher, wrong):
+        with pytest.raises(RunError, match=r"must be new, empty or hold a config\.toml, but .* holds letters\.txt"):
+            squeeze(network, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(teacher: Teacher, tmp_path: Path, monkeypatch: Any) -> None:

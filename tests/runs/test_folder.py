@@ -6,8 +6,11 @@ import fcntl
 import threading
 from pathlib import Path
 
+import pytest
+
 from understudy.cli.entry import main
 from understudy.config.job import Compression
+from understudy.core.errors import MachineError, RunError
 from understudy.runs.folder import Identity, Run
 from understudy.testing.landscapes import toy_evaluation, toy_space
 
@@ -35,3 +38,34 @@ def test_looking_at_runs_writes_nothing_and_keeps_nobody_out(tmp_path: Path) -> 
         threading.Timer(0.2, lambda: fcntl.flock(file, fcntl.LOCK_UN)).start()
         with Run.open(folder, SETTINGS, IDENTITY):
             assert Run(folder).state == "running"
+
+
+def test_settings_that_were_edited_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    with Run.open(folder, SETTINGS, IDENTITY):
+        pass
+    config = folder / "config.toml"
+    written = config.read_text()
+    config.write_text("# more at a time\n" + written.replace("workers = 1", "workers = 2"))
+    with Run.open(folder, Run(folder).settings, IDENTITY) as run:
+        assert run.settings.device.workers == 2
+    config.write_text(written.replace("seed = 0", "seed = 1").replace("stop_below = 0.2", "stop_below = 0.0"))
+    for settings in (SETTINGS, Run(folder).settings):
+        with pytest.raises(RunError) as caught, Run.open(folder, settings, IDENTITY):
+            pass
+        assert "seed was 0, is 1" in str(caught.value) and "candidates.stop_below was 0.2" in str(caught.value)
+    config.write_text(written)
+    with Run.open(folder, SETTINGS, IDENTITY):
+        pass
+
+
+@pytest.mark.parametrize(("code", "flag"), [(False, ""), (True, " --trust-code")])
+def test_how_to_go_on_is_said_with_the_flag_that_its_code_needs(code: bool, flag: str, tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        with Run.open(folder, SETTINGS, IDENTITY):
+            if code:
+                (folder / "code").mkdir()
+            raise MachineError("no memory")
+
+    with pytest.raises(MachineError, match=f"understudy resume {tmp_path / 'one'}{flag}$"):
+        fail(tmp_path / "one")

@@ -9,6 +9,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -189,6 +190,24 @@ def test_another_optuna_is_refused(path: Path) -> None:
     database.close()
     with pytest.raises(RunError, match=f"the store {path} cannot be used: The runtime optuna version .* no longer"):
         Store(path, SPACE)
+
+
+def test_a_copy_can_be_looked_at_where_nothing_can_be_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(path, SPACE) as store:
+        store.add(toy_evaluation(SPACE.full))
+    connect = sqlite3.connect
+
+    def read_only(address: str, *args: Any, **more: Any) -> sqlite3.Connection:
+        connection = connect(address, *args, **more)
+        if address != ":memory:":
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with pytest.raises(RunError, match="attempt to write a readonly database"):
+        Store(path, SPACE)
+    with Store(path, SPACE, copy=True) as store:
+        assert store.all() == [toy_evaluation(SPACE.full)]
 
 
 def test_a_file_that_is_no_database(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.evaluators import ARCHITECTURES, Locked, Reimport, Slow, Toy, failed
+from tests.support.evaluators import ARCHITECTURES, KilledAtStart, Locked, Reimport, Slow, Toy, failed
 from understudy.core.errors import CrashError, DataError, MachineError, RunError, SurgeryError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.journal import Journal
@@ -40,6 +40,26 @@ def test_a_worker_that_is_still_starting_is_not_waited_for() -> None:
     worker = Worker(import_main=False)
     worker.stop()
     assert "SIGKILL" in worker.end()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals end no process there")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_is_killed_as_it_starts_is_started_again(workers: int, tmp_path: Path) -> None:
+    told: list[str] = []
+    evaluate = KilledAtStart(2, tmp_path)
+    with Pool(evaluate, failed=failed, workers=workers, patience=SOON, tell=told.append) as pool:
+        assert pool.evaluate_all(ARCHITECTURES) == [toy_evaluation(a) for a in ARCHITECTURES]
+    assert told == ["a worker is started again: the worker process was ended by SIGKILL (memory ran out?)"] * 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals end no process there")
+def test_workers_that_are_always_killed_as_they_start_end_it(tmp_path: Path) -> None:
+    with (
+        Pool(KilledAtStart(99, tmp_path), failed=failed, workers=2, patience=SOON, tell=lambda _: None) as pool,
+        pytest.raises(MachineError, match=r"must be able to start, but 3 in a row did not: .* ended by SIGKILL"),
+    ):
+        pool.evaluate_all(ARCHITECTURES)
+    assert not pool.processes
 
 
 def test_no_worker_is_this_process_and_workers_are_others_that_stay() -> None:

@@ -104,8 +104,11 @@ class Compress(Settings, Subject, Command):
         from understudy.jobs.compress import run_task
         from understudy.jobs.dry_run import plan, plan_table
         from understudy.jobs.task import Task
+        from understudy.runs.folder import Run
 
         check_log(self.log)
+        if not self.dry_run:
+            Run.refuse(self.run_folder)
         how = self._opened()
         data = open_data(how)
         task = Task.of(
@@ -191,9 +194,9 @@ class Resume(Command):
         check_log(self.log)
         if not (self.folder / "config.toml").is_file() and (inside := [str(folder) for folder in runs_in(self.folder)]):
             raise RunError(f"a run must be one folder, but {self.folder} holds {', '.join(inside)}")
-        task = Task.of_run(
-            Run(self.folder), trust_code=self.trust_code, model=self.model, data=self.data, progress=True
-        )
+        run = Run(self.folder)
+        Run.refuse(self.folder)
+        task = Task.of_run(run, trust_code=self.trust_code, model=self.model, data=self.data, progress=True)
         assert task.opened is not None
         return finish(run_task(task, self.folder, log=self.log), task.data, reading_of(task.opened))
 

@@ -34,6 +34,7 @@ from understudy.config.presets import paper
 from understudy.config.text import build, merged, read_toml, settings_of
 from understudy.core.console import UNREAD
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
+from understudy.core.files import trouble_of
 
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
@@ -99,15 +100,20 @@ def main(args: Sequence[str] | None = None) -> int:
         except UnderstudyError as error:
             err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
             return 2
+        except BrokenPipeError:
+            with suppress(OSError, ValueError):  # what it still holds must not fail again as the process ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return UNREAD
+        except OSError as error:
+            if (said := trouble_of(error)) is None:
+                raise
+            err.print(Text.assemble(("error: ", "bold red"), said), soft_wrap=True)
+            return 2
         except KeyboardInterrupt as stop:
             again = command_line(*typed) if command is None else command.again(typed)
             said = f"\nstopped; nothing that was finished is lost. Continue with: {again}"
             err.print(said, soft_wrap=True, markup=False, emoji=False)
             return 128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)
-        except BrokenPipeError:
-            with suppress(OSError, ValueError):  # what it still holds must not fail again as the process ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return UNREAD
 
 
 @contextmanager

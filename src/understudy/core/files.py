@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 
 from understudy.core.errors import UnderstudyError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
 _counter = itertools.count()
 
@@ -79,6 +81,14 @@ def understood(path: Path, error: type[UnderstudyError]) -> Iterator[None]:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
         raise error(f"{path} must be as it was written, but is damaged: {type(e).__name__}: {e}") from e
+
+
+def trouble_of(error: OSError) -> str | None:
+    """Return what a user can mend of a file or disk, in a sentence; None of any other error of the system."""
+    place = "" if error.filename is None else f" {error.filename}"
+    if error.errno in FULL:
+        return f"there must be space on the disk, but there is none left for{place or ' what is written'}"
+    return f"files and folders must be accessible, but{place} is not: {error.strerror}" if place else None
 
 
 def check_format(found: Any, known: int, *, what: str, error: type[UnderstudyError]) -> None:

@@ -204,6 +204,7 @@ def compress(
     """
     refuse_reimport()
     refuse_other_kinds(teacher, data, method, run)
+    Run.refuse(Path(run))
     check_log(log)
     given = {
         "method": method, "goal": goal, "widths": widths, "augmentation": augmentation, "candidates": candidates,

@@ -23,7 +23,8 @@ from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
 from understudy.models.weights import load_into, read_weights, save_weights
 from understudy.report.progress import Display
-from understudy.runs.folder import claimed, versions
+from understudy.runs.claim import claimed
+from understudy.runs.folder import versions
 from understudy.training.compute import choice, pinned
 from understudy.training.loop import Compute, Outcome, Progress, accuracy, choose_compute, train
 
@@ -61,8 +62,10 @@ def teach(
     """
     teaching, out = teaching or Teaching(), Path(out)
     spec = ModelSpec.for_data(model, data, arguments or {})
-    again = f"the same command, into {out}"
-    with claimed(out, marker=_STARTED, again=again), Display(shown=progress) as display:
+    with (
+        claimed(out, marker=_STARTED, again=lambda: f"the same command, into {out}"),
+        Display(shown=progress) as display,
+    ):
         start = None if weights is None else read_weights(Path(weights))
         started = _check_same(out, spec, data, teaching, start)
         if not (out / _CARD).is_file():

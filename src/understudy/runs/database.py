@@ -21,14 +21,24 @@ if TYPE_CHECKING:
 _LOCK_SECONDS = 20.0  # how long to wait for another process that writes to the same SQLite file
 
 
-def open_storage(address: str) -> RDBStorage:
+def open_storage(address: str, *, copy: bool = False) -> RDBStorage:
     """Return Optuna's storage of a file, made if it does not exist, or of the address of a database.
+
+    Args:
+        address: the file or the database.
+        copy: a copy of the file in memory, to look at: Optuna writes whenever it opens one, which may be on a
+            read-only disk, or be written by a run that goes on.
 
     Raises:
         ExtraError: the driver of that database is not installed.
     """
     from optuna.storages import RDBStorage
 
+    if copy and "://" not in address:
+        with contextlib.closing(sqlite3.connect(address, timeout=_LOCK_SECONDS)) as file:
+            memory = sqlite3.connect(":memory:", check_same_thread=False)
+            file.backup(memory)
+        return _in_memory(memory)
     if "://" in address:
         # Tables that two processes make at the same time collide; a connection that broke, as when the server was
         # restarted, is noticed before it is used.
@@ -113,7 +123,7 @@ def database_errors(address: str) -> Iterator[None]:
     try:
         with quiet_optuna():
             yield
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
+    except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         raise RunError(f"the store {shown(address)} cannot be used: {_reason(error)}") from error
 
 
@@ -144,16 +154,20 @@ def _new_database() -> bytes:
 
     Made in place, a kill between a table and its index would leave studies whose names are not unique.
     """
-    from optuna.storages import RDBStorage
-    from sqlalchemy.pool import StaticPool
-
     with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as memory:
-        settings: dict[str, Any] = {"creator": lambda: memory, "poolclass": StaticPool}
-        storage = RDBStorage("sqlite:///file", engine_kwargs=settings)
+        storage = _in_memory(memory)
         storage.remove_session()
         content = memory.serialize()
         storage.engine.dispose()
         return content
+
+
+def _in_memory(memory: sqlite3.Connection) -> RDBStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import StaticPool
+
+    settings: dict[str, Any] = {"creator": lambda: memory, "poolclass": StaticPool}
+    return RDBStorage("sqlite:///file", engine_kwargs=settings)
 
 
 def _reason(error: BaseException) -> str:

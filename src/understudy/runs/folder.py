@@ -1,9 +1,9 @@
-"""The run folder: what decides a run, what it has found out, and the guard at its door. No torch.
+"""The run folder: what decides a run, and what it has found out. No torch.
 
 Every file is written whole or not at all, so a run that was killed at any moment can be continued.
 
     config.toml          the settings, written first
-    identity.json        digests of teacher, data and Space; versions
+    identity.json        digests of teacher, data and Space; versions; the settings again, as config.toml may be edited
     source.json          how the teacher and the data were named, for `understudy resume`
     space.json           what the teacher allows
     compute.json         the precision and memory format that were chosen
@@ -25,11 +25,8 @@ Every file is written whole or not at all, so a run that was killed at any momen
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,26 +38,17 @@ from typing import Any, Literal
 from understudy.config.job import Compression
 from understudy.config.text import differences, of_toml, to_toml
 from understudy.core.architecture import Space
-from understudy.core.errors import ConfigError, MachineError, RunError
+from understudy.core.errors import ConfigError, RunError
 from understudy.core.evaluation import Evaluation
-from understudy.core.files import check_format, read_json, read_text, sweep, understood, write_whole
+from understudy.core.files import check_format, read_json, read_text, understood, write_whole
 from understudy.core.int8 import FileSizes
+from understudy.runs.claim import claimed, is_locked, refuse_unusable
 from understudy.runs.database import refuse_silent, study_claimed
 from understudy.runs.store import Store
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing there keeps two drivers out of one folder
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2  # 1: `accuracy` where `score` is now
 State = Literal["finished", "running", "stopped"]
 _log = logging.getLogger("understudy")
-_LOCK = ".lock"
-_LOCK_ATTEMPTS, _LOCK_PAUSE = 6, 0.1  # and seconds between two of them
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXTS = ("No space left on device", "database or disk is full")
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +102,7 @@ class Run:
         """
         folder = Path(folder)
         refuse_silent(settings.device.storage)
-        with claimed(folder, marker="config.toml", again=f"the same call, or: understudy resume {folder}"):
+        with claimed(folder, marker="config.toml", again=lambda: _again(folder)):
             if not (folder / "config.toml").exists():
                 text = to_toml(settings)
                 of_toml(text, source="the settings")  # what could not be read again is refused
@@ -125,6 +113,15 @@ class Run:
             with _logging_to(folder / "run.log"), study_claimed(address, run.study_name if address else ""):
                 run._note_versions(identity)
                 yield run
+
+    @staticmethod
+    def refuse(folder: Path) -> None:
+        """Refuse a folder that cannot be opened for writing, before anything that takes its time.
+
+        Raises:
+            RunError: it is not a run's, cannot be written or is in use.
+        """
+        refuse_unusable(folder, marker="config.toml")
 
     @property
     def study(self) -> Path:
@@ -140,15 +137,17 @@ class Run:
             self.remember("study", known)
         return str(known["name"])
 
-    def store(self, space: Space) -> Store:
+    def store(self, space: Space, *, copy: bool = False) -> Store:
         """Open the store of its evaluations, in its folder or in the database that its settings name.
+
+        With `copy`, look at a copy of the one in its folder.
 
         Raises:
             RunError: it cannot be opened.
         """
         address = self.settings.device.storage
         if not address:
-            return Store(self.study, space)
+            return Store(self.study, space, copy=copy)
         return Store(address, space, name=self.study_name, unsent=self.folder / "unsent")
 
     @property
@@ -210,7 +209,7 @@ class Run:
         """Whether it is finished, being worked on, or can be continued."""
         if (self.folder / "summary.json").is_file():
             return "finished"
-        return "running" if _is_locked(self.folder) else "stopped"
+        return "running" if is_locked(self.folder) else "stopped"
 
     def evaluations(self) -> list[Evaluation]:
         """Return what the search has found so far, in order, with the latencies that were measured.
@@ -224,7 +223,7 @@ class Run:
         if self.space is None or not begun:
             return []
         latencies = (self.recall("latency") or {}).get("students", {})
-        with self.store(self.space) as store:
+        with self.store(self.space, copy=True) as store:
             found = [_with_latency(e, latencies.get(e.architecture.digest)) for e in store.all()]
         int8 = self.recall("int8")
         if int8 is None:
@@ -254,16 +253,20 @@ class Run:
             for name, value in now.items()
             if was is not None and was.get(name, "") != value
         ]
-        # Where students are trained, and how many at a time, decides nothing.
+        written = None if was is None else was.get("settings")
+        started = self.settings if written is None else of_toml(written, source=str(self.folder / "identity.json"))
+        # Where students are trained, and how many at a time, decides nothing. config.toml may have been edited.
         apart = ("device.workers ", "device.cluster ")
-        unlike += [line for line in differences(self.settings, settings) if not line.startswith(apart)]
+        changed = dict.fromkeys([*differences(started, settings), *differences(started, self.settings)])
+        unlike += [line for line in changed if not line.startswith(apart)]
         if unlike:
             raise RunError(
                 f"a run is continued with the teacher, data and settings that it was started with, but for "
                 f"{self.folder}:\n  " + "\n  ".join(unlike) + "\nGive another run folder, or the same settings."
             )
         if was is None:
-            self.remember("identity", {"format": FORMAT, **now, "versions": dict(identity.versions)})
+            more = {"versions": dict(identity.versions), "settings": to_toml(self.settings)}
+            self.remember("identity", {"format": FORMAT, **now, **more})
 
     def _note_versions(self, identity: Identity) -> None:
         was = (self.recall("identity") or {}).get("versions", {})
@@ -292,31 +295,6 @@ def _changed(name: str, was: str | None, now: str) -> str:
     return f"{_UNLIKE[name]} ({was} then, {now} now)"
 
 
-@contextmanager
-def claimed(folder: Path, *, marker: str, again: str) -> Iterator[None]:
-    """Make a folder and keep others out of it; inside, a full or closed disk is a RunError.
-
-    Args:
-        folder: a new or empty one, or one that holds the file `marker`.
-        marker: the file that tells whose folder it is.
-        again: the command that continues what was interrupted.
-
-    Raises:
-        RunError: it cannot be written, is in use, is another's, or the disk is full.
-    """
-    new = not folder.exists()
-    with _guard(folder, again):
-        lock = _locked(folder)
-        try:
-            _check_contents(folder, marker)
-            sweep(folder)
-            yield
-        finally:
-            if new and not any(path.name != _LOCK for path in folder.iterdir()):  # refused before anything was done
-                shutil.rmtree(folder)
-            lock.close()
-
-
 def runs_in(folder: str | Path) -> list[Path]:
     """Return the folders of the runs in a folder, by name; a folder that is a run itself is the first one."""
     root = Path(folder)
@@ -324,93 +302,17 @@ def runs_in(folder: str | Path) -> list[Path]:
     return [path for path in found if (path / "config.toml").is_file()]
 
 
+def _again(folder: Path) -> str:
+    """Return how a run is continued; the file that makes the teacher is among what it keeps."""
+    trusted = " --trust-code" if (folder / "code").is_dir() else ""
+    return f"the same call, or: understudy resume {folder}{trusted}"
+
+
 def _with_latency(evaluation: Evaluation, known: Mapping[str, float] | None) -> Evaluation:
     if known is None or evaluation.cost is None:
         return evaluation
     cost = replace(evaluation.cost, latency_ms=known["latency_ms"], latency_spread_ms=known["spread_ms"])
     return replace(evaluation, cost=cost)
-
-
-def _check_contents(folder: Path, marker: str) -> None:
-    strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    if strangers and marker not in strangers:
-        raise RunError(
-            f"the folder must be new, empty or hold a {marker}, but {folder} holds {', '.join(sorted(strangers)[:3])}"
-        )
-
-
-def _locked(folder: Path) -> Any:
-    """Take the folder; the system gives it back when the file is closed or the process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / _LOCK).open("ab")
-    if fcntl is None:
-        return file
-    for attempt in range(_LOCK_ATTEMPTS):  # who looks whether it is locked holds it for a moment
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_PAUSE * (attempt + 1 < _LOCK_ATTEMPTS))
-        else:
-            return file
-    file.close()
-    raise RunError(f"a folder is written by one process at a time, but {folder} is in use by another")
-
-
-def _is_locked(folder: Path) -> bool:
-    """Say whether a process writes there; nothing is changed and no process is refused by that."""
-    if fcntl is None:
-        return False
-    try:
-        with (folder / _LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none, or it may not be read
-        return False
-    return False
-
-
-@contextmanager
-def _guard(folder: Path, again: str) -> Iterator[None]:
-    try:
-        yield
-    except MachineError as error:
-        raise type(error)(f"{error}. Nothing that was finished is lost; continue with: {again}") from error
-    except Exception as error:
-        reason = _disk_trouble(error, folder, again)
-        if reason is None:
-            raise
-        raise RunError(reason) from error
-
-
-def _disk_trouble(error: BaseException, folder: Path, again: str) -> str | None:
-    causes = [error, *filter(None, (error.__cause__, error.__context__))]
-    codes = {cause.errno for cause in causes if isinstance(cause, OSError)}
-    texts = " ".join(map(str, causes))
-    if codes.intersection(_FULL) or any(text in texts for text in _FULL_TEXTS):
-        return (
-            f"no space left on the device that holds {folder}{_free(folder)}. To free some: "
-            f"{folder / 'logits'} is a cache and can go, so can runs that you no longer need. Nothing that was "
-            f"finished is lost; continue with: {again}"
-        )
-    own = [cause for cause in causes if isinstance(cause, OSError) and _inside(cause.filename, folder)]
-    if own and (codes.intersection(_CLOSED) or isinstance(own[0], (NotADirectoryError, FileExistsError))):
-        return f"the folder must be writable, but {folder} is not: {own[0].strerror} ({own[0].filename})"
-    return None
-
-
-def _inside(name: Any, folder: Path) -> bool:
-    """Say whether that file is in the folder, or is one that the folder lies in."""
-    if not isinstance(name, (str, Path)):
-        return False
-    file, root = Path(name).resolve(), folder.resolve()
-    return file.is_relative_to(root) or root.is_relative_to(file)
-
-
-def _free(folder: Path) -> str:
-    with suppress(OSError):
-        return f" ({shutil.disk_usage(folder).free / 1e6:.0f} MB free)"
-    return ""
 
 
 @contextmanager

@@ -39,18 +39,27 @@ class Store:
         space: what the evaluated architectures belong to.
         name: of the Optuna study in it.
         unsent: folder for what could not be written because the database was away; it is written at the next opening.
+        copy: look at a copy of the file, which is not touched.
 
     Raises:
         RunError: it cannot be opened, read or written; it is of another format, another version of
             Optuna or another Space.
     """
 
-    def __init__(self, path: Path | str, space: Space, *, name: str = "candidates", unsent: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        space: Space,
+        *,
+        name: str = "candidates",
+        unsent: Path | None = None,
+        copy: bool = False,
+    ) -> None:
         self._address = str(path)
         self._place = shown(self._address)
         self._space, self._name, self._unsent = space, name, unsent
         with database_errors(self._address):
-            self._storage = open_storage(self._address)
+            self._storage = open_storage(self._address, copy=copy)
             try:
                 self._study = _study(self._storage, name)
                 self._check_door()

@@ -74,6 +74,7 @@ class Pool:
             patience=patience or Patience(),
         )
         self._content: bytes | None = None
+        self._lost = 0  # workers in a row that were killed as they started
         self.processes: list[Worker] = []
 
     def evaluate_all(
@@ -195,6 +196,7 @@ class Pool:
                     else:
                         finish(attempt, gave_up)
                 else:
+                    self._lost = 0
                     self._retries.took([seconds] * (evaluation.status == "ok"))
                     finish(attempt, evaluation)
         return [done[number] for number in range(len(architectures))]
@@ -214,7 +216,8 @@ class Pool:
                 finish(attempt, known)
         if not waiting and alone and all(worker.idle for worker in self.processes):
             self.close()  # idle processes hold memory, too
-            self._start(1)[0].give(alone.popleft())
+            for worker in self._start(1):
+                worker.give(alone.popleft())
             return
         idle = [worker for worker in self.processes if worker.idle]
         missing = min(max(self._count, 1) - len(self.processes), len(waiting) - len(idle))
@@ -224,14 +227,33 @@ class Pool:
             worker.give(waiting.popleft())
 
     def _start(self, count: int) -> list[Worker]:
+        """Return so many new workers, without those that were killed as they started.
+
+        Raises:
+            MachineError: too many in a row were.
+        """
         assert self._content is not None
         started: list[Worker] = []
         for _ in range(count):
             started.append(Worker(import_main=needs_main(self._content)))
             self.processes.append(started[-1])
-        for worker in started:  # they import torch at the same time
-            worker.load(self._content)
+        for worker in tuple(started):  # they import torch at the same time
+            try:
+                worker.load(self._content)
+            except MachineError as error:
+                started.remove(worker)
+                self.processes.remove(worker)
+                self._lose(error)
         return started
+
+    def _lose(self, error: MachineError) -> None:
+        patience = self._retries.patience
+        self._lost += 1
+        if self._lost == patience.attempts:
+            raise MachineError(f"a worker must be able to start, but {self._lost} in a row did not: {error}") from error
+        self._retries.tell(f"a worker is started again: {error}")
+        if self._lost == patience.attempts - 1:
+            time.sleep(patience.pause)
 
     def _first_to_answer(self) -> list[Worker]:
         """Wait until at least one busy worker has answered, died or is late, and return those; none if none is busy."""

@@ -107,12 +107,15 @@ class Worker:
 
         Raises:
             RunError: the process cannot start, or cannot import what it needs.
+            MachineError: it was ended from outside.
         """
         try:
             self.connection.send_bytes(content)
             problem = self.connection.recv()
         except (EOFError, OSError):
             end = self.end()
+            if self._was_killed:
+                raise self._death() from None
             if self.process.exitcode == _NO_GUARD:
                 raise RunError(f"{_GUARD}, but this one has no such line") from None
             raise RunError(
@@ -170,10 +173,14 @@ class Worker:
         name = signal.Signals(-code).name
         return f"was ended by {name}" + (" (memory ran out?)" if name == "SIGKILL" else "")
 
+    @property
+    def _was_killed(self) -> bool:
+        code = self.process.exitcode or 0
+        return code < 0 and signal.Signals(-code).name in _ENDED_FROM_OUTSIDE
+
     def _death(self) -> MachineError:
-        end, code = self.end(), self.process.exitcode or 0
-        killed = code < 0 and signal.Signals(-code).name in _ENDED_FROM_OUTSIDE
-        return (MachineError if killed else CrashError)(f"the worker process {end}")
+        end = self.end()
+        return (MachineError if self._was_killed else CrashError)(f"the worker process {end}")
 
 
 class _Bounded(io.BytesIO):

@@ -1,0 +1,146 @@
+"""The guard at the door of a folder that is written: it is ours, and nobody else writes there. No torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from understudy.core.errors import MachineError, RunError
+from understudy.core.files import FULL, sweep
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing there keeps two drivers out of one folder
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".lock"
+_LOCK_ATTEMPTS, _LOCK_PAUSE = 6, 0.1  # and seconds between two of them
+_FULL_TEXTS = ("No space left on device", "database or disk is full")
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def claimed(folder: Path, *, marker: str, again: Callable[[], str]) -> Iterator[None]:
+    """Make a folder and keep others out of it; inside, a full or closed disk is a RunError.
+
+    Args:
+        folder: a new or empty one, or one that holds the file `marker`.
+        marker: the file that tells whose folder it is.
+        again: says, when it is interrupted, how it is continued.
+
+    Raises:
+        RunError: it cannot be written, is in use, is another's, or the disk is full.
+    """
+    new = not folder.exists()
+    with _guard(folder, again):
+        lock = _locked(folder)
+        try:
+            _check_contents(folder, marker)
+            sweep(folder)
+            yield
+        finally:
+            if new and not any(path.name != _LOCK for path in folder.iterdir()):  # refused before anything was done
+                shutil.rmtree(folder)
+            lock.close()
+
+
+def refuse_unusable(folder: Path, *, marker: str) -> None:
+    """Refuse a folder that `claimed` would refuse, before anything that takes its time; a new one is not made.
+
+    Raises:
+        RunError: as `claimed`.
+    """
+    if folder.exists():
+        with claimed(folder, marker=marker, again=lambda: "the same call"):
+            return
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise RunError(f"the folder must be writable, but {folder} cannot be made in {place}")
+
+
+def _check_contents(folder: Path, marker: str) -> None:
+    strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if strangers and marker not in strangers:
+        raise RunError(
+            f"the folder must be new, empty or hold a {marker}, but {folder} holds {', '.join(sorted(strangers)[:3])}"
+        )
+
+
+def _locked(folder: Path) -> Any:
+    """Take the folder; the system gives it back when the file is closed or the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / _LOCK).open("ab")
+    if fcntl is None:
+        return file
+    for attempt in range(_LOCK_ATTEMPTS):  # who looks whether it is locked holds it for a moment
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE * (attempt + 1 < _LOCK_ATTEMPTS))
+        else:
+            return file
+    file.close()
+    raise RunError(f"a folder is written by one process at a time, but {folder} is in use by another")
+
+
+def is_locked(folder: Path) -> bool:
+    """Say whether a process writes there; nothing is changed and no process is refused by that."""
+    if fcntl is None:
+        return False
+    try:
+        with (folder / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or it may not be read
+        return False
+    return False
+
+
+@contextmanager
+def _guard(folder: Path, again: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
+    except MachineError as error:
+        raise type(error)(f"{error}. Nothing that was finished is lost; continue with: {again()}") from error
+    except Exception as error:
+        reason = _disk_trouble(error, folder, again())
+        if reason is None:
+            raise
+        raise RunError(reason) from error
+
+
+def _disk_trouble(error: BaseException, folder: Path, again: str) -> str | None:
+    causes = [error, *filter(None, (error.__cause__, error.__context__))]
+    codes = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    texts = " ".join(map(str, causes))
+    if codes.intersection(FULL) or any(text in texts for text in _FULL_TEXTS):
+        return (
+            f"no space left on the device that holds {folder}{_free(folder)}. To free some: "
+            f"{folder / 'logits'} is a cache and can go, so can runs that you no longer need. Nothing that was "
+            f"finished is lost; continue with: {again}"
+        )
+    own = [cause for cause in causes if isinstance(cause, OSError) and _inside(cause.filename, folder)]
+    if own and (codes.intersection(_CLOSED) or isinstance(own[0], (NotADirectoryError, FileExistsError))):
+        return f"the folder must be writable, but {folder} is not: {own[0].strerror} ({own[0].filename})"
+    return None
+
+
+def _inside(name: Any, folder: Path) -> bool:
+    """Say whether that file is in the folder, or is one that the folder lies in."""
+    if not isinstance(name, (str, Path)):
+        return False
+    file, root = Path(name).resolve(), folder.resolve()
+    return file.is_relative_to(root) or root.is_relative_to(file)
+
+
+def _free(folder: Path) -> str:
+    with suppress(OSError):
+        return f" ({shutil.disk_usage(folder).free / 1e6:.0f} MB free)"
+    return ""
