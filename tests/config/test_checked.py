@@ -33,7 +33,6 @@ from understudy.core.errors import ConfigError
         (us.Widths, {"factors": [0.5]}, "factors must be a tuple of a number, but got [0.5]"),
         (us.Widths, {"factors": (1.0, 0.5)}, "factors must rise, but got (1.0, 0.5)"),
         (us.N2N, {"shrinkage_updates": 0}, "must be at least 1"),
-        (us.Training, {"optimizer": "sgd"}, "lr must be given for the optimizer sgd"),
         (us.Compression, {"method": "n2n"}, "method must be"),
         (us.Compression, {"seed": "3"}, "seed must be an integer, but got '3'"),
         (us.Final, {"training": None}, "training must be a us.Training, but got None"),

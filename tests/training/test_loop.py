@@ -197,6 +197,7 @@ def test_where_no_learning_rate_is_given_it_suits_the_networks_norms(norms: list
     model = nn.Sequential(nn.Linear(4, 4), *norms)
     assert paced(TRAINING, model).lr == rate
     assert paced(replace(TRAINING, lr=0.5), model).lr == 0.5
+    assert paced(replace(TRAINING, optimizer="sgd"), model).lr == 0.1
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.1}, {"seed": 1}, {"dtype": torch.bfloat16}])

@@ -31,7 +31,7 @@ class Training(Checked):
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     """The optimiser; sgd has Nesterov momentum 0.9."""
     lr: Amount | None = None
-    """Peak learning rate. Left out: 0.01 if all norms of the network are batch norms, else 0.001; sgd needs one."""
+    """Peak learning rate. Left out: 0.1 for sgd; else 0.01 if all norms of the network are batch norms, else 0.001."""
     weight_decay: Amount = 0.0005
     """Weight decay; not applied to biases and norms."""
     schedule: Literal["one-cycle", "constant"] = "one-cycle"
@@ -42,11 +42,6 @@ class Training(Checked):
     """Label smoothing of the cross-entropy, 0..1."""
     gradient_clip: Amount = 1.0
     """Maximum gradient norm (0: no clipping)."""
-
-    def problems(self) -> Iterator[str]:
-        """Yield what is wrong between fields."""
-        if self.optimizer == "sgd" and self.lr is None:
-            yield "lr must be given for the optimizer sgd (0.1 is usual with batch norm), but it is not"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +122,7 @@ class Teaching(Checked):
     """The training of a teacher."""
 
     training: Training = field(
-        default_factory=lambda: Training(epochs=30, optimizer="sgd", lr=0.1, loss="ce", label_smoothing=0.1)
+        default_factory=lambda: Training(epochs=30, optimizer="sgd", loss="ce", label_smoothing=0.1)
     )
     """Its training, on labels."""
     augmentation: Augmentation = field(default_factory=Augmentation)
