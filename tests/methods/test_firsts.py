@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from understudy.config.widths import Widths
-from understudy.core.architecture import Architecture
+from understudy.core.architecture import Architecture, Unit
 from understudy.methods.base import Problem
 from understudy.methods.firsts import first_students
 from understudy.methods.proposals import Scoring, offered_units
@@ -79,3 +80,18 @@ def test_depths_that_no_width_brings_within_the_budget_are_left_out() -> None:
 def test_units_that_may_not_go_stay() -> None:
     problem = toy_problem("chain", "20x", widths=ANY)
     assert [student.removed for student in first_students(problem.space.full, [], ANY, used_of(problem))] == [set()]
+
+
+def test_a_stage_of_alike_blocks_is_not_one_block() -> None:
+    problem = toy_problem("residual", "20x", widths=ANY)
+    space = problem.space
+    blocks = [unit for unit in space.units if unit.kind == "block"]
+    first = [unit for unit in blocks if unit.name.startswith(blocks[0].name.split(".")[0])]
+    assert len(first) > 1
+    stage = Unit(name="stage", kind="block", layers=tuple(layer for unit in first for layer in unit.layers))
+    staged = replace(space, units=(stage, *space.units))
+    units = [unit.name for unit in offered_units(staged, "units")]
+    found = first_students(staged.full, units, ANY, lambda architecture: 0.5)
+    expected = first_students(space.full, units[1:], ANY, lambda architecture: 0.5)
+    assert [student.removed for student in found] == [student.removed for student in expected]
+    assert len(found) == 5
