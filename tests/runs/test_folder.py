@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import threading
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -69,3 +72,16 @@ def test_how_to_go_on_is_said_with_the_flag_that_its_code_needs(code: bool, flag
 
     with pytest.raises(MachineError, match=f"understudy resume {tmp_path / 'one'}{flag}$"):
         fail(tmp_path / "one")
+
+
+def test_a_log_on_a_full_disk_prints_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: logging.StreamHandler[TextIO]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logging.FileHandler, "flush", refuse)
+    with Run.open(tmp_path / "one", SETTINGS, IDENTITY):
+        logging.getLogger("understudy").info("a line")
+        monkeypatch.undo()
+    assert "Traceback" not in capsys.readouterr().err

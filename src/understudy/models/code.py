@@ -95,8 +95,8 @@ def allowed(folder: Path, saved: str, *, trust_code: bool, model: str | None) ->
     if not trust_code:
         raise ModelError(
             f"{folder} needs {folder / path}, which is Python code and is not run unless you allow it. Read it, "
-            f"then allow it: --trust-code (in Python: trust_code=True); or name a file of your own: "
-            f"--model FILE.py:{factory} (model=...); or, in Python, give the module itself"
+            f"then allow it: --trust-code (in Python: trust_code=True); or name a file of your own, where the command "
+            f"has that flag: --model FILE.py:{factory} (model=...); or, in Python, give the module itself"
         )
     return f"{(folder / path).resolve()}:{factory}"
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -315,9 +316,18 @@ def _with_latency(evaluation: Evaluation, known: Mapping[str, float] | None) -> 
     return replace(evaluation, cost=cost)
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose disk may be full: that ends the run where something is lost by it, with one message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback for what the disk refuses."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = _log.level
     _log.addHandler(handler)
