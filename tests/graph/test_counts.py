@@ -270,7 +270,7 @@ class Ranks(nn.Module):
     [
         *(nn.MaxPool1d(2), nn.MaxPool2d(2), nn.AvgPool1d(2), nn.AdaptiveAvgPool2d(4), nn.AdaptiveMaxPool1d(4)),
         *(nn.ZeroPad2d(1), nn.ConstantPad1d(1, 0.0), nn.ReflectionPad2d(1), nn.Upsample(scale_factor=2)),
-        *(nn.Conv1d(5, 7, 1), nn.Conv2d(2, 7, 1), nn.InstanceNorm1d(5), nn.InstanceNorm2d(2), nn.GroupNorm(1, 5)),
+        *(nn.Conv1d(5, 7, 3), nn.Conv2d(2, 7, 1), nn.InstanceNorm1d(5), nn.InstanceNorm2d(2), nn.GroupNorm(1, 5)),
         *(nn.BatchNorm1d(5), nn.PReLU(5), nn.Softmax(2)),
     ],
     ids=lambda layer: type(layer).__name__,
@@ -294,6 +294,13 @@ def test_layers_on_inputs_of_another_rank_can_keep_channels_apart() -> None:
         model = Turned(layer).double()
         model(x)
         assert "first" in check(analyse(model.eval(), x))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(5, 7, 1), nn.Sequential(nn.Flatten(2), nn.Conv1d(5, 7, 1))], ids=str)
+def test_features_go_through_a_layer_along_another_dimension(layer: nn.Module) -> None:
+    model, x = Ranks(layer).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    model(x)
+    assert check(analyse(model.eval(), x)) == {"first"}
 
 
 def test_a_rule_that_fails_freezes_what_it_touches() -> None:

@@ -54,8 +54,15 @@ class OwnPReLU(nn.PReLU):
         return F.prelu(x, self.weight)
 
 
+class Mixing(nn.Conv2d):
+    """Computes its weight by what mixes the inputs that it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.softmax(1), self.bias, padding=1)
+
+
 class Standardised(nn.Conv2d):
-    """Computes its weight from all that it reads."""
+    """Standardises its weight by hand."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = (self.weight - self.weight.mean((1, 2, 3), keepdim=True)) / self.weight.std((1, 2, 3), keepdim=True)
@@ -132,9 +139,15 @@ def test_a_group_norm_of_one_group_as_a_function(written: bool) -> None:
 
 
 def test_a_weight_that_is_computed_freezes_what_it_reads() -> None:
-    analysis = check(Net(lambda m, x: m["b"](m["s"](m["a"](x))), a=conv(8, 6), s=Standardised(6, 6, 3), b=conv(6, 8)))
+    analysis = check(Net(lambda m, x: m["b"](m["s"](m["a"](x))), a=conv(8, 6), s=Mixing(6, 6, 3), b=conv(6, 8)))
     assert set(widths(analysis)) == {"stem", "parts.b"}
     assert reasons(analysis)["parts.a"] == "conv2d computes its weight"
+
+
+def test_a_weight_that_is_standardised_by_hand_is_so_over_the_inputs_that_stay() -> None:
+    analysis = check(Net(lambda m, x: m["b"](m["s"](m["a"](x))), a=conv(8, 6), s=Standardised(6, 6, 3), b=conv(6, 8)))
+    assert widths(analysis) == {"stem": (8, 1), "parts.a": (6, 1), "parts.s": (6, 1), "parts.b": (8, 1)}
+    assert reasons(analysis) == {"head": "it is an output"}
 
 
 class Tokens(nn.Module):
@@ -328,7 +341,6 @@ FREEZES = {
     "unbind": lambda m, x: torch.stack(torch.unbind(x, 1), 1),
     "roll": lambda m, x: torch.roll(x, 1, 1),
     "softmax": lambda m, x: torch.softmax(x, dim=1),
-    "normalize": lambda m, x: F.normalize(x, dim=1),
     "cumsum": lambda m, x: torch.cumsum(x, 1),
     "einsum": lambda m, x: torch.einsum("bchw,bdhw->bcd", x, x)[..., None],
     "squeeze": lambda m, x: m["a"](x).mean((2, 3), keepdim=True).squeeze()[:, :, None, None],
@@ -475,18 +487,18 @@ def test_tables_of_which_rows_are_taken_and_maps_that_are_made(network: Any, nam
     assert analysis.shrinkable > 0.95
 
 
-class MaskedLinear(nn.Module):
-    """A weight that is multiplied by a mask, as those of autoregressive networks are, in no module of its own."""
+class MixedLinear(nn.Module):
+    """A weight whose rows are mixed, in no module of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 4)
-        self.register_buffer("mask", torch.ones(16, 6).tril())
+        self.mix = nn.Parameter(torch.randn(16, 16))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.linear(x, self.mask * self.first.weight, self.first.bias).relu())  # type: ignore[no-any-return]
+        return self.head(F.linear(x, self.mix @ self.first.weight, self.first.bias).relu())  # type: ignore[no-any-return]
 
 
 def test_a_weight_that_the_network_itself_computes_says_why_it_stays() -> None:
-    frozen = {found.name: found for found in analyse(MaskedLinear(), torch.randn(2, 6)).space.frozen}
+    frozen = {found.name: found for found in analyse(MixedLinear(), torch.randn(2, 6)).space.frozen}
     assert frozen["first"].width == 16 and frozen["first"].reason == "linear computes its weight in the forward pass"

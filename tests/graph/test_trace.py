@@ -17,6 +17,7 @@ from understudy.graph.groups import Groups, find_groups
 from understudy.graph.trace import Trace, trace
 from understudy.models import zoo
 from understudy.proof.prove import prove
+from understudy.surgery.build import build
 from understudy.surgery.masked import tensors_of
 
 
@@ -198,7 +199,20 @@ class AnyNumber(CountsItsSteps):
         return super().forward(given[0])
 
 
+class PartWrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.DataParallel(CountsItsSteps())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
 UNFIT = {
+    "part wrapped": (
+        PartWrapped,
+        r"body is a DataParallel .* Put what it holds .*, teacher.body = teacher.body.module;",
+    ),
     "data parallel": (lambda: nn.DataParallel(CountsItsSteps()), r"DataParallel around it. Give .* teacher.module;"),
     "compiled": (lambda: torch.compile(CountsItsSteps()), r"OptimizedModule around it. Give .* teacher._orig_mod;"),
     "lazy": (
@@ -289,3 +303,46 @@ def test_the_garbage_collector_is_as_before(enabled: bool, monkeypatch: pytest.M
         assert (during, gc.isenabled()) == ([False], enabled)
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def swish(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+class Scripted(CountsItsSteps):
+    """Uses a function that TorchScript has compiled, and sizes that it may be given."""
+
+    def forward(self, x: Tensor, *, size: tuple[int, ...] = (8,), scale: float = 2.0) -> Tensor:
+        return self.last(swish(self.first(x.reshape(-1, *size))) * scale)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_functions_are_looked_into_and_defaults_may_be_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted = torch.jit.script(swish)
+    monkeypatch.setitem(globals(), "swish", scripted)
+    analysis, x = analyse(Scripted().eval(), torch.randn(4, 8)), torch.randn(4, 8)
+    assert [(group.name, group.plain) for group in analysis.space.groups] == [("first", "")]
+    assert scripted(x).equal(x * torch.sigmoid(x))
+    student = build(analysis, analysis.space.full.with_width("first", 5))
+    assert student(x, size=(8,)).shape == (4, 3)
+
+
+class PutsAside(CountsItsSteps):
+    """A hook keeps what a layer returned, and the forward pass takes it from there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Tensor] = {}
+        self.first.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+        self.kept["first"] = found
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first(x)
+        return self.last(torch.relu(self.kept["first"]))
+
+
+def test_what_a_layers_hook_puts_aside_is_not_taken_for_a_constant() -> None:
+    with pytest.raises(TraceError, match=r"test_trace.py:\d+: .* it reads a tensor that a layer, or a hook of one"):
+        analyse(PutsAside().eval(), torch.randn(4, 8))

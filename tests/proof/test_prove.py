@@ -143,3 +143,25 @@ def test_what_python_cannot_double_is_proved_in_single_precision() -> None:
     proven, proof = prove(analyse(Single().eval(), images(2, size=4)))
     assert proof.dtype == "float32" and not proof.refused and proof.largest < 1e-5
     assert Trials(proven).reference == ""
+
+
+class AsItsWeights(nn.Module):
+    """Casts its input to the type of its own parameters, which stands in the recorded graph."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 3)
+        self.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(next(self.parameters()).dtype)
+        return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3))).float()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_a_network_in_half_precision_is_proved(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    analysis, proof = prove(analyse(AsItsWeights(dtype).eval(), torch.randn(2, 3, 8, 8)))
+    assert [group.name for group in analysis.space.groups] == ["a", "b"] and proof.refused == ()
+    student = build(analysis, analysis.space.full.with_width("a", 5))
+    assert {p.dtype for p in student.parameters()} == {dtype}

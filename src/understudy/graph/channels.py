@@ -51,17 +51,23 @@ class Labelled:
 class ParameterUse:
     """A parameter or buffer that the forward pass uses directly, not yet tied to anything.
 
-    `rows` are those of it that are used, where a linear layer's weight or bias is one of several in one.
+    `rows` are those of it that are used, where a linear layer's weight or bias is one of several in one. `beside` are
+    parameters, or tensors made of them, that it meets element by element, such as a mask of a weight.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
+    beside: tuple[ParameterUse | Labelled, ...] = ()
 
     @property
     def whole(self) -> tuple[int, ...]:
         """The parameter's own shape."""
         return self.shape
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return for each dimension of `shape` what `own` says of the parameter's."""
+        return own
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,74 @@ class Turned(ParameterUse):
     def whole(self) -> tuple[int, ...]:
         """The parameter's own shape."""
         return self.shape[::-1]
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return own[::-1]
+
+
+@dataclass(frozen=True)
+class Paired(ParameterUse):
+    """A weight of complex numbers, which the parameter holds as pairs along a last dimension of its own."""
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return (*self.shape, 2)
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return own[:-1]
+
+
+@dataclass(frozen=True)
+class Statistic(ParameterUse):
+    """A statistic of a weight over some of its dimensions, which are of size 1 in `shape`; `of` is the weight's."""
+
+    of: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return self.of
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter; what the statistic is over has size 1."""
+        if len(self.shape) < len(self.of):
+            return self.shape
+        return tuple(d if now == size else 1 for d, now, size in zip(own, self.shape, self.of, strict=True))
+
+
+@dataclass(frozen=True)
+class Arranged(ParameterUse):
+    """A parameter whose dimensions are in another order, or between new ones, along which it may be repeated.
+
+    `dims` says which one of the parameter's each dimension of `shape` is, None for a new one.
+    """
+
+    dims: tuple[int | None, ...] = ()
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return tuple(self.shape[self.dims.index(d)] for d in range(sum(d is not None for d in self.dims)))
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter; a new dimension has its size."""
+        return tuple(size if d is None else own[d] for d, size in zip(self.dims, self.shape, strict=True))
+
+    def labelled(self, whole: Labelled) -> Labelled:
+        """Return the parameter as a tensor whose own labels those are."""
+        order = [d for d in self.dims if d is not None]
+        labels = whole.labels.transpose(order)
+        return Labelled(self.shape, np.expand_dims(labels, [i for i, d in enumerate(self.dims) if d is None]))
+
+    @property
+    def place(self) -> int | None:
+        """Where its channels are if nothing else tells: of one of several tokens for each example, the last one."""
+        tokens = any(d is None and size > 1 for d, size in zip(self.dims, self.shape, strict=True))
+        wide = [i for i, d in enumerate(self.dims) if d is not None and self.shape[i] > 1]
+        return wide[-1] if tokens and wide else None
 
 
 @dataclass(frozen=True)
@@ -130,8 +204,8 @@ class Part:
     attributes: list[Attribute] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
-    # The dimension of the first input over whose channels it takes statistics: over those that stay.
-    statistic: int | None = None
+    # The dimensions of the first input over whose channels it takes statistics: over those that stay.
+    statistic: tuple[int, ...] | None = None
     # The channels that a recurrent layer feeds back to itself; where they go, its parameters are cut inside.
     feeds_back: Labels | None = None
 
@@ -151,6 +225,16 @@ class Plan:
     sizes: MutableMapping[fx.Node, Labels] = field(default_factory=dict)
     # Parameters whose shape the forward pass reads.
     measured: set[str] = field(default_factory=set)
+
+    def along(self, node: fx.Node, dim: int) -> Labels:
+        """Return the labels along one dimension of the tensor or parameter at a node, none where it has no channels."""
+        value, found = self.values[node], None
+        if isinstance(value, Labelled) and value.varying == (dim % len(value.shape),):
+            return value.labels.reshape(-1)
+        if isinstance(value, ParameterUse) and value.name in self.parameters:
+            seen = value.seen(self.parameters[value.name].dims)
+            found = seen[dim] if dim < len(seen) else None
+        return found if isinstance(found, np.ndarray) else np.zeros(0, dtype=np.int64)
 
     @property
     def parameters(self) -> dict[str, ParameterPlan]:

@@ -221,8 +221,14 @@ class _Joiner(Walk):
 
     def stuck(self) -> list[fx.Node]:
         """Return the nodes that part channels, after which these freeze."""
-        held = self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *(labels for labels, _, _ in self.frozen)]))
+        held = self._held()
         return [node for node, labels in self.parted.items() if np.isin(self.tied(labels), held).any()]
+
+    def _held(self) -> Labels:
+        """Return what stands for channels that cannot go: frozen ones, and those of a layer that all go together."""
+        single = (roots for roots in map(self.tied, self.emitted.values()) if len(roots) == 1 and roots[0] != FIXED)
+        frozen = (labels for labels, _, _ in self.frozen)
+        return self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *single, *frozen]))
 
     def in_the_way(self) -> frozenset[str]:
         """Return parameters and buffers whose channels freeze and were tied to several of one layer.
@@ -230,7 +236,7 @@ class _Joiner(Walk):
         The smallest come first: a bias of all channels may be tied to several only by what is behind it, say by the
         frequencies of a rotary embedding.
         """
-        held = self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *(labels for labels, _, _ in self.frozen)]))
+        held = self._held()
         several: set[int] = set()
         for labels in self.emitted.values():
             found, times = np.unique(self.alike(labels), return_counts=True)
@@ -379,7 +385,10 @@ def _varied(plan: Plan) -> Iterator[Labels]:
             if isinstance(inputs, np.ndarray) and math.prod(kernel) == 1:
                 yield inputs
         elif plan.parts[node].statistic is not None and describe(node) in ("std", "var"):
-            yield plan.values[node.all_input_nodes[0]].labels.reshape(-1)
+            over, first = plan.parts[node].statistic or (), node.all_input_nodes[0]
+            sizes = first.meta["value"].shape
+            for dim in over if isinstance(value, Labelled) or math.prod(sizes[d] for d in over[1:]) == 1 else ():
+                yield plan.along(first, dim)
 
 
 def _named(

@@ -30,10 +30,12 @@ def check_module(teacher: nn.Module) -> None:
             )
         inner = next((i for i in ("module", "_orig_mod") if isinstance(getattr(module, i, None), nn.Module)), "")
         if isinstance(module, _WRAPPERS) or inner == "_orig_mod":
-            kind = type(module).__name__
+            kind, held = type(module).__name__, f"teacher.{path}"
+            way = f"Put what it holds in its place, {held} = {held}.{inner}" if path else ""
+            way = way or f"Give the module inside, teacher.{inner}"
             raise TraceError(
-                f"a teacher must be the network itself, but {name} is a {kind} around it. Give the module inside, "
-                f"{'.'.join(filter(None, ('teacher', path, inner)))}; a student can be wrapped again"
+                f"a teacher must be the network itself, but {name} is a {kind} around it. {way}; a student can be "
+                "wrapped again"
             )
         if type(module).__module__.startswith(_QUANTISED):
             raise TraceError(

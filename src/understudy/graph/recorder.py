@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from understudy.core.errors import TraceError
 from understudy.core.memory import out_of_memory
@@ -22,7 +23,7 @@ from understudy.graph.fake import Signature, flat, like, map_structure, run_fake
 from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered, remembered_call
-from understudy.graph.surroundings import as_before, causal_hints, factories, lengths, repeatable
+from understudy.graph.surroundings import as_before, causal_hints, factories, lengths, repeatable, scripted
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
 # Layers of torch that are made of layers: their feed-forward parts are as wide as one likes.
@@ -36,6 +37,7 @@ LOOKED_INTO = (
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
 # Functions that draw in training; the passes over the graph know them.
 _WHOLE = frozenset(("torchvision.ops.stochastic_depth.stochastic_depth",))
+_CONTAINERS = (tuple, list, dict)  # as a default, fx would compare each member with the whole
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -46,7 +48,10 @@ def record_inputs(
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
     patches = factories(tracer, tracer.watch), lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
-    with causal_hints(), repeatable(tracer.watch), as_before(root, tracer.watch), patches[0], patches[1], patches[2]:
+    around = causal_hints(), scripted(), repeatable(tracer.watch), as_before(root, tracer.watch)
+    with contextlib.ExitStack() as stack:
+        for context in (*around, *patches):
+            stack.enter_context(context)
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))
     for node in graph.nodes:
@@ -173,7 +178,7 @@ class _Tracer(fx.Tracer):
         return not isinstance(m, LOOKED_INTO) and super().is_leaf_module(m, module_qualified_name)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        if _takes_any(root_fn):
+        if _takes_any(root_fn) or any(isinstance(v, _CONTAINERS) for v in (concrete_args or {}).values()):
             forward, args = self._by_name(root_fn)
         else:
             forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -240,6 +245,8 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):
             return a.item()
+        if isinstance(a, FakeTensor):
+            raise TraceError(_stored_message())
         with self.watch.paused():
             found = super().create_arg(a)
         # A tensor that is no parameter: made in the forward pass, or a plain attribute of a module.
@@ -423,6 +430,14 @@ def _stray_message(module: nn.Module) -> str:
         f"every layer must be a registered part of the teacher, but the {type(module).__name__} called at "
         f"{user_line() or 'an unknown line'} is none. Make it an attribute of its module, keep lists of layers in "
         "nn.ModuleList and dictionaries in nn.ModuleDict, and call it from there, not from a closure"
+    )
+
+
+def _stored_message() -> str:
+    return (
+        "what the forward pass computes with must come to it through its calls, but at "
+        f"{user_line() or 'an unknown line'} it reads a tensor that a layer, or a hook of one, has put aside. Let the "
+        "forward pass keep what that layer returned, y = self.layer(x), and use y"
     )
 
 

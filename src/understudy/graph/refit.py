@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch import fx
+from torch.nn.modules.batchnorm import _NormBase
 
 from understudy.core.errors import SurgeryError
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Plan, Work
@@ -92,8 +93,17 @@ class Refit(Walk):
         super().parameter(name, plan, node)
         name = self.trace.names.get(name, name)
         before = self._groups.parameters.get(name)
-        if name in self._groups.plan.measured and before is not None and not same_dims(before.dims, plan.dims):
+        if before is None or same_dims(before.dims, plan.dims):
+            return
+        if name in self._groups.plan.measured:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): the shape of {name} is read elsewhere")
+        if node.op != "call_module" and self._holds_values(name):
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): {name} has no values for other channels")
+
+    def _holds_values(self, name: str) -> bool:
+        """Return whether it is a buffer that nothing draws or resets, such as a mask."""
+        owner = self.trace.root.get_submodule(name.rpartition(".")[0])
+        return name.rpartition(".")[2] in owner._buffers and not isinstance(owner, _NormBase)
 
     def count_in(self, key: Key, labels: Labels, node: fx.Node, *, per: int = 1) -> None:
         """As a pass over the teacher; a number that the forward pass computes with keeps what it counts."""

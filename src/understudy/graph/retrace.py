@@ -145,7 +145,7 @@ def _sizes(groups: Groups, node: fx.Node, kept: Mask) -> list[tuple[int, ...]]:
         return kept_sizes(value, kept)
     dims = groups.parameters[value.name].dims
     sizes = tuple(int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in dims)
-    return [(1, sizes[0], math.prod(sizes[1:])) if isinstance(value, Standardised) else sizes]
+    return [(1, sizes[0], math.prod(sizes[1:])) if isinstance(value, Standardised) else value.seen(sizes)]
 
 
 def _narrowed(groups: Groups, kept: Mask) -> nn.Module:

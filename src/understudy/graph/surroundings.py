@@ -49,6 +49,25 @@ def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
 
 
 @contextmanager
+def scripted() -> Iterator[None]:
+    """Let functions that `torch.jit.script` has compiled be those that they were made from where a proxy comes."""
+    kind: Any = torch.jit.ScriptFunction
+    call = kind.__call__
+
+    def opened(function: Any, *args: Any, **kwargs: Any) -> Any:
+        written = getattr(function, "_torchdynamo_inline", None)
+        if written is not None and any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
+            return written(*args, **kwargs)
+        return call(function, *args, **kwargs)
+
+    kind.__call__ = opened
+    try:
+        yield
+    finally:
+        kind.__call__ = call
+
+
+@contextmanager
 def causal_hints() -> Iterator[None]:
     """Let torch's transformers take a mask as it is; they would look into it for whether it is causal."""
     detect = transformer._detect_is_causal_mask

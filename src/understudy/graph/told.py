@@ -80,7 +80,8 @@ def _sizes_of(walk: Walk, value: Any, dims: Any) -> Labels:
         return _NONE
     plan = walk.cuts.get(value.name) or walk.known.get(value.name) or ParameterPlan(())
     asked = [dims] if isinstance(dims, int) else dims
-    along = [plan.dims[dim] for dim in asked if plan.dims]
+    seen = value.seen(plan.dims) if plan.dims else ()
+    along = [seen[dim] for dim in asked if seen]
     told: Labels = np.concatenate([_NONE, *(labels for labels in along if isinstance(labels, np.ndarray))])
     told = told[told != FIXED]
     if told.size or value.name not in walk.cuts:

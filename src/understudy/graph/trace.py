@@ -57,6 +57,8 @@ class Trace:
     # Attributes of modules that the forward of another module reads, by path, and the line.
     read: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)  # of each module, by path
+    # What the graph says of types, where the teacher here is a copy in another precision.
+    cast: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:

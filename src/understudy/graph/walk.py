@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from understudy.core.errors import SurgeryError
 from understudy.core.memory import out_of_memory
 from understudy.graph.channels import (
     FIXED,
+    Arranged,
     Attribute,
     Labelled,
     Labels,
@@ -37,20 +38,17 @@ from understudy.graph.flops import counting
 from understudy.graph.nodes import describe, enclosing_modules
 from understudy.graph.numbers import Key, Number, plain
 from understudy.graph.outputs import remembered
+from understudy.graph.registry import (
+    ARRANGED_RULES,
+    CALL_RULES,
+    MAKING_RULES,
+    MODULE_RULES,
+    PARAMETER_RULES,
+    STATE_RULES,
+    Rule,
+)
 from understudy.graph.told import follow_sizes
 from understudy.graph.trace import Trace, hooks_of
-
-Rule = Callable[..., Any]
-# Operation -> rule, filled by `understudy.rules`: a module class, a function, or the name of a tensor method.
-MODULE_RULES: dict[type[nn.Module], Rule] = {}
-# A function of a library that the core does not import goes by its qualified name.
-CALL_RULES: dict[Any, Rule] = {}
-# Rules that read parameters of several dimensions; the others get them as tensors.
-PARAMETER_RULES: set[Rule] = set()
-# Rules of modules that take more than one input.
-STATE_RULES: set[Rule] = set()
-# Rules of what makes a tensor of nothing but sizes.
-MAKING_RULES: set[Rule] = set()
 
 
 class Walk(ABC):
@@ -172,9 +170,13 @@ class Walk(ABC):
         """
         if isinstance(value, Labelled):
             return value
-        if value.name in self.constants or self.trace.are_numbers(value.name):
-            self.parameter(value.name, ParameterPlan(value.whole), node)
-            return Labelled.fixed(value.shape)
+        if isinstance(value, Arranged):
+            at = value.place if dim is None else dim
+            use = ParameterUse(value.name, value.whole)
+            return value.labelled(self.as_tensor(use, node, None if at is None else value.dims[at]))
+        made = type(value) is not ParameterUse or value.beside
+        if made or value.name in self.constants or self.trace.are_numbers(value.name):
+            return Labelled.fixed(self._freeze_value(value, "a weight is computed", node).shape)
         known = self.known.get(self.trace.names.get(value.name, value.name))
         wide = [d for d, size in enumerate(value.shape) if size > 1]
         if dim is not None and (known is None or isinstance(known.dims[dim], np.ndarray)):
@@ -333,6 +335,7 @@ class Walk(ABC):
             self.freeze(value.labels, reason, node)
         elif isinstance(value, ParameterUse):
             self.parameter(value.name, ParameterPlan(value.whole), node)
+            map_structure(value.beside, lambda other: self._freeze_value(other, reason, node))
         return value
 
     def visit(self, node: fx.Node) -> Any:
@@ -364,6 +367,8 @@ class Walk(ABC):
 
     def _apply(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         rule, why = self._rule(node)
+        if rule not in ARRANGED_RULES and any(isinstance(v, Arranged) for v in flat((args, kwargs))):
+            args, kwargs = self._settled(node)
         given = flat((args, kwargs))
         alone = node.op != "call_module" and not any(isinstance(v, Labelled | ParameterUse) for v in given)
         if alone and rule not in MAKING_RULES:
@@ -383,6 +388,14 @@ class Walk(ABC):
             if isinstance(number, Number) and number.key not in self._read:
                 self._pinned.setdefault(number.key, source_line(node))
         return value
+
+    def _settled(self, node: fx.Node) -> Any:
+        """Return a node's arguments, where parameters without a place for their channels are tensors."""
+        for other in node.all_input_nodes:
+            value = self.plan.values[other]
+            if isinstance(value, Arranged):
+                self.plan.values[other] = self.as_tensor(value, node)
+        return fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
 
     def _layer(self, rule: Rule, node: fx.Node, args: Any, kwargs: Any) -> Any:
         module = self.trace.modules[str(node.target)]

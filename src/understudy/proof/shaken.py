@@ -77,7 +77,9 @@ def _of_copy(analysis: Analysis, teacher: nn.Module) -> Analysis:
     root = copied(analysis.trace.root, shared)
     for module in root.modules():
         _calm(module)
-    trace = replace(analysis.trace, teacher=teacher, root=root)
+    # The forward pass may ask for its parameters' type, which stands in the graph; float32 may as well be meant.
+    held = {p.dtype for p in analysis.teacher.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    trace = replace(analysis.trace, teacher=teacher, root=root, cast=dict.fromkeys(held, _dtype(teacher)))
     ours = replace(analysis, trace=trace, groups=replace(analysis.groups, trace=trace))
     # The passes run on shapes alone, with the types that were recorded, and know the nodes of the same graph.
     ours.__dict__.update(space=analysis.space, _refits=analysis.__dict__.setdefault("_refits", {}))

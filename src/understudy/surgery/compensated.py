@@ -46,6 +46,9 @@ class Recording:
     centred: frozenset[str]
 
 
+_MULTIPLYING = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+
+
 def record(analysis: Analysis, inputs: Any) -> Recording:
     """Run the teacher on inputs (n, ...), normalised, and return what its layers give.
 
@@ -58,6 +61,10 @@ def record(analysis: Analysis, inputs: Any) -> Recording:
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     parts: dict[str, list[_Heard]] = {}
     centred, last = set[str](), dict[int, str]()
+    direct = analysis.trace.graph.find_nodes(
+        op="get_attr"
+    )  # weights that a forward pass masks, say, before it uses them
+    computed = {str(n.target) for n in direct if not all(user.target in _MULTIPLYING for user in n.users)}
     numbers = torch.Generator().manual_seed(0)
 
     def heard(name: str) -> Callable[..., None]:
@@ -76,7 +83,7 @@ def record(analysis: Analysis, inputs: Any) -> Recording:
     for name, module in teacher.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.register_forward_pre_hook(normed)
-        elif _is_solvable(module) and owners[id(module.weight)] == 1:
+        elif _is_solvable(module) and owners[id(module.weight)] == 1 and f"{name}.weight" not in computed:
             module.register_forward_hook(heard(name))
     pieces = list(chunks(inputs, _CHUNK))
     with torch.no_grad():

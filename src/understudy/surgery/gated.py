@@ -130,12 +130,13 @@ def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], dict[int
 
 def _counted_in(analysis: Analysis, node: fx.Node) -> Labels:
     """Return the channels that a node takes statistics over."""
-    norm = norm_over_channels(analysis.trace.root, node)
-    if norm or analysis.groups.plan.parts[node].statistic is not None:
-        labels = analysis.groups.plan.values[node.all_input_nodes[0]].labels
-        if norm is None or labels.shape[norm.dim] > 1:
-            return labels.reshape(-1)  # type: ignore[no-any-return]
-    return np.zeros(0, dtype=np.int64)
+    plan, norm = analysis.groups.plan, norm_over_channels(analysis.trace.root, node)
+    found = [np.zeros(0, dtype=np.int64)]
+    if norm is not None and plan.values[node.all_input_nodes[0]].labels.shape[norm.dim] > 1:
+        found.append(plan.values[node.all_input_nodes[0]].labels.reshape(-1))
+    elif norm is None:
+        found += [plan.along(node.all_input_nodes[0], dim) for dim in plan.parts[node].statistic or ()]
+    return np.concatenate(found)
 
 
 def _read(analysis: Analysis) -> list[fx.Node]:

@@ -19,6 +19,7 @@ from understudy.core.nested import leaves
 from understudy.graph.analysis import Analysis
 from understudy.graph.channels import Labelled, Part, Standardised
 from understudy.graph.copies import tensor_at
+from understudy.graph.fake import map_structure
 from understudy.graph.nodes import inside
 from understudy.graph.numbers import plain
 from understudy.graph.units import removed_paths, silenced_path
@@ -62,7 +63,7 @@ class Masked(fx.Interpreter):
         self._readers = {self._kind(n) for n in analysis.trace.graph.nodes if parts[n].work}
         self._twins = analysis.trace.twins
         self._theirs = {ours: theirs for theirs, ours in self._twins.items()}
-        self._record = record
+        self._record, self._cast = record, analysis.trace.cast
         self.layers: dict[str, list[tuple[Tensor, Labelled]]] = {}
 
     def kept(self, value: Tensor, known: Labelled) -> Tensor | None:
@@ -74,6 +75,15 @@ class Masked(fx.Interpreter):
                 dim, self._kept[torch.from_numpy(known.labels.reshape(-1).copy())].nonzero()[:, 0]
             )
         return value
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a node's arguments, types among them as they are in this precision."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if self._cast:
+            args, kwargs = map_structure(
+                (args, kwargs), lambda v: self._cast.get(v, v) if type(v) is torch.dtype else v
+            )
+        return tuple(args), kwargs
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; one that reads channels gets them masked, a norm over them only those that stay."""
@@ -101,9 +111,7 @@ class Masked(fx.Interpreter):
             return self._narrow_norm(n, norm, stays)
         part = self._refit.plan.parts.get(self._twin(n))
         if part is not None and part.statistic is not None:
-            first = n.all_input_nodes[0]
-            with self._instead({first: self._stay(first, part.statistic)}):
-                return super().run_node(n)
+            return self._of_what_stays(n, part.statistic)
         if not (n.op.startswith("call_") and self._kind(n) in self._readers):
             return super().run_node(n)
         with self._instead({m: self._masked(m, self.env[m]) for m in n.all_input_nodes}):
@@ -121,11 +129,25 @@ class Masked(fx.Interpreter):
         finally:
             self.env.update(kept)
 
-    def _stay(self, node: fx.Node, dim: int) -> Tensor:
-        """Return the channels of a value that stay, along the dimension where they lie."""
-        labels = self._refit.plan.values[self._twin(node)].labels.reshape(-1)
-        chosen: Tensor = self.env[node].index_select(dim, self._kept[torch.from_numpy(labels.copy())].nonzero()[:, 0])
-        return chosen
+    def _of_what_stays(self, n: fx.Node, dims: tuple[int, ...]) -> Any:
+        """Run what takes a statistic of channels on those that stay; the others of what it gives are zero."""
+        plan, own = self._refit.plan, self._twin(n)
+        narrow, back = dict[fx.Node, Any](), dict[int, Tensor]()
+        for node in n.all_input_nodes:
+            narrow[node] = self.env[node]
+            for dim in dims if isinstance(narrow[node], Tensor) else ():
+                labels = plan.along(self._twin(node), dim)
+                places = self._kept[torch.from_numpy(labels.copy())].nonzero()[:, 0]
+                if labels.size:
+                    narrow[node] = narrow[node].index_select(dim, places)
+                if labels.size and np.array_equal(plan.along(own, dim), labels):
+                    back[dim] = places
+        with self._instead(narrow):
+            found = super().run_node(n)
+        for dim, places in back.items():
+            shape = [n.meta["value"].shape[d] if d == dim % found.dim() else s for d, s in enumerate(found.shape)]
+            found = found.new_zeros(shape).index_copy(dim, places, found)
+        return found
 
     def _kind(self, node: fx.Node) -> Any:
         """Return a node's operation: the class of a module, a function or the name of a method."""

@@ -6,6 +6,7 @@ are of this kind. What is not in the tables freezes what it touches: never guess
 
 from understudy.graph.rules import (
     along,
+    distances,
     functional,
     layers,
     movement,
@@ -20,6 +21,7 @@ from understudy.graph.rules import (
 
 __all__ = [
     "along",
+    "distances",
     "functional",
     "layers",
     "movement",

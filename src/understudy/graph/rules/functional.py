@@ -14,12 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Standardised, Turned, Work
+from understudy.graph.channels import (
+    FIXED,
+    Labelled,
+    Labels,
+    ParameterPlan,
+    ParameterUse,
+    Standardised,
+    Statistic,
+    Turned,
+    Work,
+)
 from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import describe
 from understudy.graph.rules.layers import normalises_channels
 from understudy.graph.rules.standardised import layer_of, normed
 from understudy.graph.rules.tables import for_calls
+from understudy.graph.rules.weights import cut
 from understudy.graph.walk import Walk
 
 # What a student's layer says of itself, beside what its forward pass reads.
@@ -46,7 +57,7 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
         outputs = np.full(weight.shape[0], FIXED)
     else:
         outputs = walk.emit(name, weight.shape[0])
-    walk.parameter(weight.name, ParameterPlan((inputs, outputs) if turned else (outputs, inputs)), node)
+    cut(walk, node, weight, (outputs, inputs))
     _per_channel(walk, node, bias, outputs)
     if not turned:
         _tell(walk, node, weight, inputs, outputs)
@@ -76,7 +87,7 @@ def linear_of_inputs_first(walk: Walk, node: fx.Node, bias: Any, x: Any, weight:
         return walk.give_up(node, (bias, x, weight), more, "no rule for addmm with these arguments")
     name = layer_of(weight)
     inputs, outputs = walk.channels(x, -1, node), walk.emit(name, weight.shape[1])
-    walk.parameter(weight.name, ParameterPlan((inputs, outputs)), node)
+    cut(walk, node, weight, (inputs, outputs))
     _per_channel(walk, node, bias, outputs)
     walk.part.work.append(Work(name, x.shape[0], (outputs, inputs)))
     return Labelled.along((x.shape[0], len(outputs)), 1, outputs)
@@ -115,7 +126,7 @@ def convolution(
     else:
         walk.leave(groups)
     per_group = inputs if groups == 1 else weight.shape[1]
-    walk.parameter(weight.name, ParameterPlan((outputs, per_group, *weight.shape[2:])), node)
+    cut(walk, node, weight, (outputs, per_group, *weight.shape[2:]))
     _per_channel(walk, node, bias, outputs)
     _tell(walk, node, weight, inputs, outputs)
     positions = math.prod(spatial) * x.shape[0] * math.prod(weight.shape[2:])
@@ -227,7 +238,7 @@ def prelu(walk: Walk, node: fx.Node, input: Any, weight: Any) -> Labelled:
 
 
 def _is_matrix(weight: Any, rank: int) -> bool:
-    return isinstance(weight, ParameterUse) and len(weight.shape) == rank
+    return isinstance(weight, ParameterUse) and len(weight.shape) == rank and not isinstance(weight, Statistic)
 
 
 def _per_channel(walk: Walk, node: fx.Node, value: Any, labels: Labels) -> None:

@@ -25,6 +25,9 @@ def convolution(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     if len(x.shape) != kernel_dims + 2:
         return walk.give_up(node, (x,), {}, f"{type(module).__name__} gets an input without a batch")
     spatial = walk.spatial(node, x, kernel_dims)
+    single = math.prod((*module.kernel_size, *module.stride)) == module.groups == 1
+    if single and spatial == x.shape[2:] and passes_channels(walk, node, x, 1, name, module.out_channels):
+        return apart(walk, node, x, 1, (name, module.out_channels))
     inputs, outputs = walk.channels(x, 1, node), walk.emit(name, module.out_channels)
     if module.groups > 1:
         inputs, outputs = _grouped(walk, node, module, inputs, outputs)
@@ -67,6 +70,8 @@ def _transposed_dims(module: Any, inputs: Labels, outputs: Labels) -> tuple[Labe
 def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     """Reads the last dimension's features, emits new ones."""
     name = str(node.target)
+    if passes_channels(walk, node, x, -1, name, module.out_features):
+        return apart(walk, node, x, -1, (name, module.out_features))
     inputs, outputs = walk.channels(x, -1, node), walk.emit(name, module.out_features)
     walk.parameter(f"{name}.weight", ParameterPlan((outputs, inputs)), node)
     if module.bias is not None:
@@ -75,6 +80,37 @@ def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     walk.count_in((name, "out_features"), outputs, node)
     walk.part.work.append(Work(name, math.prod(x.shape[:-1]), (outputs, inputs)))
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
+
+
+def passes_channels(walk: Walk, node: fx.Node, x: Labelled, dim: int, name: str, size: int) -> bool:
+    """Return whether channels of another dimension go through a layer along `dim`, which then keeps its own number.
+
+    So those of an MLP-Mixer go through its layers along tokens. Where they cannot go at all, those that the layer makes
+    are taken.
+    """
+    dim %= len(x.shape)
+    if len(x.varying) != 1 or x.varying[0] == dim:
+        return False
+    dims = [x.varying[0], dim]
+    if walk.choose(node, dims, x.labels) == dims[0]:
+        return True
+    walk.choose(node, dims, walk.emit(name, size))
+    return False
+
+
+def apart(walk: Walk, node: fx.Node, x: Labelled, dim: int, layer: tuple[str, int]) -> Labelled:
+    """Return what a layer (its name, its outputs) along one dimension gives for each channel of another one."""
+    dim %= len(x.shape)
+    name, outputs = layer
+    inputs = walk.recorded(node.all_input_nodes[0]).shape[dim]
+    if x.shape[dim] != inputs:
+        raise ValueError(f"{x.shape[dim]} inputs cannot be read where there must be {inputs}")
+    held = walk.trace.modules[name].named_parameters()
+    for part, tensor in held:
+        walk.parameter(f"{name}.{part}", ParameterPlan(tuple(tensor.shape)), node)
+    labels = x.labels.reshape(-1)
+    walk.part.work.append(Work(name, math.prod(x.shape) // len(labels) * outputs, (labels,)))
+    return Labelled((*x.shape[:dim], outputs, *x.shape[dim + 1 :]), x.labels)
 
 
 @for_modules(nn.Embedding, nn.EmbeddingBag)

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Standardised
+from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse, Standardised
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.standardised import begun, ended, is_standardised
 from understudy.graph.rules.tables import for_calls, for_modules
+from understudy.graph.rules.weights import arranged
 from understudy.graph.walk import Walk
 
 
@@ -179,15 +180,19 @@ def compressed(labels: Labels) -> Labels:
     return labels
 
 
-@for_calls(torch.permute, "permute")
-def permute(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
+@for_calls(torch.permute, "permute", arranged=True)
+def permute(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Labelled | Arranged:
     """Channels move with their dimension."""
+    x = arranged(walk, node, x)
     order = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
     order = [d % len(x.shape) for d in order]
-    return Labelled(tuple(x.shape[d] for d in order), x.labels.transpose(order))
+    shape = tuple(x.shape[d] for d in order)
+    if isinstance(x, Arranged):
+        return Arranged(x.name, shape, dims=tuple(x.dims[d] for d in order))
+    return Labelled(shape, x.labels.transpose(order))
 
 
-def transpose(walk: Walk, node: fx.Node, x: Labelled, a: int, b: int) -> Labelled:
+def transpose(walk: Walk, node: fx.Node, x: Any, a: int, b: int) -> Labelled | Arranged:
     """Channels move with their dimension."""
     order = list(range(len(x.shape)))
     order[a], order[b] = order[b], order[a]
@@ -195,7 +200,7 @@ def transpose(walk: Walk, node: fx.Node, x: Labelled, a: int, b: int) -> Labelle
 
 
 @for_calls(torch.movedim, torch.moveaxis, "movedim", "moveaxis")
-def movedim(walk: Walk, node: fx.Node, x: Labelled, source: Any, destination: Any) -> Labelled:
+def movedim(walk: Walk, node: fx.Node, x: Labelled, source: Any, destination: Any) -> Labelled | Arranged:
     """Channels move with their dimension."""
     order = np.moveaxis(np.empty(tuple(range(len(x.shape)))), source, destination).shape
     return permute(walk, node, x, order)
@@ -217,13 +222,15 @@ def roll(walk: Walk, node: fx.Node, x: Labelled, shifts: Any, dims: Any = None) 
     return x
 
 
-@for_calls("expand", torch.broadcast_to, parameters=True)
+@for_calls("expand", torch.broadcast_to, arranged=True)
 def expand(walk: Walk, node: fx.Node, x: Any, *sizes: Any) -> Labelled:
     """Repeats along dimensions of size 1; a written number of channels stays.
 
     A parameter with several other dimensions is one of several tokens, whose channels are in the last.
     """
-    x = walk.as_tensor(x, node, len(x.shape) - 1 if sum(size > 1 for size in x.shape) > 1 else None)
+    if isinstance(x, ParameterUse):
+        wide = [d for d, n in enumerate(x.shape) if n > 1 and (not isinstance(x, Arranged) or x.dims[d] is not None)]
+        x = walk.as_tensor(x, node, wide[-1] if len(wide) > 1 else None)
     flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     new = len(flat) - len(x.shape)
     labels = x.labels.reshape((1,) * new + x.labels.shape)
@@ -277,12 +284,18 @@ def pixel_unshuffle(walk: Walk, node: fx.Node, x: Labelled, factor: int) -> Labe
     return Labelled.along(shape, len(shape) - 3, labels)
 
 
-@for_calls("repeat", torch.tile, "tile")
-def repeat(walk: Walk, node: fx.Node, x: Labelled, *times: Any) -> Labelled:
+@for_calls("repeat", torch.tile, "tile", arranged=True)
+def repeat(walk: Walk, node: fx.Node, x: Any, *times: Any) -> Labelled | Arranged:
     """Channels follow one another as often as they are repeated."""
     flat = tuple(times[0]) if len(times) == 1 and not isinstance(times[0], int) else times
     flat = (1,) * (len(x.shape) - len(flat)) + tuple(flat)
-    rank = len(flat)
+    rank, x = len(flat), arranged(walk, node, x)
+    if isinstance(x, Arranged):
+        dims = (None,) * (rank - len(x.shape)) + x.dims
+        sizes = (1,) * (rank - len(x.shape)) + x.shape
+        if all(n == 1 for n, d in zip(flat, dims, strict=True) if d is not None):
+            return Arranged(x.name, tuple(s * n for s, n in zip(sizes, flat, strict=True)), dims=dims)
+        x = walk.as_tensor(x, node)
     shape = (1,) * (rank - len(x.shape)) + x.shape
     labels = x.labels.reshape((1,) * (rank - len(x.shape)) + x.labels.shape)
     tiles = tuple(n if labels.shape[d] > 1 else 1 for d, n in enumerate(flat))
@@ -299,11 +312,15 @@ def repeat_interleave(walk: Walk, node: fx.Node, x: Labelled, repeats: Any, dim:
     return Labelled(shape, np.repeat(x.labels, repeats, dim) if x.labels.shape[dim] > 1 else x.labels)
 
 
-@for_calls(torch.unsqueeze, "unsqueeze")
-def unsqueeze(walk: Walk, node: fx.Node, x: Labelled, dim: int) -> Labelled:
+@for_calls(torch.unsqueeze, "unsqueeze", arranged=True)
+def unsqueeze(walk: Walk, node: fx.Node, x: Any, dim: int) -> Labelled | Arranged:
     """A new dimension of size 1."""
+    x = arranged(walk, node, x)
     at = dim % (len(x.shape) + 1)
-    return Labelled((*x.shape[:at], 1, *x.shape[at:]), np.expand_dims(x.labels, at))
+    shape = (*x.shape[:at], 1, *x.shape[at:])
+    if isinstance(x, Arranged):
+        return Arranged(x.name, shape, dims=(*x.dims[:at], None, *x.dims[at:]))
+    return Labelled(shape, np.expand_dims(x.labels, at))
 
 
 @for_calls(torch.squeeze, "squeeze")

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from understudy.graph.channels import Labelled, ParameterPlan, ParameterUse
+from understudy.graph.channels import Labelled, Paired, ParameterPlan, ParameterUse
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.movement import compressed
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls
+from understudy.graph.rules.weights import is_only_multiplied
 from understudy.graph.walk import Walk
 
 
@@ -123,6 +124,36 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
             if dim in x.varying and keys[index] != slice(None):
                 _cut(walk, node, x, dim, index)
     return Labelled(shape, compressed(labels))
+
+
+@for_calls(operator.setitem)
+def put_in(walk: Walk, node: fx.Node, x: Any, key: Any, value: Any) -> Any:
+    """What is written into a part of a tensor, along other dimensions than its channels', has the same channels."""
+    keys = key if isinstance(key, tuple) else (key,)
+    plain = isinstance(x, Labelled) and all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys)
+    if not plain or any(dim in x.varying and keys[index] != slice(None) for dim, index in _dims_of(x, keys)):
+        return walk.give_up(node, (x, key, value), {}, "no rule for writing into a part of these channels")
+    if isinstance(value, Labelled):
+        shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
+        meet(walk, node, Labelled(shape, compressed(x.labels[_on_labels(x, keys)])), value)
+    return None
+
+
+@for_calls(torch.view_as_complex, parameters=True)
+def view_as_complex(walk: Walk, node: fx.Node, x: Any) -> Any:
+    """The last dimension holds real and imaginary parts, which are no channels."""
+    if type(x) is ParameterUse and not x.beside and is_only_multiplied(node):
+        return Paired(x.name, x.shape[:-1])
+    x = walk.as_tensor(x, node)
+    if len(x.shape) - 1 in x.varying:
+        return walk.give_up(node, (x,), {}, "view_as_complex takes these channels for parts of numbers")
+    return Labelled(x.shape[:-1], x.labels[..., 0])
+
+
+@for_calls(torch.view_as_real)
+def view_as_real(walk: Walk, node: fx.Node, x: Labelled) -> Labelled:
+    """A last dimension of real and imaginary parts."""
+    return Labelled((*x.shape, 2), x.labels[..., None])
 
 
 def _uncut(x: ParameterUse, keys: tuple[Any, ...]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse
-from understudy.graph.nodes import describe, is_in_place
+from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse
+from understudy.graph.nodes import describe
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.walk import CALL_RULES, Walk
+from understudy.graph.rules.weights import CHANGING, arranged, combined, is_list, is_weight
+from understudy.graph.walk import Walk
 
 
 @for_modules(
@@ -92,7 +92,7 @@ _OPERATORS = [
     *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
     # These multiply each example, or each example's tensor, by one random number.
     "torchvision.ops.stochastic_depth.stochastic_depth",
-    parameters=True,
+    arranged=True,
 )
 def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """Operands that meet element by element keep the same channels; broadcasting ones follow.
@@ -100,11 +100,8 @@ def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     A weight of several dimensions is cut behind it as it would be before.
     """
     given = [v for v in (*args, *kwargs.values()) if isinstance(v, Labelled | ParameterUse)]
-    weight = next((v for v in given if _is_weight(walk, node, v)), None)
-    others = [v for v in given if v is not weight]
-    if weight is not None and all(isinstance(v, ParameterUse) and math.prod(v.shape) == 1 for v in others):
-        for scale in others:
-            walk.as_tensor(scale, node)
+    weight = combined(walk, node, given)
+    if weight is not None:
         return weight
     tensors = [v for v in given if isinstance(v, Labelled)]
     operands = [v if isinstance(v, Labelled) else _beside(walk, node, v, tensors) for v in given]
@@ -116,68 +113,44 @@ def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
 
 def _beside(walk: Walk, node: fx.Node, use: ParameterUse, tensors: list[Labelled]) -> Labelled:
     """Return a parameter as a tensor: a table of positions has its channels where the tensor that it meets has them."""
-    last, wide = len(use.shape), [d for d, size in enumerate(use.shape) if size > 1]
+    own = use.dims if isinstance(use, Arranged) else range(len(use.shape))
+    last, wide = len(use.shape), [d for d, size in enumerate(use.shape) if size > 1 and own[d] is not None]
     along = {d - len(tensor.shape) for tensor in tensors for d in tensor.varying}
     same = [d for d in wide if d - last in along]
-    if not tensors and len(wide) == 2 and wide[0] == 0 and _is_list(node):
+    if not tensors and len(wide) == 2 and wide[0] == 0 and is_list(node):
         return walk.as_tensor(use, node, wide[1])
     return walk.as_tensor(use, node, same[0] if len(wide) > 1 and len(same) == len(along) == 1 else None)
 
 
-def _is_weight(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> bool:
-    """Return whether it is a parameter of which sums of products, and they alone, make channels."""
-    if not isinstance(x, ParameterUse) or x.rows is not None or walk.trace.are_numbers(x.name) or is_in_place(node):
-        return False
-    return len(x.shape) > 1 and is_only_multiplied(node)
-
-
-_MULTIPLYING = (
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.einsum, torch.addmm),
-    *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul", "mm", "bmm"),
-)
-
-
-def is_only_multiplied(node: fx.Node) -> bool:
-    """Return whether all that reads a tensor multiplies by it, as a layer does by its weight, or changes elements."""
-
-    def takes(user: fx.Node) -> bool:
-        if user.target in _MULTIPLYING:
-            return True
-        alone = user.all_input_nodes == [node] and not is_in_place(user)
-        changes = CALL_RULES.get(user.target) in (elementwise, cast, *TURNING) if user.op != "call_module" else False
-        return alone and changes and is_only_multiplied(user)
-
-    return bool(node.users) and all(map(takes, node.users))
-
-
-TURNING: list[Any] = []  # rules that exchange the dimensions of a weight
-
-
-def _is_list(node: fx.Node) -> bool:
-    """Return whether members along the first dimension are taken one by one, each as a tensor of its own."""
-    count = node.meta["value"].shape[0]
-
-    def takes(user: fx.Node) -> bool:
-        if user.target is operator.getitem:
-            return user.args[0] is node and isinstance(user.args[1], int)
-        shaped = user.op == "call_method" and user.target in ("view", "reshape", "to", "type_as")
-        return shaped and user.args[0] is node and user.meta["value"].shape[0] == count and _is_list(user)
-
-    return bool(node.users) and all(map(takes, node.users))
-
-
-@for_calls("to", "type_as", parameters=True)
+@for_calls("to", "type_as", arranged=True)
 def cast(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, *args: Any, **kwargs: Any) -> Any:
     """Of another tensor it takes the type and the device, and nothing of its channels."""
-    if _is_weight(walk, node, x):
-        return x
-    return walk.as_tensor(x, node)
+    return x if is_weight(walk, node, x) else arranged(walk, node, x)
 
 
-@for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.normalize, "softmax", "log_softmax")
+CHANGING += [elementwise, cast]
+
+
+@for_calls(F.normalize, parameters=True)
+def normalize(walk: Walk, node: fx.Node, input: Any, p: float = 2.0, dim: Any = 1, *args: Any, **kwargs: Any) -> Any:
+    """Of length 1 along a dimension; along channels that is the length of those that stay."""
+    weighs = type(input) is ParameterUse and is_weight(walk, node, input)
+    x = input if weighs else walk.as_tensor(input, node)
+    if not isinstance(dim, int):
+        return walk.give_up(node, (x, p, dim), kwargs, "normalize runs over these channels")
+    dim %= len(x.shape)
+    if weighs or (isinstance(x, Labelled) and x.varying == (dim,)):
+        walk.part.statistic = (dim,)
+    return x if weighs else _mixing(walk, node, x, dim)
+
+
+CHANGING.append(normalize)
+
+
+@for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, "softmax", "log_softmax")
 def over_one_dimension(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
     """What mixes elements along a dimension; over channels it freezes them."""
-    return _mixing(walk, node, x, node.kwargs.get("dim", None if describe(node) == "normalize" else args[:1]))
+    return _mixing(walk, node, x, node.kwargs.get("dim", args[:1]))
 
 
 @for_modules(nn.Softmax, nn.LogSoftmax)
@@ -188,7 +161,7 @@ def softmax_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
 
 def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:
     dim = dim[0] if isinstance(dim, tuple) and dim else dim
-    if not isinstance(dim, int) or dim % len(x.shape) in x.varying:
+    if walk.part.statistic is None and (not isinstance(dim, int) or dim % len(x.shape) in x.varying):
         walk.freeze(x.labels, f"{describe(node)} runs over these channels", node)
     return x
 
@@ -203,7 +176,7 @@ def expand_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labell
 def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:
     """Return what two tensors that meet element by element become, and tie their channels."""
     rank = max(len(a.shape), len(b.shape))
-    a, b = _with_rank(a, rank), _with_rank(b, rank)
+    a, b = _one_dimension(walk, node, _with_rank(a, rank), _with_rank(b, rank))
     shape = np.broadcast_shapes(a.shape, b.shape)
     for x, other in ((a, b), (b, a)):
         opposed = any(other.shape[d] == x.shape[d] > 1 and other.labels.shape[d] == 1 for d in x.varying)
@@ -217,6 +190,20 @@ def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:
     if both.any():
         labels[both] = walk.tie(left[both], right[both], node)
     return Labelled(shape, labels)
+
+
+def _one_dimension(walk: Walk, node: fx.Node, *sides: Labelled) -> list[Labelled]:
+    """Return two tensors of which only one has channels where these would be of two dimensions: that with the most."""
+    places = [x.varying for x in sides]
+    if places[0] == places[1] or any(len(place) != 1 for place in places):
+        return [*sides]
+    most = sorted(sides, key=lambda x: -x.labels.size)
+    dims = [x.varying[0] for x in most]
+    taken = 1 if walk.choose(node, dims, most[0].labels) == dims[1] else 0
+    if taken:
+        walk.choose(node, dims, most[1].labels)
+    walk.freeze(most[1 - taken].labels, f"{describe(node)} joins it with channels of another dimension", node)
+    return [x if x is most[taken] else Labelled.fixed(x.shape) for x in sides]
 
 
 def _freeze_half_fixed(walk: Walk, node: fx.Node, *sides: tuple[Labelled, Labels]) -> None:

@@ -21,13 +21,13 @@ from understudy.graph.walk import Walk
 _FAST_PATHS = (torch._nested_tensor_from_mask_left_aligned,)
 
 
-@for_calls("size", parameters=True)
+@for_calls("size", arranged=True)
 def size(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, dim: int | None = None) -> Any:
     """Plain numbers."""
     return x.shape if dim is None else x.shape[dim]
 
 
-@for_calls("dim", "get_device", "is_floating_point", "is_contiguous", torch._assert, *_FAST_PATHS, parameters=True)
+@for_calls("dim", "get_device", "is_floating_point", "is_contiguous", torch._assert, *_FAST_PATHS, arranged=True)
 def fact(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     """What does not depend on channels in a network that can be traced."""
     return walk.recorded(node)
@@ -63,10 +63,12 @@ def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Lab
         for value in flat(values):
             walk.leave(value)
         return Labelled.fixed(shape)
-    dim = counted[-1]  # as in (layers, batch, hidden units)
+    # A size of a tensor is that of channels; of numbers it is the last one's, as in (layers, batch, hidden units).
+    dim = next((d for d in counted[::-1] if isinstance(sizes[d], fx.Node)), counted[-1])
     labels = walk.emit(f"{node.name}:made", shape[dim])
-    for other in counted[:-1]:
-        walk.leave(sizes[other])
+    for other in counted:
+        if other != dim:
+            walk.leave(sizes[other])
     if not walk.follow(sizes[dim], labels, node) and not isinstance(sizes[dim], fx.Node):
         walk.write(labels, f"{describe(node)} writes their number as {shape[dim]}", node)
     walk.sized((first, dim) if listed else (first + dim,), labels)
@@ -86,7 +88,7 @@ _FACTS = frozenset(
 )
 
 
-@for_calls(getattr, parameters=True)
+@for_calls(getattr, arranged=True)
 def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
     """The shape is computed; dtype, device and rank are the teacher's. Others may tell how many channels there are."""
     if name == "shape":

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import Labelled
+from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.fake import Signature
 from understudy.graph.nodes import describe
 from understudy.graph.rules.tables import for_calls, for_modules
+from understudy.graph.rules.weights import CHANGING, statistic
 from understudy.graph.walk import Walk
 
 # How many last dimensions an operation is over; None: all behind the first two.
@@ -82,34 +83,46 @@ def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:
     return Labelled((*x.shape[:-dims], *walk.spatial(node, x, dims)), x.labels)
 
 
-_STATISTICS = ("mean", "sum", "std", "var", "linalg_vector_norm", "norm", "amax", "amin", "max", "min")
+_STATISTICS = (
+    *("mean", "sum", "std", "var", "linalg_vector_norm", "norm", "amax", "amin", "max", "min"),
+    *("cosine_similarity", "pairwise_distance"),
+)
 
 
 @for_calls(
     *(torch.mean, torch.sum, torch.amax, torch.amin, torch.std, torch.var, torch.logsumexp),
     *("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "all", "any"),
+    parameters=True,
 )
-def reduce(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
+def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Over space it keeps channels. A statistic of channels is of those that stay; what is none freezes them."""
+    if isinstance(x, ParameterUse):
+        found = statistic(walk, node, x, dim, keepdim) if describe(node) in _STATISTICS else None
+        if found is not None:
+            return found
+        x = walk.as_tensor(x, node)
     if not isinstance(dim, int | tuple | list) and dim is not None:
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"no rule for {describe(node)} with these arguments")
     rank = len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     reduced = {d % rank for d in dims}
     over = reduced & set(x.varying)
-    named = describe(node) in _STATISTICS
+    named = node.op == "call_module" or describe(node) in _STATISTICS
     able = named and isinstance(walk.plan.values[node.all_input_nodes[0]], Labelled)
     if over and (not able or len(x.varying) > 1):
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"{describe(node)} runs over these channels")
     if over:
-        (walk.part.statistic,) = over
+        walk.part.statistic = tuple(over)
         x = Labelled.fixed(x.shape)
     kept = [d for d in range(rank) if keepdim or d not in reduced]
     shape = tuple(1 if d in reduced else x.shape[d] for d in kept)
     return Labelled(shape, x.labels.reshape([x.labels.shape[d] for d in kept]))
 
 
-@for_calls(torch.linalg.vector_norm, torch.norm, "norm")
-def norm(walk: Walk, node: fx.Node, x: Labelled, ord: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
+@for_calls(torch.linalg.vector_norm, torch.norm, "norm", parameters=True)
+def norm(walk: Walk, node: fx.Node, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
     """As a sum."""
     return reduce(walk, node, x, dim, keepdim)
+
+
+CHANGING += [reduce, norm]

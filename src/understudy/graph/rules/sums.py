@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Turned, Work
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Turned, Work
 from understudy.graph.nodes import describe
-from understudy.graph.rules.movement import transpose
-from understudy.graph.rules.pointwise import TURNING, is_only_multiplied
+from understudy.graph.rules.movement import permute, transpose, unsqueeze
+from understudy.graph.rules.pointwise import elementwise
 from understudy.graph.rules.products import product
 from understudy.graph.rules.tables import for_calls
+from understudy.graph.rules.weights import CHANGING, arranged, cut, is_only_multiplied
 from understudy.graph.walk import Walk
 
 Operand = Labelled | ParameterUse
@@ -31,7 +32,19 @@ def einsum(walk: Walk, node: fx.Node, equation: Any, *operands: Any) -> Any:
     written = _terms(equation, operands) if isinstance(equation, str) else None
     if written is None:
         return walk.give_up(node, operands, {}, "no rule for einsum with these arguments")
+    if set("".join(written[0])) == set(written[1]):
+        laid = [_laid_out(walk, node, x, term, written[1]) for term, x in zip(written[0], operands, strict=True)]
+        return elementwise(walk, node, *laid)  # nothing is summed over
     return _contracted(walk, node, written[0], written[1], operands)
+
+
+def _laid_out(walk: Walk, node: fx.Node, x: Any, term: str, result: str) -> Any:
+    """Return an operand with the dimensions of the result, of size 1 where it has none."""
+    x = permute(walk, node, arranged(walk, node, x), [term.index(c) for c in result if c in term])
+    for place, letter in enumerate(result):
+        if letter not in term:
+            x = unsqueeze(walk, node, x, place)
+    return x
 
 
 @for_calls(operator.matmul, torch.matmul, torch.mm, torch.bmm, "matmul", "mm", "bmm", parameters=True)
@@ -47,17 +60,17 @@ def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
     return _contracted(walk, node, [left, right], f"{around}xz", (a, b))
 
 
-@for_calls(torch.t, "t", torch.transpose, "transpose", torch.swapaxes, "swapaxes", parameters=True)
+@for_calls(torch.t, "t", torch.transpose, "transpose", torch.swapaxes, "swapaxes", arranged=True)
 def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
     """Channels move with their dimension; a weight is multiplied by the other way round."""
-    matrix = isinstance(x, ParameterUse) and len(x.shape) == 2 and x.rows is None
+    matrix = type(x) in (ParameterUse, Turned) and len(x.shape) == 2 and x.rows is None and not x.beside
     first, second = dims or (0, 1)
     if matrix and {first % 2, second % 2} == {0, 1} and is_only_multiplied(node) and not walk.trace.are_numbers(x.name):
         return ParameterUse(x.name, x.shape[::-1]) if isinstance(x, Turned) else Turned(x.name, x.shape[::-1])
-    return transpose(walk, node, walk.as_tensor(x, node), first, second)
+    return transpose(walk, node, x, first, second)
 
 
-TURNING.append(turned)
+CHANGING.append(turned)
 
 
 def _terms(equation: str, operands: Sequence[Any]) -> tuple[list[str], str] | None:
@@ -140,4 +153,4 @@ def _cut(
         if known is None or isinstance(known[dim], np.ndarray):
             found[own[-1]] = walk.emit(use.name, use.shape[dim])
     dims = tuple(found[c] if c in found and n > 1 else n for c, n in zip(term, use.shape, strict=True))
-    walk.parameter(use.name, ParameterPlan(dims[::-1] if isinstance(use, Turned) else dims), node)
+    cut(walk, node, use, dims)

@@ -7,7 +7,15 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from understudy.graph.walk import CALL_RULES, MAKING_RULES, MODULE_RULES, PARAMETER_RULES, STATE_RULES, Rule
+from understudy.graph.registry import (
+    ARRANGED_RULES,
+    CALL_RULES,
+    MAKING_RULES,
+    MODULE_RULES,
+    PARAMETER_RULES,
+    STATE_RULES,
+    Rule,
+)
 
 R = TypeVar("R", bound=Rule)
 
@@ -27,16 +35,21 @@ def for_modules(*classes: type[nn.Module], states: bool = False) -> Callable[[R]
     return register
 
 
-def for_calls(*targets: Any, parameters: bool = False, making: bool = False) -> Callable[[R], R]:
+def for_calls(
+    *targets: Any, parameters: bool = False, arranged: bool = False, making: bool = False
+) -> Callable[[R], R]:
     """Register a rule (walk, node, *arguments) for functions, and for tensor methods by name.
 
-    A rule with `parameters` gets those that the forward pass uses directly as they are, the others as tensors.
+    A rule with `parameters` gets those that the forward pass uses directly as they are, the others as tensors; one
+    with `arranged` also gets those whose dimensions have another order.
     One that is `making` tensors is called for calls without any as well.
     """
 
     def register(rule: R) -> R:
-        if parameters:
+        if parameters or arranged:
             PARAMETER_RULES.add(rule)
+        if arranged:
+            ARRANGED_RULES.add(rule)
         if making:
             MAKING_RULES.add(rule)
         CALL_RULES.update(dict.fromkeys(targets, rule))

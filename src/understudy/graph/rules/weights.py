@@ -1,0 +1,158 @@
+"""Parameters that the forward pass computes with before it multiplies by them: weights, and tables.
+
+A weight may be masked, scaled or standardised in the forward pass itself: what it meets element by element is cut as it
+is, and a statistic of it is over what stays.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from understudy.graph.channels import Arranged, Labelled, Labels, Paired, ParameterPlan, ParameterUse, Statistic, Turned
+from understudy.graph.nodes import is_in_place
+from understudy.graph.registry import CALL_RULES
+from understudy.graph.walk import Walk
+
+_MULTIPLYING = (
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.einsum, torch.addmm),
+    *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul", "mm", "bmm"),
+)
+CHANGING: list[Any] = []  # rules that change elements or exchange dimensions of a weight, or take a statistic of it
+
+
+def is_only_multiplied(node: fx.Node) -> bool:
+    """Return whether all that reads a tensor multiplies by it, as a layer does by its weight, or changes elements."""
+
+    def takes(user: fx.Node) -> bool:
+        if user.target in _MULTIPLYING:
+            return True
+        changes = user.op != "call_module" and CALL_RULES.get(user.target) in CHANGING and not is_in_place(user)
+        return changes and all(map(is_of_parameters, user.all_input_nodes)) and is_only_multiplied(user)
+
+    return bool(node.users) and all(map(takes, node.users))
+
+
+def is_of_parameters(node: fx.Node) -> bool:
+    """Return whether nothing but parameters and buffers takes part in what a node is."""
+    computed = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+    return node.op == "get_attr" or (computed and all(map(is_of_parameters, node.all_input_nodes)))
+
+
+def is_table(walk: Walk, node: fx.Node, x: Any) -> bool:
+    """Return whether it is a parameter of several dimensions, of which what it meets says where its channels are."""
+    known = isinstance(x, ParameterUse) and type(x) in (ParameterUse, Arranged) and x.rows is None
+    if not known or walk.trace.are_numbers(x.name) or is_in_place(node):
+        return False
+    return sum(size > 1 for size in x.whole) > 1 and not is_list(node)
+
+
+def arranged(walk: Walk, node: fx.Node, x: Any) -> Labelled | Arranged:
+    """Return a tensor, or a parameter of which it is not yet said where its channels are."""
+    if isinstance(x, Labelled | Arranged):
+        return x
+    if not is_table(walk, node, x):
+        return walk.as_tensor(x, node)
+    return Arranged(x.name, x.shape, dims=tuple(range(len(x.shape))))
+
+
+def is_weight(walk: Walk, node: fx.Node, x: Any) -> bool:
+    """Return whether it is a parameter of which sums of products, and they alone, make channels."""
+    if not isinstance(x, ParameterUse) or isinstance(x, Arranged) or x.rows is not None:
+        return False
+    if walk.trace.are_numbers(x.name) or is_in_place(node):
+        return False
+    return (len(x.shape) > 1 or isinstance(x, Statistic)) and is_only_multiplied(node)
+
+
+def is_list(node: fx.Node) -> bool:
+    """Return whether members along the first dimension are taken one by one, each as a tensor of its own."""
+    count = node.meta["value"].shape[0]
+
+    def takes(user: fx.Node) -> bool:
+        if user.target is operator.getitem:
+            return user.args[0] is node and isinstance(user.args[1], int)
+        shaped = user.op == "call_method" and user.target in ("view", "reshape", "to", "type_as")
+        return shaped and user.args[0] is node and user.meta["value"].shape[0] == count and is_list(user)
+
+    return bool(node.users) and all(map(takes, node.users))
+
+
+def combined(walk: Walk, node: fx.Node, given: list[Any]) -> ParameterUse | None:
+    """Return the weight or table that operands become element by element, None where they are tensors."""
+    shape = node.meta["value"].shape
+    whole = [v for v in given if isinstance(v, ParameterUse) and v.shape == shape]
+    held = dict(walk.trace.root.named_parameters()) if len(whole) > 1 else {}
+    first = next((v for v in whole if v.name in held), whole[0] if whole else None)
+    others = [v for v in given if v is not first]
+    if first is None:
+        return None
+    single = all(isinstance(v, ParameterUse) and math.prod(v.shape) == 1 for v in others)
+    if is_weight(walk, node, first):
+        if not single and not (is_of_parameters(node) and all(_fits(walk, first, v) for v in others)):
+            return None
+        found = [part for v in others for part in (v, *(v.beside if isinstance(v, ParameterUse) else ()))]
+        for v in found:
+            if isinstance(v, ParameterUse) and not isinstance(v, Statistic) and math.prod(v.shape) == 1:
+                walk.as_tensor(v, node)
+        return replace(first, beside=(*first.beside, *(v for v in found if math.prod(v.shape) > 1)))
+    if not single or not is_table(walk, node, first):
+        return None
+    for scale in others:
+        walk.as_tensor(scale, node)
+    return arranged(walk, node, first)  # type: ignore[return-value]
+
+
+def _fits(walk: Walk, weight: ParameterUse, other: Any) -> bool:
+    """Return whether what a weight meets can be cut as it is."""
+    pairs = zip(reversed(weight.shape), reversed(other.shape), strict=False)
+    if len(other.shape) > len(weight.shape) or any(size not in (1, whole) for whole, size in pairs):
+        return False
+    if isinstance(other, Labelled):
+        return len(other.varying) < 2
+    if isinstance(other, Statistic):
+        return other.name == weight.name
+    return type(other) in (ParameterUse, Turned) and other.rows is None and not walk.trace.are_numbers(other.name)
+
+
+def cut(walk: Walk, node: fx.Node, weight: ParameterUse, dims: tuple[Labels | int, ...]) -> None:
+    """Let a weight have these channels along the dimensions that the forward pass sees, and what it meets as well."""
+    held = dims[::-1] if isinstance(weight, Turned) else (*dims, 2) if isinstance(weight, Paired) else dims
+    walk.parameter(weight.name, ParameterPlan(held), node)
+    for other in weight.beside:
+        own = dims[len(dims) - len(other.shape) :]
+        if isinstance(other, Labelled):
+            _cut_tensor(walk, node, other, own)
+        elif not isinstance(other, Statistic):
+            plan = tuple(d if n > 1 else 1 for d, n in zip(own, other.shape, strict=True))
+            walk.parameter(other.name, ParameterPlan(plan[::-1] if isinstance(other, Turned) else plan), node)
+
+
+def _cut_tensor(walk: Walk, node: fx.Node, x: Labelled, dims: Iterable[Labels | int]) -> None:
+    for d, labels in enumerate(dims):
+        if isinstance(labels, np.ndarray) and x.shape[d] > 1:
+            if d in x.varying:
+                walk.tie(walk.channels(x, d, node), labels, node)
+            else:
+                walk.freeze(labels, "their weight meets a tensor of fixed size", node)
+        elif d in x.varying:
+            walk.freeze(x.labels, "it meets a weight of fixed size", node)
+
+
+def statistic(walk: Walk, node: fx.Node, x: ParameterUse, dim: Any, keepdim: bool) -> Statistic | None:
+    """Return a statistic of a weight over some dimensions, of what stays along them; None where that is none."""
+    whole = dim is None or (isinstance(dim, tuple | list) and not dim)
+    if type(x) not in (ParameterUse, Statistic) or not (keepdim or whole) or not is_weight(walk, node, x):
+        return None
+    rank = len(x.shape)
+    over = range(rank) if whole else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
+    walk.part.statistic = tuple(over)
+    return Statistic(x.name, node.meta["value"].shape, beside=x.beside, of=x.whole)
