@@ -176,7 +176,8 @@ def expand_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labell
 def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:
     """Return what two tensors that meet element by element become, and tie their channels."""
     rank = max(len(a.shape), len(b.shape))
-    a, b = _one_dimension(walk, node, _with_rank(a, rank), _with_rank(b, rank))
+    a, b = _one_dimension(walk, node, a, b) if len(a.shape) == len(b.shape) else (a, b)
+    a, b = _with_rank(a, rank), _with_rank(b, rank)
     shape = np.broadcast_shapes(a.shape, b.shape)
     for x, other in ((a, b), (b, a)):
         opposed = any(other.shape[d] == x.shape[d] > 1 and other.labels.shape[d] == 1 for d in x.varying)
@@ -193,9 +194,12 @@ def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:
 
 
 def _one_dimension(walk: Walk, node: fx.Node, *sides: Labelled) -> list[Labelled]:
-    """Return two tensors of which only one has channels where these would be of two dimensions: that with the most."""
-    places = [x.varying for x in sides]
-    if places[0] == places[1] or any(len(place) != 1 for place in places):
+    """Return two tensors of which only one has channels where these would be of two dimensions: that with the most.
+
+    A tensor that is the same for all examples, such as a table of angles, is left to what it is made of.
+    """
+    places, own = [x.varying for x in sides], all(x.shape[0] == walk.trace.batch > 1 for x in sides)
+    if not own or places[0] == places[1] or any(len(place) != 1 for place in places):
         return [*sides]
     most = sorted(sides, key=lambda x: -x.labels.size)
     dims = [x.varying[0] for x in most]
