@@ -135,7 +135,20 @@ class Made(Tiny):
         return self.classifier((x + self.third(x)).mean((2, 3)))
 
 
+class InBf16(Tiny):
+    """Weights in bfloat16; students are trained and loaded in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to(torch.bfloat16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, 10) of images (B, 1, 8, 8)."""
+        return super().forward(images.to(self.classifier.weight.dtype)).float()
+
+
 KINDS: list[Callable[[], nn.Module]] = [
+    InBf16,
     pruned,
     weight_normed,
     parametrized,

@@ -19,6 +19,7 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import ModelError
 from understudy.core.files import read_text, understood, write_whole
 from understudy.graph.analysis import analyse
+from understudy.graph.copies import copied
 from understudy.models.card import StudentCard
 from understudy.models.code import allowed, read_code, write_code
 from understudy.models.inputs import blank
@@ -56,7 +57,7 @@ def load_student(
     model: str | None = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
 ) -> nn.Module:
-    """Return the student of a folder, in evaluation mode, on the CPU.
+    """Return the student of a folder, float32, in evaluation mode, on the CPU.
 
     Args:
         folder: what `Result.save` or a run left.
@@ -81,6 +82,7 @@ def load_student(
             )
         name = allowed(folder, card.model or "", trust_code=trust_code, model=model)
         teacher = ModelSpec(name=name, arguments=card.arguments).build()
+    teacher = copied(teacher).cpu().float()
     with understood(folder / "model.json", ModelError):
         example = blank(card.input, 2)
     for start in card.starts:
