@@ -217,20 +217,6 @@ def test_stage_two_decides_units_again_as_often_as_asked(params: str | None) -> 
     assert 0.1 < statistics.fmean(shares) < 0.4  # what is over the budget is drawn again
 
 
-@pytest.mark.parametrize("place", [0, 4])
-def test_draws_change_units_around_the_best_of_the_first_students(place: int) -> None:
-    settings = N2N(shrinkage_updates=2, rollouts=40, revisit=0.1, draws_per_rollout=1)
-    searcher = n2n(settings, replace(RULES, resamples=40), kind="residual", params="20x")
-    students = searcher.propose()
-    best = students[place]
-    scores = {a.digest: 0.9 if a == best else 0.5 for a in students}
-    searcher.learn([replace(toy_evaluation(a), score=scores[a.digest]) for a in students])
-    units = len(offered_units(toy_space("residual"), "units"))
-    shares = [len(a.removed ^ best.removed) / units for a in searcher.propose()]
-    assert len(students[4].removed) > 2 and not students[0].removed
-    assert 0.0 < statistics.fmean(shares) < 0.2
-
-
 def test_without_revisits_units_stay_as_stage_one_left_them() -> None:
     removed, proposals = first_of_stage_two(0.0, None)
     assert all(a.removed == removed for a in proposals)
