@@ -55,9 +55,6 @@ class Removal:
         """Return the students that the search should try before any that are drawn, with their choices: none."""
         return []
 
-    def lean(self, student: Architecture) -> None:
-        """Do nothing: what is removed is what this stage learns."""
-
     def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
         """Return the same numbers: how much is removed is what this stage learns."""
         return uniform_BD
@@ -114,15 +111,10 @@ class Shrinkage:
         kinds_D1 = torch.tensor([[_KINDS[kind]] for kind, _ in values], dtype=torch.float64).reshape(-1, 1)
         rows_DI = torch.cat([encode(rows, rules)[at], kinds_D1], 1)
         shares_DF = self._values_DF / self._values_DF.amax(1, keepdim=True)
-        self.policy = ShrinkagePolicy(rows_DI, shares_DF, factors, self._priors(self._start))
+        self.policy = ShrinkagePolicy(rows_DI, shares_DF, factors, self._priors())
 
-    def lean(self, student: Architecture) -> None:
-        """Let draws change the units and kernels of this student, if budgets ask for something; else of the start."""
-        if self._gathers:
-            self.policy.set_prior(self._priors(student))
-
-    def _priors(self, student: Architecture) -> Tensor:
-        """Return the prior logits of single decisions, (D, F): towards a student, if to anything.
+    def _priors(self) -> Tensor:
+        """Return the prior logits of single decisions, (D, F): towards the start, if to anything.
 
         With a budget widths gather where its calibration leads them.
         """
@@ -130,7 +122,7 @@ class Shrinkage:
         for prior_F, values_F, (kind, name) in zip(prior_DF, self._values_DF, self.names, strict=True):
             if kind == "width" and self._gathers:
                 prior_F += torch.tensor(budget.gathered(self._factors), dtype=torch.float64)
-            stays_F = values_F == value_in(student, kind, name)
+            stays_F = values_F == value_in(self._start, kind, name)
             if kind != "width" and self._change and not stays_F.all():
                 odds = self._change / (1.0 - self._change)
                 prior_F[~stays_F] = math.log(odds * stays_F.sum() / (~stays_F).sum())

@@ -138,10 +138,6 @@ class ShrinkagePolicy(Policy):
         slope_F = torch.tensor(positions(factors), dtype=torch.float64)
         self._slope_DF = slope_F * (rows_DI[:, -1:] == WIDTH)
 
-    def set_prior(self, prior_DF: Float[Tensor, "d f"]) -> None:
-        """Replace what is added to the logits; `set_bias` follows."""
-        self._own_DF = prior_DF
-
     def set_bias(self, prior: float) -> None:
         self._prior_DF = self._own_DF + prior * self._slope_DF
 

@@ -149,9 +149,6 @@ class Stage:
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Update baseline and policy by the students proposed last."""
         rewards_B = torch.tensor(self.rewards(evaluations), dtype=torch.float64)
-        if self._done == 0:
-            self.choices.lean(max(evaluations, key=self._scoring.merit).architecture)
-            self._set_prior(self.choices.prior)
         with torch.no_grad():
             logs_BD = self.policy.judge(self.proposed_BD).logs_BD
         self._replay = [*self._replay, Rollouts(self.proposed_BD, logs_BD, rewards_B)][-self._rules.replay :]
