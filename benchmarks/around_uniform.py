@@ -12,7 +12,7 @@ Each score is kept in OUT, so that the command goes on where it was interrupted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,12 +74,17 @@ def edited(cell: Cell, edit: Edit) -> Architecture:
             widths[group.name] = problem.widths.of(group, min(factor * edit.stages[stage] * inside, 1.0))
         return task.space.architecture(removed=edit.without, widths=widths)
 
-    low, high = 0.0, 2.0
+    return at(widest(cell, at, 2.0))
+
+
+def widest(cell: Cell, at: Callable[[float], Architecture], most: float) -> float:
+    """Return the largest factor up to `most` at which an architecture keeps the budget of a cell."""
+    low, high = 0.0, most
     for _ in range(30):
         middle = (low + high) / 2
-        cost = problem.predict(at(middle))
+        cost = cell.task.predict(at(middle))
         low, high = (low, middle) if cost is None or cell.reward.budgets.broken_by(cost) else (middle, high)
-    return at(low)
+    return low
 
 
 def shapes(cell: Cell) -> Iterator[tuple[str, Architecture]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks.around_uniform import KINDS
+from benchmarks.around_uniform import KINDS, widest
 from benchmarks.evidence.cell import Cell
 from benchmarks.evidence.results import Bench
 from benchmarks.evidence.tracks import TRACKS, Point
@@ -53,12 +53,8 @@ def kept(cell: Cell, counts: tuple[int, ...]) -> tuple[float, Architecture]:
         widths = {group.name: problem.widths.of(group, factor) for group in task.space.groups}
         return task.space.architecture(removed=gone, widths=widths)
 
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        cost = problem.predict(at(middle))
-        low, high = (low, middle) if cost is None or cell.reward.budgets.broken_by(cost) else (middle, high)
-    return low, at(low)
+    factor = widest(cell, at, 1.0)
+    return factor, at(factor)
 
 
 def main() -> None:
