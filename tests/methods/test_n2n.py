@@ -217,6 +217,18 @@ def test_stage_two_decides_units_again_as_often_as_asked(params: str | None) -> 
     assert 0.1 < statistics.fmean(shares) < 0.4  # what is over the budget is drawn again
 
 
+@pytest.mark.parametrize("rollouts", [1, 2, 5])
+def test_uniform_students_of_all_depths_come_first_however_many_at_a_time(rollouts: int) -> None:
+    settings = N2N(shrinkage_updates=5, rollouts=rollouts, draws_per_rollout=1)
+    searcher, students = n2n(settings, kind="residual", params="20x"), list[Architecture]()
+    while len(students) < 5:
+        proposed = searcher.propose()
+        searcher.learn([toy_evaluation(a) for a in proposed])
+        students += proposed
+    blocks = [len(a.removed) for a in students[:5]]
+    assert blocks == sorted(set(blocks)) and blocks[0] == 0
+
+
 def test_without_revisits_units_stay_as_stage_one_left_them() -> None:
     removed, proposals = first_of_stage_two(0.0, None)
     assert all(a.removed == removed for a in proposals)

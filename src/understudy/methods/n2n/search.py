@@ -86,6 +86,7 @@ class Stage:
         self.policy.start(generator, own or None)
         self._adam = torch.optim.Adam(self.policy.parameters(), lr=settings.lr)
         self._set_prior(choices.prior)
+        self._first = choices.first(self._usage)
 
     def _set_prior(self, prior: float) -> None:
         """Lean the policy until the median of its first proposals keeps the predicted budgets, if only just."""
@@ -113,8 +114,7 @@ class Stage:
 
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
         settings, fill = self._settings, self._rules.fill
-        if self._done == 0:
-            yield from self.choices.first(self._usage)
+        yield from self._first
         while True:
             uniform_BD = self._uniform(settings.rollouts * settings.draws_per_rollout)
             if settings.draws_per_rollout > 1:
@@ -140,6 +140,10 @@ class Stage:
             among=self._settings.draws_per_rollout,
         )
         self.proposed_BD = torch.stack([choices_D for choices_D, _ in picked])
+        proposed = {architecture.digest for _, architecture in picked}
+        self._first = [
+            first for first in self._first if first[1].digest not in proposed
+        ]  # with fewer rollouts than these
         return [architecture for _, architecture in picked]
 
     def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
