@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from tests.support.tiny import FACTORY, teach_tiny
-from understudy.cli import main, parse
+from understudy.cli import main
 from understudy.cli.compress import Compress
+from understudy.cli.entry import parse
 from understudy.core.errors import ConfigError
 from understudy.core.summary import Score
 from understudy.runs.folder import Run

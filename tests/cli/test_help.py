@@ -9,7 +9,8 @@ import pytest
 import tyro
 
 import understudy
-from understudy.cli import COMMANDS, main
+from understudy.cli import main
+from understudy.cli.entry import COMMANDS
 from understudy.cli.help import help_text
 
 ALLOWED = Path(__file__).parent.parent / "assets" / "flags.txt"
@@ -79,12 +80,18 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "--version") == f"understudy {understudy.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["compress", "teach", "export"])
-def test_a_command_alone_says_what_it_needs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "needed"), [("compress", "MODEL"), ("teach", "MODEL"), ("export", "STUDENT")])
+def test_a_command_alone_says_what_it_needs(command: str, needed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([command])
-    shown = capsys.readouterr()
-    assert re.search("(?i)required|missing", shown.out + shown.err)
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(f"Missing from understudy {command}.* {needed} .*for example: understudy {command} ", shown)
+
+
+def test_a_value_of_another_type_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["teach", "zoo:resnet20", "--data", "digits", "--out", "x", "--seed", "x"])
+    assert "".join(capsys.readouterr()).count("Error parsing --seed: invalid literal") == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -63,6 +65,44 @@ def test_a_signal_ends_a_command_in_order(
     assert done == ["tidied up"]
     said = "stopped; nothing that was finished is lost. Continue with: understudy runs 'my runs'"
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_signal_in_a_destructor_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # here the handler is called, and what it raises is lost
+
+    def run(self: Runs, typed: Sequence[str]) -> int:
+        Dying()
+        time.sleep(5.0)
+        return 0
+
+    monkeypatch.setattr(Runs, "run", run)
+    hook = sys.unraisablehook
+    assert main(["runs"]) == 143
+    assert "Continue with" in capsys.readouterr().err
+    assert sys.unraisablehook is hook
+
+
+def test_a_signal_as_modules_load_ends_a_command_without_a_word() -> None:
+    code = """
+import os, signal, sys
+from understudy.cli import main
+assert not [name for name in sys.modules if name.startswith("understudy.c") and name != "understudy.cli"]
+
+class Finder:
+    def find_spec(self, name, *more):
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(["runs"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         (OSError(errno.ENOSPC, "full", "a/b"), "there must be space on the disk, but there is none left for a/b"),
         (OSError(errno.ENOSPC, "full"), "there must be space on the disk, but there is none left for what is written"),
         (OSError(errno.EROFS, "Read-only", "a/b"), "files and folders must be accessible, but a/b is not: Read-only"),
+        (OSError(errno.EISDIR, "No", "a.partial", None, "a"), "files and folders must be accessible, but a is not: No"),
         (OSError(errno.EIO, "of another kind"), None),
         (OSError("no number"), None),
     ],

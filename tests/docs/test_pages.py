@@ -17,7 +17,7 @@ from torch import nn
 import understudy as us
 from tests.support.pages import HISTORY, PAGES, ROOT, Block, blocks, commands, run_page
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, WIDTHS
-from understudy.cli import parse
+from understudy.cli.entry import parse
 from understudy.models.weights import save_weights
 
 ALL = [block for page in PAGES if page != HISTORY for block in blocks(page)]

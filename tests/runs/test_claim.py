@@ -31,6 +31,8 @@ def test_folders_of_others_in_use_or_closed_are_refused(tmp_path: Path, monkeypa
     assert f"must be new, empty or hold a mark, but {tmp_path / 'other'} holds photo.png" in refusal(tmp_path / "other")
     assert "must be writable" in refusal(tmp_path / "other" / "photo.png")
     assert "cannot be made in" in refusal(tmp_path / "other" / "photo.png" / "run")
+    (tmp_path / "odd" / ".lock").mkdir(parents=True)
+    assert f"must be writable, but {tmp_path / 'odd'} is not: Is a directory" in refusal(tmp_path / "odd")
     with claimed(tmp_path / "busy", marker="mark", again=lambda: ""):
         assert "is in use by another" in refusal(tmp_path / "busy")
     monkeypatch.setattr(os, "access", lambda place, how: Path(place) != tmp_path)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 from rich.text import Text
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 Sections = tuple[tuple[str, tuple[str, ...]], ...]
 """Headings of a command's short help, each with the dotted names of its fields; none: all fields are in it."""
+
+# What stands without a flag, called by its name where it is missing.
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+Student = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDENT")]
 
 out, err = Console(), Console(stderr=True)
 
@@ -43,7 +48,7 @@ class Command:
 class Subject:
     """A model by name, and its data."""
 
-    model: tyro.conf.Positional[str]
+    model: Model
     """FILE.py:FACTORY (a function of your own that returns the network), torchvision:NAME, timm:NAME, zoo:NAME, or,
     for compress, a folder that `understudy teach` left."""
     data: str

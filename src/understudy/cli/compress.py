@@ -11,6 +11,7 @@ import tyro
 
 from understudy.cli.common import (
     Command,
+    Folder,
     Sections,
     Subject,
     command_line,
@@ -174,7 +175,7 @@ class Resume(Command):
       understudy resume runs/first
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Folder
     """Folder of the run."""
     data: str | None = None
     """Where the data are now. Default: where they were, seen from the run's folder."""

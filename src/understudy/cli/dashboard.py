@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import tyro
-
-from understudy.cli.common import Command, out
+from understudy.cli.common import Command, Folder, out
 from understudy.core.errors import ConfigError, RunError
 from understudy.core.extras import optional
 
@@ -21,7 +18,7 @@ class Dashboard(Command):
       understudy dashboard runs/first
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Folder
     """Folder of the run."""
     port: int = 8080
     """Port on this machine to serve it at."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from understudy.cli.compress import Compress, Resume
 from understudy.cli.dashboard import Dashboard
 from understudy.cli.evaluate import Evaluate
 from understudy.cli.export import Export, Verify
-from understudy.cli.help import flags_of, help_text
+from understudy.cli.help import example, flags_of, help_text
 from understudy.cli.inspect import Inspect
 from understudy.cli.latency import Latency
 from understudy.cli.report import Report
@@ -72,6 +73,7 @@ You have no trained network: train one of yours, or of the zoo, first; digits ar
 """
 _HELP = ("-h", "--help", "--help-all")
 _ENDS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a system or scheduler, a terminal that closes (not on Windows)
+_AGAIN = 0.05  # seconds until a signal that was lost is sent again
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
 
 
@@ -133,12 +135,22 @@ def _stopped_by_signals() -> Iterator[None]:
             stopped.append(number)
             raise _Stopped(number)
 
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        """Send a signal again that came in a destructor or a callback, out of which nothing can be raised."""
+        if isinstance(unraisable.exc_value, _Stopped):
+            stopped.clear()
+            threading.Timer(_AGAIN, os.kill, (os.getpid(), unraisable.exc_value.number)).start()
+        else:
+            hook(unraisable)
+
     for number, handler in before.items():
         if handler in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, stop)
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items() if not stopped else ():
             signal.signal(number, handler)
 
@@ -199,10 +211,14 @@ def _parsed(kind: type[Command], name: str, args: list[str], **more: Any) -> Com
         return found
 
     try:
-        return parsed(aloud=False)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # which tyro's own switch does not silence
+            return parsed(aloud=False)
     except SystemExit:  # tyro may say that the model is missing where a flag before it is misspelt
         _refuse_unknown_flags(name, kind, args)
-        return parsed(aloud=True)
+        try:
+            return parsed(aloud=True)
+        finally:
+            err.print(Text(f"for example:\n{example(kind)}"), soft_wrap=True)
 
 
 def _refuse_unknown_flags(name: str, kind: type[Command], args: Sequence[str]) -> None:

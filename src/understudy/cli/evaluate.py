@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from understudy.cli.common import Command, command_line, open_data, opened, out, remark, trust
+from understudy.cli.common import Command, Student, command_line, open_data, opened, out, remark, trust
 from understudy.cli.compress import resumable
 from understudy.core.errors import ModelError
 
@@ -22,7 +22,7 @@ class Evaluate(Command):
       understudy evaluate runs/first/student --data photos/
     """
 
-    student: tyro.conf.Positional[Path]
+    student: Student
     """Folder of the student, or of the run that found it."""
     data: str
     """A folder of images, FILE.npz, torchvision:NAME or digits."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from understudy.cli.common import Command, next_step, open_data, opened, out
+from understudy.cli.common import Command, Folder, Student, next_step, open_data, opened, out
 from understudy.cli.evaluate import student_folder
 
 
@@ -22,7 +22,7 @@ class Export(Command):
       understudy export runs/texts --to hf --trust-code
     """
 
-    student: tyro.conf.Positional[Path]
+    student: Student
     """Folder of the student, or of the run that found it."""
     to: str = "source,onnx,pt2"
     """Formats, with commas: source (model.py), onnx, pt2 (torch.export), int8 (ONNX in 8 bits, which needs
@@ -71,7 +71,7 @@ class Verify(Command):
       understudy verify runs/first/student/export
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Folder
     """Folder that `understudy export` wrote."""
     trust_code: tyro.conf.FlagCreatePairsOff[bool] = False
     """Run model.py as well, which is Python code; read it first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import textwrap
 import types
 from collections.abc import Iterator
@@ -45,6 +46,12 @@ def help_text(name: str, kind: type[Command], *, everything: bool, width: int) -
         rest = len(flags) - sum(map(len, sections.values()))
         shown.append(f"\n--help-all shows the other {rest} settings as well.\n")
     return shown
+
+
+def example(kind: type[Command]) -> str:
+    """Return the first example of a command's docstring, all its lines."""
+    first, *more = (inspect.getdoc(kind) or "").partition("Examples:\n")[2].splitlines()
+    return "\n".join([first, *itertools.takewhile(lambda line: line.startswith("    "), more)])
 
 
 def flags_of(kind: type, prefix: str = "", flag: str = "") -> Iterator[Flag]:

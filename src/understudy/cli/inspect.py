@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from understudy.cli.common import Command, command_line, new_run, out, parsed, remark
+from understudy.cli.common import Command, Model, command_line, new_run, out, parsed, remark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Inspect(Command):
       understudy inspect teachers/digits
     """
 
-    model: tyro.conf.Positional[str]
+    model: Model
     """FILE.py:FACTORY (a function of your own that returns the network), torchvision:NAME, timm:NAME, zoo:NAME, or a
     folder that `understudy teach` left."""
     weights: Path | None = None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from understudy.cli.common import Command, out
+from understudy.cli.common import Command, Student, out
 from understudy.cli.evaluate import student_folder
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class Latency(Command):
       understudy latency runs/first --runtime onnxruntime --batch 1 8
     """
 
-    student: tyro.conf.Positional[Path]
+    student: Student
     """Folder of the student, or of the run that found it."""
     runtime: Literal["torch", "compile", "onnxruntime"] = "torch"
     """What runs them: PyTorch, torch.compile (the total only), or ONNX Runtime."""

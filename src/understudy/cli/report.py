@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from understudy.cli.common import Command, out
+from understudy.cli.common import Command, Folder, out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +17,7 @@ class Report(Command):
       understudy report runs/first
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Folder
     """Folder of the run."""
     out: Path | None = None
     """File to write. Default: report.html in the run's folder."""

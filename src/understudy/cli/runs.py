@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
 from rich.text import Text
 
-from understudy.cli.common import Command, err, next_step, out, reading_of, remark, trust
+from understudy.cli.common import Command, Folder, err, next_step, out, reading_of, remark, trust
 from understudy.cli.compress import resumable
 from understudy.core.errors import DataError, UnderstudyError
 from understudy.runs.places import place_of
@@ -27,7 +26,7 @@ class Runs(Command):
       understudy runs
     """
 
-    folder: tyro.conf.Positional[Path] = Path("runs")
+    folder: Folder = Path("runs")
     """Folder that holds run folders."""
 
     def run(self, typed: Sequence[str]) -> int:

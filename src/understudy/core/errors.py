@@ -50,6 +50,13 @@ class RunError(UnderstudyError):
     """A run folder that cannot be used: of another teacher, data or configuration, or not writable."""
 
 
+class DamageError(RunError):
+    """A file in a run folder that is not as it was written; what it held can be found out again."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}. Mend it or move it away: without it the run finds out again what it held"
+
+
 class MachineError(UnderstudyError):
     """What failed because of the machine, not of the network: no memory, a killed process, a time limit.
 

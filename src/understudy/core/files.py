@@ -85,7 +85,8 @@ def understood(path: Path, error: type[UnderstudyError]) -> Iterator[None]:
 
 def trouble_of(error: OSError) -> str | None:
     """Return what a user can mend of a file or disk, in a sentence; None of any other error of the system."""
-    place = "" if error.filename is None else f" {error.filename}"
+    name = error.filename2 or error.filename  # of a file that moves, where it should go
+    place = "" if name is None else f" {name}"
     if error.errno in FULL:
         return f"there must be space on the disk, but there is none left for{place or ' what is written'}"
     return f"files and folders must be accessible, but{place} is not: {error.strerror}" if place else None

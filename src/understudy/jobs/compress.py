@@ -18,7 +18,7 @@ from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
-from understudy.core.errors import ConfigError, ModelError, RunError
+from understudy.core.errors import ConfigError, DamageError, ModelError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import share
 from understudy.core.files import understood
@@ -30,7 +30,7 @@ from understudy.export.folder import Exported, export_student
 from understudy.graph.copies import copied
 from understudy.jobs.card import card_of, code, write_sources
 from understudy.jobs.door import look_at
-from understudy.jobs.finals import Finisher, looking, read_evaluation, trained_to_the_end
+from understudy.jobs.finals import Finisher, looking, read_student, read_winner, trained_to_the_end
 from understudy.jobs.glances import Glances
 from understudy.jobs.int8 import EightBits, sizes_for
 from understudy.jobs.latency import Latencies, reference_for
@@ -44,7 +44,7 @@ from understudy.methods.ranking import finalists, winner
 from understudy.models.card import StudentCard
 from understudy.models.spec import Teacher
 from understudy.models.student import save_student
-from understudy.models.weights import load_into, read_weights, write_tensors
+from understudy.models.weights import write_tensors
 from understudy.report.log import LogName, check_log, open_log
 from understudy.report.progress import Display, Finals, SearchProgress
 from understudy.report.tables import PlainTable, in_a_line, numbers_of, result_table
@@ -261,7 +261,7 @@ class Job:
         """Return what the task found, now or before."""
         known = self.run.recall("summary")
         if known is not None:
-            with understood(self.run.folder / "summary.json", RunError):
+            with understood(self.run.folder / "summary.json", DamageError):
                 summary = Summary.from_json(known)
             return self._loaded(summary)
         write_sources(self.task, self.run, self.display.warn)
@@ -284,7 +284,7 @@ class Job:
         """What trains and scores, in the precision that was chosen for this run when it started."""
         teacher, data = self.task.network, self.task.data
         chosen = self.run.recall("compute")
-        with understood(self.run.folder / "compute.json", RunError):
+        with understood(self.run.folder / "compute.json", DamageError):
             device = pinned(self.settings.device, chosen)
         images = first_images(data, data.train, self.settings.candidates.training.batch_size)
         compute = choose_compute(teacher, images, device)
@@ -303,7 +303,7 @@ class Job:
                 metric = self.task.aim.objective.metric
                 known = {"cost": asdict(self.latencies.teacher), "score": evaluator.teacher_score, "metric": metric}
             self.run.remember("teacher", known)
-        with understood(self.run.folder / "teacher.json", RunError):
+        with understood(self.run.folder / "teacher.json", DamageError):
             Cost(**known["cost"])
             return {**known, "score": float(known["score"])}
 
@@ -421,13 +421,10 @@ class Job:
         return summarise(self.task, self.run, self.reward, compute, student, **how)
 
     def _student(self, architecture: Architecture) -> nn.Module:
-        weights = self.run.students / f"{architecture.digest}.safetensors"
-        student = self.task.build(architecture)
-        load_into(student, read_weights(weights, ours=True), source=str(weights))
-        return student.eval()
+        return read_student(self.run.students, architecture, self.task.build)
 
     def _loaded(self, summary: Summary) -> Result:
-        evaluation = read_evaluation(self.run.students / f"{summary.name}.json", self.task.space)
+        evaluation = read_winner(self.run.students, summary.name, self.task.space)
         return Result(
             student=self._student(evaluation.architecture),
             architecture=evaluation.architecture,

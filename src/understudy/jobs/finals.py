@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from understudy.config.training import Final
 from understudy.core.architecture import Architecture, Space
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError, ModelError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import read_text, understood, write_whole
-from understudy.models.weights import save_weights
+from understudy.models.weights import load_into, read_weights, save_weights
 from understudy.report.progress import Display, Finals
 from understudy.runs.curve import Epoch, add_epoch, read_curve
 from understudy.runs.workers.base import Workers
@@ -40,8 +42,8 @@ class Finisher:
     def __call__(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of the trained student."""
         place = self.folder / f"{architecture.digest}.json"
-        if place.is_file():
-            return read_evaluation(place, architecture.space)
+        if (known := finished_before(self.folder, architecture.digest, architecture.space)) is not None:
+            return known
         checkpoint, epoch = place.with_suffix(".checkpoint.pt"), place.with_suffix(".epoch")
 
         last = 0.0
@@ -132,12 +134,45 @@ def trained_to_the_end(
         return pool.evaluate_all(chosen, on_done=tell)
 
 
-def read_evaluation(path: Path, space: Space) -> Evaluation:
-    """Return the evaluation of a final student.
+def finished_before(folder: Path, name: str, space: Space) -> Evaluation | None:
+    """Return the evaluation of a final student, None if it has not been trained or its weights are gone.
 
     Raises:
         RunError: the file is damaged.
     """
-    text = read_text(path, RunError)
-    with understood(path, RunError):
-        return Evaluation.from_json(space, text)
+    place = folder / f"{name}.json"
+    if not place.is_file():
+        return None
+    text = read_text(place, DamageError)
+    with understood(place, DamageError):
+        found = Evaluation.from_json(space, text)
+    return found if found.status == "failed" or place.with_suffix(".safetensors").is_file() else None
+
+
+def read_winner(folder: Path, name: str, space: Space) -> Evaluation:
+    """Return the evaluation of a final student that a summary names.
+
+    Raises:
+        RunError: the file is damaged, or the student is gone.
+    """
+    found = finished_before(folder, name, space)
+    if found is None:
+        raise RunError(
+            f"a finished run must have its student, but there is no {folder / name}.json and .safetensors; move "
+            f"{folder.with_name('summary.json')} away as well, and the same call trains it again"
+        )
+    return found
+
+
+def read_student(folder: Path, architecture: Architecture, build: Callable[[Architecture], nn.Module]) -> nn.Module:
+    """Return a final student, built and with its weights, in evaluation mode.
+
+    Raises:
+        RunError: its weights are damaged.
+    """
+    weights, student = folder / f"{architecture.digest}.safetensors", build(architecture)
+    try:
+        load_into(student, read_weights(weights, ours=True), source=str(weights))
+    except ModelError as error:
+        raise DamageError(str(error)) from error
+    return student.eval()

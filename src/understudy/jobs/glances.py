@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from understudy.core.architecture import Architecture
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError
 from understudy.core.files import understood
 from understudy.methods.base import Glance
 from understudy.runs.folder import Run
@@ -20,7 +20,7 @@ class Glances:
     def __init__(self, run: Run, glance: Glance, say: Callable[[str], object]) -> None:
         self._run, self._glance, self._say = run, glance, say
         known = run.recall(_FILE) or {}
-        with understood(run.folder / f"{_FILE}.json", RunError):
+        with understood(run.folder / f"{_FILE}.json", DamageError):
             self._known = {str(digest): float(error) for digest, error in known.items()}
 
     def __call__(self, architecture: Architecture) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from understudy.core.architecture import Architecture, weighted_layers
-from understudy.core.errors import ExportError, GoalError, RunError
+from understudy.core.errors import DamageError, ExportError, GoalError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.extras import optional
 from understudy.core.figures import FIGURE, share
@@ -53,7 +53,7 @@ def sizes_for(task: Task, folder: Path) -> FileSizes | None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         optional(package, extra="export")
     if (folder / "config.toml").is_file() and (known := Run(folder).recall("int8")) is not None:
-        with understood(folder / "int8.json", RunError):
+        with understood(folder / "int8.json", DamageError):
             return FileSizes.from_json(known)
     settings, space = task.settings, task.space
     least, cost = smallest(space, settings.method, settings.widths, task.predict, "parameters")

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from understudy.core.architecture import Architecture, weighted_layers
-from understudy.core.errors import GoalError, RunError
+from understudy.core.errors import DamageError, GoalError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE
 from understudy.core.files import understood
@@ -135,7 +135,7 @@ def reference_for(task: Task, folder: Path) -> Reference | None:
     if task.settings.goal.latency_ms is None:
         return None
     if (folder / "config.toml").is_file() and (known := Run(folder).recall("latency")) is not None:
-        with understood(folder / "latency.json", RunError):
+        with understood(folder / "latency.json", DamageError):
             return Reference.from_json({name: value for name, value in known.items() if name != "students"})
     teacher = task.network
     own = beside_teacher(task, teacher, seconds=_SECONDS).first

@@ -16,7 +16,15 @@ from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Training
 from understudy.core.answers import Answers
 from understudy.core.architecture import Architecture, Space
-from understudy.core.errors import ArchitectureError, ConfigError, DataError, ModelError, RunError, SurgeryError
+from understudy.core.errors import (
+    ArchitectureError,
+    ConfigError,
+    DamageError,
+    DataError,
+    ModelError,
+    RunError,
+    SurgeryError,
+)
 from understudy.core.evaluation import Cost
 from understudy.core.files import understood
 from understudy.core.goal import Reward
@@ -373,7 +381,7 @@ def proved(analysis: Analysis, run: str | Path | None = None, *, progress: bool 
     """Return the analysis with what holds in real students, as a run folder says or as it is found out now."""
     known = None if run is None or not (Path(run) / "config.toml").is_file() else Run(run).recall("proof")
     if known is not None:
-        with understood(Path(run or ".") / "proof.json", RunError):
+        with understood(Path(run or ".") / "proof.json", DamageError):
             proof = Proof.from_dict(known)
         return analysis.without(proof.refused), proof
     with Display(shown=progress) as display, display.steps("checking students of the network", USUAL):

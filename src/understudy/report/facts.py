@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from understudy.core.architecture import Architecture, Space
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURES
 from understudy.core.files import read_text, understood
@@ -107,11 +107,11 @@ class Facts:
         settings, space, summary = run.settings, run.space, run.recall("summary")
         found = None
         if summary is not None:
-            with understood(folder / "summary.json", RunError):
+            with understood(folder / "summary.json", DamageError):
                 found = Summary.from_json(summary)
         log = (folder / "run.log").read_text(encoding="utf-8", errors="replace") if _is_file(folder, "run.log") else ""
         layers = run.recall("layers") or {}
-        with understood(folder / "layers.json", RunError):
+        with understood(folder / "layers.json", DamageError):
             times = tuple(map(_layer_time, layers.get("layers", ())))
         names = [*(figure.goal for figure in FIGURES), "score", "score_drop"]
         pruned = settings.method.job == "prune"
@@ -221,7 +221,7 @@ def _reward(run: Run) -> Reward | None:
     teacher = run.recall("teacher")
     if teacher is None:
         return None
-    with understood(run.folder / "teacher.json", RunError):
+    with understood(run.folder / "teacher.json", DamageError):
         cost, score = Cost(**teacher["cost"]), float(teacher["score"])
     budgets = run.settings.goal.budgets(cost, score)
     if budgets.limits():  # the score that is asked for is that of the final training
@@ -233,12 +233,12 @@ def _finals(run: Run, space: Space) -> Iterator[Evaluation]:
     """Yield the final students, with the bytes of their files in 8 bits where the goal asks for those."""
     int8 = (run.recall("int8") or {}).get("students", {})
     for path in sorted(run.students.glob("*.json")):
-        text = read_text(path, RunError)
-        with understood(path, RunError):
+        text = read_text(path, DamageError)
+        with understood(path, DamageError):
             found = Evaluation.from_json(space, text)
         known = int8.get(path.stem)
         if known is not None and found.cost is not None:
-            with understood(run.folder / "int8.json", RunError):
+            with understood(run.folder / "int8.json", DamageError):
                 found = replace(found, cost=replace(found.cost, weight_bytes=int(known["bytes"])))
         yield found
 

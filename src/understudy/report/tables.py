@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE, FIGURES, Figure, amount, share
 from understudy.core.files import understood
@@ -133,12 +133,12 @@ def _best(run: Run, evaluations: Sequence[Evaluation]) -> str:
     """Return the figures of the winner, or of the best so far."""
     summary, teacher = run.recall("summary"), run.recall("teacher")
     if summary is not None:
-        with understood(run.folder / "summary.json", RunError):
+        with understood(run.folder / "summary.json", DamageError):
             student = Summary.from_json(summary).student
         return _brief(student.val.value, student.cost.parameters)
     if teacher is None:
         return "-"
-    with understood(run.folder / "teacher.json", RunError):
+    with understood(run.folder / "teacher.json", DamageError):
         cost, score = Cost(**teacher["cost"]), float(teacher["score"])
     budgets, capped = run.settings.goal.budgets(cost, score), run.settings.method.capped
     reward = Reward(teacher_cost=cost, teacher_score=score, budgets=budgets, capped=capped)

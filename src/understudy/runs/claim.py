@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import time
@@ -11,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from understudy.core.errors import MachineError, RunError
+from understudy.core.errors import MachineError, RunError, UnderstudyError
 from understudy.core.files import FULL, sweep
 
 try:
@@ -22,7 +21,6 @@ except ImportError:  # Windows: nothing there keeps two drivers out of one folde
 _LOCK = ".lock"
 _LOCK_ATTEMPTS, _LOCK_PAUSE = 6, 0.1  # and seconds between two of them
 _FULL_TEXTS = ("No space left on device", "database or disk is full")
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -126,9 +124,12 @@ def _disk_trouble(error: BaseException, folder: Path, again: str) -> str | None:
             f"{folder / 'logits'} is a cache and can go, so can runs that you no longer need. Nothing that was "
             f"finished is lost; continue with: {again}"
         )
+    if isinstance(error, UnderstudyError):  # it says itself what is wrong with which file
+        return None
     own = [cause for cause in causes if isinstance(cause, OSError) and _inside(cause.filename, folder)]
-    if own and (codes.intersection(_CLOSED) or isinstance(own[0], (NotADirectoryError, FileExistsError))):
-        return f"the folder must be writable, but {folder} is not: {own[0].strerror} ({own[0].filename})"
+    if own:
+        place = own[0].filename2 or own[0].filename  # of a file that moves, where it should go
+        return f"the folder must be writable, but {folder} is not: {own[0].strerror} ({place})"
     return None
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError
 from understudy.core.files import read_text, understood, write_whole
 
 
@@ -31,6 +31,6 @@ def read_curve(path: Path) -> tuple[Epoch, ...]:
     Raises:
         RunError: the file is damaged.
     """
-    text = read_text(path, RunError)
-    with understood(path, RunError):
+    text = read_text(path, DamageError)
+    with understood(path, DamageError):
         return tuple(Epoch(**json.loads(line)) for line in text.splitlines())

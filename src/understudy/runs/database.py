@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError, RunError
 from understudy.core.extras import optional
 from understudy.core.files import write_whole
 from understudy.core.quiet import quiet_optuna
@@ -124,7 +124,10 @@ def database_errors(address: str) -> Iterator[None]:
         with quiet_optuna():
             yield
     except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
-        raise RunError(f"the store {shown(address)} cannot be used: {_reason(error)}") from error
+        cause = _cause(error)
+        damaged = isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
+        kind = DamageError if damaged else RunError
+        raise kind(f"the store {shown(address)} cannot be used: {str(cause).strip().splitlines()[0]}") from error
 
 
 def shown(address: str) -> str:
@@ -170,8 +173,8 @@ def _in_memory(memory: sqlite3.Connection) -> RDBStorage:
     return RDBStorage("sqlite:///file", engine_kwargs=settings)
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first line of what the database itself said, without SQL or advice around it."""
+def _cause(error: BaseException) -> BaseException:
+    """Return what the database itself raised, without SQL or advice around it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    return getattr(error, "orig", None) or error

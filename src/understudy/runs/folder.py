@@ -39,7 +39,7 @@ from typing import Any, Literal
 from understudy.config.job import Compression
 from understudy.config.text import differences, of_toml, to_toml
 from understudy.core.architecture import Space
-from understudy.core.errors import ConfigError, RunError
+from understudy.core.errors import ConfigError, DamageError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import check_format, read_json, read_text, understood, write_whole
 from understudy.core.int8 import FileSizes
@@ -201,8 +201,8 @@ class Run:
         path = self.folder / "space.json"
         if not path.is_file():
             return None
-        text = read_text(path, RunError)
-        with understood(path, RunError):
+        text = read_text(path, DamageError)
+        with understood(path, DamageError):
             return Space.from_json(text)
 
     @property
@@ -229,7 +229,7 @@ class Run:
         int8 = self.recall("int8")
         if int8 is None:
             return found
-        with understood(self.folder / "int8.json", RunError):
+        with understood(self.folder / "int8.json", DamageError):
             sizes = FileSizes.from_json(int8)
         return [e if e.cost is None else replace(e, cost=sizes.cost(e.cost, e.architecture)) for e in found]
 
@@ -244,7 +244,7 @@ class Run:
             RunError: the file is damaged.
         """
         path = self.folder / f"{name}.json"
-        return read_json(path, RunError) if path.is_file() else None
+        return read_json(path, DamageError) if path.is_file() else None
 
     def _check_same(self, settings: Compression, identity: Identity) -> None:
         now = {name: value for name, value in asdict(identity).items() if name != "versions"}

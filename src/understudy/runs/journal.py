@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError
 from understudy.core.files import read_json, write_whole
 
 
@@ -27,12 +27,12 @@ class Journal:
         self._crashes: dict[str, list[str]] = {}
         self._begun: dict[str, int] = {}
         if path is not None and path.is_file():
-            known = read_json(path, RunError)
+            known = read_json(path, DamageError)
             try:
                 self._crashes = {name: list(map(str, reasons)) for name, reasons in known["crashes"].items()}
                 self._begun = {name: int(times) for name, times in known["begun"].items()}
             except (KeyError, AttributeError, TypeError, ValueError) as error:
-                raise RunError(f"{path} must hold crashes by name, but is damaged; it can be deleted") from error
+                raise DamageError(f"{path} must hold crashes by name, but is damaged") from error
 
     def crashed(self, name: str, reason: str) -> int:
         """Note a crash; return how many there were under that name."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError
 from understudy.core.files import understood, write_whole
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
@@ -76,12 +76,12 @@ class Predictions:
             RunError: the file is damaged.
         """
         try:
-            with understood(path, RunError), np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
+            with understood(path, DamageError), np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as found:
                 classes = tuple(map(str, found["classes"]))
                 names = (*_FIELDS, *(name for name in _PICTURES if name in found))  # earlier runs have no pictures
                 return cls(classes=classes, **{name: found[name] for name in names})
         except (OSError, EOFError, zipfile.BadZipFile) as error:
-            raise RunError(f"{path} must be as it was written, but is damaged: {error}") from error
+            raise DamageError(f"{path} must be as it was written, but is damaged: {error}") from error
 
 
 def _surest(which: Numbers, confidence: Numbers) -> Numbers:

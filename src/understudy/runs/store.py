@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from understudy.core.architecture import Architecture, Space
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import understood, write_whole
 from understudy.runs.database import database_errors, open_storage, shown
@@ -130,7 +130,7 @@ class Store:
             )
 
     def _read(self) -> dict[str, Evaluation]:
-        with understood(Path(self._place), RunError):
+        with understood(Path(self._place), DamageError):
             evaluations = [Evaluation.from_json(self._space, text) for text in _texts(self._storage, self._name)]
         return {evaluation.key: evaluation for evaluation in evaluations}
 
