@@ -47,7 +47,8 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         if id(value) in memo:
             return memo[id(value)]
         made = memo[id(value)] = kind()
-        made.update((_copy(key, memo), _copy(part, memo)) for key, part in value.items())
+        for key, part in value.items():
+            made[_copy(key, memo)] = _copy(part, memo)
         return made
     if kind is Tensor and value.dim() == 0 and id(value) not in memo and _is_plain(value):  # what batch norms count in
         memo[id(value)] = value.clone()
@@ -56,7 +57,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(value, memo)
     made = memo[id(value)] = kind.__new__(kind)  # type: ignore[call-overload]
     state = value.__getstate__() if hasattr(value, "__getstate__") else vars(value)
-    made.__setstate__({name: _copy(part, memo) for name, part in state.items()})
+    made.__setstate__({n: v if type(v) in _IMMUTABLE else _copy(v, memo) for n, v in state.items()})
     return made
 
 

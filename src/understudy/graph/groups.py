@@ -19,6 +19,7 @@ from understudy.graph.compare import shapes_of
 from understudy.graph.fake import flat, map_structure, source_line
 from understudy.graph.nodes import describe, enclosing_modules
 from understudy.graph.numbers import Key
+from understudy.graph.places import by_signature, first_emitters, readers
 from understudy.graph.trace import Trace
 from understudy.graph.walk import Walk
 
@@ -29,7 +30,8 @@ class Groups:
 
     `slots_of[i]` are the slots (ascending) of `groups[i]`; `emitted` are the slots of what each layer or
     parameter brings into being; `plan` is the pass over the whole teacher, in slots. `abandoned` are nodes whose rule
-    failed, and how; `computed` are numbers of modules that the forward pass computes with.
+    failed, and how; `computed` are numbers of modules that the forward pass computes with; `asked` are layers whose
+    class it asks for, None where that is not known yet.
     """
 
     trace: Trace
@@ -43,6 +45,7 @@ class Groups:
     computed: frozenset[Key] = frozenset()
     chosen: Mapping[fx.Node, int] = field(default_factory=dict)
     constants: frozenset[str] = frozenset()
+    asked: frozenset[str] | None = None
 
     def freezing(self, reasons: Mapping[str, tuple[str, str]]) -> Groups:
         """Return it with more groups frozen, each by its name for a reason and at a source line."""
@@ -221,14 +224,16 @@ class _Joiner(Walk):
 
     def stuck(self) -> list[fx.Node]:
         """Return the nodes that part channels, after which these freeze."""
-        held = self._held()
+        held = self._held() if self.parted else np.zeros(0, dtype=np.int64)
         return [node for node, labels in self.parted.items() if np.isin(self.tied(labels), held).any()]
 
     def _held(self) -> Labels:
         """Return what stands for channels that cannot go: frozen ones, and those of a layer that all go together."""
-        single = (roots for roots in map(self.tied, self.emitted.values()) if len(roots) == 1 and roots[0] != FIXED)
-        frozen = (labels for labels, _, _ in self.frozen)
-        return self.tied(np.concatenate([np.zeros(0, dtype=np.int64), *single, *frozen]))
+        roots = self.roots()
+        found = (_renamed(labels, roots) for labels in self.emitted.values())
+        single = (own for own in found if own[0] != FIXED and (own == own[0]).all())
+        frozen = (_renamed(labels, roots) for labels, _, _ in self.frozen)
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *single, *frozen]))
 
     def in_the_way(self) -> frozenset[str]:
         """Return parameters and buffers whose channels freeze and were tied to several of one layer.
@@ -236,13 +241,15 @@ class _Joiner(Walk):
         The smallest come first: a bias of all channels may be tied to several only by what is behind it, say by the
         frequencies of a rotary embedding.
         """
-        held = self._held()
+        direct = {str(node.target) for graph in self.trace.graphs for node in graph.find_nodes(op="get_attr")}
+        if direct.isdisjoint(self.emitted):
+            return frozenset()
+        held, roots = self._held(), self.roots()
         several: set[int] = set()
         for labels in self.emitted.values():
-            found, times = np.unique(self.alike(labels), return_counts=True)
+            found, times = np.unique(_renamed(labels, roots), return_counts=True)
             several.update(found[times > 1].tolist())
-        direct = {str(node.target) for graph in self.trace.graphs for node in graph.find_nodes(op="get_attr")}
-        known = {name: self.tied(labels) for name, labels in self.emitted.items() if name in direct}
+        known = {name: np.unique(_renamed(labels, roots)) for name, labels in self.emitted.items() if name in direct}
         tied = [n for n, own in known.items() if np.isin(own, held).all() and not several.isdisjoint(own.tolist())]
         smallest = min((len(self.emitted[name]) for name in tied), default=0)
         return frozenset(name for name in tied if len(self.emitted[name]) == smallest)
@@ -292,7 +299,7 @@ def find_groups(traced: Trace) -> Groups:
     plan = _renamed_plan(plan, slots)
     reasons: _Reasons = dict.fromkeys(range(total if traced.opaque else 0), (traced.opaque, ""))
     reasons |= {slot: why for slot, why in _by_slot(joiner.frozen, slots).items() if slot not in reasons}
-    members, written = _by_signature(emitted, plan, total), _by_slot(joiner.written, slots)
+    members, written = by_signature(emitted, plan, total), _by_slot(joiner.written, slots)
     groups, slots_of, frozen = _named(members, emitted, plan, (reasons, written), _varied(plan))
     told = {group.name for group in groups} | {found.name for found in frozen}
     frozen += tuple(closed for name, closed in joiner.closed.items() if name not in told)
@@ -358,22 +365,6 @@ def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
     )
 
 
-def _by_signature(emitted: dict[str, Labels], plan: Plan, slots: int) -> list[Labels]:
-    """Return the slots that occur equally often in the same places: they are interchangeable."""
-    places: list[Labels] = [*emitted.values()]
-    places += [d for p in plan.parameters.values() for d in p.dims if isinstance(d, np.ndarray)]
-    signature: list[list[tuple[int, int]]] = [[] for _ in range(slots)]
-    for index, labels in enumerate(places):
-        held, times = np.unique(labels, return_counts=True)
-        for slot, number in zip(held.tolist(), times.tolist(), strict=True):
-            if slot != FIXED:
-                signature[slot].append((index, number))
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for slot, where in enumerate(signature):
-        alike[tuple(where)].append(slot)
-    return [np.array(slots) for slots in alike.values()]
-
-
 def _varied(plan: Plan) -> Iterator[Labels]:
     """Yield the slots over which a variance is taken: of a single one there is none.
 
@@ -402,9 +393,11 @@ def _named(
     slots_of: list[Labels] = []
     frozen: list[Frozen] = []
     taken: dict[str, int] = {}
-    readers, first, least = _readers(plan), _first_emitters(emitted), [np.sort(labels) for labels in varied]
+    read_by = readers(plan, {int(slots[0]) for slots in members})
+    first, least = first_emitters(emitted, sum(map(len, members))), [np.sort(labels) for labels in varied]
+    emitters = list(emitted)
     for slots in members:
-        producer = min((first[s] for s in slots.tolist()), key=lambda found: found[1])[0]
+        producer = emitters[first[slots].min()]
         step = int(np.isin(emitted[producer], slots).sum()) // len(slots)
         taken[producer] = taken.get(producer, 0) + 1
         name = producer if taken[producer] == 1 else f"{producer}#{taken[producer]}"
@@ -416,30 +409,10 @@ def _named(
         elif len(slots) == 2 and few:
             frozen.append(Frozen(name=name, width=width, reason="a variance is taken over these two channels"))
         elif len(slots) > 1:
-            layers = tuple(dict.fromkeys(readers.get(int(slots[0]), ())))
+            layers = tuple(dict.fromkeys(read_by.get(int(slots[0]), ())))
             plain, fewest = "" if written is None else _told(*written), 2 * step if few else 1
             groups.append(Group(name=name, width=width, step=step, layers=layers, plain=plain, least=fewest))
             slots_of.append(slots)
         elif step > 1:
             frozen.append(Frozen(name=name, width=width, reason="all of these channels go together, so none can"))
     return tuple(groups), tuple(slots_of), tuple(frozen)
-
-
-def _first_emitters(emitted: dict[str, Labels]) -> dict[int, tuple[str, int]]:
-    """Return, for each slot, the first layer that emits it and that layer's place among all."""
-    found: dict[int, tuple[str, int]] = {}
-    for place, (name, labels) in enumerate(emitted.items()):
-        for slot in np.unique(labels).tolist():
-            found.setdefault(slot, (name, place))
-    return found
-
-
-def _readers(plan: Plan) -> dict[int, list[str]]:
-    """Return the layers whose parameters have each slot, in order."""
-    found: dict[int, list[str]] = defaultdict(list)
-    for name, parameter in plan.parameters.items():
-        for dim in parameter.dims:
-            if isinstance(dim, np.ndarray):
-                for slot in np.unique(dim[dim != FIXED]).tolist():
-                    found[slot].append(name.rpartition(".")[0])
-    return found

@@ -49,19 +49,27 @@ class Watch:
     asks_mode: bool = False  # whether a module that is looked into reads `training`
     inside: Callable[[], set[str]] = set  # the paths of the modules whose forward runs
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> _Pause:
         """What happens inside is not the forward pass."""
-        on, self.on = self.on, False
-        try:
-            yield
-        finally:
-            self.on = on
+        return _Pause(self)
 
     def spoil(self, key: Key) -> None:
         """Note that Python computes with a number."""
         if self.on:
             self.spoiled.setdefault(key, user_line())
+
+
+class _Pause:
+    """What `Watch.paused` gives: a context in a quarter of the time of a generator's, around each argument."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._on, self._watch.on = self._watch.on, False
+
+    def __exit__(self, *raised: object) -> None:
+        self._watch.on = self._on
 
 
 class Number(int):

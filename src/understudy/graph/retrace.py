@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ Found = tuple[str, str]  # what is done otherwise, and the line
 def checked(groups: Groups) -> Groups:
     """Let those be for plain graphs that the forward pass of a narrower copy handles otherwise than predicted."""
     for fewest in (True, False):
+        if not fewest and _does_unnamed(groups):
+            return replace(groups, asked=frozenset())
         reasons = _culprits(groups, _copied(groups), fewest)
         while reasons:
             groups = groups.writing(reasons)
@@ -40,18 +43,30 @@ def checked(groups: Groups) -> Groups:
     return groups
 
 
+def _does_unnamed(groups: Groups) -> bool:
+    """Return whether a narrower copy does as predicted though no layer is known by its class: no class is asked for."""
+    names = _copied(groups)
+    return bool(names) and _otherwise(groups, _kept(groups, names, False), _layers(groups.trace)) is None
+
+
 def _copied(groups: Groups) -> list[str]:
     return [group.name for group in groups.groups if not group.plain]
 
 
-def asked_types(traced: Trace) -> frozenset[str]:
+def asked_types(groups: Groups) -> frozenset[str]:
     """Return the layers whose class the forward pass asks for, by path: `isinstance(self.pool, nn.MaxPool2d)`."""
-    layers = sorted({str(node.target) for graph in traced.graphs for node in graph.find_nodes(op="call_module")})
+    if groups.asked is not None:
+        return groups.asked
+    traced, layers = groups.trace, _layers(groups.trace)
     if _same_disguised(traced, layers):
         return frozenset()
     if not _same_disguised(traced, []):
         return frozenset(layers)  # the network does not do the same twice: each layer would be suspected, one by one
     return frozenset(_asked(traced, layers))
+
+
+def _layers(traced: Trace) -> list[str]:
+    return sorted({str(node.target) for graph in traced.graphs for node in graph.find_nodes(op="call_module")})
 
 
 def _asked(traced: Trace, layers: list[str]) -> list[str]:
@@ -65,9 +80,7 @@ def _same_disguised(traced: Trace, layers: list[str]) -> bool:
     shared = {id(tensor): tensor for tensor in (*traced.teacher.parameters(), *traced.teacher.buffers())}
     for graph in traced.graphs:
         copy = copy_to_trace(traced.teacher, shared).train(graph is traced.training)
-        for path in layers:
-            part: Any = copy.get_submodule(path)
-            vars(part)[WAS], part.__class__ = part.__class__, Disguise
+        _disguise(copy, layers)
         try:
             again, _ = record_example(copy, traced.example, traced.leaf_modules)
         except Exception as error:
@@ -77,6 +90,12 @@ def _same_disguised(traced: Trace, layers: list[str]) -> bool:
         if any(difference(graph, again)):
             return False
     return True
+
+
+def _disguise(module: nn.Module, layers: Iterable[str]) -> None:
+    for path in layers:
+        part: Any = module.get_submodule(path)
+        vars(part)[WAS], part.__class__ = part.__class__, Disguise
 
 
 class Disguise(nn.Module):
@@ -122,10 +141,11 @@ def _kept(groups: Groups, names: list[str], fewest: bool) -> Mask:
     return kept
 
 
-def _otherwise(groups: Groups, kept: Mask) -> Found | None:
+def _otherwise(groups: Groups, kept: Mask, disguised: Iterable[str] = ()) -> Found | None:
     traced = groups.trace
     for graph in traced.graphs:
         copy = _narrowed(groups, kept).train(graph is traced.training)
+        _disguise(copy, disguised)
         try:
             again, _ = record_example(copy, traced.example, traced.leaf_modules)
         except Exception as error:

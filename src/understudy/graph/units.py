@@ -122,7 +122,7 @@ def units_of(groups: Groups) -> tuple[Unit, ...]:
     units += [Unit(name=s.name, kind="pool", layers=(s.name,)) for s in pools]
     blocks = list(_blocks(groups, sites, ends))
     units += blocks + list(_branches(groups, sites, ends, {unit.layers for unit in blocks}))
-    asked = asked_types(groups.trace)
+    asked = asked_types(groups)
     units = [unit for unit in units if not asked.intersection(removed_paths(unit))]
     offered = [unit for unit in units if _fits(groups, unit, strict=True)]
     alone = (*_NORMS, *_ACTIVATIONS, *_AVERAGE_POOLS, nn.Linear)
