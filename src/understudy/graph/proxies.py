@@ -33,7 +33,7 @@ class ExampleProxy(fx.Proxy):
             return super().__getitem__(fields.index(name))  # type: ignore[misc]
         if not hasattr(type(value), name) and not hasattr(value, name):  # else whoever asks by hasattr is told a lie
             raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-        return _Device(self, name) if name == "device" else super().__getattr__(name)
+        return _Device(self, name) if name == "device" else _Attribute(self, name)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         return np.asarray(self._plain())
@@ -96,6 +96,12 @@ class ExampleProxy(fx.Proxy):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+class _Attribute(ExampleProxy, fx.proxy.Attribute):  # whose node comes when it is needed
+    """What a proxy has by name, or a method of it: `x.data *= mask` overwrites as `x *= mask` does."""
+
+    __init__ = fx.proxy.Attribute.__init__
 
 
 class _Device(fx.proxy.Attribute):

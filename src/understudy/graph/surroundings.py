@@ -21,20 +21,25 @@ from understudy.graph.seeds import seeded
 
 # Functions of a size or of a type that a proxy may stand for; fx sees only those that are given a tensor.
 _FACTORIES = (
-    *("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "rand", "randn", "randint"),
+    *("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "tril_indices", "triu_indices"),
+    *("rand", "randn", "randint"),
     *("tensor", "as_tensor", "scalar_tensor", "finfo", "iinfo"),
 )
+# Methods whose numbers torch takes from integers alone: a tensor that the forward pass has made is given a proxy.
+_METHODS = ("expand", "split", "new_zeros", "new_ones", "new_full", "new_empty")
 
 
 @contextmanager
 def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
     """Let functions that make a tensor of a computed size, or tell the limits of a tensor's type, be nodes."""
     made = {name: getattr(torch, name) for name in _FACTORIES}
+    own = {name: vars(Tensor).get(name) for name in _METHODS}  # None where it is inherited
 
-    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def recorded(function: Callable[..., Any], method: str = "") -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if watch.on and any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
-                return tracer.create_proxy("call_function", function, args, kwargs)
+                kind = "call_method" if method else "call_function"
+                return tracer.create_proxy(kind, method or function, args, kwargs)
             return function(*args, **kwargs)
 
         return call
@@ -42,10 +47,14 @@ def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
     try:
         for name, function in made.items():
             setattr(torch, name, recorded(function))
+        for name in _METHODS:
+            setattr(Tensor, name, recorded(getattr(Tensor, name), name))
         yield
     finally:
         for name, function in made.items():
             setattr(torch, name, function)
+        for name, method in own.items():
+            delattr(Tensor, name) if method is None else setattr(Tensor, name, method)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def shaken(analysis: Analysis, seed: int, *, dtype: torch.dtype, drawn: bool) ->
         channels = any(isinstance(dim, np.ndarray) for dim in plan.dims)
         buffer = dict(teacher.named_buffers()).get(name) if channels else None
         if buffer is not None and buffer.is_floating_point() and bool(buffer.isfinite().all()):
-            buffer.data = buffer * _near_one(buffer, generator) + (buffer == 0) * 0.1 * _near_one(buffer, generator)
+            buffer.data = _another(buffer, generator)
     teacher.double() if dtype == torch.float64 else teacher.float()  # `to` would make complex numbers real
     for module in teacher.modules():
         _calm(module)
@@ -97,6 +97,13 @@ def _drawn(name: str, parameter: Tensor, generator: torch.Generator, *, drawn: b
     if name.endswith("bias"):
         return torch.randn(plain.shape, generator=generator).to(plain).mul_(0.3)
     return _near_one(plain, generator)
+
+
+def _another(buffer: Tensor, generator: torch.Generator) -> Tensor:
+    """Return another buffer: a mask stays one, as the forward pass may multiply a weight by it again and again."""
+    if bool(((buffer == 0) | (buffer == 1)).all()) and 0 < buffer.count_nonzero() < buffer.numel():
+        return (torch.rand(buffer.shape, generator=generator) < 0.7).to(buffer)
+    return buffer * _near_one(buffer, generator) + (buffer == 0) * 0.1 * _near_one(buffer, generator)
 
 
 def _near_one(like: Tensor, generator: torch.Generator) -> Tensor:

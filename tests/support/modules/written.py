@@ -106,6 +106,40 @@ def _shared_table(net: Any, x: Tensor) -> Tensor:
     return F.linear(F.layer_norm(y + net.up(torch.relu(net.down(y))), (12,)), net.table.weight)
 
 
+def _masked_in_place(net: Any, x: Tensor) -> Tensor:
+    y = torch.relu(net.read(x))
+    net.second.data *= net.mask
+    net.third.data.clamp_(-0.5, 0.5)
+    return net.head(torch.relu(F.linear(F.linear(y, net.second), net.third)).mean(1))
+
+
+def _written_where(net: Any, x: Tensor) -> Tensor:
+    absent = x[..., 0] > 0.5
+    y = net.read(x)
+    y[absent] = net.token
+    y[y > 1] = 1.0
+    y = torch.relu(net.up(y)).clone()
+    y[absent] = 0
+    score = net.gate(y).squeeze(-1)
+    score[absent] = float("-inf")
+    return net.head((y * score.softmax(1).unsqueeze(-1)).sum(1))
+
+
+def _features(net: Any, x: Tensor) -> Tensor:
+    tokens = x[:, 0, :, None] * net.scales[None] + net.offsets[None]
+    tokens = torch.cat([net.token.expand(x.shape[0], -1, -1), tokens], 1)
+    return net.head(tokens[:, 0] + net.down(torch.relu(net.up(tokens))).mean(1))
+
+
+def _constants(net: Any, x: Tensor) -> Tensor:
+    batch, length, _ = x.shape
+    turn = torch.eye(length)[None].expand(batch, -1, -1)
+    empty = turn.detach().new_zeros(batch, 1, length)
+    rows, columns = torch.tril_indices(length, length, -1)
+    y = torch.cat([turn, empty], 1) @ net.read(x)
+    return net.head((torch.relu(y[:, rows]) * y[:, columns]).mean(1))
+
+
 def _networks() -> dict[str, Any]:
     rows, columns = torch.tril_indices(6, 6, -1)
     edges = {"source": torch.tensor([0, 1, 2, 3, 4, 5, 0]), "target": torch.tensor([1, 2, 3, 4, 5, 0, 3])}
@@ -162,14 +196,49 @@ def _networks() -> dict[str, Any]:
                 "column": columns,
             },
         ),
+        "masked_in_place": (
+            _masked_in_place,
+            {
+                "read": linear(5, 16),
+                "second": weight(12, 16),
+                "third": weight(10, 12),
+                "mask": (torch.rand(12, 16) < 0.6).float(),
+                "head": linear(10, 3),
+            },
+        ),
+        "where": (
+            _written_where,
+            {
+                "read": linear(5, 12),
+                "token": weight(12),
+                "up": linear(12, 16),
+                "gate": linear(16, 1),
+                "head": linear(16, 3),
+            },
+        ),
+        "features": (
+            _features,
+            {
+                "scales": weight(5, 12),
+                "offsets": weight(5, 12),
+                "token": weight(1, 1, 12),
+                "up": linear(12, 16),
+                "down": linear(16, 12),
+                "head": linear(12, 3),
+            },
+        ),
+        "constants": (_constants, {"read": linear(5, 12), "head": linear(12, 3)}),
         "shared_table": (_shared_table, {"table": nn.Embedding(7, 12), "up": linear(16, 12), "down": linear(12, 16)}),
     }
 
 
+_BUFFERS = ("source", "target", "row", "column", "mask")
+
+
 def _make(name: str) -> nn.Module:
     forward, parts = _networks()[name]
-    network = Written(forward, **{k: v for k, v in parts.items() if k not in ("source", "target", "row", "column")})
-    for key in ("source", "target", "row", "column"):
+    network = Written(forward, **{k: v for k, v in parts.items() if k not in _BUFFERS})
+    for key in _BUFFERS:
         if key in parts:
             network.register_buffer(key, parts[key])
     return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from understudy.graph.channels import Labelled, Paired, ParameterPlan, ParameterUse
+from understudy.graph.channels import Arranged, Labelled, Paired, ParameterPlan, ParameterUse
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
-from understudy.graph.rules.movement import compressed
+from understudy.graph.rules.movement import compressed, unsqueeze
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.rules.weights import is_only_multiplied
+from understudy.graph.rules.weights import is_only_multiplied, is_table
 from understudy.graph.walk import Walk
 
 
@@ -102,9 +103,17 @@ def _sliced(x: Labelled, dim: int, start: int, stop: int) -> Labelled:
     return Labelled(tuple(sizes), x.labels[tuple(index)])
 
 
-@for_calls(operator.getitem, parameters=True)
+@for_calls(operator.getitem, arranged=True)
 def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     """Of a tuple or dict: its member. Of a tensor: a slice, which freezes channels that it cuts."""
+    if isinstance(x, ParameterUse) and is_table(walk, node, x):
+        added = _new_dims(len(x.shape), key if isinstance(key, tuple) else (key,))
+        if added is not None:
+            for place in added:
+                x = unsqueeze(walk, node, x, place)
+            return x
+    if isinstance(x, Arranged):
+        x = walk.as_tensor(x, node)
     if isinstance(x, ParameterUse) and isinstance(key, Labelled | ParameterUse) and len(x.shape) == 2:
         return _looked_up(walk, node, x, key)
     if isinstance(x, ParameterUse) and isinstance(key, slice) and key.step is None and is_part_of_linear(node):
@@ -131,11 +140,32 @@ def put_in(walk: Walk, node: fx.Node, x: Any, key: Any, value: Any) -> Any:
     """What is written into a part of a tensor, along other dimensions than its channels', has the same channels."""
     keys = key if isinstance(key, tuple) else (key,)
     plain = isinstance(x, Labelled) and all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys)
+    if isinstance(x, Labelled) and isinstance(key, Labelled) and _is_mask(node.args[1]):
+        return _put_where(walk, node, x, key, value)
     if not plain or any(dim in x.varying and keys[index] != slice(None) for dim, index in _dims_of(x, keys)):
         return walk.give_up(node, (x, key, value), {}, "no rule for writing into a part of these channels")
     if isinstance(value, Labelled):
         shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
         meet(walk, node, Labelled(shape, compressed(x.labels[_on_labels(x, keys)])), value)
+    return None
+
+
+def _is_mask(key: Any) -> bool:
+    return isinstance(key, fx.Node) and getattr(key.meta["value"], "dtype", None) is torch.bool
+
+
+def _put_where(walk: Walk, node: fx.Node, x: Labelled, mask: Labelled, value: Any) -> Any:
+    """Where a mask of the first dimensions says so, there is one number, or one for each channel."""
+    behind = (1,) * (len(x.shape) - len(mask.shape))
+    over = Labelled(mask.shape + behind, mask.labels.reshape(mask.labels.shape + behind))
+    single = not isinstance(value, Labelled) or math.prod(value.shape) == 1
+    after = isinstance(value, Labelled) and value.shape == x.shape[len(mask.shape) :]
+    if not (single or after) or x.shape[: len(mask.shape)] != mask.shape:
+        return walk.give_up(node, (x, mask, value), {}, "no rule for writing into a part of these channels")
+    found = meet(walk, node, x, over)
+    found = found if single else meet(walk, node, found, value)
+    if found.varying != x.varying:  # which it had not before
+        walk.freeze(found.labels, "they are written into a tensor of fixed size", node)
     return None
 
 
@@ -167,6 +197,18 @@ def _uncut(x: ParameterUse, keys: tuple[Any, ...]) -> int | None:
     wide = [dim for dim, size in enumerate(x.shape) if size > 1]
     whole = [dim for dim in wide if dim not in cut]
     return whole[0] if len(whole) == 1 < len(wide) else None
+
+
+def _new_dims(rank: int, keys: tuple[Any, ...]) -> list[int] | None:
+    """Return where keys put new dimensions, ascending; None where they do anything else, or nothing."""
+    if None not in keys or not all(k is None or k is Ellipsis or k == slice(None) for k in keys):
+        return None
+    places, dim = [], 0
+    for key in keys:
+        if key is None:
+            places.append(dim)
+        dim += rank - sum(k == slice(None) for k in keys) if key is Ellipsis else 1
+    return places
 
 
 def _is_column(x: ParameterUse, key: Any) -> bool:

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse
-from understudy.graph.nodes import describe
+from understudy.graph.copies import tensor_at
+from understudy.graph.nodes import describe, is_in_place
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.rules.weights import CHANGING, arranged, combined, is_list, is_weight
+from understudy.graph.rules.weights import CHANGING, arranged, combined, is_list, is_weight, overwritten
 from understudy.graph.walk import Walk
 
 
@@ -100,7 +101,7 @@ def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
     A weight of several dimensions is cut behind it as it would be before.
     """
     given = [v for v in (*args, *kwargs.values()) if isinstance(v, Labelled | ParameterUse)]
-    weight = combined(walk, node, given)
+    weight = overwritten(walk, node, given) if is_in_place(node) else combined(walk, node, given)
     if weight is not None:
         return weight
     tensors = [v for v in given if isinstance(v, Labelled)]
@@ -119,7 +120,15 @@ def _beside(walk: Walk, node: fx.Node, use: ParameterUse, tensors: list[Labelled
     same = [d for d in wide if d - last in along]
     if not tensors and len(wide) == 2 and wide[0] == 0 and is_list(node):
         return walk.as_tensor(use, node, wide[1])
+    # Where all that it meets has a single element, it makes channels: each feature of a table as a token, say.
+    made = [d for d in wide if all(len(t.shape) >= last - d and t.shape[d - last] == 1 for t in tensors)]
+    if tensors and not along and len(wide) > len(made) == 1 and _learns(walk, use.name):
+        return walk.as_tensor(use, node, made[0])
     return walk.as_tensor(use, node, same[0] if len(wide) > 1 and len(same) == len(along) == 1 else None)
+
+
+def _learns(walk: Walk, name: str) -> bool:
+    return isinstance(tensor_at(walk.trace.root, name), nn.Parameter)
 
 
 @for_calls("to", "type_as", arranged=True)

@@ -15,6 +15,7 @@ from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.sums import turned
 from understudy.graph.rules.tables import for_calls
+from understudy.graph.rules.weights import is_overwritten_weight
 from understudy.graph.walk import Walk
 
 # What torch asks before it takes a fused kernel, which it does not while a graph is recorded.
@@ -93,7 +94,7 @@ def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
     """The shape is computed; dtype, device and rank are the teacher's. Others may tell how many channels there are."""
     if name == "shape":
         return x.shape
-    if isinstance(x, Labelled) and name in ("data", "real", "imag"):
+    if (isinstance(x, Labelled) and name in ("data", "real", "imag")) or is_overwritten_weight(node):
         return x
     if (name in ("mT", "T") and len(x.shape) == 2) or (name == "mT" and isinstance(x, Labelled)):
         return turned(walk, node, x, -2, -1)

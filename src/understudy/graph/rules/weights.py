@@ -33,12 +33,18 @@ def is_only_multiplied(node: fx.Node) -> bool:
     """Return whether all that reads a tensor multiplies by it, as a layer does by its weight, or changes elements."""
 
     def takes(user: fx.Node) -> bool:
-        if user.target in _MULTIPLYING:
+        if user.target in _MULTIPLYING or is_overwritten_weight(user):
             return True
         changes = user.op != "call_module" and CALL_RULES.get(user.target) in CHANGING and not is_in_place(user)
         return changes and all(map(is_of_parameters, user.all_input_nodes)) and is_only_multiplied(user)
 
     return bool(node.users) and all(map(takes, node.users))
+
+
+def is_overwritten_weight(node: fx.Node) -> bool:
+    """Return whether a node is a parameter's values, of which the forward pass does nothing but overwrite them."""
+    values = node.target is getattr and node.args[1] == "data" and node.args[0].op == "get_attr"  # type: ignore[union-attr]
+    return values and bool(node.users) and all(is_in_place(user) and user.args[0] is node for user in node.users)
 
 
 def is_of_parameters(node: fx.Node) -> bool:
@@ -109,6 +115,23 @@ def combined(walk: Walk, node: fx.Node, given: list[Any]) -> ParameterUse | None
     for scale in others:
         walk.as_tensor(scale, node)
     return arranged(walk, node, first)  # type: ignore[return-value]
+
+
+def overwritten(walk: Walk, node: fx.Node, given: list[Any]) -> ParameterUse | None:
+    """Return the weight whose values meet others in place, `self.weight.data *= self.mask`, None where that is none.
+
+    From here on it is a weight beside these.
+    """
+    values, (first, *others) = node.args[0], given
+    if not isinstance(values, fx.Node) or not is_overwritten_weight(values) or type(first) is not ParameterUse:
+        return None
+    held: Any = values.args[0]
+    if node.users or not is_weight(walk, held, first):
+        return None
+    if not all(type(v) is ParameterUse and _fits(walk, first, v) for v in others):
+        return None
+    walk.plan.values[held] = replace(first, beside=(*first.beside, *others))
+    return first
 
 
 def _fits(walk: Walk, weight: ParameterUse, other: Any) -> bool:
