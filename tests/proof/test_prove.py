@@ -145,6 +145,30 @@ def test_what_python_cannot_double_is_proved_in_single_precision() -> None:
     assert Trials(proven).reference == ""
 
 
+class AddedInPlace(nn.Module):
+    """Two residual blocks that add in place; what lies between them is read afterwards as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.low, self.high = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)
+        self.first, self.second = (nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 5, H - 2, W - 2) of x (B, 3, H, W)."""
+        x = self.stem(x)
+        first = self.first(x)
+        first += x
+        second = self.second(first)
+        second += first
+        return self.low(first) + self.high(second)
+
+
+def test_what_passes_by_a_removed_block_is_not_written_into() -> None:
+    analysis = analyse(AddedInPlace().eval(), images(2, size=6))
+    assert {"first", "second"} <= {unit.name for unit in analysis.space.units}
+    assert prove(analysis)[1].refused == ()
+
+
 class AsItsWeights(nn.Module):
     """Casts its input to the type of its own parameters, which stands in the recorded graph."""
 

@@ -90,7 +90,9 @@ class Masked(fx.Interpreter):
         entry = self._refit.bypass(self._twin(n)) if self.removed and n.op.startswith("call_") else None
         if entry is not None:
             passed = self.env[entry if entry in self.env else self._theirs[entry]]
-            return torch.zeros_like(passed) if any(inside(n, str(path)) for path in self._silenced) else passed
+            silenced = any(inside(n, str(path)) for path in self._silenced)
+            # A copy, as what follows may write into it in place.
+            return torch.zeros_like(passed) if silenced else map_structure(passed, _copy)
         value = self._computed(n)
         known = self._refit.plan.values.get(self._twin(n))
         if self._record and n.op == "call_module" and isinstance(value, Tensor) and isinstance(known, Labelled):
@@ -282,3 +284,7 @@ def relative_error(analysis: Analysis, architecture: Architecture, student: nn.M
 def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of what a network gives, in order, however nested."""
     return (leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor))
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
