@@ -60,6 +60,11 @@ def test_the_cut_leaves_every_class_something_to_train_on() -> None:
     assert set(data.train.labels.tolist()) == set(range(10))
 
 
+def test_one_image_of_each_class_cannot_be_cut() -> None:
+    with pytest.raises(DataError, match="as 1 of each class must stay: give more, or a validation split of its own"):
+        Data.from_arrays(torch.zeros(10, 8, 8), torch.arange(10))
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 0.001])
 def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
     with pytest.raises(DataError, match=f"at least one image to train and one to validate on, but got {share} of 40"):

@@ -240,6 +240,13 @@ def test_broken_images_are_named_the_first_five_of_them(tmp_path: Path) -> None:
         opened(path)
 
 
+def test_links_to_nowhere_are_no_fewer_images(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "x")
+    (path / "train" / "cat" / "9.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(DataError, match=r"cat/9\.png cannot be read: No such file or directory"):
+        opened(path)
+
+
 def test_empty_files_and_classes_are_named_together(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "x")
     (path / "train" / "cat" / "2.png").write_bytes(b"")

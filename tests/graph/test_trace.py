@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 
 import pytest
 import torch
@@ -163,6 +164,13 @@ def test_what_moves_or_is_called_in_another_way_is_followed(name: str) -> None:
 def test_what_cannot_be_copied_rightly_is_refused(name: str, message: str) -> None:
     with pytest.raises(TraceError, match=message):
         analysed(name)
+
+
+def test_what_nothing_can_copy_is_named() -> None:
+    network = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))
+    network[0].lock = threading.Lock()
+    with pytest.raises(TraceError, match=r"copy\.deepcopy can copy, but it cannot: 0\.lock is a lock"):
+        analyse(network, torch.rand(1, 2))
 
 
 @pytest.mark.parametrize("name", ["py_reused", "py_moving_assigned", "py_logged", "py_counting"])

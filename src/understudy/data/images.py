@@ -80,7 +80,11 @@ def list_folder(folder: Path, faults: list[str]) -> Listing:
             f"{inner} holds images as well: they must lie in {folder / name} itself" for inner in _inner(folder / name)
         ]
         for file in files:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except OSError as error:
+                faults.append(f"{file.path} cannot be read: {error.strerror}")
+                continue
             if not status.st_size:
                 faults.append(f"{file.path} is empty (0 bytes)")
             names.append(f"{name}/{file.name}")
@@ -97,7 +101,7 @@ def _inner(folder: Path) -> list[str]:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     extension = os.path.splitext(entry.name)[1].lower()
-    return extension in EXTENSIONS and not entry.name.startswith(".") and entry.is_file()
+    return extension in EXTENSIONS and not entry.name.startswith(".") and not entry.is_dir()
 
 
 class Misfit(ValueError):

@@ -86,7 +86,8 @@ def from_folder(path: Path, reading: Reading) -> Splits:
 def _list_splits(path: Path) -> tuple[files.Listing, files.Listing | None, files.Listing | None]:
     if not path.is_dir():
         near = [str(x) for x in path.parent.iterdir() if x.is_dir()] if path.parent.is_dir() else []
-        raise DataError(f"a folder of images must exist, but {path} does not{did_you_mean(str(path), near)}")
+        missing = "is none" if path.exists() else f"does not{did_you_mean(str(path), near)}"
+        raise DataError(f"a folder of images must exist, but {path} {missing}")
     if not (path / "train").is_dir():
         found = sorted(x.name for x in path.iterdir())[:10]
         raise DataError(f"{path} must hold a folder 'train' with one folder for each class, but it holds {found}")

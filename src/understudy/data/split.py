@@ -180,7 +180,8 @@ def stratified(labels: Int64[Tensor, " n"], count: int, seed: int, *, leave: int
     sizes = (torch.bincount(labels) - leave).clamp(min=0)
     total = int(sizes.sum())
     if not 0 <= count <= total:
-        raise DataError(f"a subset of these examples must have 0..{total} of them, but got {count}")
+        stay = f", as {leave} of each class must stay: give more, or a validation split of its own" if leave else ""
+        raise DataError(f"a subset of these examples must have 0..{total} of them, but got {count}{stay}")
     # Whole numbers all the way: the shares must not hang on rounding.
     shares = sizes * count // max(total, 1)
     lost = sizes * count % max(total, 1)

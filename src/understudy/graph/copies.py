@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+
+from understudy.core.errors import TraceError
 
 
 def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
@@ -15,6 +18,9 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
 
     Tensors that hooks compute before each call (weight norm, pruning by `torch.nn.utils.prune`) are no leaves of
     autograd, which `copy.deepcopy` refuses; their values are copied.
+
+    Raises:
+        TraceError: it holds what nothing can copy, such as a lock, a generator or an open file; the message names it.
     """
     memo = dict(instead or {})
     for part in module.modules():
@@ -22,7 +28,26 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
             for held in _held(value) if name not in _WITHOUT_TENSORS else ():
                 if isinstance(held, Tensor) and not held.is_leaf:
                     memo.setdefault(id(held), held.detach().clone())
-    return _copy(module, memo)
+    try:
+        return _copy(module, memo)
+    except (TypeError, RuntimeError, NotImplementedError, AttributeError, pickle.PicklingError) as error:
+        raise TraceError(
+            f"a network must be one that copy.deepcopy can copy, but it cannot{_blamed(module)}: {error}. Set to None "
+            "what the forward pass does not need, or leave it out of the class's __getstate__"
+        ) from error
+
+
+def _blamed(module: nn.Module) -> str:
+    """Return which attribute of which module cannot be copied, as far as one can be told."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name in _WITHOUT_TENSORS or name == "_buffers":
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:  # whatever a class raises
+                return f": {path}.{name}".replace(": .", ": ") + f" is a {type(value).__name__}"
+    return ""
 
 
 # What every module has, and what holds no tensor that a pass has computed.
