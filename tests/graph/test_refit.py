@@ -6,9 +6,12 @@ from torch import Tensor, nn
 
 from tests.support.models import images
 from understudy.core.errors import SurgeryError
+from understudy.cost.predict import predict
 from understudy.graph.analysis import analyse
 from understudy.graph.channels import Labelled
 from understudy.graph.refit import Refit
+from understudy.proof.prove import prove
+from understudy.surgery.build import build
 
 LAYERS = 12
 
@@ -68,7 +71,51 @@ class Joined(nn.Module):
         return self.head(self.grouped(torch.cat([self.beside(x), x], 1)))
 
 
-@pytest.mark.parametrize(("outputs", "groups"), [(12, 2), (10, 5)])
-def test_a_removal_that_leaves_no_whole_groups_is_not_offered(outputs: int, groups: int) -> None:
-    analysis = analyse(Joined(outputs, groups), images(2, size=4))
+def test_a_removal_that_leaves_no_whole_groups_is_not_offered() -> None:
+    analysis = analyse(Joined(10, 5), images(2, size=4))
     assert not [unit.name for unit in analysis.space.units if "wider" in unit.layers]
+
+
+def test_a_removal_that_leaves_groups_of_fewer_channels_is_right() -> None:
+    analysis, proof = prove(analyse(Joined(12, 2), images(2, size=4)))
+    assert not proof.refused
+    student = build(analysis, analysis.space.architecture(removed=["layer:wider"]))
+    assert student.grouped.weight.shape == (12, 6, 1, 1)
+
+
+class Halves(nn.Module):
+    """Halves of what a layer makes, which meet: without it they are halves of what comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.same, self.read = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(24, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        a, b = torch.relu(self.same(x)).chunk(2, 1)
+        return self.head(torch.cat([x, a + self.read(b)], 1))
+
+
+def test_halves_of_a_group_are_counted_at_full_width_only() -> None:
+    analysis, proof = prove(analyse(Halves(), images(2, size=4)))
+    assert not proof.refused
+    space = analysis.space
+    without = space.architecture(removed=["layer:same"])
+    assert predict(analysis, without).parameters == sum(p.numel() for p in build(analysis, without).parameters())
+    with pytest.raises(SurgeryError, match="meet"):
+        predict(analysis, without.with_width("stem", 8))
+
+
+def test_a_removal_that_changes_a_number_that_python_computes_with_is_not_offered() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.pool = nn.Conv2d(3, 8, 1), nn.MaxPool2d(2)
+            self.mid, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.mid(self.pool(self.stem(x)))
+            return self.head(sum(x[:, :, i].mean(-1) for i in range(x.shape[2])))
+
+    assert not [unit for unit in analyse(Rows(), images(2, size=4)).space.units if "pool" in unit.layers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,7 +16,7 @@ from understudy.core.architecture import Architecture, Group
 from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.graph.analysis import Analysis
-from understudy.graph.channels import Labelled, Labels, ParameterPlan
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan
 from understudy.graph.nodes import VIEWS, describe
 from understudy.graph.refit import Refit
 from understudy.graph.units import removed_paths
@@ -171,6 +171,11 @@ class _Collector:
         self.rows: dict[bytes, int] = {}
         self.one = self._add(np.eye(1, self._size, self._size - 1, dtype=np.int64)[0])
 
+    def hold(self, places: Iterable[int]) -> None:
+        """Take the channels of these groups for constants, as they all stay."""
+        for place in places:
+            self._group_of[self._group_of == place] = self._size - 1
+
     def row(self, labels: Labels) -> npt.NDArray[np.int64]:
         """Return the linear form of the number of labels that stay, (G + 1,)."""
         counts = np.bincount(self._group_of[labels].ravel(), minlength=self._size).astype(np.int64)
@@ -216,6 +221,10 @@ def _forms(analysis: Analysis, architecture: Architecture) -> _Forms:
 def _compiled(analysis: Analysis, architecture: Architecture) -> _Forms:
     refit = analysis.refit(architecture)
     collect = _Collector(analysis)
+    held = [analysis.groups.slots_of[place] for place in refit.whole]
+    meetings = [[collect.form(slots), collect.form(np.full(len(slots), FIXED))] for slots in held]
+    collect.hold(refit.whole)
+    meetings += [[collect.form(a), collect.form(b)] for a, b, _ in refit.met]
     parameters, sizes = [], []
     kept = {**dict(analysis.teacher.named_parameters()), **dict(analysis.teacher.named_buffers())}
     gone = tuple(p + "." for u in architecture.removed for p in removed_paths(analysis.space.unit(u)))
@@ -245,7 +254,6 @@ def _compiled(analysis: Analysis, architecture: Architecture) -> _Forms:
             constant *= math.prod(size)  # type: ignore[arg-type]
             kernel = (item.kernel_of, int(size[0]), item.kernel_dims)  # type: ignore[index]
         work.append((constant, [collect.form(f) for f in item.factors], kernel))
-    meetings = [[collect.form(a), collect.form(b)] for a, b, _ in refit.met]
     tables = [collect.products(terms) for terms in (parameters, sizes, work)]
     return _Forms(
         groups=analysis.space.groups,

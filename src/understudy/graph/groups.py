@@ -89,6 +89,14 @@ class Groups:
         return {key: nodes for key, nodes in users.items() if len(nodes) > 1}
 
     @cached_property
+    def group_of(self) -> Labels:
+        """The place of the group that each slot is of, -1 for those that always stay, (slots,)."""
+        found = np.full(self.slots, -1)
+        for place, slots in enumerate(self.slots_of):
+            found[slots] = place
+        return found
+
+    @cached_property
     def held(self) -> Labels:
         """The slots that always stay."""
         free = np.concatenate([*self.slots_of, np.zeros(0, dtype=np.int64)])

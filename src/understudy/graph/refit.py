@@ -27,12 +27,15 @@ class Refit(Walk):
     """Follows the change from the removed units on; what it does not reach is taken from the analysis.
 
     Channels of different groups may meet where a removal brings them together: `met` lists such places,
-    which fit only if both sides end up with equally many. A strict pass refuses them.
+    which fit only if both sides end up with equally many. Where some of a group's channels are left apart from the
+    others, as half of them are behind a split, its width says nothing of how many of those stay: such groups, by their
+    places in `whole`, fit at full width only. A strict pass refuses both.
     """
 
     def __init__(self, groups: Groups, removed: frozenset[str], *, strict: bool = False) -> None:
         super().__init__(groups.trace, removed=removed)
         self.met: list[tuple[Labels, Labels, fx.Node]] = []
+        self.whole: set[int] = set()
         self._groups = groups
         self._looked_at: list[fx.Node] = []
         self.abandoned, self.cuts, self.counts = groups.abandoned, groups.parameters, groups.numbers
@@ -73,6 +76,12 @@ class Refit(Walk):
                 push(node.users)
         return self.plan
 
+    def verify(self, node: fx.Node) -> None:
+        """Refuse another number where Python computes with it: what it comes to is not in the graph."""
+        now, was = self.plan.values[node], node.meta["value"]
+        if node.meta.get("escapes") and type(now) in (int, float, bool, tuple) and now != was:
+            raise SurgeryError(f"at node {node.name} ({source_line(node)}): Python computes with {was}, but gets {now}")
+
     def emit(self, name: str, size: int) -> Labels:
         """Return the slots that the layer emits in the teacher."""
         return self._groups.emitted[name]
@@ -86,7 +95,22 @@ class Refit(Walk):
         if self._strict:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): channels of two groups would meet")
         self.met.append((a, b, node))
+        for labels in (a, b):
+            self._count(labels, node)
         return a
+
+    def _count(self, labels: Labels, node: fx.Node) -> None:
+        """Hear that the number of these channels counts, which is known of whole groups alone."""
+        slots, times = np.unique(labels[labels != FIXED], return_counts=True)
+        of = self._groups.group_of[slots]
+        for place in np.unique(of[of >= 0]).tolist():
+            own, size = times[of == place], len(self._groups.slots_of[place])
+            if place in self.whole or (len(own) == size and (own == own[0]).all()):
+                continue
+            if self._strict:
+                raise SurgeryError(f"at node {node.name} ({source_line(node)}): a part of a group's channels is left")
+            self.whole.add(place)
+            self.met.append((self._groups.slots_of[place], np.full(size, FIXED), node))
 
     def parameter(self, name: str, plan: ParameterPlan, node: fx.Node) -> None:
         """As a pass over the teacher; a parameter whose shape is read keeps its channels."""
@@ -95,6 +119,9 @@ class Refit(Walk):
         before = self._groups.parameters.get(name)
         if before is None or same_dims(before.dims, plan.dims):
             return
+        for labels in plan.dims:
+            if isinstance(labels, np.ndarray):
+                self._count(labels, node)
         if name in self._groups.plan.measured:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): the shape of {name} is read elsewhere")
         if node.op != "call_module" and self._holds_values(name):

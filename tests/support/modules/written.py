@@ -140,6 +140,15 @@ def _constants(net: Any, x: Tensor) -> Tensor:
     return net.head((torch.relu(y[:, rows]) * y[:, columns]).mean(1))
 
 
+def _split_attention(net: Any, x: Tensor) -> Tensor:
+    y = torch.relu(net.two(net.read(x.transpose(1, 2))))
+    batch, channels, length = y.shape
+    y = y.reshape(batch, 2, channels // 2, length)
+    scores = net.back(torch.relu(net.squeeze(y.sum(1).mean(-1, keepdim=True))))
+    scores = scores.view(batch, 1, 2, -1).transpose(1, 2).softmax(1).reshape(batch, -1)
+    return net.head((y * scores.reshape(batch, 2, channels // 2, 1)).sum(1).mean(-1))
+
+
 def _networks() -> dict[str, Any]:
     rows, columns = torch.tril_indices(6, 6, -1)
     edges = {"source": torch.tensor([0, 1, 2, 3, 4, 5, 0]), "target": torch.tensor([1, 2, 3, 4, 5, 0, 3])}
@@ -225,6 +234,16 @@ def _networks() -> dict[str, Any]:
                 "up": linear(12, 16),
                 "down": linear(16, 12),
                 "head": linear(12, 3),
+            },
+        ),
+        "split_attention": (
+            _split_attention,
+            {
+                "read": nn.Conv1d(5, 12, 1),
+                "two": nn.Conv1d(12, 16, 3, groups=2),
+                "squeeze": nn.Conv1d(8, 6, 1),
+                "back": nn.Conv1d(6, 16, 1),
+                "head": linear(8, 3),
             },
         ),
         "constants": (_constants, {"read": linear(5, 12), "head": linear(12, 3)}),

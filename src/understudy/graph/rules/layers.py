@@ -29,22 +29,26 @@ def convolution(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     if single and spatial == x.shape[2:] and passes_channels(walk, node, x, 1, name, module.out_channels):
         return apart(walk, node, x, 1, (name, module.out_channels))
     inputs, outputs = walk.channels(x, 1, node), walk.emit(name, module.out_channels)
-    if module.groups > 1:
+    evenly = module.groups > 1 and _loses_evenly(walk, node, module, inputs)
+    if evenly:
+        _even(walk, node, module, inputs, outputs)
+    elif module.groups > 1:
         inputs, outputs = _grouped(walk, node, module, inputs, outputs)
-    per_group = inputs if module.groups == 1 else module.in_channels // module.groups
+    shared = len(inputs) // module.groups if evenly else len(inputs)  # inputs of a weight, of which each is cut alike
+    per_group = inputs[:shared] if evenly or module.groups == 1 else module.in_channels // module.groups
     transposed = isinstance(module, _TRANSPOSED)
-    dims = _transposed_dims(module, inputs, outputs) if transposed else (outputs, per_group)
+    dims = _transposed_dims(module, inputs, outputs, evenly) if transposed else (outputs, per_group)
     plan = ParameterPlan((*dims, *module.kernel_size), kernel_of=name, kernel_from=2)
     walk.parameter(f"{name}.weight", plan, node)
     if module.bias is not None:
         walk.parameter(f"{name}.bias", ParameterPlan((outputs,)), node)
     walk.count_in((name, "in_channels"), inputs, node)
     walk.count_in((name, "out_channels"), outputs, node)
-    if module.groups > 1:
+    if module.groups > 1 and not evenly:
         walk.count_in((name, "groups"), inputs, node, per=module.in_channels // module.groups)
     positions = math.prod(x.shape[2:] if transposed else spatial) * x.shape[0]
-    factors = (outputs, inputs) if module.groups == 1 else (outputs,)
-    constant = positions * (1 if module.groups == 1 else module.in_channels // module.groups)
+    factors = (outputs, per_group) if isinstance(per_group, np.ndarray) else (outputs,)
+    constant = positions * (1 if isinstance(per_group, np.ndarray) else per_group)
     walk.part.work.append(Work(name, constant, factors, kernel_of=name, kernel_dims=kernel_dims))
     return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
 
@@ -62,8 +66,21 @@ def _grouped(walk: Walk, node: fx.Node, module: Any, inputs: Labels, outputs: La
     return inputs, outputs
 
 
-def _transposed_dims(module: Any, inputs: Labels, outputs: Labels) -> tuple[Labels | int, ...]:
-    return (inputs, outputs if module.groups == 1 else module.out_channels // module.groups)
+def _loses_evenly(walk: Walk, node: fx.Node, module: Any, inputs: Labels) -> bool:
+    """Return whether each group loses channels at the same places, where what else is known lets no whole group go."""
+    several = min(module.in_channels, module.out_channels) > module.groups and len(inputs) % module.groups == 0
+    return several and walk.choose(node, [0, 1], inputs) == 1
+
+
+def _even(walk: Walk, node: fx.Node, module: Any, inputs: Labels, outputs: Labels) -> None:
+    """Tie what is at the same place of each group, inputs and outputs apart."""
+    for labels in (inputs, outputs):
+        walk.bundle(labels.reshape(module.groups, -1).T, node)
+
+
+def _transposed_dims(module: Any, inputs: Labels, outputs: Labels, evenly: bool) -> tuple[Labels | int, ...]:
+    own = len(outputs) // module.groups
+    return (inputs, outputs[:own] if evenly or module.groups == 1 else module.out_channels // module.groups)
 
 
 @for_modules(nn.Linear)

@@ -170,7 +170,10 @@ def softmax_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
 
 def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:
     dim = dim[0] if isinstance(dim, tuple) and dim else dim
-    if walk.part.statistic is None and (not isinstance(dim, int) or dim % len(x.shape) in x.varying):
+    if walk.part.statistic is None and isinstance(dim, int) and len(x.varying) > 1 and dim % len(x.shape) in x.varying:
+        # Channels of several dimensions: what it runs over stays or goes together.
+        walk.bundle(np.moveaxis(x.labels, dim, -1).reshape(-1, x.labels.shape[dim]), node)
+    elif walk.part.statistic is None and (not isinstance(dim, int) or dim % len(x.shape) in x.varying):
         walk.freeze(x.labels, f"{describe(node)} runs over these channels", node)
     return x
 
