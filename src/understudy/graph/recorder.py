@@ -24,7 +24,7 @@ from understudy.graph.nodes import is_in_place
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered, remembered_call
 from understudy.graph.proxies import ExampleProxy, branch_message
-from understudy.graph.surroundings import as_before, causal_hints, factories, lengths, repeatable, scripted
+from understudy.graph.surroundings import as_before, causal_hints, factories, lengths, repeatable, scripted, wrapped
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
 # Layers of torch that are made of layers: their feed-forward parts are as wide as one likes.
@@ -49,7 +49,7 @@ def record_inputs(
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
     patches = factories(tracer, tracer.watch), lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
-    around = causal_hints(), scripted(), repeatable(tracer.watch), as_before(root, tracer.watch)
+    around = causal_hints(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
     with contextlib.ExitStack() as stack:
         for context in (*around, *patches):
             stack.enter_context(context)

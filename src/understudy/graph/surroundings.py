@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import inspect
 import random
@@ -74,6 +75,35 @@ def scripted() -> Iterator[None]:
         yield
     finally:
         kind.__call__ = call
+
+
+@contextmanager
+def wrapped() -> Iterator[None]:
+    """Let functions that `torch.fx.wrap` keeps whole give anything; fx takes what they give for a proxy.
+
+    What the tracer makes of their calls need not be one: a function that computes sizes gives numbers.
+    """
+    tracing: Any = fx._symbolic_trace
+    before = tracing._create_wrapped_func
+
+    def patched(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            proxy = next((value for value in flat((args, kwargs)) if isinstance(value, fx.Proxy)), None)
+            if proxy is None:
+                return function(*args, **kwargs)
+            found = proxy.tracer.create_proxy("call_function", function, args, kwargs)
+            if isinstance(found, fx.Proxy):
+                found.node.meta["is_wrapped"] = True  # as in fx, whose code then imports the function
+            return found
+
+        return call
+
+    tracing._create_wrapped_func = patched
+    try:
+        yield
+    finally:
+        tracing._create_wrapped_func = before
 
 
 @contextmanager

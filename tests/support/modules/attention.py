@@ -69,6 +69,17 @@ def branching(y: Tensor) -> Tensor:
     return y * 2 if bool(y.mean() > 0) else y
 
 
+@fx.wrap
+def missing_places(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    return (multiple - size[0] % multiple) % multiple, (multiple - size[1] % multiple) % multiple
+
+
+def padded(y: Tensor) -> Tensor:
+    """Pad rows and columns (of 6) to a multiple of 4 and take them away again, as window attention does."""
+    rows, columns = missing_places((y.shape[2], y.shape[3]), 4)
+    return F.pad(y, (0, columns, 0, rows))[..., : y.shape[2], : y.shape[3]]
+
+
 class Whole(nn.Module):
     """Attention in a function that fx keeps whole."""
 
@@ -162,6 +173,7 @@ CASES = [
     Case("mha_transformer", lambda: Layers("both"), _SEQUENCE),
     Case("mha_kept_whole", Whole, _SEQUENCE),
     between("mha_kept_whole_branch", lambda n, y: branching(y)),
+    between("kept_whole_sizes", lambda n, y: padded(y)),
     Case("ready_once", lambda: Ready(False), _SEQUENCE),
     Case("ready_never", lambda: Ready(True), _SEQUENCE),
     *(
