@@ -61,6 +61,7 @@ def test_the_nearest_are_listed_where_nothing_fits() -> None:
         finalists([scored(512, 0.95), scored(256, 0.9), scored(128, 0.85), scored(64, 0.8)], reward, 2)
     listed = str(caught.value).splitlines()[1:4]
     assert [line.rpartition(" ")[2] for line in listed] == ["80.00%", "85.00%", "90.00%"]
+    assert "search longer or by another method" in str(caught.value)
     with pytest.raises(GoalError, match="every one failed"):
         finalists([scored(16, 0.9).with_error("diverged")], reward, 2)
 

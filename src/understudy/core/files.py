@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import itertools
 import json
 import os
@@ -35,6 +36,13 @@ def write_whole(path: Path, content: bytes | memoryview | str) -> None:
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder and below it; nobody may be writing there."""
     for partial in folder.rglob(f"*{_PARTIAL}"):
+        partial.unlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, with what writers of it that were killed left; nobody may be writing it."""
+    path.unlink(missing_ok=True)
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*{_PARTIAL}"):
         partial.unlink()
 
 

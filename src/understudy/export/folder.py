@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from understudy.core.errors import ConfigError, ExportError, did_you_mean
 from understudy.core.extras import optional
-from understudy.core.files import write_whole
+from understudy.core.files import remove, write_whole
 from understudy.core.nested import called, mapped
 from understudy.core.timing import Comparison
 from understudy.cost.measure import compare
@@ -154,7 +154,7 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier export left, so that nothing of it stands beside a part of this one."""
     write_whole(folder / _UNFINISHED, "")
     for name in WRITTEN:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     with suppress(OSError):  # files of the user's own are in it
         (folder / "hf").rmdir()
 
