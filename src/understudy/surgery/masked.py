@@ -217,7 +217,8 @@ class Masked(fx.Interpreter):
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
         stays = self._kept[torch.from_numpy(known.labels.copy())]
-        return value if bool(stays.all()) else value * stays.to(value.device)
+        # Not by a product: what dropped channels divide by is zero, and infinities times zero are no zeros.
+        return value if bool(stays.all()) else value.masked_fill(~stays.to(value.device), 0)
 
 
 def rimmed(weight: Tensor, kernel: int) -> Tensor:

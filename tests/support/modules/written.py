@@ -149,6 +149,15 @@ def _split_attention(net: Any, x: Tensor) -> Tensor:
     return net.head((y * scores.reshape(batch, 2, channels // 2, 1)).sum(1).mean(-1))
 
 
+def _linear_attention(net: Any, x: Tensor) -> Tensor:
+    x = net.read(x)
+    q, k, v = (part.unflatten(-1, (4, -1)) for part in net.qkv(x).chunk(3, -1))
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    scale = 1 / torch.einsum("bthd,bhd->bth", q, k.sum(1))
+    y = torch.einsum("bthd,bhde,bth->bthe", q, torch.einsum("bthd,bthe->bhde", k, v), scale)
+    return net.head((x + net.out(y.flatten(2))).mean(1))
+
+
 def _networks() -> dict[str, Any]:
     rows, columns = torch.tril_indices(6, 6, -1)
     edges = {"source": torch.tensor([0, 1, 2, 3, 4, 5, 0]), "target": torch.tensor([1, 2, 3, 4, 5, 0, 3])}
@@ -245,6 +254,10 @@ def _networks() -> dict[str, Any]:
                 "back": nn.Conv1d(6, 16, 1),
                 "head": linear(8, 3),
             },
+        ),
+        "linear_attention": (
+            _linear_attention,
+            {"read": linear(5, 16), "qkv": linear(16, 48), "out": linear(16, 16), "head": linear(16, 3)},
         ),
         "constants": (_constants, {"read": linear(5, 12), "head": linear(12, 3)}),
         "shared_table": (_shared_table, {"table": nn.Embedding(7, 12), "up": linear(16, 12), "down": linear(12, 16)}),

@@ -99,7 +99,7 @@ def _terms(equation: str, operands: Sequence[Any]) -> tuple[list[str], str] | No
 def _contracted(walk: Walk, node: fx.Node, terms: list[str], result: str, operands: Sequence[Operand]) -> Any:
     along = _letters(terms, operands)
     uses = [(t, x) for t, x in zip(terms, operands, strict=True) if isinstance(x, ParameterUse)]
-    if along is None or len(operands) > 2 or len(uses) > 1:
+    if along is None or len(uses) > max(3 - len(operands), 0):
         return walk.give_up(node, operands, {}, f"{describe(node)} mixes these channels with others")
     sizes = {c: n for t, x in zip(terms, operands, strict=True) for c, n in zip(t, x.shape, strict=True) if n > 1}
     for c, (labels, of) in list(along.items()):
@@ -118,13 +118,23 @@ def _contracted(walk: Walk, node: fx.Node, terms: list[str], result: str, operan
         _cut(walk, node, (term, result), use, found, [t for t in terms if t is not term])
     for c, labels in found.items():
         sizes[c] = len(labels)
-    macs = math.prod(sizes.values())
-    factors = tuple(labels for c, labels in found.items() if (labels != FIXED).any())
-    constant = macs // math.prod(len(labels) for labels in factors)
-    walk.part.work.append(Work(describe(node), constant, factors))
+    for letters in _steps(terms, result):
+        macs = math.prod(n for c, n in sizes.items() if c in letters)
+        factors = tuple(labels for c, labels in found.items() if c in letters and (labels != FIXED).any())
+        constant = macs // math.prod(len(labels) for labels in factors)
+        walk.part.work.append(Work(describe(node), constant, factors))
     shape = [sizes.get(c, 1) for c in result]
     carried = next((c for c in result if c in found and len(found[c]) > 1), None)
     return Labelled.fixed(shape) if carried is None else Labelled.along(shape, result.index(carried), found[carried])
+
+
+def _steps(terms: list[str], result: str) -> list[set[str]]:
+    """Return the letters of each product of two: what the first operands are comes to the next one."""
+    found, left = [], set(terms[0])
+    for place, term in enumerate(terms[1:], 2):
+        found.append(left | set(term))
+        left = found[-1] & set("".join((*terms[place:], result)))
+    return found or [left]
 
 
 def _letters(terms: list[str], operands: Sequence[Operand]) -> dict[str, tuple[Labels, str]] | None:
