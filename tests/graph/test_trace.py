@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from understudy.graph import analysis as module
 from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.fake import Signature, source_line
 from understudy.graph.groups import Groups, find_groups
+from understudy.graph.kinds import leaf_classes
 from understudy.graph.trace import Trace, trace
 from understudy.models import zoo
 from understudy.proof.prove import prove
@@ -164,6 +166,16 @@ def test_what_moves_or_is_called_in_another_way_is_followed(name: str) -> None:
 def test_what_cannot_be_copied_rightly_is_refused(name: str, message: str) -> None:
     with pytest.raises(TraceError, match=message):
         analysed(name)
+
+
+@pytest.mark.parametrize("given", [[Branching], Branching, {Branching}])
+def test_leaf_modules_may_stand_in_a_list_or_alone(given: Any) -> None:
+    assert analyse(nn.Sequential(nn.Linear(3, 3), Branching()), torch.ones(2, 3), given).leaf_modules == (Branching,)
+
+
+def test_leaf_modules_are_classes() -> None:
+    with pytest.raises(TraceError, match=r"leaf_modules must be classes of modules, .* but got 'Branching'"):
+        leaf_classes(("Branching",))
 
 
 def test_what_nothing_can_copy_is_named() -> None:

@@ -93,6 +93,11 @@ def test_names_and_paths_are_refused_where_python_takes_objects(
         refuse_other_kinds(teacher, data, method)
 
 
+def test_settings_are_refused_where_they_are_a_dictionary() -> None:
+    with pytest.raises(ConfigError, match=r"settings must be a us.Compression, but got a dict"):
+        refuse_other_kinds(Tiny(), Data.digits(), None, settings={})
+
+
 def test_a_run_without_a_folder_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"a run must be the path of its folder, .* but got a NoneType"):
         squeeze(Tiny(), None)  # type: ignore[arg-type]

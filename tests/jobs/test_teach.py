@@ -94,3 +94,18 @@ def test_classes_must_fit(tmp_path: Path) -> None:
 def test_a_folder_without_a_teacher(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"must have a teacher\.json, but .* has none"):
         load_teacher(tmp_path, trust_code=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "text"),
+    [
+        (torch.nn.Linear(1, 1), Data.digits(), ModelError, "must have a name, .* but got a Linear"),
+        (FACTORY, "digits", DataError, "data must be a us.Data, .* but got 'digits'"),
+    ],
+)
+def test_other_kinds_are_refused_before_a_folder_is_made(
+    model: Any, data: Any, error: type[Exception], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=text):
+        teach(model, data, tmp_path / "t")
+    assert not (tmp_path / "t").exists()

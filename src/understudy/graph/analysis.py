@@ -16,6 +16,7 @@ from understudy.core.architecture import Architecture, Refused, Space
 from understudy.core.memory import enough_memory
 from understudy.graph.folded import folded
 from understudy.graph.groups import Groups, find_groups
+from understudy.graph.kinds import leaf_classes
 from understudy.graph.magnitudes import slot_magnitudes
 from understudy.graph.refit import Refit
 from understudy.graph.retrace import checked
@@ -130,6 +131,7 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
         TraceError: the teacher cannot be traced, or fails on the example, or the example is empty.
         MachineError: memory ran out.
     """
+    leaf_modules = leaf_classes(leaf_modules)
     with enough_memory(*_MEMORY), uncollected():
         check_example(teacher, example)
         plain, computed = folded(teacher, lambda module: module(**named_inputs(module, example)))

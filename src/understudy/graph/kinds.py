@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,6 +54,19 @@ def check_module(teacher: nn.Module) -> None:
                 f"a teacher's parameters must have values, but {path} is on the meta device. Load its weights: "
                 "teacher.to_empty(device='cpu'), then teacher.load_state_dict(...)"
             )
+
+
+def leaf_classes(given: Any) -> tuple[type[nn.Module], ...]:
+    """Return the classes of `leaf_modules`, of which a list or a single one will do as well.
+
+    Raises:
+        TraceError: it holds something else.
+    """
+    found = tuple(given) if isinstance(given, list | tuple | set) else (given,)
+    for kind in found:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise TraceError(f"leaf_modules must be classes of modules, such as (MyBlock,), but got {kind!r}")
+    return found
 
 
 def check_learns(teacher: nn.Module) -> None:

@@ -203,7 +203,7 @@ def compress(
         RunError: the folder is of another run (each difference is listed) or cannot be written.
     """
     refuse_reimport()
-    refuse_other_kinds(teacher, data, method, run)
+    refuse_other_kinds(teacher, data, method, run, settings)
     Run.refuse(Path(run))
     check_log(log)
     given = {

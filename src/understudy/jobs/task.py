@@ -178,7 +178,8 @@ class Task:
         if source is None or source["model"] is None or source["data"] is None:
             raise RunError(
                 f"a run is resumed by the command line if the command line started it, but {run.folder} was "
-                f"started in Python: call compress(teacher, data, run={str(run.folder)!r}, ...) again"
+                f"started in Python: call compress(teacher, data, run={str(run.folder)!r}, ...) again; one that was "
+                "stopped as it began goes on by the command that began it"
             )
         name = allowed(run.folder, source["model"]["name"], trust_code=trust_code, model=model)
         spec = ModelSpec(name=name, arguments=source["model"]["arguments"])
@@ -294,7 +295,7 @@ class Task:
         )
 
 
-def refuse_other_kinds(teacher: Any, data: Any, method: Any, run: Any = "runs/first") -> None:
+def refuse_other_kinds(teacher: Any, data: Any, method: Any, run: Any = "runs/first", settings: Any = None) -> None:
     """Refuse names and paths where Python takes objects, and a call where nothing can be learned.
 
     Raises:
@@ -316,6 +317,8 @@ def refuse_other_kinds(teacher: Any, data: Any, method: Any, run: Any = "runs/fi
         )
     if not isinstance(run, str | Path):
         raise ConfigError(f"a run must be the path of its folder, such as 'runs/first', but got {_brief(run)}")
+    if not isinstance(settings, Compression | None):
+        raise ConfigError(f"settings must be a us.Compression, but got {_brief(settings)}")
     if method is not None and not isinstance(method, Method):
         raise ConfigError(
             f"a method must be its settings, such as us.N2N() or us.RandomSearch(students=40), but got {_brief(method)}"

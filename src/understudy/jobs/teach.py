@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
-from understudy.core.errors import ConfigError, RunError
+from understudy.core.errors import ConfigError, DataError, ModelError, RunError
 from understudy.core.files import read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
@@ -60,6 +60,7 @@ def teach(
         ModelError: there is no such model.
         ConfigError: a setting is impossible, or the training failed, with the reason.
     """
+    _refuse_other_kinds(model, data, teaching)
     teaching, out = teaching or Teaching(), Path(out)
     spec = ModelSpec.for_data(model, data, arguments or {})
     with (
@@ -93,6 +94,23 @@ def teach(
             card.write(out)
             (out / "checkpoint.pt").unlink(missing_ok=True)
     return load_teacher(out, model=model)
+
+
+def _refuse_other_kinds(model: Any, data: Any, teaching: Any) -> None:
+    """Refuse what is of another kind before a folder is made.
+
+    Raises:
+        ModelError, DataError, ConfigError: with what to write.
+    """
+    if not isinstance(model, str):
+        raise ModelError(
+            "a model to teach must have a name, by which it can be made again: zoo:NAME or FILE.py:FACTORY, a function "
+            f"that returns it, but got a {type(model).__name__}; one that is trained goes to compress() as it is"
+        )
+    if not isinstance(data, Data):
+        raise DataError(f'data must be a us.Data, such as us.Data.from_folder("photos/"), but got {data!r}')
+    if not isinstance(teaching, Teaching | None):
+        raise ConfigError(f"teaching must be a us.Teaching, but got {teaching!r}")
 
 
 def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | None = None) -> Teacher:

@@ -305,6 +305,8 @@ def runs_in(folder: str | Path) -> list[Path]:
 
 def _again(folder: Path) -> str:
     """Return how a run is continued; the file that makes the teacher is among what it keeps."""
+    if not (folder / "source.json").is_file():  # nothing says yet where teacher and data came from
+        return "the same call"
     trusted = " --trust-code" if (folder / "code").is_dir() else ""
     return f"the same call, or: understudy resume {folder}{trusted}"
 
