@@ -64,14 +64,17 @@ def test_settings_that_were_edited_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("code", "flag"), [(False, ""), (True, " --trust-code")])
 def test_how_to_go_on_is_said_with_the_flag_that_its_code_needs(code: bool, flag: str, tmp_path: Path) -> None:
-    def fail(folder: Path) -> None:
-        with Run.open(folder, SETTINGS, IDENTITY):
+    def fail(folder: Path, data: dict[str, str] | None) -> None:
+        with Run.open(folder, SETTINGS, IDENTITY) as run:
+            run.remember("source", {"model": {"name": "zoo:resnet20"}, "data": data})
             if code:
                 (folder / "code").mkdir()
             raise MachineError("no memory")
 
     with pytest.raises(MachineError, match=f"understudy resume {tmp_path / 'one'}{flag}$"):
-        fail(tmp_path / "one")
+        fail(tmp_path / "one", {"spec": "digits"})
+    with pytest.raises(MachineError, match=r"continue with: the same call$"):
+        fail(tmp_path / "of Python", None)
 
 
 def test_a_log_on_a_full_disk_prints_no_traceback(

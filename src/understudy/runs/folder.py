@@ -305,7 +305,10 @@ def runs_in(folder: str | Path) -> list[Path]:
 
 def _again(folder: Path) -> str:
     """Return how a run is continued; the file that makes the teacher is among what it keeps."""
-    if not (folder / "source.json").is_file():  # nothing says yet where teacher and data came from
+    source = None
+    with suppress(RunError):  # what is damaged is told by the call itself
+        source = read_json(folder / "source.json", RunError)
+    if source is None or None in (source.get("model"), source.get("data")):  # `resume` could not name them
         return "the same call"
     trusted = " --trust-code" if (folder / "code").is_dir() else ""
     return f"the same call, or: understudy resume {folder}{trusted}"
