@@ -196,6 +196,14 @@ def test_a_validation_split_that_the_teacher_has_seen_is_noted() -> None:
     assert not unlike.seen and unlike.notes == ()
 
 
+def test_probabilities_in_place_of_logits_are_noted() -> None:
+    network = nn.Sequential(Brightness(at=99.5 / 255), nn.Softmax(1))
+    look = look_at(task_of(network, shades(val=True), mean=(0.0,), std=(1.0,)))
+    assert look.score.value == 1.0 and "gives probabilities" in look.notes[0]
+    logs = nn.Sequential(Brightness(at=99.5 / 255), nn.LogSoftmax(1))
+    assert look_at(task_of(logs, shades(val=True), mean=(0.0,), std=(1.0,))).notes == ()
+
+
 def test_the_likeliest_cause_comes_first() -> None:
     better = Normalisation(name="ImageNet's", mean=(0.5,), std=(0.25,), reached=Score(value=0.9, examples=200))
     guess = Score(value=0.5, examples=200)

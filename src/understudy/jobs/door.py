@@ -26,6 +26,7 @@ _IMAGES = 500  # of each split that is looked at
 _STEP = 4  # of a step that shows whether it can be trained; norms need more than one
 _TRIED = 200  # images on which another normalisation is tried
 _BEYOND_DOUBT = 0.9  # score from which on no other normalisation is tried
+_SUMS = 1e-3  # by which probabilities may miss a sum of 1
 _BETTER = 0.05  # score that another normalisation must gain to be named
 _NORMALISATIONS = (
     ("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -77,6 +78,7 @@ class Look:
     val_loss: Losses | None = None  # where the teacher may have been trained on the validation split
     train_loss: Losses | None = None
     pixels: float | None = None  # the largest, where float images are whole numbers that nobody has normalised
+    probabilities: bool = False  # whether its outputs are probabilities, not logits
 
     @property
     def guesses(self) -> bool:
@@ -126,6 +128,11 @@ class Look:
             )
         if self.pixels is not None:
             found.append(f"was the teacher trained on pixels like these? {self._as_floats}")
+        if self.probabilities:
+            found.append(
+                "the teacher gives probabilities, from which students learn less than from logits: give it without "
+                "its softmax, and put that behind the student"
+            )
         return tuple(found)
 
     @property
@@ -172,15 +179,17 @@ def look_at(task: Task) -> Look | Glance:
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
     network = compute.place(copied(task.network))
     val = data.val.subset(min(_IMAGES, len(data.val)), settings.seed)
-    right, losses = _judged(network, val, data, task.aim, compute)
+    logits = _logits(network, val, data, task.aim, compute)
+    right, losses = _judged(logits, val)
     train = data.train.subset(min(_IMAGES, len(data.train)), settings.seed)
-    train_right, train_losses = _judged(network, train, data, task.aim, compute)
+    train_right, train_losses = _judged(_logits(network, train, data, task.aim, compute), train)
     found = Look(
         score=_score(right),
         known=_score(right + train_right),
         classes=data.classes,
         mean=data.mean,
         std=data.std,
+        probabilities=bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=_SUMS),
     )
     if found.score.value < _BEYOND_DOUBT and data.are_images and data.train.dtype == torch.uint8:
         found = replace(found, better=_better(network, data, task.aim, compute, settings.seed))
@@ -193,11 +202,13 @@ def look_at(task: Task) -> Look | Glance:
     return found
 
 
-def _judged(
-    network: nn.Module, split: AnySplit, data: Data, aim: Aim, compute: Compute
-) -> tuple[list[bool], list[float]]:
+def _logits(network: nn.Module, split: AnySplit, data: Data, aim: Aim, compute: Compute) -> Tensor:
+    """Return the outputs for a split, (n, k) on the CPU."""
+    return predict(network, split.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
+
+
+def _judged(logits: Tensor, split: AnySplit) -> tuple[list[bool], list[float]]:
     """Return for each image whether it was classified rightly, and its cross-entropy."""
-    logits = predict(network, split.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
     labels: Tensor = split.labels.cpu()
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     return (logits.argmax(1) == labels).tolist(), losses.tolist()
@@ -210,7 +221,7 @@ def _score(right: list[bool]) -> Score:
 def _better(network: nn.Module, data: Data, aim: Aim, compute: Compute, seed: int) -> Normalisation | None:
     """Return the best of the usual normalisations, if the teacher is clearly better with it than with the data's."""
     some = data.val.subset(min(_TRIED, len(data.val)), seed)
-    now = _score(_judged(network, some, data, aim, compute)[0])
+    now = _score(_judged(_logits(network, some, data, aim, compute), some)[0])
     found = []
     for name, mean, std in _NORMALISATIONS:
         channels = data.shape[0]
@@ -218,7 +229,7 @@ def _better(network: nn.Module, data: Data, aim: Aim, compute: Compute, seed: in
             continue
         means, stds = (numbers * channels if len(numbers) == 1 else numbers for numbers in (mean, std))
         other = replace(data, mean=means, std=stds)  # not `with_normalisation`, whose digest reads every image
-        reached = _score(_judged(network, some, other, aim, compute)[0])
+        reached = _score(_judged(_logits(network, some, other, aim, compute), some)[0])
         found.append(Normalisation(name=name, mean=means, std=stds, reached=reached))
     best = max(found, key=lambda tried: tried.reached.value, default=None)
     return best if best and best.reached.value > now.value + _BETTER and best.reached.above(now) else None
