@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from understudy.core.files import sweep, trouble_of, write_whole
+from understudy.core.errors import DataError
+from understudy.core.files import path_of, sweep, trouble_of, write_whole
 
 
 def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
@@ -14,6 +15,12 @@ def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "grün"
     assert (tmp_path / "a" / "b.bin").read_bytes() == b"\x00\x01"
     assert len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_what_is_no_path_is_said_so(tmp_path: Path) -> None:
+    assert path_of(str(tmp_path), "data", DataError) == path_of(tmp_path, "data", DataError) == tmp_path
+    with pytest.raises(DataError, match=r"^data must be a path, but got a NoneType$"):
+        path_of(None, "data", DataError)
 
 
 def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

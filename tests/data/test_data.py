@@ -205,7 +205,7 @@ def test_classes_are_as_many_as_the_labels_say() -> None:
 def test_open_reads_what_a_text_names(tmp_path: Path) -> None:
     images, labels = arrays()
     np.savez(tmp_path / "x.npz", train_images=images, train_labels=labels)
-    assert Data.open(str(tmp_path / "x.npz"), seed=1).digest == Data.from_arrays(images, labels, seed=1).digest
+    assert Data.open(tmp_path / "x.npz", seed=1).digest == Data.from_arrays(images, labels, seed=1).digest
     assert Data.open("digits", val_fraction=0.2).digest == Data.digits(val_fraction=0.2).digest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
 from understudy.config.job import Compression
 from understudy.config.training import Device
@@ -23,6 +25,7 @@ from understudy.jobs.door import Look, Losses, Normalisation, look_at
 from understudy.jobs.dry_run import plan, plan_table
 from understudy.jobs.task import Task, refuse_other_kinds
 from understudy.models.spec import Teacher
+from understudy.models.student import student_folder
 from understudy.training.compute import choose_compute, refuse_untrainable
 
 
@@ -91,6 +94,20 @@ def test_names_and_paths_are_refused_where_python_takes_objects(
 ) -> None:
     with pytest.raises(error, match=text):
         refuse_other_kinds(teacher, data, method)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: us.Data.from_inputs(None), DataError, "train must hold inputs, but got NoneType"),
+        (lambda: us.load_student(3), ModelError, "the folder of a student must be a path, but got a int"),  # type: ignore[arg-type]
+        (lambda: us.load_teacher(None), ModelError, "the folder of a teacher must be a path"),  # type: ignore[arg-type]
+        (lambda: student_folder([]), ModelError, "a start must be a path, but got a list"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_path_is_refused(call: Callable[[], object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call()
 
 
 def test_settings_are_refused_where_they_are_a_dictionary() -> None:

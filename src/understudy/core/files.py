@@ -46,6 +46,17 @@ def remove(path: Path) -> None:
         partial.unlink()
 
 
+def path_of(given: Any, called: str, error: type[UnderstudyError]) -> Path:
+    """Return what a caller gave as a path.
+
+    Raises:
+        UnderstudyError: of the kind given, if it is no path.
+    """
+    if not isinstance(given, str | Path):
+        raise error(f"{called} must be a path, but got a {type(given).__name__}")
+    return Path(given)
+
+
 def read_text(path: Path, error: type[UnderstudyError]) -> str:
     """Return a text file's content.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from understudy.core.errors import DataError, did_you_mean
+from understudy.core.files import path_of
 from understudy.core.nested import leaves
 from understudy.data import datasets, sources
 from understudy.data.images import fail
@@ -203,7 +204,7 @@ class Data:
             raise DataError("the inputs of a part are recorded while its model runs, so part and of are given together")
 
         def read(given: Any, name: str) -> AnySplit | None:
-            if given is None:
+            if given is None and name != "train":
                 return None
             pair = (given, targets) if name == "train" else given if targets is not None else (given, None)
             if not isinstance(pair, tuple) or len(pair) != 2:
@@ -309,7 +310,7 @@ class Data:
     @classmethod
     def open(
         cls,
-        spec: str,
+        spec: str | Path,
         *,
         size: int | None = None,
         grey: bool | None = None,
@@ -335,6 +336,7 @@ class Data:
             "workers": workers,
             "progress": progress,
         }
+        spec = str(path_of(spec, "data", DataError))
         if spec.startswith("torchvision:"):
             return cls.from_torchvision(spec.removeprefix("torchvision:"), cache, **reading, **cut)
         if Path(spec).is_dir() and spec != "digits":

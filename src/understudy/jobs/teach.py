@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
 from understudy.core.errors import ConfigError, DataError, ModelError, RunError
-from understudy.core.files import read_json, write_whole
+from understudy.core.files import path_of, read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
 from understudy.models.card import TeacherCard
@@ -125,7 +125,7 @@ def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | N
         ModelError: there is none, its training is not finished, its weights do not fit, or it is made by code that may
             not be run.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of a teacher", ModelError)
     card = TeacherCard.read(folder)
     name = allowed(folder, str(card.model), trust_code=trust_code, model=model)
     spec = ModelSpec(name=name, arguments=card.arguments)

@@ -17,7 +17,7 @@ from torch import nn
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ModelError
-from understudy.core.files import read_text, understood, write_whole
+from understudy.core.files import path_of, read_text, understood, write_whole
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
 from understudy.models.card import StudentCard
@@ -72,7 +72,7 @@ def load_student(
             code that may not be run.
         ArchitectureError, SurgeryError: the teacher is not of the structure that the student was made from.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of a student", ModelError)
     card = StudentCard.read(folder)
     if teacher is None:
         if card.model is None and model is None:
@@ -99,7 +99,7 @@ def student_folder(place: str | Path) -> Path:
     Raises:
         ModelError: there is none.
     """
-    place = Path(place)
+    place = path_of(place, "a start", ModelError)
     found = [folder for folder in (place, place / "student") if (folder / "model.json").is_file()]
     if not found:
         raise ModelError(
