@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,19 @@ def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
     assert len(list((tmp_path / "a").iterdir())) == 2
 
 
+class Where(os.PathLike[str]):
+    """A path of somebody else's class."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
 def test_what_is_no_path_is_said_so(tmp_path: Path) -> None:
     assert path_of(str(tmp_path), "data", DataError) == path_of(tmp_path, "data", DataError) == tmp_path
+    assert path_of(Where(tmp_path), "data", DataError) == tmp_path
     with pytest.raises(DataError, match=r"^data must be a path, but got a NoneType$"):
         path_of(None, "data", DataError)
 

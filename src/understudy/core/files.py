@@ -52,7 +52,7 @@ def path_of(given: Any, called: str, error: type[UnderstudyError]) -> Path:
     Raises:
         UnderstudyError: of the kind given, if it is no path.
     """
-    if not isinstance(given, str | Path):
+    if not isinstance(given, str | os.PathLike):
         raise error(f"{called} must be a path, but got a {type(given).__name__}")
     return Path(given)
 

@@ -98,5 +98,5 @@ def _nothing_fits(trained: Sequence[Evaluation], budgets: Budgets) -> str:
     asked = ", ".join(FIGURE[name].text(most) for name, most in budgets.limits())
     return (
         f"at least one student must keep the budgets ({asked}), but none did. The nearest:\n  {points}\n"
-        "Ask for less, or search longer or by another method, such as n2n, in a new run folder."
+        "Ask for less, or search longer or by another method in a new run folder."
     )

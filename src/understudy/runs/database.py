@@ -127,7 +127,8 @@ def database_errors(address: str) -> Iterator[None]:
         cause = _cause(error)
         damaged = isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
         kind = DamageError if damaged else RunError
-        raise kind(f"the store {shown(address)} cannot be used: {str(cause).strip().splitlines()[0]}") from error
+        said = str(cause).strip() or type(cause).__name__
+        raise kind(f"the store {shown(address)} cannot be used: {said.splitlines()[0]}") from error
 
 
 def shown(address: str) -> str:

@@ -141,9 +141,8 @@ class Stage:
         )
         self.proposed_BD = torch.stack([choices_D for choices_D, _ in picked])
         proposed = {architecture.digest for _, architecture in picked}
-        self._first = [
-            first for first in self._first if first[1].digest not in proposed
-        ]  # with fewer rollouts than these
+        # With fewer rollouts than first students the others come next.
+        self._first = [first for first in self._first if first[1].digest not in proposed]
         return [architecture for _, architecture in picked]
 
     def rewards(self, evaluations: Sequence[Evaluation]) -> list[float]:
