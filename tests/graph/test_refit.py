@@ -83,6 +83,46 @@ def test_a_removal_that_leaves_groups_of_fewer_channels_is_right() -> None:
     assert student.grouped.weight.shape == (12, 6, 1, 1)
 
 
+def test_a_removal_that_changes_the_number_of_groups_is_not_offered() -> None:
+    class Regrouped(nn.Module):
+        """Groups of 4 channels, of 6 that are tied to those of what comes in, where `narrow` makes 4 of each 6."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.narrow = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 8, 1, groups=4)
+            self.first, self.second = nn.Conv2d(12, 12, 1, groups=2), nn.Conv2d(8, 12, 1, groups=2)
+            self.head = nn.Conv2d(12, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.narrow(self.first(self.stem(x)))))
+
+    analysis, proof = prove(analyse(Regrouped(), images(2, size=4)))
+    assert not proof.refused
+    assert not [unit.name for unit in analysis.space.units if "narrow" in unit.layers]
+
+
+def test_a_part_of_a_group_that_must_stay_keeps_the_whole_group() -> None:
+    class Unbound(nn.Module):
+        """Channels of three kinds, which are taken apart; without `kinds` those of the stem, in three groups."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.grouped = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 12, 1, groups=3)
+            self.kinds, self.mixed, self.head = nn.Linear(12, 24), nn.Linear(8, 12), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.grouped(self.stem(x)).mean(-1)
+            a, b, c = self.kinds(x).reshape(len(x), 3, 4, -1).unbind(1)
+            return self.head(x + self.mixed((a @ b.transpose(1, 2) @ c).flatten(1)))
+
+    analysis, proof = prove(analyse(Unbound(), torch.randn(2, 3, 5)))
+    assert not proof.refused
+    without = analysis.space.architecture(removed=["layer:kinds"])
+    assert predict(analysis, without).parameters == sum(p.numel() for p in build(analysis, without).parameters())
+    with pytest.raises(SurgeryError, match="meet"):
+        predict(analysis, without.with_width("stem", 8))
+
+
 class Halves(nn.Module):
     """Halves of what a layer makes, which meet: without it they are halves of what comes in."""
 

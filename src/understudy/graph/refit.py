@@ -109,8 +109,13 @@ class Refit(Walk):
                 continue
             if self._strict:
                 raise SurgeryError(f"at node {node.name} ({source_line(node)}): a part of a group's channels is left")
+            self._hold(place, node)
+
+    def _hold(self, place: int, node: fx.Node) -> None:
+        """Demand that all channels of a group stay."""
+        if place not in self.whole:
             self.whole.add(place)
-            self.met.append((self._groups.slots_of[place], np.full(size, FIXED), node))
+            self.met.append((self._groups.slots_of[place], np.full(len(self._groups.slots_of[place]), FIXED), node))
 
     def parameter(self, name: str, plan: ParameterPlan, node: fx.Node) -> None:
         """As a pass over the teacher; a parameter whose shape is read keeps its channels."""
@@ -140,13 +145,15 @@ class Refit(Walk):
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {key[1]} of {key[0]} is computed with")
 
     def freeze(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
-        """Pass slots that stay anyway; others that a removal brings here must not shrink."""
-        held = labels[labels != FIXED]
-        if not np.setdiff1d(held, self._groups.held).size:
+        """Pass slots that stay anyway; groups that of which a removal brings some here fit at full width only."""
+        held = np.setdiff1d(labels[labels != FIXED], self._groups.held)
+        if not held.size:
             return
         if self._strict:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {reason}")
-        self.met.append((held, np.full(held.size, FIXED), node))
+        of = self._groups.group_of[held]
+        for place in np.unique(of[of >= 0]).tolist():
+            self._hold(place, node)
 
     def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
         """Pass slots that only a plain graph lacks, or that stay; others that a removal brings here must not shrink."""

@@ -57,10 +57,8 @@ def _grouped(walk: Walk, node: fx.Node, module: Any, inputs: Labels, outputs: La
     """Tie each group's inputs to its outputs. A depthwise convolution takes on whatever arrives."""
     if module.groups == module.in_channels == module.out_channels and len(inputs) != len(outputs):
         return inputs, inputs
-    per_group = module.in_channels // module.groups
-    groups = len(inputs) // per_group
-    if groups * per_group != len(inputs) or not groups or len(outputs) % groups:  # what a removal brings
-        raise ValueError(f"groups of {per_group} channels do not fit {len(inputs)} inputs and {len(outputs)} outputs")
+    if len(inputs) != module.in_channels:  # a removal brings others, with which its weights would be in other groups
+        raise ValueError(f"{module.groups} groups of {module.in_channels} channels do not fit {len(inputs)}")
     rows = np.concatenate([inputs.reshape(module.groups, -1), outputs.reshape(module.groups, -1)], axis=1)
     walk.bundle(rows, node)
     return inputs, outputs
