@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.models import images
@@ -121,6 +122,30 @@ def test_a_part_of_a_group_that_must_stay_keeps_the_whole_group() -> None:
     assert predict(analysis, without).parameters == sum(p.numel() for p in build(analysis, without).parameters())
     with pytest.raises(SurgeryError, match="meet"):
         predict(analysis, without.with_width("stem", 8))
+
+
+@pytest.mark.parametrize("kind", ["layer", "written", "whole"])
+def test_a_removal_that_brings_a_layer_norm_another_number_is_not_offered(kind: str) -> None:
+    class Normed(nn.Module):
+        """A layer norm over channels that stay, as they are sums, or over a map whose size a pooling layer gives."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.fewer, self.pool = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1), nn.MaxPool2d(2)
+            self.norm, self.head = nn.LayerNorm([6, 2, 2] if kind == "whole" else 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).unflatten(1, (2, 4)).sum(1)
+            x = self.pool(torch.cat([self.fewer(x), x], 1))
+            if kind == "whole":
+                return self.head(self.norm(x).mean((2, 3)))
+            x = x.mean((2, 3))
+            return self.head(self.norm(x) if kind == "layer" else F.layer_norm(x, (6,), self.norm.weight))
+
+    analysis, proof = prove(analyse(Normed(), images(2, size=4)))
+    assert not proof.refused
+    assert ("pool" in {unit.name for unit in analysis.space.units}) == (kind != "whole")
+    assert not [unit.name for unit in analysis.space.units if "fewer" in unit.layers]
 
 
 class Halves(nn.Module):

@@ -145,7 +145,7 @@ class Refit(Walk):
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): {key[1]} of {key[0]} is computed with")
 
     def freeze(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:
-        """Pass slots that stay anyway; groups that of which a removal brings some here fit at full width only."""
+        """Pass slots that stay anyway; other groups of which a removal brings some here fit at full width only."""
         held = np.setdiff1d(labels[labels != FIXED], self._groups.held)
         if not held.size:
             return

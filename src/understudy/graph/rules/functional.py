@@ -203,9 +203,11 @@ def layer_norm(
 ) -> Labelled:
     """As the layer, where a module holds the number of channels."""
     x = walk.as_tensor(input, node)
-    if normalises_channels(walk, node, x, len(normalized_shape)):
+    if normalises_channels(walk, node, x, normalized_shape):
         labels = walk.channels(x, -1, node)
         if not walk.follow(normalized_shape[0], labels, node):
+            if normalized_shape[0] != len(labels):  # what a removal brings
+                raise ValueError(f"layer norm writes {normalized_shape[0]} channels where {len(labels)} come")
             walk.write(labels, f"layer norm writes their number as {len(labels)}", node)
         walk.sized((1, 0) if len(node.args) > 1 else ("normalized_shape", 0), labels)
         for value in (weight, bias):

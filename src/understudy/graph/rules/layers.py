@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
 def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     """Over the last dimension it takes its statistics over the channels that stay; over more it freezes them."""
     name = str(node.target)
-    if not normalises_channels(walk, node, x, len(module.normalized_shape)):
+    if not normalises_channels(walk, node, x, module.normalized_shape):
         return x
     labels = walk.channels(x, -1, node)
     for part in ("weight", "bias"):
@@ -186,13 +187,16 @@ def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     return x
 
 
-def normalises_channels(walk: Walk, node: fx.Node, x: Labelled, dimensions: int) -> bool:
-    """Return whether a layer norm over that many dimensions is over channels that can go; freeze those that cannot."""
-    over = [d for d in x.varying if d >= len(x.shape) - dimensions]
-    if over and (dimensions > 1 or x.varying != (len(x.shape) - 1,)):
+def normalises_channels(walk: Walk, node: fx.Node, x: Labelled, sizes: Sequence[int]) -> bool:
+    """Return whether a layer norm of these sizes is over channels that can go; freeze those that cannot."""
+    over = [d for d in x.varying if d >= len(x.shape) - len(sizes)]
+    if over and len(sizes) == 1 and x.varying == (len(x.shape) - 1,):
+        return True
+    if x.shape[-len(sizes) :] != tuple(sizes):  # what a removal brings
+        raise ValueError(f"a layer norm of {tuple(map(int, sizes))} does not fit {x.shape}")
+    if over:
         walk.freeze(x.labels, "layer norm takes statistics over these channels and more", node)
-        return False
-    return bool(over)
+    return False
 
 
 @for_modules(nn.PReLU)
