@@ -3,10 +3,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 import understudy as us
 from understudy.config.checked import Checked, check, checked_together
+from understudy.config.text import of_toml, to_toml
 from understudy.core.errors import ConfigError
 
 
@@ -66,6 +68,15 @@ def test_tables_can_be_checked_together() -> None:
 def test_an_integer_is_a_number_and_none_where_it_may_be() -> None:
     assert us.Training(lr=1).lr == 1
     assert us.Compression(policy_from=None).policy_from is None
+
+
+def test_numbers_of_numpy_are_as_good() -> None:
+    job = us.Compression(seed=np.int64(3), final=us.Final(training=us.Training(lr=np.float32(0.5), epochs=np.uint8(2))))
+    assert job == us.Compression(seed=3, final=us.Final(training=us.Training(lr=0.5, epochs=2)))
+    assert of_toml(to_toml(job), source="here") == job
+    for wrong in (np.array([1, 2]), np.bool_(True)):
+        with pytest.raises(ConfigError, match="optimizer must be one of adam"):
+            us.Training(optimizer=wrong)  # type: ignore[arg-type]
 
 
 def test_every_field_is_checked() -> None:

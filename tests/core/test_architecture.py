@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from understudy.core.architecture import Architecture, Frozen, Group, Layer, Refused, Space, Unit, weighted_layers
@@ -104,10 +107,48 @@ def test_json_both_ways_and_only_for_its_space() -> None:
         Architecture.from_json(other, chosen.to_json())
 
 
-@pytest.mark.parametrize("text", ["hello", "[1]", "{}", '{"space": "0"}'])
-def test_what_is_no_architecture_is_refused(text: str) -> None:
+ALTERED = SPACE.to_json().replace('"width": 16', '"width": "16"', 1)
+
+
+@pytest.mark.parametrize("text", ["hello", "[1]", "{}", '{"space": "0"}', SPACE.to_json()[:99], ALTERED, None, 3, [[]]])
+def test_what_is_no_architecture_and_no_space_is_refused(text: Any) -> None:
     with pytest.raises(ArchitectureError, match="must be what to_json wrote, but got"):
         Architecture.from_json(SPACE, text)
+    with pytest.raises(ArchitectureError, match="a Space must be what to_json wrote, but got"):
+        Space.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SPACE.architecture(removed="b"), r"removed must be a list, but got 'b': write \['b'\]"),
+        (lambda: SPACE.architecture(removed=3), "removed must be a list, but got a int"),  # type: ignore[arg-type]
+        (lambda: SPACE.architecture(removed=[3]), "removed must be names, but got a int"),  # type: ignore[list-item]
+        (lambda: SPACE.architecture(widths=[8]), "widths must be a dict, by name, but got a list"),  # type: ignore[arg-type]
+        (lambda: SPACE.architecture(widths={3: 8}), "the keys of widths must be names"),  # type: ignore[dict-item]
+        (lambda: SPACE.architecture(widths={"a": 8.0}), "widths of 'a' must be a whole number, but got 8.0"),  # type: ignore[dict-item]
+        (lambda: SPACE.architecture(channels={"c": None}), "channels of group 'c' must be a list"),  # type: ignore[dict-item]
+        (lambda: SPACE.architecture(channels={"c": [1.5]}), "must be a whole number, but got 1.5"),  # type: ignore[list-item]
+        (lambda: SPACE.full.with_width("a", None), "must be a whole number, but got None"),  # type: ignore[arg-type]
+        (lambda: SPACE.full.with_width([], 8), r"no group \[\]"),  # type: ignore[arg-type]
+        (lambda: SPACE.full.width({}), "no group {}"),  # type: ignore[arg-type]
+        (lambda: SPACE.full.with_kernel("a", True), "must be a whole number, but got True"),
+        (lambda: SPACE.full.without(None), "removed must be names, but got None"),  # type: ignore[arg-type]
+        (lambda: SPACE.without([SPACE]), "must be a Refused, as those of a Proof, but got a Space"),  # type: ignore[list-item]
+        (lambda: SPACE.check_own("a"), "an architecture must be one of the Space, .* but got 'a'"),  # type: ignore[arg-type]
+        (lambda: Architecture(space=None), "must be of a Space, .* but got None"),  # type: ignore[arg-type]
+        (lambda: Architecture(space=SPACE, widths={"a": 8}), r"must be made by Space.architecture\("),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_of_another_kind_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ArchitectureError, match=message):
+        call()
+
+
+def test_whole_numbers_of_numpy_are_as_good() -> None:
+    chosen = SPACE.architecture(widths={"a": np.int64(8)}, channels={"c": np.array([2, 0])})  # type: ignore[dict-item]
+    assert chosen == SPACE.architecture(widths={"a": 8}, channels={"c": [0, 2]})
+    assert Architecture.from_json(SPACE, chosen.to_json()) == chosen
 
 
 def test_pickles() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,17 @@ def test_json_of_another_space_is_refused() -> None:
     other = Space(layers=(), groups=(Group(name="a", width=8),), units=())
     with pytest.raises(ArchitectureError, match="belongs to the teacher"):
         Evaluation.from_json(other, EVALUATION.to_json())
+
+
+TEXT = EVALUATION.to_json()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", TEXT[:80], TEXT.replace('"score"', '"store"'), None])
+def test_what_is_no_evaluation_is_refused(text: Any) -> None:
+    with pytest.raises(ArchitectureError, match="an evaluation must be what to_json wrote, but got"):
+        Evaluation.from_json(SPACE, text)
+    with pytest.raises(ArchitectureError, match=r"must be of a Space, .* but got None"):
+        Evaluation.from_json(None, TEXT)  # type: ignore[arg-type]
 
 
 def test_an_answer_counts_only_where_everything_agrees() -> None:

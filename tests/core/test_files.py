@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from understudy.core.errors import DataError
-from understudy.core.files import path_of, sweep, trouble_of, write_whole
+from understudy.core.architecture import Space
+from understudy.core.errors import DamageError, DataError
+from understudy.core.files import path_of, sweep, trouble_of, understood, write_whole
 
 
 def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
@@ -33,6 +34,14 @@ def test_what_is_no_path_is_said_so(tmp_path: Path) -> None:
     assert path_of(Where(tmp_path), "data", DataError) == tmp_path
     with pytest.raises(DataError, match=r"^data must be a path, but got a NoneType$"):
         path_of(None, "data", DataError)
+
+
+def test_what_was_read_back_is_told_with_its_file() -> None:
+    with (
+        pytest.raises(DamageError, match=r"space.json must be as it was written, but is damaged: a Space must be what"),
+        understood(Path("space.json"), DamageError),
+    ):
+        Space.from_json("{}")
 
 
 def test_a_writer_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
 from understudy.config.job import Compression
 from understudy.config.training import Device
 from understudy.core.architecture import Frozen
-from understudy.core.errors import ConfigError, DataError, MachineError, ModelError
+from understudy.core.errors import ArchitectureError, ConfigError, DataError, GoalError, MachineError, ModelError
 from understudy.core.summary import Score
 from understudy.data import Data
 from understudy.jobs.door import Look, Losses, Normalisation, look_at
@@ -108,6 +108,30 @@ def test_names_and_paths_are_refused_where_python_takes_objects(
 def test_what_is_no_path_is_refused(call: Callable[[], object], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x", [], {}, Tiny(), torch.zeros(2)])
+def test_what_is_no_analysis_and_no_architecture_is_refused(wrong: Any) -> None:
+    analysis = us.analyse(Tiny(), torch.zeros(2, 1, 8, 8))
+    full = analysis.space.full
+    for call in (us.predict, us.build, lambda *given: us.rebuild(*given, {}), lambda given, _: us.prove(given)):
+        with pytest.raises(
+            ConfigError, match=r"an analysis must be what us.analyse\(teacher, example\) returns, but got"
+        ):
+            call(wrong, full)
+    for call in (us.predict, us.build, lambda *given: us.rebuild(*given, {})):
+        with pytest.raises(ArchitectureError, match=r"an architecture must be one of the Space, .* but got"):
+            call(analysis, wrong)
+    for text, call in {
+        "weights must be one of": lambda: us.build(analysis, full, weights=wrong),
+        "a method with a paper must be": lambda: us.paper(wrong),
+        "on_student must be a function": lambda: us.prove(analysis, on_student=0),  # type: ignore[arg-type]
+        "a seed must be a whole number": lambda: us.build(analysis, full, seed=0.5),  # type: ignore[arg-type]
+    }.items():
+        with pytest.raises(ConfigError, match=text):
+            call()
+    with pytest.raises(GoalError, match="budgets are of a Cost"):
+        us.Goal(params="2x").budgets(wrong, 0.5)
 
 
 def test_settings_are_refused_where_they_are_a_dictionary() -> None:

@@ -146,6 +146,19 @@ def test_code_runs_only_where_it_is_allowed(here: Path) -> None:
             us.load_student(folder, trust_code=True)
 
 
+def test_weights_that_are_damaged_are_written_anew_by_the_command(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = here / "runs" / "done" / "teacher.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:500])
+    assert main(["resume", "runs/done", "--trust-code"]) == 2
+    assert "move it away and give the command that began the run again" in " ".join(capsys.readouterr().err.split())
+    weights.unlink()
+    assert main([*job(here), "--run", "runs/done"]) in (0, 1)
+    assert weights.read_bytes() == whole
+
+
 def test_data_that_are_gone_are_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "data.npz").rename(here / "other.npz")
     assert main(["resume", "runs/stopped", "--trust-code"]) == 2

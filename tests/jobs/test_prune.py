@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -110,6 +111,21 @@ def test_a_finished_run_is_loaded_without_training(
         monkeypatch.setattr(place, _unexpected)
     again = squeeze(teacher, done.run, method=METHOD, goal=GOAL)
     assert again.summary == done.summary
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "architecture.json"])
+def test_what_the_loop_found_is_found_again_where_it_is_damaged(
+    teacher: Teacher, done: us.Result, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(done.run, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    damaged = tmp_path / "run" / "decore" / name
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(RunError, match=f"{name}.* move it away: without it the run finds out again"):
+        squeeze(teacher, tmp_path / "run", method=METHOD, goal=GOAL)
+    damaged.unlink()
+    again = squeeze(teacher, tmp_path / "run", method=METHOD, goal=GOAL)
+    assert again.architecture == done.architecture and outcome(again.run)[0] == outcome(done.run)[0]
 
 
 def _unexpected(*args: object, **kwargs: object) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from numbers import Number
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from understudy.core.errors import ConfigError, did_you_mean
@@ -54,6 +55,9 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
+        for name, value in tuple(vars(self).items()):
+            if isinstance(value, Number) and hasattr(value, "item"):  # of numpy, which are as good as Python's
+                object.__setattr__(self, name, value.item())
         if not _unchecked.get():
             check(self, type(self).__name__)
 
@@ -153,7 +157,7 @@ def _wanted(hint: Any, value: Any) -> str | None:
         return None if value is None or None in options else options[0]
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        return None if value in choices else "one of " + ", ".join(map(str, choices))
+        return None if isinstance(value, str) and value in choices else "one of " + ", ".join(map(str, choices))
     if get_origin(hint) is tuple:
         inner = get_args(hint)[0]
         right = isinstance(value, tuple) and all(_wanted(inner, item) is None for item in value)

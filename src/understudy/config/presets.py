@@ -20,6 +20,11 @@ def paper(method: str) -> Compression:
     Raises:
         ConfigError: there is no paper of that method.
     """
+    known = ("n2n", "decore", "archcomp")
+    if not isinstance(method, str) or method not in known:
+        raise ConfigError(
+            f"a method with a paper must be one of {', '.join(known)}, but got {method!r}{did_you_mean(method, known)}"
+        )
     if method == "n2n":
         taught = Training(
             epochs=5, optimizer="adam", lr=0.0005, weight_decay=0.0005, schedule="constant", gradient_clip=0.0
@@ -36,9 +41,4 @@ def paper(method: str) -> Compression:
     if method == "decore":
         tuned = Training(epochs=40, batch_size=256, lr=0.001, schedule="constant", loss="ce")
         return Compression(method=Decore.paper(), final=Final(students=1, training=tuned))
-    if method == "archcomp":
-        return Compression(method=ArchComp.paper())
-    known = ("n2n", "decore", "archcomp")
-    raise ConfigError(
-        f"a method with a paper must be one of {', '.join(known)}, but got {method!r}{did_you_mean(method, known)}"
-    )
+    return Compression(method=ArchComp.paper())

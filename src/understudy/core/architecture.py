@@ -11,97 +11,17 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from understudy.core.errors import ArchitectureError, did_you_mean
+from understudy.core.errors import ArchitectureError, check_kind, did_you_mean, whole
+from understudy.core.parts import Frozen as Frozen
+from understudy.core.parts import Group as Group
+from understudy.core.parts import Layer as Layer
+from understudy.core.parts import Refused as Refused
+from understudy.core.parts import Unit as Unit
+from understudy.core.written import made, written
 
 T = TypeVar("T")
-UnitKind = Literal["conv", "linear", "pool", "block", "branch", "layer"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One layer of the teacher in execution order: a row of N2N's state (paper, section 3.1).
-
-    `skip_start` and `skip_end` are how many layers back the innermost enclosing skip connection
-    starts and how many layers ahead it ends; 0 outside of any.
-    """
-
-    name: str  # qualified module name in the teacher
-    type: str  # "conv", "linear", "norm", "activation", "pool" or "other"
-    kernel: int = 0
-    stride: int = 0
-    padding: int = 0
-    outputs: int = 0  # channels or features that it emits, 0 where it keeps those that it gets
-    parameters: int = 0
-    skip_start: int = 0
-    skip_end: int = 0
-    group: str | None = None  # the group that its output channels belong to, if to exactly one
-    kernels: tuple[int, ...] = ()  # legal kernel sizes, ascending, the teacher's last
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Channels of several tensors that must keep the same indices.
-
-    `width` counts output channels of the layer that the group is named after. Channels go in slots
-    of `step` (1 but for grouped convolutions and group norms), so a legal width is a multiple of it, and not under
-    `least`: a variance over a single channel is none.
-    """
-
-    name: str
-    width: int
-    step: int = 1
-    layers: tuple[str, ...] = ()  # every layer that emits or reads these channels
-    # Why the teacher's own class cannot have other widths, so that the student is a plain graph; "" where it can.
-    plain: str = ""
-    least: int = 1  # channels
-
-    def legal_widths(self, *, round_to: int = 1, minimum: int = 1) -> tuple[int, ...]:
-        """Return the widths (channels, ascending) that are multiples of `round_to` and of the step.
-
-        The teacher's own width is always legal, whatever it is a multiple of.
-        """
-        steps = range(self.step, self.width, self.step)
-        return (*(w for w in steps if w % round_to == 0 and w >= max(minimum, self.least)), self.width)
-
-    def nearest(self, width: float, *, round_to: int = 1, minimum: int = 1) -> int:
-        """Return the legal width (channels) nearest to `width`, the larger one of two equally near."""
-        legal = self.legal_widths(round_to=round_to, minimum=minimum)
-        return min(legal, key=lambda w: (abs(w - width), -w))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """What can be removed as one.
-
-    "conv" and "linear" are such a layer with its norm and activation, "block" is a module that keeps shape and
-    channels, "branch" what an addition in a forward pass adds to its own input. In a student, a removed block is one
-    identity, otherwise each of `layers` becomes one; the last layer of a branch becomes zero.
-    """
-
-    name: str
-    kind: UnitKind
-    layers: tuple[str, ...]  # the leaf layers that go with it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """Channels that must keep their full width, why, and the source line that needs them."""
-
-    name: str
-    width: int
-    reason: str
-    source: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refused:
-    """A decision that a check of real students found wrong: a group's width, a unit's removal or a layer's kernel."""
-
-    kind: Literal["group", "unit", "kernel"]
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,15 +55,24 @@ class Space:
         Raises:
             ArchitectureError: a name is unknown or a value is not legal.
         """
-        chosen = {name: tuple(sorted(set(slots))) for name, slots in (channels or {}).items()}
+        chosen = {name: _slots(name, slots) for name, slots in _by_name("channels", channels).items()}
         counted = {name: len(slots) * self.group(name).step for name, slots in chosen.items()}
+        wide, sizes = _numbers("widths", widths), _numbers("kernels", kernels)
         return Architecture(
             space=self,
-            removed=frozenset(removed),
-            widths=tuple(sorted({**(widths or {}), **counted}.items())),
-            kernels=tuple(sorted((kernels or {}).items())),
+            removed=frozenset(_names("removed", removed)),
+            widths=tuple(sorted({**wide, **counted}.items())),
+            kernels=tuple(sorted(sizes.items())),
             channels=tuple(sorted(chosen.items())),
         ).canonical()
+
+    def check_own(self, architecture: Architecture) -> None:
+        """Raise ArchitectureError of what is no architecture of this teacher, or is not in this Space."""
+        rule = "an architecture must be one of the Space, such as analysis.space.full.with_width(group, width)"
+        check_kind(architecture, Architecture, rule, ArchitectureError)
+        if architecture.space is not self:
+            _check_space(self, architecture.space.family)
+            replace(architecture, space=self)  # checks itself
 
     @cached_property
     def full(self) -> Architecture:
@@ -151,7 +80,14 @@ class Space:
         return Architecture(space=self)
 
     def without(self, refused: Iterable[Refused]) -> Space:
-        """Return the part of this Space in which these decisions are not offered: groups freeze, units stay."""
+        """Return the part of this Space in which these decisions are not offered: groups freeze, units stay.
+
+        Raises:
+            ArchitectureError: one is no `Refused`, such as a Proof names them.
+        """
+        refused = tuple(_listed("refused", refused))
+        for found in refused:
+            check_kind(found, Refused, "what is refused must be a Refused, as those of a Proof", ArchitectureError)
         known = {"group": {*self._groups}, "unit": {*self._units}, "kernel": {*self._layers}}
         refused = tuple(found for found in refused if found.name in known[found.kind])
         if not refused:
@@ -192,9 +128,10 @@ class Space:
 
     def layers_of(self, unit: str) -> frozenset[str]:
         """Return the leaf layers that go with a unit."""
-        if unit not in self._layers_of:
-            self._layers_of[unit] = frozenset(self.unit(unit).layers)
-        return self._layers_of[unit]
+        name = self.unit(unit).name
+        if name not in self._layers_of:
+            self._layers_of[name] = frozenset(self.unit(name).layers)
+        return self._layers_of[name]
 
     @cached_property
     def _groups(self) -> dict[str, Group]:
@@ -249,16 +186,16 @@ class Space:
 
     @classmethod
     def from_json(cls, text: str) -> Space:
-        """Read what `to_json` wrote."""
-        fields = json.loads(text)
-        return cls(
-            layers=tuple(Layer(**{**x, "kernels": tuple(x["kernels"])}) for x in fields["layers"]),
-            groups=tuple(Group(**{**x, "layers": tuple(x["layers"])}) for x in fields["groups"]),
-            units=tuple(Unit(**{**x, "layers": tuple(x["layers"])}) for x in fields["units"]),
-            frozen=tuple(Frozen(**x) for x in fields["frozen"]),
-            refused=tuple(Refused(**x) for x in fields["refused"]),
-            origin=fields["origin"],
-        )
+        """Read what `to_json` wrote.
+
+        Raises:
+            ArchitectureError: the text is no Space.
+        """
+        kinds: dict[str, Any] = {"layers": Layer, "groups": Group, "units": Unit, "frozen": Frozen, "refused": Refused}
+        with written("a Space", text, ArchitectureError):
+            fields = json.loads(text)
+            parts = {name: tuple(made(kind, part) for part in fields[name]) for name, kind in kinds.items()}
+            return made(cls, {**fields, **parts})
 
 
 @dataclass(frozen=True)
@@ -279,28 +216,33 @@ class Architecture:
     channels: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
+        check_kind(self.space, Space, "an architecture must be of a Space, as analyse(...).space", ArchitectureError)
+        try:
+            self._check()
+        except ArchitectureError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ArchitectureError(
+                f"an architecture must be made by Space.architecture(removed=..., widths=...), but was not: {error}"
+            ) from error
+
+    def _check(self) -> None:
         for name in self.removed:
             self.space.unit(name)
         for name, slots in self.channels:
-            _check_slots(self.space.group(name), slots)
+            self.space.group(name).check_slots(slots)
         for name, width in self.widths:
-            _check_width(self.space.group(name), width)
+            self.space.group(name).check_width(width)
         for name, kernel in self.kernels:
-            _check_kernel(self.space.layer(name), kernel)
-
-    def check_belongs(self, space: Space) -> None:
-        """Raise ArchitectureError if this was made for another teacher than the one of `space`, or is not in it."""
-        if self.space is not space:
-            _check_space(space, self.space.family)
-            replace(self, space=space)  # checks itself
+            self.space.layer(name).check_kernel(kernel)
 
     def width(self, group: str) -> int:
         """Return how many channels the group keeps."""
-        return self._widths[group] if group in self._widths else self.space.group(group).width
+        return self._widths.get(group, self.space.group(group).width)
 
     def kernel(self, layer: str) -> int:
         """Return the layer's kernel size."""
-        return self._kernels[layer] if layer in self._kernels else self.space.layer(layer).kernel
+        return self._kernels.get(layer, self.space.layer(layer).kernel)
 
     @cached_property
     def _widths(self) -> dict[str, int]:
@@ -312,20 +254,21 @@ class Architecture:
 
     def without(self, *units: str) -> Architecture:
         """Return this architecture with those units removed as well."""
-        return self._changed(removed=self.removed | set(units))
+        return self._changed(removed=(*self.removed, *units))
 
     def with_width(self, group: str, width: int) -> Architecture:
         """Return this architecture with another width (channels) of one group."""
-        return self.with_widths({group: width})
+        return self.with_widths({self.space.group(group).name: width})
 
     def with_widths(self, widths: Mapping[str, int]) -> Architecture:
         """Return this architecture with other widths (channels) of these groups."""
+        widths = _by_name("widths", widths)
         channels = {name: slots for name, slots in self.channels if name not in widths}
         return self._changed(widths={**dict(self.widths), **widths}, channels=channels)
 
     def with_kernel(self, layer: str, kernel: int) -> Architecture:
         """Return this architecture with another kernel size of one layer."""
-        return self._changed(kernels={**dict(self.kernels), layer: kernel})
+        return self._changed(kernels={**dict(self.kernels), self.space.layer(layer).name: kernel})
 
     def canonical(self) -> Architecture:
         """Return the one form of all architectures that build the same student.
@@ -382,12 +325,11 @@ class Architecture:
         Raises:
             ArchitectureError: the text is no architecture, or of another Space, or a decision is not legal.
         """
-        try:
+        check_kind(space, Space, "an architecture must be of a Space, as analyse(...).space", ArchitectureError)
+        with written("an architecture", text, ArchitectureError):
             fields = json.loads(text)
             made_for = fields["space"]
             decisions = {name: fields[name] for name in ("removed", "widths", "kernels", "channels")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArchitectureError(f"an architecture must be what to_json wrote, but got {text[:60]!r}") from error
         _check_space(space, made_for)
         return space.architecture(**decisions)
 
@@ -397,7 +339,7 @@ def _digest(fields: Any) -> str:
 
 
 def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ArchitectureError(f"the Space has no {kind} {name!r}{did_you_mean(name, known)}")
     return known[name]
 
@@ -415,28 +357,35 @@ def _check_space(space: Space, made_for: str) -> None:
         )
 
 
-def _check_width(group: Group, width: int) -> None:
-    least = max(group.step, group.least)
-    if not least <= width <= group.width or width % group.step:
-        multiple = f", a multiple of {group.step}" if group.step > 1 else ""
-        raise ArchitectureError(
-            f"width of group {group.name!r} must be in {least}..{group.width}{multiple}, but got {width}"
-        )
+def _listed(called: str, given: Any) -> Iterable[Any]:
+    """Return what is a list or the like; a text is none, though Python goes through its letters."""
+    check_kind(given, Iterable, f"{called} must be a list", ArchitectureError)
+    if isinstance(given, str):
+        raise ArchitectureError(f"{called} must be a list, but got {given!r}: write [{given!r}]")
+    return given  # type: ignore[no-any-return]
 
 
-def _check_kernel(layer: Layer, kernel: int) -> None:
-    legal = layer.kernels or (layer.kernel,)
-    if kernel not in legal:
-        raise ArchitectureError(f"kernel of layer {layer.name!r} must be one of {legal}, but got {kernel}")
+def _names(called: str, given: Any) -> list[str]:
+    names = list(_listed(called, given))
+    for name in names:
+        check_kind(name, str, f"{called} must be names", ArchitectureError)
+    return names
 
 
-def _check_slots(group: Group, slots: tuple[int, ...]) -> None:
-    size, least = group.width // group.step, -(-group.least // group.step)
-    if len(slots) < least or slots[0] < 0 or slots[-1] >= size:
-        number = "one" if least == 1 else str(least)
-        raise ArchitectureError(
-            f"channels of group {group.name!r} must be at least {number} of 0..{size - 1}, but got {list(slots)}"
-        )
+def _by_name(called: str, given: Any) -> dict[str, Any]:
+    """Return decisions by name, none of None."""
+    check_kind(given, Mapping | None, f"{called} must be a dict, by name", ArchitectureError)
+    return dict(zip(_names(f"the keys of {called}", given or ()), (given or {}).values(), strict=True))
+
+
+def _numbers(called: str, given: Any) -> dict[str, int]:
+    decided = _by_name(called, given).items()
+    return {name: whole(number, f"{called} of {name!r}", ArchitectureError) for name, number in decided}
+
+
+def _slots(group: str, slots: Any) -> tuple[int, ...]:
+    called = f"channels of group {group!r}"
+    return tuple(sorted({whole(slot, called, ArchitectureError) for slot in _listed(called, slots)}))
 
 
 def weighted_layers(architecture: Architecture) -> int:

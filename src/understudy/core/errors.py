@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from operator import index
+from pathlib import PurePath
+from typing import Any
 
 
 class UnderstudyError(Exception):
@@ -68,8 +71,37 @@ class CrashError(MachineError):
     """A process that crashed in native code, or a device that gave up: what does so again and again is at fault."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def brief(value: Any) -> str:
+    """Return what a caller gave, as a message shows it: a text as it stands, of anything else what it is."""
+    return repr(value) if isinstance(value, str | PurePath | None) else f"a {type(value).__name__}"
+
+
+def check_kind(given: Any, kind: Any, rule: str, error: type[UnderstudyError]) -> None:
+    """Refuse what is of another kind; `rule` says what it must be, and how one is come by.
+
+    Raises:
+        UnderstudyError: of the kind given.
+    """
+    if not isinstance(given, kind):
+        raise error(f"{rule}, but got {brief(given)}")
+
+
+def whole(given: Any, called: str, error: type[UnderstudyError]) -> int:
+    """Return a whole number, of numpy and of torch as well, as Python's own, which can be written down.
+
+    Raises:
+        UnderstudyError: of the kind given, if it is none.
+    """
+    try:
+        return index(None if isinstance(given, bool) else given)  # type: ignore[arg-type]
+    except TypeError as e:
+        raise error(f"{called} must be a whole number, but got {given!r}") from e
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
+    if not isinstance(name, str):
+        return ""
     spelled = {option.casefold(): option for option in known}
     nearest = difflib.get_close_matches(name.casefold(), spelled, n=1)
     return f" (did you mean {spelled[nearest[0]]!r}?)" if nearest else ""

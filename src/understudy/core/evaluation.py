@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import ArchitectureError
+from understudy.core.written import made, written
 
 Status = Literal["ok", "stopped", "failed"]
 
@@ -79,9 +81,10 @@ class Evaluation:
         """Read what `to_json` wrote, for the Space that it was made for.
 
         Raises:
-            ArchitectureError: it was made for another Space.
+            ArchitectureError: the text is no evaluation, or of another Space.
         """
-        fields = json.loads(text)
-        fields["architecture"] = Architecture.from_json(space, json.dumps(fields["architecture"]))
-        fields["cost"] = None if fields["cost"] is None else Cost(**fields["cost"])
-        return cls(**fields)
+        with written("an evaluation", text, ArchitectureError):
+            fields = json.loads(text)
+            architecture = Architecture.from_json(space, json.dumps(fields["architecture"]))
+            cost = None if fields["cost"] is None else made(Cost, fields["cost"])
+            return made(cls, {**fields, "architecture": architecture, "cost": cost})

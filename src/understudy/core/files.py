@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from understudy.core.errors import UnderstudyError
+from understudy.core.errors import ArchitectureError, UnderstudyError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
@@ -96,6 +96,8 @@ def understood(path: Path, error: type[UnderstudyError]) -> Iterator[None]:
     """
     try:
         yield
+    except ArchitectureError as e:  # of what was read back; it does not know from which file
+        raise error(f"{path} must be as it was written, but is damaged: {e}") from e
     except UnderstudyError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:

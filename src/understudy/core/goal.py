@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from understudy.core.errors import GoalError, did_you_mean
+from understudy.core.errors import GoalError, check_kind, did_you_mean
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import FIGURE, FIGURES
 
@@ -52,7 +52,7 @@ class Goal:
             share = getattr(self, name)
             if share is not None:
                 object.__setattr__(self, name, _share(share, name))
-        if self.runtime not in RUNTIMES:
+        if not isinstance(self.runtime, str) or self.runtime not in RUNTIMES:
             meant = did_you_mean(str(self.runtime), RUNTIMES)
             raise GoalError(f"goal 'runtime' must be one of {', '.join(RUNTIMES)}, but got {self.runtime!r}{meant}")
         if not isinstance(self.int8, bool):
@@ -64,7 +64,13 @@ class Goal:
             )
 
     def budgets(self, cost: Cost, score: float) -> Budgets:
-        """Return this goal in absolute numbers for a teacher of that cost and validation score."""
+        """Return this goal in absolute numbers for a teacher of that cost and validation score.
+
+        Raises:
+            GoalError: that is no Cost or no score, or a cost without a figure that a budget is a factor of.
+        """
+        check_kind(cost, Cost, "budgets are of a Cost, such as us.predict(analysis, architecture)", GoalError)
+        score = _share(score, "score")
         floors = [0.0 if self.score is None else self.score]
         if self.score_drop is not None:
             floors.append(lowered(score, self.score_drop))

@@ -15,7 +15,7 @@ from torch import nn
 from understudy.core.architecture import Architecture, Group
 from understudy.core.errors import SurgeryError
 from understudy.core.evaluation import Cost
-from understudy.graph.analysis import Analysis
+from understudy.graph.analysis import Analysis, check_analysis
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan
 from understudy.graph.nodes import VIEWS, describe
 from understudy.graph.refit import Refit
@@ -29,7 +29,8 @@ def predict(analysis: Analysis, architecture: Architecture) -> Cost:
     MACs and activation bytes are for one example of the size that the teacher was analysed with.
 
     Raises:
-        ArchitectureError: the architecture was made for another teacher.
+        ArchitectureError: the architecture was made for another teacher, or is none.
+        ConfigError: the analysis is none.
         SurgeryError: the architecture cannot be built.
     """
     return predict_many(analysis, [architecture])[0]
@@ -42,10 +43,11 @@ def predict_many(analysis: Analysis, architectures: Sequence[Architecture]) -> l
         ArchitectureError: one of them was made for another teacher.
         SurgeryError: one of them cannot be built.
     """
+    check_analysis(analysis)
     costs: dict[int, Cost] = {}
     together: dict[frozenset[str], list[int]] = {}
     for index, architecture in enumerate(architectures):
-        architecture.check_belongs(analysis.space)
+        analysis.space.check_own(architecture)
         together.setdefault(architecture.removed, []).append(index)
     for indices in together.values():
         members = [architectures[i] for i in indices]

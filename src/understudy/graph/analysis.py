@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
+from understudy.core.errors import ConfigError, check_kind
 from understudy.core.memory import enough_memory
 from understudy.graph.folded import folded
 from understudy.graph.groups import Groups, find_groups
@@ -103,7 +104,7 @@ class Analysis:
             ArchitectureError: the architecture was made for another teacher.
             SurgeryError: what is left does not fit together.
         """
-        architecture.check_belongs(self.space)
+        self.space.check_own(architecture)
         if architecture.removed not in self._refits:
             units = (self.space.unit(name) for name in architecture.removed)
             refit = Refit(self.groups, frozenset(path for unit in units for path in removed_paths(unit)))
@@ -138,6 +139,15 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
         traced = trace(plain, example, leaf_modules=leaf_modules)
         groups = checked(find_groups(traced))
         return Analysis(trace=traced, groups=groups, leaf_modules=leaf_modules, folded=computed)
+
+
+def check_analysis(given: Any) -> None:
+    """Refuse what is no analysis.
+
+    Raises:
+        ConfigError: with what makes one.
+    """
+    check_kind(given, Analysis, "an analysis must be what us.analyse(teacher, example) returns", ConfigError)
 
 
 def _again(

@@ -42,11 +42,11 @@ def write_sources(task: Task, run: Run, warn: Callable[[str], object]) -> None:
         run.remember("proof", task.proof.to_dict())
     if not (folder / "space.json").is_file():
         write_whole(folder / "space.json", task.space.to_json())
+    spec = spec_of(task)
+    if spec is not None and not (folder / "teacher.safetensors").is_file():
+        save_weights(folder / "teacher.safetensors", teacher.module)
     if run.recall("source") is not None:
         return
-    spec = spec_of(task)
-    if spec is not None:
-        save_weights(folder / "teacher.safetensors", teacher.module)
     if task.start_folder is not None:
         copy_student(task.start_folder, run.start)
     if teacher.spec is not None:

@@ -259,12 +259,12 @@ class Job:
 
     def result(self) -> Result:
         """Return what the task found, now or before."""
+        write_sources(self.task, self.run, self.display.warn)
         known = self.run.recall("summary")
         if known is not None:
             with understood(self.run.folder / "summary.json", DamageError):
                 summary = Summary.from_json(known)
             return self._loaded(summary)
-        write_sources(self.task, self.run, self.display.warn)
         if self.reward.asks_nothing:
             self.display.warn(
                 "the teacher keeps every budget on cost itself: the student may be as large; ask for less"

@@ -15,7 +15,7 @@ from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import DamageError, ModelError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import read_text, understood, write_whole
-from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.models.weights import load_kept, save_weights
 from understudy.report.progress import Display, Finals
 from understudy.runs.curve import Epoch, add_epoch, read_curve
 from understudy.runs.workers.base import Workers
@@ -172,7 +172,7 @@ def read_student(folder: Path, architecture: Architecture, build: Callable[[Arch
     """
     weights, student = folder / f"{architecture.digest}.safetensors", build(architecture)
     try:
-        load_into(student, read_weights(weights, ours=True), source=str(weights))
+        load_kept(student, weights)
     except ModelError as error:
         raise DamageError(str(error)) from error
     return student.eval()

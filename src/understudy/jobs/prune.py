@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from understudy.config.methods import Decore
 from understudy.config.training import Final
 from understudy.core.architecture import Architecture, Group
-from understudy.core.errors import ConfigError, RunError, SurgeryError
+from understudy.core.errors import ConfigError, DamageError, ModelError, RunError, SurgeryError
 from understudy.core.figures import amount, share
-from understudy.core.files import write_whole
+from understudy.core.files import read_text, understood, write_whole
 from understudy.core.goal import Budgets
 from understudy.core.nested import called, first, mapped
 from understudy.cost import predict as cost
@@ -31,7 +31,7 @@ from understudy.graph.copies import copied
 from understudy.jobs.latency import Latencies
 from understudy.jobs.task import Task
 from understudy.methods.decore import Agents, Rules, Steering, Usage, chosen, expected, saturated
-from understudy.models.weights import load_into, read_weights, save_weights, write_tensors
+from understudy.models.weights import load_kept, save_weights, write_tensors
 from understudy.report.progress import Display
 from understudy.runs.folder import Run
 from understudy.surgery import build as surgery
@@ -70,11 +70,16 @@ class Pruning:
             SurgeryError: masked and sliced network disagree; nothing is saved then.
         """
         network = copied(self.task.analysis.teacher)
-        if not (self.folder / "architecture.json").is_file():
-            self._learn(network)
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
-        load_into(network, read_weights(weights, ours=True), source=str(weights))
-        architecture = Architecture.from_json(self.task.space, plan.read_text(encoding="utf-8"))
+        if not (weights.is_file() and plan.is_file()):
+            self._learn(network)
+        try:
+            load_kept(network, weights)
+        except ModelError as error:
+            raise DamageError(str(error)) from error
+        text = read_text(plan, DamageError)
+        with understood(plan, DamageError):
+            architecture = Architecture.from_json(self.task.space, text)
         evaluator = replace(self.evaluator, analysis=self.analysed(network), teacher=self.task.network)
         return evaluator, architecture
 

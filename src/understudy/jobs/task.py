@@ -24,6 +24,7 @@ from understudy.core.errors import (
     ModelError,
     RunError,
     SurgeryError,
+    brief,
 )
 from understudy.core.evaluation import Cost
 from understudy.core.files import understood
@@ -41,7 +42,7 @@ from understudy.models.card import StudentCard
 from understudy.models.code import allowed, is_code
 from understudy.models.spec import ModelSpec, Teacher
 from understudy.models.student import load_student, student_folder
-from understudy.models.weights import load_into, read_weights, tensors_digest, weights_digest
+from understudy.models.weights import load_kept, read_weights, tensors_digest, weights_digest
 from understudy.proof.prove import USUAL, Proof, prove
 from understudy.report.progress import Display
 from understudy.runs.folder import Identity, Run
@@ -183,8 +184,12 @@ class Task:
             )
         name = allowed(run.folder, source["model"]["name"], trust_code=trust_code, model=model)
         spec = ModelSpec(name=name, arguments=source["model"]["arguments"])
-        module, weights = spec.build(), run.folder / "teacher.safetensors"
-        load_into(module, read_weights(weights, ours=True), source=str(weights))
+        module = spec.build()
+        try:
+            load_kept(module, run.folder / "teacher.safetensors")
+        except ModelError as error:
+            way = "Mend it, or move it away and give the command that began the run again, which writes it anew"
+            raise RunError(f"{error}. {way}") from error
         mean, std = (None if source[name] is None else tuple(source[name]) for name in ("mean", "std"))
         teacher = Teacher(module=module, spec=spec, mean=mean, std=std)
         policy = read_weights(run.policy_from, ours=True) if run.policy_from.is_file() else None
@@ -307,26 +312,20 @@ def refuse_other_kinds(teacher: Any, data: Any, method: Any, run: Any = "runs/fi
             "torch.inference_mode(), but was called inside"
         )
     if not isinstance(teacher, nn.Module | Teacher):
-        raise ModelError(
-            f"a teacher must be a torch.nn.Module, or a us.load_teacher(folder), but got {_brief(teacher)}"
-        )
+        raise ModelError(f"a teacher must be a torch.nn.Module, or a us.load_teacher(folder), but got {brief(teacher)}")
     if not isinstance(data, Data):
         raise DataError(
             'data must be a us.Data, such as us.Data.from_folder("photos/") or us.Data.from_inputs(loader), but got '
-            f"{_brief(data)}"
+            f"{brief(data)}"
         )
     if not isinstance(run, str | Path):
-        raise ConfigError(f"a run must be the path of its folder, such as 'runs/first', but got {_brief(run)}")
+        raise ConfigError(f"a run must be the path of its folder, such as 'runs/first', but got {brief(run)}")
     if not isinstance(settings, Compression | None):
-        raise ConfigError(f"settings must be a us.Compression, but got {_brief(settings)}")
+        raise ConfigError(f"settings must be a us.Compression, but got {brief(settings)}")
     if method is not None and not isinstance(method, Method):
         raise ConfigError(
-            f"a method must be its settings, such as us.N2N() or us.RandomSearch(students=40), but got {_brief(method)}"
+            f"a method must be its settings, such as us.N2N() or us.RandomSearch(students=40), but got {brief(method)}"
         )
-
-
-def _brief(value: Any) -> str:
-    return repr(value) if isinstance(value, str | Path) else f"a {type(value).__name__}"
 
 
 def aim_for(module: nn.Module, data: Data, settings: Compression, own: Objective | None) -> Aim:

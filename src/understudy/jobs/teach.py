@@ -21,7 +21,7 @@ from understudy.data.data import first_images
 from understudy.models.card import TeacherCard
 from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
-from understudy.models.weights import load_into, read_weights, save_weights
+from understudy.models.weights import load_into, load_kept, read_weights, save_weights
 from understudy.report.progress import Display
 from understudy.runs.claim import claimed
 from understudy.runs.folder import versions
@@ -130,8 +130,7 @@ def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | N
     name = allowed(folder, str(card.model), trust_code=trust_code, model=model)
     spec = ModelSpec(name=name, arguments=card.arguments)
     module = spec.build()
-    weights = folder / "teacher.safetensors"
-    load_into(module, read_weights(weights, ours=True), source=str(weights))
+    load_kept(module, folder / "teacher.safetensors")
     return Teacher(
         module=module.eval(),
         spec=spec,

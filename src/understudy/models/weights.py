@@ -113,6 +113,15 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) 
     module.load_state_dict(dict(tensors))
 
 
+def load_kept(module: nn.Module, path: Path) -> None:
+    """Load into a module what `save_weights` wrote of one like it.
+
+    Raises:
+        ModelError: the file is gone or damaged, or of another module.
+    """
+    load_into(module, read_weights(path, ours=True), source=str(path))
+
+
 def _unwrapped(tensors: Mapping[str, Tensor], own: Mapping[str, Any], source: str) -> Mapping[str, Tensor]:
     """Return the tensors without the prefix of a wrapper, if all have it and the model's own names do not."""
     for _ in range(len(_WRAPPERS)):

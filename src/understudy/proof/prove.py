@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from understudy.core.architecture import Architecture, Group, Refused, Unit
+from understudy.core.errors import ConfigError, check_kind, whole
 from understudy.core.memory import enough_memory
-from understudy.graph.analysis import Analysis
+from understudy.graph.analysis import Analysis, check_analysis
 from understudy.proof.trial import Outcome, Trials
 
 _CHUNKS = 4  # in so many students all units of a kind go
@@ -78,8 +79,12 @@ def prove(
         The analysis in whose Space only what holds is offered, and what was found.
 
     Raises:
+        ConfigError: the analysis is none, the seed no whole number, or what hears no function.
         MachineError: memory ran out, which says nothing of the network.
     """
+    check_analysis(analysis)
+    check_kind(on_student, Callable, "on_student must be a function of a number", ConfigError)
+    seed = whole(seed, "a seed", ConfigError)
     with enough_memory("while students of the network were checked in double precision", _WAY_OUT):
         prover = _Prover(analysis, seed, on_student)
         prover.run()

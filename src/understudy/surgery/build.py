@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from understudy.core.architecture import Architecture
-from understudy.core.errors import SurgeryError
-from understudy.graph.analysis import Analysis
+from understudy.core.errors import ConfigError, SurgeryError, check_kind, whole
+from understudy.graph.analysis import Analysis, check_analysis
 from understudy.graph.channels import ParameterPlan
 from understudy.graph.copies import copied, tensor_at
 from understudy.graph.fake import source_line
@@ -48,10 +48,14 @@ def build(
         seed: of fresh weights.
 
     Raises:
-        ArchitectureError: the architecture was made for another teacher.
-        ConfigError: there are no such weights.
+        ArchitectureError: the architecture was made for another teacher, or is none.
+        ConfigError: the analysis is none, or there are no such weights.
         SurgeryError: the architecture cannot be built; names the node and what does not fit.
     """
+    check_analysis(analysis)
+    if not isinstance(weights, str) or weights not in ("inherited", "fresh"):
+        raise ConfigError(f"weights must be one of inherited, fresh, but got {weights!r}")
+    seed = whole(seed, "a seed", ConfigError)
     refit = analysis.refit(architecture)
     kept = kept_slots(analysis, architecture)
     _check_meetings(refit, kept)
@@ -76,8 +80,9 @@ def rebuild(analysis: Analysis, architecture: Architecture, state: Mapping[str, 
     """Return the student of an architecture with weights that were saved from one like it.
 
     Raises:
-        SurgeryError: the weights are of another student.
+        SurgeryError: the weights are of another student, or none.
     """
+    check_kind(state, Mapping, "weights must be names and tensors, as student.state_dict() gives", SurgeryError)
     student = build(analysis, architecture)
     # Versions of modules stand beside the tensors, and files of tensors do not have them.
     tensors = OrderedDict(state)
@@ -109,7 +114,7 @@ def kept_slots(analysis: Analysis, architecture: Architecture) -> Mask:
     Raises:
         ArchitectureError: the architecture was made for another teacher.
     """
-    architecture.check_belongs(analysis.space)
+    analysis.space.check_own(architecture)
     kept = np.ones(analysis.groups.slots + 1, dtype=bool)
     chosen, widths = dict(architecture.channels), dict(architecture.widths)
     magnitudes = analysis.magnitudes if widths else np.zeros(0)  # asked once: it looks at every weight
