@@ -17,6 +17,7 @@ from tests.support.modules import (
     attention,
     counts,
     layers,
+    maps,
     moves,
     odd_modules,
     odd_python,
@@ -48,6 +49,7 @@ CASES = [
     *standardised.CASES,
     *written.CASES,
     *tables.CASES,
+    *maps.CASES,
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 ALL = [case for case in counts.cases(every=5) if case.name not in {known.name for known in CASES}]
@@ -62,7 +64,7 @@ def test_no_student_is_wrong(case: Case) -> None:
     hold(case)
 
 
-@pytest.mark.parametrize("case", [*written.CASES, *tables.CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*written.CASES, *tables.CASES, *maps.CASES], ids=lambda case: case.name)
 def test_what_people_write_shrinks_nearly_whole(case: Case) -> None:
     hold(case, again=True)
     analysis, proof = prove(analyse(case.network(), case.input()))

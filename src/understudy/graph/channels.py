@@ -32,6 +32,8 @@ class Labelled:
         """A tensor with channels along one dimension; its size there is the number of labels."""
         sizes = list(shape)
         sizes[dim] = len(labels)
+        if (labels == FIXED).all():
+            return cls.fixed(sizes)
         outline = [1] * len(sizes)
         outline[dim] = len(labels)
         return cls(tuple(sizes), labels.reshape(outline))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import transformer
 
@@ -26,6 +27,8 @@ _FACTORIES = (
     *("rand", "randn", "randint"),
     *("tensor", "as_tensor", "scalar_tensor", "finfo", "iinfo"),
 )
+# Of torch.nn.functional those that are written in Python: they would look into the proxy.
+_FUNCTIONS = ("interpolate", "affine_grid")
 # Methods whose numbers torch takes from integers alone: a tensor that the forward pass has made is given a proxy.
 _METHODS = ("expand", "split", "new_zeros", "new_ones", "new_full", "new_empty")
 
@@ -33,7 +36,8 @@ _METHODS = ("expand", "split", "new_zeros", "new_ones", "new_full", "new_empty")
 @contextmanager
 def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
     """Let functions that make a tensor of a computed size, or tell the limits of a tensor's type, be nodes."""
-    made = {name: getattr(torch, name) for name in _FACTORIES}
+    made = {(torch, name): getattr(torch, name) for name in _FACTORIES}
+    made |= {(F, name): getattr(F, name) for name in _FUNCTIONS}
     own = {name: vars(Tensor).get(name) for name in _METHODS}  # None where it is inherited
 
     def recorded(function: Callable[..., Any], method: str = "") -> Callable[..., Any]:
@@ -46,14 +50,14 @@ def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
         return call
 
     try:
-        for name, function in made.items():
-            setattr(torch, name, recorded(function))
+        for (module, name), function in made.items():
+            setattr(module, name, recorded(function))
         for name in _METHODS:
             setattr(Tensor, name, recorded(getattr(Tensor, name), name))
         yield
     finally:
-        for name, function in made.items():
-            setattr(torch, name, function)
+        for (module, name), function in made.items():
+            setattr(module, name, function)
         for name, method in own.items():
             delattr(Tensor, name) if method is None else setattr(Tensor, name, method)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import fx
+from torch import fx, nn
 
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse
 from understudy.graph.fake import flat, map_structure
@@ -17,8 +17,22 @@ if TYPE_CHECKING:
 
 # Operations that give sizes to what they get; any other one that gets a size computes with it.
 _RESIZING = frozenset(("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as"))
-_MAKING = frozenset(("zeros", "ones", "new_zeros", "new_ones", "new_full", "new_empty"))
+_MAKING = frozenset(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty"))
 _NONE = np.zeros(0, dtype=np.int64)
+# What a layer says of a dimension of its weight.
+_LAYERS: dict[tuple[type[nn.Module], str, int], str] = {
+    (nn.Embedding, "weight", 1): "embedding_dim",
+    (nn.Linear, "weight", 0): "out_features",
+    (nn.Linear, "weight", 1): "in_features",
+}
+
+
+def tell_layer(walk: Walk, name: str, dim: int, labels: Labels, node: fx.Node) -> None:
+    """Let a layer say how wide its weight is that the forward pass reads past it."""
+    path, _, own = name.rpartition(".")
+    number = _LAYERS.get((type(walk.trace.root.get_submodule(path)), own, dim))
+    if number is not None:
+        walk.count_in((path, number), labels, node)
 
 
 def follow_sizes(walk: Walk, node: fx.Node) -> None:

@@ -47,7 +47,7 @@ from understudy.graph.registry import (
     STATE_RULES,
     Rule,
 )
-from understudy.graph.told import follow_sizes
+from understudy.graph.told import follow_sizes, tell_layer
 from understudy.graph.trace import Trace, hooks_of
 
 
@@ -187,6 +187,7 @@ class Walk(ABC):
         labels = self.emit(value.name, value.shape[wide[0]])
         dims = tuple(labels if d == wide[0] else size for d, size in enumerate(value.shape))
         self.parameter(value.name, ParameterPlan(dims), node)
+        tell_layer(self, value.name, wide[0], labels, node)
         return Labelled.along(value.shape, wide[0], labels)
 
     def channels(self, x: Labelled, dim: int, node: fx.Node) -> Labels:
@@ -428,8 +429,7 @@ class Walk(ABC):
 
     def _plain(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Sizes and other plain values are computed; tensors made of nothing have no channels."""
-        recorded = self.recorded(node)
-        if isinstance(recorded, Signature):
+        if isinstance(self.recorded(node), Signature):
             return Labelled.fixed(self.outcome(node, args, kwargs).shape)
         return self._target(node)(*args, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -14,7 +15,7 @@ from understudy.graph.channels import Labelled
 from understudy.graph.fake import Signature, map_structure
 from understudy.graph.nodes import describe
 from understudy.graph.rules.parts import chunk
-from understudy.graph.rules.pointwise import elementwise
+from understudy.graph.rules.pointwise import elementwise, meet
 from understudy.graph.rules.spatial import reduce
 from understudy.graph.rules.tables import for_calls, for_modules
 from understudy.graph.walk import Walk
@@ -127,12 +128,37 @@ def _unfolded(walk: Walk, node: fx.Node, x: Labelled, args: Any, kwargs: Any) ->
     return Labelled.along(shape, 1, np.repeat(labels, shape[1] // len(labels)))
 
 
+@for_calls(F.fold)
+def fold(walk: Walk, node: fx.Node, input: Labelled, output_size: Any, kernel_size: Any, *args: Any, **kw: Any) -> Any:
+    """The channels that become the pixels of one window go together."""
+    return _folded(walk, node, input, kernel_size, (output_size, kernel_size, *args), kw)
+
+
+@for_modules(nn.Fold)
+def fold_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """As the function."""
+    return _folded(walk, node, x, module.kernel_size, (), {})
+
+
+def _folded(walk: Walk, node: fx.Node, x: Labelled, kernel: Any, args: Any, kwargs: Any) -> Any:
+    if len(x.shape) != 3:
+        return walk.give_up(node, (x, *args), kwargs, "fold gets an input without a batch")
+    rows = walk.channels(x, 1, node).reshape(-1, math.prod(kernel) if isinstance(kernel, tuple | list) else kernel**2)
+    walk.bundle(rows, node)
+    return Labelled.along(walk.outcome(node, (x, *args), kwargs).shape, 1, rows[:, 0])
+
+
 @for_calls(F.grid_sample)
 def grid_sample(walk: Walk, node: fx.Node, input: Labelled, grid: Any, *args: Any, **kwargs: Any) -> Any:
-    """Over space each channel by itself, at places that depend on no channel."""
-    if not isinstance(grid, Labelled) or not grid.is_fixed or any(d > 1 for d in input.varying):
-        return walk.give_up(node, (input, grid, *args), kwargs, "no rule for grid_sample with these arguments")
-    return Labelled((*input.shape[:2], *grid.shape[1:-1]), input.labels)
+    """Over space each channel by itself, at places whose coordinates are no channels; heads may lie in the batch."""
+    if any(d > 1 for d in input.varying):
+        return walk.give_up(node, (input, grid, *args), kwargs, "grid_sample runs over these channels")
+    if any(grid.varying):
+        walk.freeze(grid.labels, "grid_sample takes them for coordinates", node)
+        grid = Labelled.fixed(grid.shape)
+    shape = (*input.shape[:2], *grid.shape[1:-1])
+    places = Labelled((grid.shape[0], *(1,) * (len(shape) - 1)), grid.labels)
+    return Labelled(shape, meet(walk, node, input, places).labels)
 
 
 @for_calls(torch.tensor_split, "tensor_split", torch.hsplit, "hsplit")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def reshape(walk: Walk, node: fx.Node, x: Any, *sizes: Any, **kwargs: Any) -> An
     if isinstance(x, ParameterUse):
         if is_standardised(node):
             return begun(walk, node, x, sizes[1])
-        x = walk.as_tensor(x, node)
+        x = walk.as_tensor(x, node, _whole(x.shape, walk.recorded(node).shape))
     if kwargs or not isinstance(x, Labelled) or not _are_sizes(sizes):
         return walk.give_up(node, (x, sizes), kwargs, f"no rule for {describe(node)} with these arguments")
     flat = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
@@ -152,6 +153,18 @@ def _follows(walk: Walk, x: Labelled, size: Any) -> bool:
 
 def _is_written(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, Number) and value != -1
+
+
+def _whole(old: tuple[int, ...], new: tuple[int, ...]) -> int | None:
+    """Return the one of several dimensions of a table that a reshape leaves as it is, None if that is not one."""
+    front, back = (sum(_alike(old[::step], new[::step])) for step in (1, -1))
+    wide = [d for d, size in enumerate(old) if size > 1]
+    kept = [d for d in wide if d < front or d >= len(old) - back]
+    return kept[0] if len(kept) == 1 < len(wide) else None
+
+
+def _alike(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[bool]:
+    return itertools.takewhile(bool, (a == b for a, b in zip(old, new, strict=False)))
 
 
 def _reshaped(x: Labelled, shape: tuple[int, ...]) -> Labelled:

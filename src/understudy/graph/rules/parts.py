@@ -69,7 +69,9 @@ def narrow(walk: Walk, node: fx.Node, x: Labelled, dim: int, start: Any, length:
     """As a slice."""
     if not (isinstance(start, int) and isinstance(length, int)):
         return walk.give_up(node, (x, dim, start, length), {}, "no rule for narrow with these arguments")
-    dim, start = dim % len(x.shape), start % x.shape[dim]
+    dim, start = dim % len(x.shape), start + (x.shape[dim] if start < 0 else 0)
+    if start + length > x.shape[dim]:  # what a removal leaves
+        raise ValueError(f"{int(length)} channels from {int(start)} on cannot be taken of {x.shape[dim]}")
     result = _sliced(x, dim, start, start + length)
     if dim in x.varying:
         labels = walk.channels(x, dim, node)

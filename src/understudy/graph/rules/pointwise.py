@@ -192,8 +192,7 @@ def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:
     a, b = _with_rank(a, rank), _with_rank(b, rank)
     shape = np.broadcast_shapes(a.shape, b.shape)
     for x, other in ((a, b), (b, a)):
-        opposed = any(other.shape[d] == x.shape[d] > 1 and other.labels.shape[d] == 1 for d in x.varying)
-        if opposed and other.is_fixed:
+        if other.is_fixed and any(other.shape[d] == x.shape[d] > 1 for d in x.varying):
             walk.freeze(x.labels, f"{describe(node)} joins it with a tensor of fixed size", node)
     outline = np.broadcast_shapes(a.labels.shape, b.labels.shape)
     left, right = np.broadcast_to(a.labels, outline), np.broadcast_to(b.labels, outline)

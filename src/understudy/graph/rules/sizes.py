@@ -44,19 +44,24 @@ def numel(walk: Walk, node: fx.Node, x: Labelled | ParameterUse) -> int:
 def made_new(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Labelled:
     """As `made`: a tensor that has only the dtype and the device in common."""
     given = fx.node.map_arg(node.args[1:], lambda n: n)
+    given = given[:1] if describe(node) == "new_full" else given
     return _made(walk, node, given, walk.outcome(node, (x, *args), kwargs).shape, ((x, *args), kwargs))
 
 
-@for_calls(torch.zeros, torch.ones, making=True)
+@for_calls(torch.zeros, torch.ones, torch.full, making=True)
 def made(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
     """Equal elements: along a size that a module or another tensor holds there are as many as there are channels."""
-    return _made(walk, node, node.args, walk.outcome(node, args, kwargs).shape, (args, kwargs))
+    given = node.args[:1] if describe(node) == "full" else node.args
+    return _made(walk, node, given, walk.outcome(node, args, kwargs).shape, (args, kwargs))
 
 
 def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Labelled:
+    like = walk.plan.values.get(_measured(given[0])) if given else None
+    if isinstance(like, Labelled) and like.shape == shape:  # made of another tensor's size as a whole
+        return Labelled(shape, like.labels)
     listed = bool(given) and isinstance(given[0], tuple | list)
     sizes = list(given[0] if listed else given)[: len(shape)]
-    first = len(node.args) - len(given)
+    first = 1 if node.op == "call_method" else 0
     counted = [d for d, size in enumerate(sizes) if _counts(walk, size, shape[d])]
     if not counted and len(shape) > 1 and type(sizes[-1]) is int and sizes[-1] > 1:
         counted = [len(shape) - 1]
@@ -74,6 +79,12 @@ def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Lab
         walk.write(labels, f"{describe(node)} writes their number as {shape[dim]}", node)
     walk.sized((first, dim) if listed else (first + dim,), labels)
     return Labelled.along(shape, dim, labels)
+
+
+def _measured(size: Any) -> Any:
+    """Return the node of the tensor whose size or shape that is."""
+    shape = isinstance(size, fx.Node) and (size.target == "size" or size.args[1:] == ("shape",))
+    return size.args[0] if shape and (size.target != "size" or not (size.args[1:] or size.kwargs)) else None
 
 
 def _counts(walk: Walk, size: Any, count: int) -> bool:

@@ -41,10 +41,14 @@ def spatial_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled) ->
     return _spatial(walk, node, x, _MODULES[type(module)])
 
 
-@for_calls(*_CALLS)
-def spatial_call(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
-    """As `spatial_module`, for functions."""
-    return _spatial(walk, node, x, _CALLS[node.target])
+@for_calls(*_CALLS, arranged=True)
+def spatial_call(walk: Walk, node: fx.Node, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """As `spatial_module`, for functions; a table has its channels where a tensor has them."""
+    dims = _CALLS[node.target]
+    if isinstance(input, ParameterUse):
+        input = walk.as_tensor(input, node, 1 if dims is None or len(input.shape) == dims + 2 else None)
+        walk.plan.values[node.all_input_nodes[0]] = input
+    return _spatial(walk, node, input, dims)
 
 
 @for_calls(F.pad)
