@@ -148,6 +148,20 @@ def test_a_removal_that_brings_a_layer_norm_another_number_is_not_offered(kind: 
     assert not [unit.name for unit in analysis.space.units if "fewer" in unit.layers]
 
 
+def test_a_removal_after_which_channels_are_taken_for_examples_is_not_offered() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.wider, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.wider(self.stem(x)).view(-1, 16, 4, 4)).mean((2, 3))
+
+    analysis, proof = prove(analyse(Viewed(), images(2, size=4)))
+    assert not proof.refused
+    assert not [unit.name for unit in analysis.space.units if "wider" in unit.layers]
+
+
 class Halves(nn.Module):
     """Halves of what a layer makes, which meet: without it they are halves of what comes in."""
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from understudy.core.errors import SurgeryError
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Plan, Work
-from understudy.graph.fake import source_line
+from understudy.graph.fake import Signature, flat, source_line
 from understudy.graph.groups import Groups
 from understudy.graph.numbers import Key
 from understudy.graph.walk import Walk
@@ -77,8 +77,10 @@ class Refit(Walk):
         return self.plan
 
     def verify(self, node: fx.Node) -> None:
-        """Refuse another number where Python computes with it: what it comes to is not in the graph."""
+        """Refuse another number where Python computes with it, as that is not in the graph, and outputs of other shapes."""
         now, was = self.plan.values[node], node.meta["value"]
+        if node.op == "output" and _shapes(now) != _shapes(was):
+            raise SurgeryError(f"at node {node.name}: outputs of {_shapes(was)} would be {_shapes(now)}")
         if node.meta.get("escapes") and type(now) in (int, float, bool, tuple) and now != was:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): Python computes with {was}, but gets {now}")
 
@@ -205,6 +207,10 @@ def _same_dim(a: Labels | int, b: Labels | int) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a is b or np.array_equal(a, b)
     return not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray) and a == b
+
+
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    return [tuple(v.shape) for v in flat(value) if isinstance(v, Labelled | Signature)]
 
 
 def _size(dim: Labels | int) -> int:
