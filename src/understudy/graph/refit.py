@@ -77,7 +77,7 @@ class Refit(Walk):
         return self.plan
 
     def verify(self, node: fx.Node) -> None:
-        """Refuse another number where Python computes with it, which is not in the graph, and outputs of other shapes."""
+        """Refuse another number where Python computes with it, unseen by the graph, and outputs of other shapes."""
         now, was = self.plan.values[node], node.meta["value"]
         if node.op == "output" and _shapes(now) != _shapes(was):
             raise SurgeryError(f"at node {node.name}: outputs of {_shapes(was)} would be {_shapes(now)}")
