@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,51 @@ def test_one_image_of_each_class_cannot_be_cut() -> None:
 def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
     with pytest.raises(DataError, match=f"at least one image to train and one to validate on, but got {share} of 40"):
         Data.from_arrays(*arrays(), val_fraction=share)
+
+
+OTHER_KINDS = """
+import numpy as np
+import understudy as us
+from understudy.core.errors import DataError
+
+images, labels = np.zeros((40, 6, 5, 3), dtype=np.uint8), np.arange(40) % 4
+made = us.Data.from_arrays
+data = made(images, labels)
+norm = "normalisation must be a mean and a positive deviation for each of 3 channels"
+for call, rule in (
+    (lambda: made(images, labels, val_fraction="a"), "val_fraction must leave at least one image"),
+    (lambda: made(images, labels, seed=1.5), "a seed must be a whole number, but got 1.5"),
+    (lambda: made(images, labels, seed=2**70), "a seed must have at most 63 bits"),
+    (lambda: made(images, labels, classes=3), "classes must be a list of names, but got a int"),
+    (lambda: made(images, labels, val=images), "val must be a pair (images, labels), but got a ndarray"),
+    (lambda: made(images, labels, val=(images, labels, 3)), "val must be a pair (images, labels), but got a tuple"),
+    (lambda: made(images, labels * 10**9), "with training images of each, but the largest of 40 is 3000000000"),
+    (lambda: made(images * 1j, labels), "images of train must be real numbers, but are torch.complex"),
+    (lambda: data.with_normalisation(None, None), norm),
+    (lambda: data.with_normalisation("abc", "abc"), norm),
+    (lambda: data.with_normalisation([None] * 3, [1.0] * 3), norm),
+    (lambda: us.Data.from_folder(3), "a folder of images must be a path"),
+    (lambda: us.Data.from_datasets([(images[0], 1)], memory_gb="4"), "memory_gb must be a number of gigabytes"),
+):
+    try:
+        call()
+    except DataError as error:
+        assert rule in str(error), error
+    else:
+        raise AssertionError(rule)
+"""
+
+
+def test_what_is_of_another_kind_is_refused() -> None:
+    # In a process of its own: here the annotations are checked before.
+    done = subprocess.run([sys.executable, "-c", OTHER_KINDS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_arrays_of_any_layout_are_as_good() -> None:
+    images, labels = arrays()
+    turned = Data.from_arrays(images[::-1].copy()[::-1], labels.astype(">i8"))
+    assert turned.digest == Data.from_arrays(images, labels).digest
 
 
 def test_normalised_training_images_have_mean_zero_and_deviation_one() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ def test_datasets_whose_targets_are_more_than_a_number() -> None:
         ({"a": TOKENS, "b": TOKENS[:5]}, r"20 as the first, and at least one: input b is \(5, 3\)"),
         (torch.full((20, 2), float("nan")), "must be finite"),
         ({"a": object()}, "must be tensors or arrays"),
+        (torch.zeros(20, 3, device="meta"), "on the meta device, which has no values"),
         (5, "train must hold inputs, but got int"),
         ({}, "there are none"),
     ],
@@ -103,6 +105,20 @@ def test_datasets_whose_targets_are_more_than_a_number() -> None:
 def test_bad_inputs_are_one_error(inputs: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Data.from_inputs(inputs, progress=False)
+
+
+def test_what_has_no_end_is_not_read_for_ever() -> None:
+    with pytest.raises(DataError, match=r"must fit memory_gb = 1e-05 gigabytes, but there are more: give a dataset"):
+        Data.from_inputs((torch.zeros(2, 3) for _ in count()), memory_gb=1e-5, progress=False)
+
+
+def test_arrays_of_any_layout_are_taken() -> None:
+    tokens = TOKENS.numpy()
+    for given in (tokens[::-1].copy()[::-1], tokens.astype(">i8"), tokens.astype(np.uint16)):
+        read = Data.from_inputs(given, progress=False)
+        assert torch.equal(read.train.images, Data.from_inputs(TOKENS, progress=False).train.images)
+    floats = torch.rand(20, 3)
+    assert torch.equal(Data.from_inputs(floats.to_sparse()).train.images, Data.from_inputs(floats).train.images)
 
 
 class Twice(nn.Module):

@@ -13,14 +13,25 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from understudy.core.errors import DataError, did_you_mean
+from understudy.core.errors import DataError, check_kind, did_you_mean
 from understudy.core.files import path_of
 from understudy.core.nested import leaves
 from understudy.data import datasets, sources
 from understudy.data.images import fail
 from understudy.data.inputs import inputs_of_part, split_of
 from understudy.data.sources import Array, Pair, Reading, Splits
-from understudy.data.split import AnySplit, Inputs, Shape, are_classes, digest_of, drawn, sample, statistics, stratified
+from understudy.data.split import (
+    AnySplit,
+    Inputs,
+    Shape,
+    are_classes,
+    digest_of,
+    held_out,
+    numbered,
+    sample,
+    statistics,
+    stratified,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -80,13 +91,16 @@ class Data:
         channels = self.shape[0]
         if not self.are_images or self.train.dtype != torch.uint8:
             raise DataError("float images are taken as normalised already, so they have no normalisation to change")
-        finite = all(map(math.isfinite, (*mean, *std)))
-        if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
+        try:
+            settings = tuple(map(float, mean)), tuple(map(float, std))
+        except (TypeError, ValueError):
+            settings = (), ()
+        finite = all(map(math.isfinite, (*settings[0], *settings[1])))
+        if [len(numbers) for numbers in settings] != [channels] * 2 or not finite or min(settings[1]) <= 0:
             raise DataError(
                 f"normalisation must be a mean and a positive deviation for each of {channels} channels, "
-                f"but got {tuple(mean)} and {tuple(std)}"
+                f"but got {mean!r} and {std!r}"
             )
-        settings = tuple(map(float, mean)), tuple(map(float, std))
         digest = digest_of(self.train, self.val, self.test, settings=settings)
         return replace(self, mean=settings[0], std=settings[1], digest=digest)
 
@@ -135,7 +149,9 @@ class Data:
             workers=workers,
             progress=progress,
         )
-        return cls._made(sources.from_folder(Path(path), reading), None, val_fraction, seed)
+        return cls._made(
+            sources.from_folder(path_of(path, "a folder of images", DataError), reading), None, val_fraction, seed
+        )
 
     @classmethod
     def from_arrays(
@@ -230,7 +246,7 @@ class Data:
         Raises:
             DataError: the file cannot be read or lacks keys, or its arrays cannot be used.
         """
-        return cls._made(sources.from_npz(Path(path)), classes, val_fraction, seed)
+        return cls._made(sources.from_npz(path_of(path, "a .npz file", DataError)), classes, val_fraction, seed)
 
     @classmethod
     def from_datasets(
@@ -350,14 +366,14 @@ class Data:
 
     @classmethod
     def _made(cls, splits: Splits, classes: Iterable[str] | None, val_fraction: float, seed: int) -> Data:
-        names = splits.classes if classes is None else tuple(classes)
+        check_kind(classes, Iterable | None, "classes must be a list of names", DataError)
+        names = splits.classes if classes is None else tuple(map(str, classes))
         if names is None:
-            known = are_classes(splits.train.labels)
-            names = tuple(str(i) for i in range(int(splits.train.labels.max()) + 1)) if known else ()
+            names = numbered(splits.train) if are_classes(splits.train.labels) else ()
         _check(splits, names)
         train, val = splits.train, splits.val
         if val is None:
-            train, val = _cut(train, val_fraction, seed)
+            train, val = held_out(train, val_fraction, seed)
         mean, std = statistics(sample(train))
         return cls(
             train=train,
@@ -413,19 +429,6 @@ def _form(split: AnySplit) -> str:
         return f"{split.dtype} {split.shape}"
     parts = leaves(split.batch(torch.arange(1))[0])
     return ", ".join(f"{name} {tensor.dtype} {tuple(tensor.shape[1:])}" for name, tensor in parts)
-
-
-def _cut(train: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
-    count = round(len(train) * share) if 0.0 < share < 1.0 else 0
-    if not 0 < count < len(train):
-        raise DataError(
-            f"val_fraction must leave at least one image to train and one to validate on, but got {share} "
-            f"of {len(train)} images"
-        )
-    chosen = drawn(train, count, seed, leave=1)
-    rest = torch.ones(len(train), dtype=torch.bool)
-    rest[chosen] = False
-    return train.take(rest.nonzero().flatten()), train.take(chosen)
 
 
 def _nearest(spec: str) -> str:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from understudy.core.errors import DataError, ModelError, UnderstudyError
+from understudy.core.errors import DataError, ModelError, UnderstudyError, check_kind
 from understudy.core.nested import called, first, leaves, mapped, zipped
 from understudy.data.images import fail, shown
-from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, plain
+from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, tensor_of
 
 _BATCH = 256  # items that are read at once
 _ITEMS = "give tensors, a tuple or dict of tensors, or a dataset or loader of such"
@@ -71,6 +71,7 @@ def split_of(given: Any, targets: Any, name: str, *, labelled: bool, memory_gb: 
     Raises:
         DataError: what is given cannot be used.
     """
+    check_kind(memory_gb, int | float, "memory_gb must be a number of gigabytes", DataError)
     if isinstance(given, (Tensor, np.ndarray, tuple, Mapping)):
         return _checked(_tensors(given, f"inputs of {name}"), _tensors(targets, f"targets of {name}"), name)
     if targets is not None:
@@ -82,7 +83,22 @@ def split_of(given: Any, targets: Any, name: str, *, labelled: bool, memory_gb: 
         return _of_dataset(NestedReader(dataset, collate, labelled, name), len(dataset), memory_gb, progress)
     if not isinstance(given, Iterable):
         raise DataError(f"{name} must hold inputs, but got {type(given).__name__}: {_ITEMS}")
-    return _joined([_divided(batch, labelled, name) for batch in given], name)
+    return _joined(_read_once(given, labelled, name, memory_gb), name)
+
+
+def _read_once(given: Iterable[Any], labelled: bool, name: str, memory_gb: float) -> list[tuple[Any, Any]]:
+    """Return the batches of what can only be iterated, which may have no end."""
+    batches: list[tuple[Any, Any]] = []
+    size = 0.0
+    for batch in given:
+        batches.append(_divided(batch, labelled, name))
+        size += sum(tensor.nbytes for _, tensor in leaves(batches[-1])) / 1e9
+        if size > memory_gb:
+            raise DataError(
+                f"batches of {name} that are read once must fit memory_gb = {memory_gb:g} gigabytes, but there are "
+                "more: give a dataset with a length and items, fewer of them, or a larger memory_gb"
+            )
+    return batches
 
 
 def _of_dataset(reader: NestedReader, count: int, memory_gb: float, progress: bool) -> AnySplit:
@@ -139,10 +155,7 @@ def _tensors(value: Any, what: str) -> Any:
     """Return nested tensors on the CPU, floats as float32, of what may be arrays."""
 
     def tensor(leaf: Any) -> Tensor:
-        try:
-            found = plain(leaf) if isinstance(leaf, Tensor) else torch.from_numpy(np.array(leaf))
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{what} must be tensors or arrays, but got {type(leaf).__name__}: {_ITEMS}") from error
+        found = tensor_of(leaf, f"{what} must be tensors or arrays: {_ITEMS}")
         if found.is_floating_point():
             found = found.to(torch.float32)
             if not bool(torch.isfinite(found).all()):
@@ -178,6 +191,7 @@ def inputs_of_part(part: nn.Module, model: nn.Module, split: AnySplit) -> Split:
     Raises:
         ModelError: the part is not in the model, or is not called exactly once.
     """
+    check_kind(model, nn.Module, "of must be the model that runs on the inputs, a torch.nn.Module", ModelError)
     if not any(module is part for module in model.modules()):
         raise ModelError("a part must be a module of the model, but this one is not in it")
     calls: list[Any] = []
@@ -212,4 +226,4 @@ def inputs_of_part(part: nn.Module, model: nn.Module, split: AnySplit) -> Split:
 def _row(leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
         raise ModelError(f"a part must be given tensors alone, but it is given a {type(leaf).__name__}")
-    return plain(leaf)
+    return tensor_of(leaf, "a part must be given tensors")

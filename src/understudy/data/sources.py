@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from understudy.core.errors import DataError, did_you_mean
+from understudy.core.errors import DataError, check_kind, did_you_mean
 from understudy.data import images as files
-from understudy.data.split import AnySplit, Split, StreamedSplit, plain
+from understudy.data.split import AnySplit, Split, StreamedSplit, tensor_of
 
 Array = NDArray[Any] | Tensor
 Pair = tuple[Array, Any]  # images and labels
@@ -43,6 +43,11 @@ class Reading:
     memory_gb: float = 4.0
     workers: int | None = None
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_kind(self.memory_gb, int | float, "memory_gb must be a number of gigabytes", DataError)
+        for name in ("size", "workers"):
+            check_kind(getattr(self, name), int | None, f"{name} must be a whole number", DataError)
 
     @property
     def threads(self) -> int:
@@ -116,6 +121,8 @@ def from_arrays(train: Pair, val: Pair | None, test: Pair | None, source: str) -
 
 
 def _split_of(pair: Pair, name: str) -> Split:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DataError(f"{name} must be a pair (images, labels), but got a {type(pair).__name__}")
     images, labels = as_images(pair[0], name), as_labels(pair[1], name)
     if len(images) != len(labels):
         raise DataError(
@@ -130,7 +137,7 @@ def as_images(images: Array, name: str, *, channels_first: bool = False) -> Tens
     Unless channels are known to come first, the shorter of the second and the last of four axes is
     taken for them.
     """
-    given = _as_tensor(images, f"images of {name} must be numbers")
+    given = tensor_of(images, f"images of {name} must be numbers")
     if given.ndim == 3:
         given = given[:, None]
     if given.ndim != 4 or not given.numel():
@@ -141,6 +148,8 @@ def as_images(images: Array, name: str, *, channels_first: bool = False) -> Tens
         )
     if not channels_first and given.shape[3] < given.shape[1]:
         given = given.permute(0, 3, 1, 2)
+    if given.is_complex():
+        raise DataError(f"images of {name} must be real numbers, but are {given.dtype}: give their parts as channels")
     if given.is_floating_point():
         given = given.to(torch.float32)
         if not bool(torch.isfinite(given).all()):
@@ -155,7 +164,7 @@ def as_images(images: Array, name: str, *, channels_first: bool = False) -> Tens
 
 def as_labels(labels: Any, name: str) -> Tensor:
     """Return labels as (n,) int64; a column (n, 1) is taken as well."""
-    given = _as_tensor(labels, f"labels of {name} must be whole numbers")
+    given = tensor_of(labels, f"labels of {name} must be whole numbers")
     if given.ndim == 2 and given.shape[1] == 1:
         given = given[:, 0]
     if given.ndim != 1:
@@ -171,19 +180,6 @@ def as_labels(labels: Any, name: str) -> Tensor:
             f"{int(whole[whole < 0][0])}: leave those images out, or give them a class of their own"
         )
     return whole
-
-
-def _as_tensor(given: Any, rule: str) -> Tensor:
-    try:
-        if isinstance(given, Tensor):
-            return plain(given)
-        array = np.asarray(given)
-        if array.dtype.kind == "u" and array.dtype != np.uint8:  # which torch can hardly calculate with
-            array = array.astype(np.int64)
-        # A read-only array would make a tensor that can be written all the same.
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{rule}, but got {str(given)[:60]!r} of type {type(given).__name__}") from error
 
 
 def from_npz(path: Path) -> Splits:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
-from understudy.core.errors import DataError
+from understudy.core.errors import DataError, whole
 from understudy.core.nested import first, leaves, mapped, zipped
 
 Images = UInt8[Tensor, "n c h w"] | Float32[Tensor, "n c h w"]
@@ -141,10 +143,75 @@ def are_classes(labels: Targets) -> bool:
     return isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64 and bool((labels >= 0).all())
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """Return a tensor on the CPU that students can learn from: what inference mode made has no place in autograd."""
-    found = tensor.detach().cpu()
-    return found.clone() if found.is_inference() else found
+def numbered(split: AnySplit) -> tuple[str, ...]:
+    """Return the names of classes that only have numbers, up to the largest.
+
+    Raises:
+        DataError: some of them can have no example.
+    """
+    largest = int(split.labels.max())
+    if largest >= len(split):
+        raise DataError(
+            "labels must be classes, counted from 0, with training images of each, but the largest of "
+            f"{len(split)} is {largest}: number them anew"
+        )
+    return tuple(str(number) for number in range(largest + 1))
+
+
+def held_out(split: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
+    """Return a split without a share of it, and that share, drawn by `seed`.
+
+    Raises:
+        DataError: the share leaves none to train or to validate on, or is no number; the seed is none.
+    """
+    number = share if isinstance(share, int | float) else math.nan
+    count = round(len(split) * number) if 0.0 < number < 1.0 else 0
+    if not 0 < count < len(split):
+        raise DataError(
+            f"val_fraction must leave at least one image to train and one to validate on, but got {share} "
+            f"of {len(split)} images"
+        )
+    chosen = drawn(split, count, checked_seed(seed), leave=1)
+    rest = torch.ones(len(split), dtype=torch.bool)
+    rest[chosen] = False
+    return split.take(rest.nonzero().flatten()), split.take(chosen)
+
+
+def checked_seed(seed: Any) -> int:
+    """Return a seed that torch takes, or raise DataError."""
+    number = whole(seed, "a seed", DataError)
+    if not -(2**63) <= number < 2**63:
+        raise DataError(f"a seed must have at most 63 bits, but got {number}")
+    return number
+
+
+def tensor_of(given: Any, rule: str) -> Tensor:
+    """Return what students can learn from, on the CPU, of a tensor, or of what makes an array.
+
+    Raises:
+        DataError: it is none, after that rule, or holds no values.
+    """
+    if isinstance(given, Tensor):
+        if given.is_meta:
+            raise DataError(f"{rule}, but got a tensor on the meta device, which has no values")
+        found = given.detach().cpu()
+        found = found if found.layout is torch.strided else found.to_dense()
+        return found.clone() if found.is_inference() else found  # what inference mode made has no place in autograd
+    try:
+        array = np.asarray(given)
+        kind = array.dtype.newbyteorder("=")
+        if array.dtype.kind == "u" and array.dtype != np.uint8:  # which torch can hardly calculate with
+            kind = np.dtype(np.int64)
+        # A read-only array would make a tensor that can be written all the same; of steps backwards torch knows none.
+        ready = (
+            array.dtype == kind
+            and array.dtype.isnative
+            and array.flags.writeable
+            and min(array.strides, default=0) >= 0
+        )
+        return torch.from_numpy(array if ready else np.array(array, dtype=kind, order="C"))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{rule}, but got {str(given)[:60]!r} of type {type(given).__name__}") from error
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
