@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.support.models import images, macs, parameters, zoo_analysis
-from understudy.cost.predict import predict
+from understudy.cost.predict import per_layer, predict
 from understudy.graph.analysis import analyse
 from understudy.surgery.build import build
+from understudy.surgery.masked import relative_error
 
 
 def kinds(name: str, kind: str) -> list[str]:
@@ -211,3 +216,82 @@ def test_what_leaves_a_larger_network_behind_is_not_offered() -> None:
     space = analyse(Bottleneck(), images(2, size=6)).space
     offered = {unit.name for unit in space.units}
     assert not {"squeeze", "layer:squeeze"} & offered and {"wide", "widen", "last"} <= offered
+
+
+class Joined(nn.Module):
+    """Joins what it reads to one chain of layers or two, and has places for what keeps a chain from going."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], out: int = 16) -> None:
+        super().__init__()
+        self.run = forward
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(out, 3)
+        self.deep = nn.Sequential(
+            *(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 3, padding=1)),
+            *(nn.BatchNorm2d(8), nn.Dropout(0.5)),
+        )
+        self.flat, self.down = (nn.Conv2d(8, 8, 1, stride=s) for s in (1, 2))
+        self.last = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.run(self, torch.relu(self.stem(x))).mean((2, 3)))
+
+
+def _dense(net: Any, x: Tensor) -> Tensor:
+    x = torch.cat([x, net.deep(x)], 1)
+    return torch.cat([torch.relu(net.last(x)), x], 1)
+
+
+def _inception(net: Any, x: Tensor) -> Tensor:
+    return net.last(torch.cat([torch.relu(net.flat(x)), F.gelu(net.deep(x))], 1))
+
+
+@pytest.mark.parametrize(("forward", "out"), [(_dense, 32), (_inception, 16)])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_joined_can_go_and_adds_no_channels(forward: Any, out: int, training: bool) -> None:
+    """As in DenseNet and in Inception, where one of the branches of a block stays."""
+    model = Joined(forward, out).train(training)
+    x = images(2, size=6)
+    analysis = analyse(model, x)
+    found = {u.name: u.layers for u in analysis.space.units if u.kind == "joined"}
+    deep = ("deep.0", "deep.1", "deep.2", "deep.3", "deep.4", "deep.5")
+    assert found == {"joined:deep.0": deep, **({"joined:last": ("last",)} if forward is _dense else {})}
+    architecture = analysis.space.full.without("joined:deep.0").with_width("stem", 3)
+    student, cost = build(analysis, architecture), predict(analysis, architecture)
+    assert student.last.in_channels == (3 if forward is _dense else 8) and "deep.0.weight" not in student.state_dict()
+    assert (cost.parameters, cost.macs) == (parameters(student), macs(student, x))
+    assert per_layer(analysis, architecture)["deep.4"].parameters == 0
+    assert student(images(5, size=6)).shape == (5, 3)
+
+
+@pytest.mark.parametrize(("forward", "out"), [(_dense, 32), (_inception, 16)])
+def test_without_what_is_joined_it_computes_what_the_teacher_does_without_those_channels(
+    forward: Any, out: int
+) -> None:
+    model, x = Joined(forward, out).double().eval(), images(2, size=6).double()
+    analysis = analyse(model, x)
+    gone = [unit.name for unit in analysis.space.units if unit.kind == "joined"]
+    narrow = analysis.space.architecture(removed=gone, widths={g.name: 5 for g in analysis.space.groups if g.width > 5})
+    student = build(analysis, narrow)
+    assert relative_error(analysis, narrow, student, x) < 1e-12
+    again = analyse(student, x)  # a student can be the teacher of the next
+    assert [frozen.name for frozen in again.space.frozen] == ["head"] and len(again.space.groups) >= 1
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: torch.cat([net.flat(x), net.deep(x)], 2).repeat(1, 2, 1, 1),  # joined along space
+        lambda net, x: torch.cat([net.down(x), net.down(net.deep(x))], 1),  # has another size than what it reads
+        lambda net, x: torch.cat([y := net.deep(x), x], 1) + y.mean(),  # read by others
+        lambda net, x: (z := torch.cat([x, net.deep(x)], 1)) + net.last(z),  # tied to what another layer emits
+        lambda net, x: torch.cat([x, net.deep(x).view(-1, 8, 6, 6)], 1),  # of no channels there are no such parts
+    ],
+)
+def test_what_is_not_only_joined_stays(forward: Any) -> None:
+    units = analyse(Joined(forward), images(2, size=6)).space.units
+    assert not [unit for unit in units if unit.kind == "joined"]
+
+
+def test_the_layers_of_a_densenet_can_go() -> None:
+    layers = [unit.layers for unit in zoo_analysis("densenet40").space.units if unit.kind == "joined"]
+    assert layers == [(f"stages.{s}.{i}.norm", f"stages.{s}.{i}.conv") for s in (0, 2, 4) for i in range(12)]

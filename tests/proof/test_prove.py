@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.support.models import images, zoo_analysis
@@ -180,6 +181,23 @@ class AsItsWeights(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(next(self.parameters()).dtype)
         return self.head(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3))).float()  # type: ignore[no-any-return]
+
+
+class CountedNorm(nn.BatchNorm2d):
+    """A norm whose forward pass counts batches itself, in training, before it reads its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+
+
+def test_a_norm_that_counts_in_its_own_forward_pass_can_go() -> None:
+    analysis = analysed(
+        lambda net, y: torch.relu(net.counted(net.more(y))), more=nn.Conv2d(8, 8, 1), counted=CountedNorm(8)
+    )
+    proven, proof = prove(analysis)
+    assert proof.refused == () and {"more", "layer:counted"} <= {unit.name for unit in proven.space.units}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

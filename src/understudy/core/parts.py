@@ -7,7 +7,7 @@ from typing import Literal
 
 from understudy.core.errors import ArchitectureError
 
-UnitKind = Literal["conv", "linear", "pool", "block", "branch", "layer"]
+UnitKind = Literal["conv", "linear", "pool", "block", "branch", "joined", "layer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +91,19 @@ class Unit:
     """What can be removed as one.
 
     "conv" and "linear" are such a layer with its norm and activation, "block" is a module that keeps shape and
-    channels, "branch" what an addition in a forward pass adds to its own input. In a student, a removed block is one
-    identity, otherwise each of `layers` becomes one; the last layer of a branch becomes zero.
+    channels, "branch" what an addition in a forward pass adds to its own input, "joined" what a concatenation joins to
+    other tensors along channels. In a student, a removed block is one identity, otherwise each of `layers` becomes one;
+    the last layer of a branch gives zeros, the last one of what is joined no channels.
     """
 
     name: str
     kind: UnitKind
     layers: tuple[str, ...]  # the leaf layers that go with it
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a step of the network's depth, however it is written down, rather than a layer of one."""
+        return self.kind in ("block", "branch", "joined")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from understudy.graph.analysis import Analysis, check_analysis
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan
 from understudy.graph.nodes import VIEWS, describe
 from understudy.graph.refit import Refit
-from understudy.graph.units import removed_paths
+from understudy.graph.units import emptied_slots, removed_paths
 from understudy.surgery.build import kept_slots
 
 
@@ -178,9 +178,13 @@ class _Collector:
         for place in places:
             self._group_of[self._group_of == place] = self._size - 1
 
+    def drop(self, slots: Labels) -> None:
+        """Count these slots nowhere, as nothing emits them any more."""
+        self._group_of[slots] = self._size
+
     def row(self, labels: Labels) -> npt.NDArray[np.int64]:
         """Return the linear form of the number of labels that stay, (G + 1,)."""
-        counts = np.bincount(self._group_of[labels].ravel(), minlength=self._size).astype(np.int64)
+        counts = np.bincount(self._group_of[labels].ravel(), minlength=self._size)[: self._size].astype(np.int64)
         counts[:-1] //= self._per_slot[:-1]
         return counts
 
@@ -223,6 +227,7 @@ def _forms(analysis: Analysis, architecture: Architecture) -> _Forms:
 def _compiled(analysis: Analysis, architecture: Architecture) -> _Forms:
     refit = analysis.refit(architecture)
     collect = _Collector(analysis)
+    collect.drop(emptied_slots(analysis.groups, map(analysis.space.unit, architecture.removed)))
     held = [analysis.groups.slots_of[place] for place in refit.whole]
     meetings = [[collect.form(slots), collect.form(np.full(len(slots), FIXED))] for slots in held]
     collect.hold(refit.whole)

@@ -23,7 +23,7 @@ from understudy.graph.refit import Refit
 from understudy.graph.retrace import checked
 from understudy.graph.surroundings import uncollected
 from understudy.graph.trace import Example, Trace, check_example, named_inputs, trace
-from understudy.graph.units import layers_of, removed_paths, units_of
+from understudy.graph.units import layers_of, refit_without, units_of
 
 _MEMORY = ("while the network was analysed", "free some, or give a smaller example")
 
@@ -106,8 +106,7 @@ class Analysis:
         """
         self.space.check_own(architecture)
         if architecture.removed not in self._refits:
-            units = (self.space.unit(name) for name in architecture.removed)
-            refit = Refit(self.groups, frozenset(path for unit in units for path in removed_paths(unit)))
+            refit = refit_without(self.groups, map(self.space.unit, architecture.removed))
             refit.run()
             if len(self._refits) > 256:
                 self._refits.clear()

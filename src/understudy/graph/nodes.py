@@ -69,3 +69,13 @@ def is_overwritten(trace: Trace, path: str, gone: Container[str]) -> bool:
             waiting.extend(node.users)
         seen.add(node)
     return False
+
+
+def checks(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that are there for an assertion alone."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        asserts = getattr(node.target, "__name__", "") in ("_assert", "_assert_is_none")
+        if asserts or (node.users and found.issuperset(node.users)):
+            found.add(node)
+    return found

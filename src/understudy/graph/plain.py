@@ -19,7 +19,7 @@ from torch import fx
 
 from understudy.graph.channels import Labelled, Size
 from understudy.graph.fake import Signature, flat
-from understudy.graph.nodes import enclosing_modules, inside, is_overwritten
+from understudy.graph.nodes import checks, enclosing_modules, inside, is_overwritten
 from understudy.graph.numbers import plain
 from understudy.graph.refit import Refit
 from understudy.graph.trace import Trace
@@ -44,7 +44,7 @@ class _Writer:
         self._graph, self._refit, self._kept, self._silenced = graph, refit, kept, silenced
         self._trace: Trace = refit.trace
         self._theirs = {ours: theirs for theirs, ours in self._trace.twins.items()}
-        self._checks = _checks(graph)
+        self._checks = checks(graph)
         self._new = fx.Graph()
         self._copies: dict[fx.Node, Any] = {}
         self._passed: dict[tuple[fx.Node, str], Any] = {}
@@ -111,7 +111,10 @@ class _Writer:
         path = next(path for path in enclosing_modules(node) if path in self._refit.removed)
         if (entry, path) not in self._passed:
             passed = self._copies[entry]
-            if path in self._silenced:
+            dim = self._refit.empties(self._twin(node))
+            if dim is not None:
+                passed = self._new.call_method("narrow", (passed, dim, 0, 0))
+            elif path in self._silenced:
                 passed = self._new.call_function(torch.zeros_like, (passed,))
             elif is_overwritten(self._trace, path, self._refit.removed):
                 passed = self._new.call_method("clone", (passed,))
@@ -180,16 +183,6 @@ def _is_of_shape(node: Any) -> bool:
     if isinstance(node, fx.Node) and node.target is operator.getitem and isinstance(node.args[1], slice):
         return _is_shape(node.args[0])
     return _is_shape(node)
-
-
-def _checks(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that are there for an assertion alone."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        asserts = getattr(node.target, "__name__", "") in ("_assert", "_assert_is_none")
-        if asserts or (node.users and found.issuperset(node.users)):
-            found.add(node)
-    return found
 
 
 def _any_node(*values: Any) -> bool:

@@ -16,6 +16,7 @@ from understudy.core.errors import SurgeryError
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, Plan, Work
 from understudy.graph.fake import Signature, flat, source_line
 from understudy.graph.groups import Groups
+from understudy.graph.nodes import enclosing_modules
 from understudy.graph.numbers import Key
 from understudy.graph.walk import Walk
 
@@ -29,11 +30,20 @@ class Refit(Walk):
     Channels of different groups may meet where a removal brings them together: `met` lists such places,
     which fit only if both sides end up with equally many. Where some of a group's channels are left apart from the
     others, as half of them are behind a split, its width says nothing of how many of those stay: such groups, by their
-    places in `whole`, fit at full width only. A strict pass refuses both.
+    places in `whole`, fit at full width only. A strict pass refuses both. Removed modules that are `emptied` give the
+    channels that they gave before, none of which stays.
     """
 
-    def __init__(self, groups: Groups, removed: frozenset[str], *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        removed: frozenset[str],
+        *,
+        emptied: frozenset[str] = frozenset(),
+        strict: bool = False,
+    ) -> None:
         super().__init__(groups.trace, removed=removed)
+        self._emptied = emptied
         self.met: list[tuple[Labels, Labels, fx.Node]] = []
         self.whole: set[int] = set()
         self._groups = groups
@@ -187,6 +197,17 @@ class Refit(Walk):
     def _macs(self, work: Work) -> int:
         kernel: Any = self.trace.modules[work.kernel_of].kernel_size if work.kernel_of is not None else ()
         return math.prod((work.constant, *kernel, *map(len, work.factors)))
+
+    def visit(self, node: fx.Node) -> Any:
+        """As a pass over the teacher; what an emptied module gives has its own channels and the other sizes of now."""
+        value, dim = super().visit(node), self.empties(node)
+        return value if dim is None else Labelled.along(value.shape, dim, self._groups.plan.along(node, dim))
+
+    def empties(self, node: fx.Node) -> int | None:
+        """Return the dimension along which a removed module gives nothing, None for any other node."""
+        path = next((p for p in enclosing_modules(node) if p in self._removed), None) if self._emptied else None
+        known = self._groups.plan.values.get(node) if path in self._emptied and node.op.startswith("call_") else None
+        return int(known.varying[0]) if isinstance(known, Labelled) and len(known.varying) == 1 else None
 
     @property
     def removed(self) -> frozenset[str]:

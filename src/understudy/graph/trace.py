@@ -118,6 +118,11 @@ class Trace:
             self._entries[path, graph] = tuple(dict.fromkeys(n for n in read if not inside(n, path)))
         return self._entries[path, graph]
 
+    def exits(self, path: str) -> list[fx.Node]:
+        """Return the nodes of a module whose values others read, in order."""
+        own = (node for node in self.members[path] if node.graph is self.graph)
+        return [node for node in own if any(not inside(user, path) for user in node.users)]
+
     @cached_property
     def _entries(self) -> dict[tuple[str, fx.Graph], tuple[fx.Node, ...]]:
         """What `entries` has found: each removed module's are asked for at every node of it, in every student."""

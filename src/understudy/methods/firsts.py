@@ -43,7 +43,7 @@ def _blocks(start: Architecture, units: Iterable[str]) -> list[str]:
     space = start.space
     left = [space.unit(name) for name in units if name not in start.removed]
     weighty = list({unit.layers: unit for unit in left if _weighs(space, unit.layers)}.values())
-    blocks = [unit for unit in weighty if unit.kind in ("block", "branch")] or weighty
+    blocks = [unit for unit in weighty if unit.is_block] or weighty
     single = [unit for unit in blocks if not _repeats(space, [x for x in blocks if set(x.layers) < set(unit.layers)])]
     outer = [unit for unit in single if not any(set(unit.layers) < set(other.layers) for other in single)]
     place = {layer.name: index for index, layer in enumerate(space.layers)}

@@ -118,7 +118,7 @@ class _Prover:
         self._hold([*(self._narrowed(g, rng.choice(g.legal_widths())) for g in space.groups), *kernels])
         for _ in range(_MIXED):
             self._hold([self._narrowed(g, rng.choice(g.legal_widths())) for g in space.groups if rng.random() < 0.5])
-        for kinds in (("block", "branch"), ("conv", "linear", "pool"), ("layer",)):
+        for kinds in (("block", "branch", "joined"), ("conv", "linear", "pool"), ("layer",)):
             for chunk in _apart([unit for unit in space.units if unit.kind in kinds]):
                 self._each(chunk)
         for chance in _REMOVALS:

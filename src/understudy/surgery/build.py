@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ConfigError, SurgeryError, check_kind, whole
+from understudy.core.parts import UnitKind
 from understudy.graph.analysis import Analysis, check_analysis
 from understudy.graph.channels import ParameterPlan
 from understudy.graph.copies import copied, tensor_at
@@ -21,7 +22,7 @@ from understudy.graph.nodes import is_overwritten
 from understudy.graph.refit import Refit, same_dims
 from understudy.graph.retrace import set_counts
 from understudy.graph.seeds import seeded
-from understudy.graph.units import removed_paths, silenced_path
+from understudy.graph.units import emptied_path, emptied_slots, removed_paths, silenced_path
 from understudy.surgery.plain import is_plain, plain_student
 
 Mask = npt.NDArray[np.bool_]
@@ -128,6 +129,7 @@ def kept_slots(analysis: Analysis, architecture: Architecture) -> Mask:
             continue
         kept[slots] = False
         kept[stay] = True
+    kept[emptied_slots(analysis.groups, map(analysis.space.unit, architecture.removed))] = False
     return kept
 
 
@@ -175,10 +177,10 @@ def _copied(analysis: Analysis, architecture: Architecture, tensors: Mapping[str
     memo: dict[int, Any] = {}
     units = [analysis.space.unit(name) for name in architecture.removed]
     gone = {path for unit in units for path in removed_paths(unit)}
-    silenced = {silenced_path(unit) for unit in units}
+    ends = {silenced_path(unit) or emptied_path(unit): unit.kind for unit in units}
     for path in gone:
         module = teacher.get_submodule(path)
-        memo[id(module)] = _stand_in(analysis, path, gone, silenced).train(module.training)
+        memo[id(module)] = _stand_in(analysis, path, gone, ends).train(module.training)
     for name, cut in tensors.items():
         old = tensor_at(teacher, name)
         memo[id(old)] = nn.Parameter(cut, old.requires_grad) if isinstance(old, nn.Parameter) else cut
@@ -206,6 +208,18 @@ class Copy(Bypass):
         return input.clone()
 
 
+class Nothing(Bypass):
+    """Stands for the last layer of what was joined to other tensors along `dim`: it has no channels to add."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, input: Any, *rest: Any, **named: Any) -> Any:
+        """Return the first argument without any of its channels."""
+        return input.narrow(self.dim, 0, 0)
+
+
 class Zeros(Bypass):
     """Stands for the last layer of a removed branch: an addition then passes its other operand on."""
 
@@ -214,8 +228,11 @@ class Zeros(Bypass):
         return torch.zeros_like(input)
 
 
-def _stand_in(analysis: Analysis, path: str, gone: set[str], silenced: set[str | None]) -> nn.Module:
-    if path in silenced:
+def _stand_in(analysis: Analysis, path: str, gone: set[str], ends: Mapping[str | None, UnitKind]) -> nn.Module:
+    if ends.get(path) == "joined":
+        (dim,) = analysis.groups.plan.values[analysis.trace.exits(path)[-1]].varying
+        return Nothing(dim)
+    if ends.get(path) == "branch":
         return Zeros()
     if is_overwritten(analysis.trace, path, gone):
         return Copy()

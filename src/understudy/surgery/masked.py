@@ -87,9 +87,15 @@ class Masked(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; one that reads channels gets them masked, a norm over them only those that stay."""
+        if self._twin(n) not in self._refit.trace.order and any(inside(n, path) for path in self.removed):
+            return None  # a count of batches, say, which only training keeps in a module that is gone
         entry = self._refit.bypass(self._twin(n)) if self.removed and n.op.startswith("call_") else None
         if entry is not None:
             passed = self.env[entry if entry in self.env else self._theirs[entry]]
+            dim = self._refit.empties(self._twin(n))
+            if dim is not None:
+                known = self._refit.plan.values[self._twin(n)]
+                return passed.new_zeros((*passed.shape[:dim], known.shape[dim], *passed.shape[dim + 1 :]))
             silenced = any(inside(n, str(path)) for path in self._silenced)
             # A copy, as what follows may write into it in place.
             return torch.zeros_like(passed) if silenced else map_structure(passed, _copy)

@@ -73,7 +73,7 @@ def narrow(walk: Walk, node: fx.Node, x: Labelled, dim: int, start: Any, length:
     if start + length > x.shape[dim]:  # what a removal leaves
         raise ValueError(f"{int(length)} channels from {int(start)} on cannot be taken of {x.shape[dim]}")
     result = _sliced(x, dim, start, start + length)
-    if dim in x.varying:
+    if dim in x.varying and (start, length) != (0, 0):  # of nothing there are as many in any student
         labels = walk.channels(x, dim, node)
         walk.write(labels, "narrow cuts these channels at written places", node)
         walk.sized(_place(node, 2, "start"), labels[:start])
@@ -322,7 +322,7 @@ def _cut(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: int) -> None:
         return
     labels = walk.channels(x, dim, node)
     start, stop, _ = key.indices(len(labels))
-    if (start, stop) == (0, len(labels)):
+    if (start, stop) in ((0, len(labels)), (0, 0)):  # of nothing there are as many in any student
         return
     walk.write(labels, "a slice cuts these channels at written places", node)
     if key.start is not None:

@@ -23,7 +23,7 @@ TYPES = ("block", "conv", "linear", "norm", "activation", "pool", "other")
 def teacher_rows(space: Space, granularity: str) -> tuple[list[Layer], list[tuple[int, str]]]:
     """Return the rows of stage 1 and, for each unit that may go, the row where that is decided.
 
-    Rows are the teacher's layers in order and, before its first layer, each block or branch that may go. Other
+    Rows are the teacher's layers in order and, before its first layer, each block that may go (`Unit.is_block`). Other
     units are decided at their first layer.
     """
     rows: list[Layer] = []
@@ -31,11 +31,11 @@ def teacher_rows(space: Space, granularity: str) -> tuple[list[Layer], list[tupl
     units = sorted(offered_units(space, granularity), key=lambda unit: -len(unit.layers))
     for layer in space.layers:
         here = [unit for unit in units if unit.layers[0] == layer.name]
-        for block in (unit for unit in here if unit.kind in ("block", "branch")):
+        for block in (unit for unit in here if unit.is_block):
             outputs = [space.layer(name).outputs for name in block.layers if space.layer(name).outputs]
             decided.append((len(rows), block.name))
             rows.append(Layer(name=block.name, type="block", outputs=outputs[-1] if outputs else 0))
-        decided += [(len(rows), unit.name) for unit in here if unit.kind not in ("block", "branch")]
+        decided += [(len(rows), unit.name) for unit in here if not unit.is_block]
         rows.append(layer)
     return rows, decided
 
