@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -143,8 +144,31 @@ def test_a_layer_norm_over_space_keeps_channels() -> None:
     assert widths(check(Net(lambda m, x: m["n"](x), n=nn.LayerNorm((8, 8))))) == {"stem": (8, 1)}
 
 
-def test_a_layer_norm_over_channels_and_space_freezes_with_the_reason() -> None:
-    analysis = check(Net(lambda m, x: m["n"](x), n=nn.LayerNorm((8, 8, 8))))
+@pytest.mark.parametrize(
+    ("body", "norm"),
+    [
+        (lambda m, x: m["n"](x), nn.LayerNorm((8, 8, 8))),
+        (lambda m, x: m["n"](x.mean((2, 3), keepdim=True)), nn.LayerNorm((8, 1, 1))),
+        (lambda m, x: m["n"](x), nn.RMSNorm((8, 8, 8))),
+        (lambda m, x: nn.functional.layer_norm(x, x.shape[1:], m["n"].weight, m["n"].bias), nn.LayerNorm((8, 8, 8))),
+        (lambda m, x: nn.functional.layer_norm(x, (x.size(1), 8, 8)), nn.Identity()),
+    ],
+)
+def test_a_layer_norm_over_channels_and_space_is_over_the_channels_that_stay(body: Any, norm: nn.Module) -> None:
+    analysis = check(Net(body, n=norm))
+    assert widths(analysis) == {"stem": (8, 1)}
+    assert not analysis.space.group("stem").plain
+    teacher, stay = analysis.teacher, [0, 3, 4]
+    student = build(analysis, analysis.space.architecture(channels={"stem": stay}))
+    with torch.no_grad():
+        x = torch.relu(teacher.stem(images(2, size=8)))[:, stay]
+        x = body(student.parts, x)
+        expected = nn.functional.conv2d(x, teacher.head.weight[:, stay], teacher.head.bias)
+        assert torch.allclose(student(images(2, size=8)), expected, atol=1e-5)
+
+
+def test_a_layer_norm_over_channels_behind_space_freezes_with_the_reason() -> None:
+    analysis = check(Net(lambda m, x: m["n"](x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), n=nn.LayerNorm((8, 8, 8))))
     assert reasons(analysis)["stem"] == "layer norm takes statistics over these channels and more"
 
 

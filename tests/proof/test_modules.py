@@ -24,6 +24,7 @@ from tests.support.modules import (
     odd_tensors,
     pretrained,
     standardised,
+    styles,
     tables,
     written,
 )
@@ -37,6 +38,7 @@ from understudy.proof.trial import Trials
 from understudy.surgery.build import build, rebuild
 from understudy.surgery.masked import tensors_of
 
+PEOPLE = [*written.CASES, *tables.CASES, *maps.CASES, *styles.CASES]
 CASES = [
     *counts.cases(every=27),
     *moves.CASES,
@@ -47,9 +49,7 @@ CASES = [
     *pretrained.CASES,
     *attention.CASES,
     *standardised.CASES,
-    *written.CASES,
-    *tables.CASES,
-    *maps.CASES,
+    *PEOPLE,
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 ALL = [case for case in counts.cases(every=5) if case.name not in {known.name for known in CASES}]
@@ -64,7 +64,7 @@ def test_no_student_is_wrong(case: Case) -> None:
     hold(case)
 
 
-@pytest.mark.parametrize("case", [*written.CASES, *tables.CASES, *maps.CASES], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PEOPLE, ids=lambda case: case.name)
 def test_what_people_write_shrinks_nearly_whole(case: Case) -> None:
     hold(case, again=True)
     analysis, proof = prove(analyse(case.network(), case.input()))

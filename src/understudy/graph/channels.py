@@ -166,7 +166,7 @@ class ParameterPlan:
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
-    """A number of a module, or its tuple of one, that counts channels: `labels` kept, divided by `per`."""
+    """A number of a module, or the first of its tuple, that counts channels: `labels` kept, divided by `per`."""
 
     module: str
     name: str

@@ -60,7 +60,7 @@ def record_inputs(
             node.meta["value"] = fx.node.map_arg(node.args[0], lambda n: n.meta["value"])
         elif "value" not in node.meta:  # a named tuple or a dataclass that holds tensors
             node.meta["value"] = fx.node.map_arg((*node.args, *node.kwargs.values()), lambda n: n.meta["value"])
-        node.meta["value"] = map_structure(node.meta["value"], _signature)
+        node.meta["value"] = node.meta.pop("before", None) or map_structure(node.meta["value"], _signature)
     return graph, tracer.watch
 
 
@@ -129,10 +129,17 @@ class _Tracer(fx.Tracer):
             return self._looked_into(*args[1:4])  # type: ignore[no-any-return]
         with self.watch.paused():
             proxy = super().create_proxy(*args, **kwargs)
+            self._keep_shape(proxy.node)
             proxy.node.meta["value"] = self._run(proxy.node)
         if self._learns and not torch.is_grad_enabled() and proxy.node.op.startswith("call_"):
             return self._without_gradient(proxy)
         return proxy
+
+    def _keep_shape(self, node: fx.Node) -> None:
+        """Note the shape that a tensor has before it gets another one in place."""
+        first = node.args[0] if node.target in ("unsqueeze_", "squeeze_") else None
+        if isinstance(first, fx.Node):
+            first.meta.setdefault("before", map_structure(first.meta["value"], _signature))
 
     def _without_gradient(self, proxy: fx.Proxy) -> fx.Proxy:
         """Record that no gradient comes through what `torch.no_grad` holds; blocks are no part of a graph."""

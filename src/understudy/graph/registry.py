@@ -20,3 +20,8 @@ ARRANGED_RULES: set[Rule] = set()
 STATE_RULES: set[Rule] = set()
 # Rules of what makes a tensor of nothing but sizes.
 MAKING_RULES: set[Rule] = set()
+
+
+def gathered(walk: Any, node: Any, *args: Any, **kwargs: Any) -> Any:
+    """The rule of named tuples and dataclasses, which hold what they are given."""
+    return (*args, *kwargs.values())

@@ -118,8 +118,8 @@ def set_counts(module: nn.Module, attributes: Iterable[Attribute], kept: Mask) -
     for attribute in attributes:
         number = int(kept[attribute.labels].sum()) // attribute.per
         part = module.get_submodule(attribute.module)
-        single = isinstance(getattr(part, attribute.name), tuple)
-        setattr(part, attribute.name, (number,) if single else number)
+        before = getattr(part, attribute.name)
+        setattr(part, attribute.name, (number, *before[1:]) if isinstance(before, tuple) else number)
 
 
 def _culprits(groups: Groups, names: list[str], fewest: bool) -> dict[str, Found]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from understudy.graph.walk import Walk
 
 # Operations that give sizes to what they get; any other one that gets a size computes with it.
-_RESIZING = frozenset(("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as"))
+_RESIZING = frozenset(
+    ("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as", "layer_norm", "rms_norm")
+)
 _MAKING = frozenset(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty"))
 _NONE = np.zeros(0, dtype=np.int64)
 # What a layer says of a dimension of its weight.

@@ -26,6 +26,7 @@ from understudy.graph.channels import (
     Attribute,
     Labelled,
     Labels,
+    Paired,
     ParameterPlan,
     ParameterUse,
     Part,
@@ -46,6 +47,7 @@ from understudy.graph.registry import (
     PARAMETER_RULES,
     STATE_RULES,
     Rule,
+    gathered,
 )
 from understudy.graph.told import follow_sizes, tell_layer
 from understudy.graph.trace import Trace, hooks_of
@@ -174,18 +176,20 @@ class Walk(ABC):
             at = value.place if dim is None else dim
             use = ParameterUse(value.name, value.whole)
             return value.labelled(self.as_tensor(use, node, None if at is None else value.dims[at]))
-        made = type(value) is not ParameterUse or value.beside
+        made = type(value) not in (ParameterUse, Paired) or value.beside
         if made or value.name in self.constants or self.trace.are_numbers(value.name):
             return Labelled.fixed(self._freeze_value(value, "a weight is computed", node).shape)
         known = self.known.get(self.trace.names.get(value.name, value.name))
         wide = [d for d, size in enumerate(value.shape) if size > 1]
         if dim is not None and (known is None or isinstance(known.dims[dim], np.ndarray)):
             wide = [dim]
+        if len(wide) > 1 and dim is None and len(value.shape) > 3 and value.shape[0] == 1:
+            wide = wide[:1]  # a map has its channels first
         if len(wide) != 1:
             self.parameter(value.name, ParameterPlan(value.whole), node)
             return Labelled.fixed(value.shape)
         labels = self.emit(value.name, value.shape[wide[0]])
-        dims = tuple(labels if d == wide[0] else size for d, size in enumerate(value.shape))
+        dims = tuple(labels if d == wide[0] else size for d, size in enumerate(value.whole))
         self.parameter(value.name, ParameterPlan(dims), node)
         tell_layer(self, value.name, wide[0], labels, node)
         return Labelled.along(value.shape, wide[0], labels)
@@ -421,7 +425,7 @@ class Walk(ABC):
             return MODULE_RULES.get(type(module)), f"no rule for the {kind}"
         rule = CALL_RULES.get(node.target)
         if isinstance(node.target, type) and (is_dataclass(node.target) or issubclass(node.target, tuple)):
-            return _gathered, ""
+            return gathered, ""
         if rule is None and node.op == "call_function":
             target = node.target
             rule = CALL_RULES.get(f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}")
@@ -439,11 +443,6 @@ class Walk(ABC):
         if node.op == "call_method":
             return lambda self, *args, **kwargs: getattr(self, str(node.target))(*args, **kwargs)
         return node.target  # type: ignore[return-value]
-
-
-def _gathered(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
-    """Named tuples and dataclasses hold what they are given."""
-    return (*args, *kwargs.values())
 
 
 def _shape_of(value: Any) -> Any:

@@ -17,7 +17,7 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import ArchitectureError
 from understudy.core.nested import leaves
 from understudy.graph.analysis import Analysis
-from understudy.graph.channels import Labelled, Part, Standardised
+from understudy.graph.channels import Labelled, Labels, Part, Standardised
 from understudy.graph.copies import tensor_at
 from understudy.graph.fake import map_structure
 from understudy.graph.nodes import inside
@@ -55,7 +55,7 @@ class Masked(fx.Interpreter):
         )
         self._modules = dict(analysis.trace.root.named_modules(remove_duplicate=False))
         self._kept = torch.from_numpy(kept_slots(analysis, architecture))
-        self._kernels = dict(architecture.kernels)
+        self._kernels, self._batch = dict(architecture.kernels), analysis.trace.batch
         units = [analysis.space.unit(name) for name in architecture.removed]
         self.removed = {path for unit in units for path in removed_paths(unit)}
         self._silenced = {silenced_path(unit) for unit in units} - {None}
@@ -70,10 +70,9 @@ class Masked(fx.Interpreter):
         """Return the channels of a tensor that stay, None if they do not lie along one dimension."""
         if len(known.varying) > 1 or value.dim() != len(known.labels.shape):
             return None
+        labels = self._of_batch(known.labels, value.shape).reshape(-1)
         for dim in known.varying:
-            value = value.index_select(
-                dim, self._kept[torch.from_numpy(known.labels.reshape(-1).copy())].nonzero()[:, 0]
-            )
+            value = value.index_select(dim, self._kept[torch.from_numpy(labels.copy())].nonzero()[:, 0])
         return value
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -208,9 +207,9 @@ class Masked(fx.Interpreter):
             args = (*args, None, *held, module.eps)
         x, _, weight, *rest = norm.arguments(*args, **kwargs)
         cut = [None if value is None else value[stays] for value in (weight, *rest[:-1])]
-        over = (int(stays.sum()),) if norm.dim == -1 else 1
+        over = 1 if norm.dim > 0 else (int(stays.sum()), *x.shape[x.dim() + norm.dim + 1 :])
         out = torch.zeros_like(x)
-        places = (..., stays) if norm.dim == -1 else (slice(None), stays)
+        places: Any = (*(slice(None) for _ in range(norm.dim % x.dim())), stays)
         out[places] = norm.function(x[places], over, *cut, rest[-1])
         return out
 
@@ -222,9 +221,25 @@ class Masked(fx.Interpreter):
             return type(value)(map(self._passed, known, value))
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
-        stays = self._kept[torch.from_numpy(known.labels.copy())]
+        stays = self._kept[torch.from_numpy(self._of_batch(known.labels, value.shape).copy())]
         # Not by a product: what dropped channels divide by is zero, and infinities times zero are no zeros.
         return value if bool(stays.all()) else value.masked_fill(~stays.to(value.device), 0)
+
+    def _of_batch(self, labels: Labels, shape: tuple[int, ...]) -> Labels:
+        """Return labels for as many examples as came: a dimension may hold the heads of each one, or each head's."""
+        for dim, size in enumerate(shape):
+            each = labels.shape[dim] // self._batch
+            if labels.shape[dim] in (1, size) or each * self._batch != labels.shape[dim] or size % each:
+                continue
+            first = np.moveaxis(labels, dim, 0)
+            rest, times = first.shape[1:], size // each
+            rows = first.reshape(self._batch, each, *rest)
+            if (rows == rows[:1]).all():
+                fitted = np.concatenate([rows[0]] * times)
+            else:
+                fitted = np.repeat(first.reshape(each, self._batch, *rest)[:, 0], times, axis=0)
+            labels = np.moveaxis(fitted, 0, dim)
+        return labels
 
 
 def rimmed(weight: Tensor, kernel: int) -> Tensor:
@@ -249,9 +264,9 @@ def norm_over_channels(root: nn.Module, node: fx.Node) -> Norm | None:
     """Return how a layer norm, an RMS norm or a group norm of one group is computed; None of any other node."""
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
     if node.target is F.layer_norm or isinstance(module, nn.LayerNorm):
-        return Norm(F.layer_norm, _norm_arguments, -1)
+        return Norm(F.layer_norm, _norm_arguments, -_dimensions(node, module))
     if node.target is F.rms_norm or isinstance(module, nn.RMSNorm):
-        return Norm(F.rms_norm, _rms_arguments, -1)
+        return Norm(F.rms_norm, _rms_arguments, -_dimensions(node, module))
     groups: Any = None
     if node.target is F.group_norm:
         groups = node.args[1] if len(node.args) > 1 else node.kwargs["num_groups"]
@@ -259,6 +274,13 @@ def norm_over_channels(root: nn.Module, node: fx.Node) -> Norm | None:
     if plain(groups) == 1:
         return Norm(F.group_norm, _norm_arguments, 1)
     return None
+
+
+def _dimensions(node: fx.Node, module: Any) -> int:
+    """Return how many dimensions a layer norm or an RMS norm is over."""
+    over: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
+    over = over.meta["value"] if isinstance(over, fx.Node) else over
+    return len(over if module is None else module.normalized_shape)
 
 
 def _norm_arguments(

@@ -29,6 +29,11 @@ _PLACES: dict[str, tuple[int, int | None]] = {
 }
 _TRANSFORMS = (torch.fft.fft, torch.fft.ifft, torch.fft.rfft, torch.fft.irfft, torch.fft.hfft, torch.fft.ihfft)
 
+_TRANSFORMS_OF_SEVERAL = (
+    *(torch.fft.fft2, torch.fft.ifft2, torch.fft.rfft2, torch.fft.irfft2, torch.fft.hfft2, torch.fft.ihfft2),
+    *(torch.fft.fftn, torch.fft.ifftn, torch.fft.rfftn, torch.fft.irfftn),
+)
+
 
 @for_calls(*(f for name in _PLACES for f in (getattr(torch, name), name) if isinstance(f, str) or callable(f)))
 def along(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -42,6 +47,19 @@ def along(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
 def transform(walk: Walk, node: fx.Node, input: Any, n: Any = None, dim: int = -1, **kwargs: Any) -> Any:
     """As `along`."""
     return _by_itself(walk, node, input, dim, (n, dim), kwargs)
+
+
+@for_calls(*_TRANSFORMS_OF_SEVERAL)
+def transform_of_several(
+    walk: Walk, node: fx.Node, input: Any, s: Any = None, dim: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    """As `along`, over the last two dimensions where that is its name, or over those that are named."""
+    dims = dim if dim is not None else (-2, -1) if describe(node).endswith("2") else ()
+    given = (input, s, *(() if dim is None else (dim,)), *args)
+    over = {d % len(input.shape) for d in dims} if isinstance(input, Labelled) else set()
+    if not over or over & set(input.varying) or _is_one(input):
+        return walk.give_up(node, given, kwargs, f"{describe(node)} runs over these channels")
+    return Labelled(walk.outcome(node, given, kwargs).shape, input.labels)
 
 
 def _by_itself(walk: Walk, node: fx.Node, x: Any, dim: Any, args: Any, kwargs: Any) -> Any:

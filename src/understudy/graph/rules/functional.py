@@ -34,11 +34,13 @@ from understudy.graph.rules.weights import cut
 from understudy.graph.walk import Walk
 
 # What a student's layer says of itself, beside what its forward pass reads.
-_TELLING: dict[type[nn.Module], tuple[str, str]] = {
+_TELLING: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("in_channels", "out_channels"),
     nn.Linear: ("in_features", "out_features"),
     nn.modules.batchnorm._NormBase: ("num_features", "num_features"),
     nn.GroupNorm: ("num_channels", "num_channels"),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.RMSNorm: ("normalized_shape",),
     nn.PReLU: ("num_parameters", "num_parameters"),
 }
 
@@ -204,19 +206,34 @@ def layer_norm(
     """As the layer, where a module holds the number of channels."""
     x = walk.as_tensor(input, node)
     if normalises_channels(walk, node, x, normalized_shape):
-        labels = walk.channels(x, -1, node)
-        if not walk.follow(normalized_shape[0], labels, node):
-            if normalized_shape[0] != len(labels):  # what a removal brings
-                raise ValueError(f"layer norm writes {normalized_shape[0]} channels where {len(labels)} come")
-            walk.write(labels, f"layer norm writes their number as {len(labels)}", node)
-        walk.sized((1, 0) if len(node.args) > 1 else ("normalized_shape", 0), labels)
+        labels, behind = walk.channels(x, -len(normalized_shape), node), tuple(normalized_shape[1:])
+        _counts_in(walk, node, normalized_shape[0], labels)
         for value in (weight, bias):
-            _per_channel(walk, node, value, labels)
+            if isinstance(value, ParameterUse):
+                walk.parameter(value.name, ParameterPlan((labels, *behind)), node)
+                _tell(walk, node, value, labels, labels)
+            elif isinstance(value, Labelled) and behind:
+                walk.freeze(labels, "layer norm computes its weight", node)
+            else:
+                _per_channel(walk, node, value, labels)
         return x
     for value in (weight, bias):
         if isinstance(value, ParameterUse):
             walk.parameter(value.name, ParameterPlan(value.shape), node)
     return x
+
+
+def _counts_in(walk: Walk, node: fx.Node, number: Any, labels: Labels) -> None:
+    """Let the number of channels that a layer norm is given be theirs; one of a tensor's shape is."""
+    place: tuple[int | str, ...] = (1,) if len(node.args) > 1 else ("normalized_shape",)
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs["normalized_shape"]
+    if isinstance(given, fx.Node):
+        return
+    if not walk.follow(number, labels, node) and not isinstance(given[0], fx.Node):
+        if number != len(labels):  # what a removal brings
+            raise ValueError(f"layer norm writes {number} channels where {len(labels)} come")
+        walk.write(labels, f"layer norm writes their number as {len(labels)}", node)
+    walk.sized((*place, 0), labels)
 
 
 @for_calls(F.rms_norm, parameters=True)
@@ -256,5 +273,6 @@ def _tell(walk: Walk, node: fx.Node, weight: ParameterUse, inputs: Labels, outpu
     module = walk.trace.root.get_submodule(path)
     names = next((names for kind, names in _TELLING.items() if isinstance(module, kind)), ())
     for name, labels in zip(names, (inputs, outputs), strict=False):
-        if getattr(module, name) == len(labels):
+        counted = getattr(module, name)
+        if (counted[0] if isinstance(counted, tuple) else counted) == len(labels):
             walk.count_in((path, name), labels, node)

@@ -175,22 +175,23 @@ def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
 
 @for_modules(nn.LayerNorm, nn.RMSNorm)
 def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
-    """Over the last dimension it takes its statistics over the channels that stay; over more it freezes them."""
+    """Over channels, and over space behind them, it takes its statistics over the channels that stay."""
     name = str(node.target)
     if not normalises_channels(walk, node, x, module.normalized_shape):
         return x
-    labels = walk.channels(x, -1, node)
+    labels, behind = walk.channels(x, -len(module.normalized_shape), node), module.normalized_shape[1:]
     for part in ("weight", "bias"):
         if getattr(module, part, None) is not None:
-            walk.parameter(f"{name}.{part}", ParameterPlan((labels,)), node)
+            walk.parameter(f"{name}.{part}", ParameterPlan((labels, *behind)), node)
     walk.count_in((name, "normalized_shape"), labels, node)
     return x
 
 
 def normalises_channels(walk: Walk, node: fx.Node, x: Labelled, sizes: Sequence[int]) -> bool:
     """Return whether a layer norm of these sizes is over channels that can go; freeze those that cannot."""
-    over = [d for d in x.varying if d >= len(x.shape) - len(sizes)]
-    if over and len(sizes) == 1 and x.varying == (len(x.shape) - 1,):
+    first, behind = len(x.shape) - len(sizes), tuple(sizes[1:])
+    over = [d for d in x.varying if d >= first]
+    if x.varying == (first,) and x.shape[first + 1 :] == behind:
         return True
     if x.shape[-len(sizes) :] != tuple(sizes):  # what a removal brings
         raise ValueError(f"a layer norm of {tuple(map(int, sizes))} does not fit {x.shape}")

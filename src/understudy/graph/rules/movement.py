@@ -348,6 +348,15 @@ def squeeze(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None) -> Labelled
     return Labelled(tuple(x.shape[d] for d in kept), x.labels.reshape([x.labels.shape[d] for d in kept]))
 
 
+@for_calls("unsqueeze_", "squeeze_")
+def changed(walk: Walk, node: fx.Node, x: Labelled, *dims: Any, dim: Any = None) -> Any:
+    """As without the underscore; whatever else reads the tensor finds it with these dimensions."""
+    if len(node.all_input_nodes[0].users) > 1:
+        return walk.give_up(node, (x, *dims), {}, f"{describe(node)} changes a tensor that is read elsewhere")
+    dim = dims[0] if dims else dim
+    return unsqueeze(walk, node, x, dim) if node.target == "unsqueeze_" else squeeze(walk, node, x, dim)
+
+
 @for_calls(torch.stack)
 def stack(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0) -> Any:
     """Tensors beside one another have the same channels."""

@@ -14,8 +14,9 @@ from torch import fx
 from understudy.graph.channels import Arranged, Labelled, Paired, ParameterPlan, ParameterUse
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
+from understudy.graph.registry import CALL_RULES
 from understudy.graph.rules.movement import compressed, unsqueeze
-from understudy.graph.rules.pointwise import meet
+from understudy.graph.rules.pointwise import elementwise, meet
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.rules.weights import is_only_multiplied, is_table
 from understudy.graph.walk import Walk
@@ -174,7 +175,8 @@ def _put_where(walk: Walk, node: fx.Node, x: Labelled, mask: Labelled, value: An
 @for_calls(torch.view_as_complex, parameters=True)
 def view_as_complex(walk: Walk, node: fx.Node, x: Any) -> Any:
     """The last dimension holds real and imaginary parts, which are no channels."""
-    if type(x) is ParameterUse and not x.beside and is_only_multiplied(node):
+    meets = all(user.target in CALL_RULES and CALL_RULES[user.target] is elementwise for user in node.users)
+    if type(x) is ParameterUse and not x.beside and (meets or is_only_multiplied(node)):
         return Paired(x.name, x.shape[:-1])
     x = walk.as_tensor(x, node)
     if len(x.shape) - 1 in x.varying:

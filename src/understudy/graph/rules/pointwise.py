@@ -175,6 +175,7 @@ def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:
         walk.bundle(np.moveaxis(x.labels, dim, -1).reshape(-1, x.labels.shape[dim]), node)
     elif walk.part.statistic is None and (not isinstance(dim, int) or dim % len(x.shape) in x.varying):
         walk.freeze(x.labels, f"{describe(node)} runs over these channels", node)
+        return Labelled.fixed(x.shape)
     return x
 
 
