@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from understudy.core.architecture import Space
-from understudy.core.errors import DamageError, DataError
+from understudy.core.errors import DamageError, DataError, RunError
 from understudy.core.files import path_of, sweep, trouble_of, understood, write_whole
+from understudy.runs.folder import Run
 
 
 def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
@@ -34,6 +35,15 @@ def test_what_is_no_path_is_said_so(tmp_path: Path) -> None:
     assert path_of(Where(tmp_path), "data", DataError) == tmp_path
     with pytest.raises(DataError, match=r"^data must be a path, but got a NoneType$"):
         path_of(None, "data", DataError)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "circle"])
+def test_what_the_system_does_not_take_is_said_so(name: str, tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(DataError, match=r"^data must be a path that can be reached, but '.*' is not: "):
+        path_of(tmp_path / name, "data", DataError)
+    with pytest.raises(RunError, match="the folder must be a path that can be reached"):
+        Run.refuse(tmp_path / name)
 
 
 def test_what_was_read_back_is_told_with_its_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
@@ -26,6 +28,7 @@ from understudy.jobs.dry_run import plan, plan_table
 from understudy.jobs.task import Task, refuse_other_kinds
 from understudy.models.spec import Teacher
 from understudy.models.student import student_folder
+from understudy.models.weights import weights_digest
 from understudy.training.compute import choose_compute, refuse_untrainable
 
 
@@ -139,8 +142,47 @@ def test_settings_are_refused_where_they_are_a_dictionary() -> None:
         refuse_other_kinds(Tiny(), Data.digits(), None, settings={})
 
 
+class Elsewhere(Dataset[Any]):
+    """Items whose code goes to another folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, Data.digits().train
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        os.chdir(self.folder)
+        image, label = self.data.batch(torch.tensor([index]))
+        return image[0], int(label)
+
+
+def test_a_run_stays_where_it_began_whatever_the_data_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = Data.from_datasets(Elsewhere(tmp_path / "other"), memory_gb=0.0, progress=False)
+    monkeypatch.chdir(tmp_path)
+    result = us.compress(
+        Tiny(), data, run="here", method=METHOD, candidates=CANDIDATES, final=FINAL, device=DEVICE, progress=False,
+        untrained=True,
+    )  # fmt: skip
+    assert result.run == tmp_path / "here"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "other"] and not any(
+        (tmp_path / "other").iterdir()
+    )
+
+
+def test_the_callers_default_device_changes_nothing(tmp_path: Path) -> None:
+    teacher, usual = Tiny(), Data.digits()
+    with torch.device("meta"):
+        assert Data.digits().digest == usual.digest
+        there = squeeze(teacher, tmp_path / "there", method=us.RandomSearch(students=2))
+    here = squeeze(teacher, tmp_path / "here", method=us.RandomSearch(students=2))
+    assert weights_digest(here.student) == weights_digest(there.student)
+
+
 def test_a_run_without_a_folder_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"a run must be the path of its folder, .* but got a NoneType"):
+    with pytest.raises(ConfigError, match=r"a run must be the path of its folder, .* but got None"):
         squeeze(Tiny(), None)  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from understudy.core.errors import ArchitectureError, UnderstudyError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _PARTIAL = ".partial"
+_SHOWN = 120  # characters of a path
 _counter = itertools.count()
 
 
@@ -50,11 +51,21 @@ def path_of(given: Any, called: str, error: type[UnderstudyError]) -> Path:
     """Return what a caller gave as a path.
 
     Raises:
-        UnderstudyError: of the kind given, if it is no path.
+        UnderstudyError: of the kind given, if it is no path, or one that the system does not take.
     """
     if not isinstance(given, str | os.PathLike):
         raise error(f"{called} must be a path, but got a {type(given).__name__}")
-    return Path(given)
+    path = Path(given)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # who reads it says that there is none
+        pass
+    except (OSError, ValueError) as e:  # too long, in a circle, out of reach, or with a zero in it
+        name = repr(str(path)[:_SHOWN])
+        raise error(
+            f"{called} must be a path that can be reached, but {name} is not: {getattr(e, 'strerror', e)}"
+        ) from e
+    return path
 
 
 def read_text(path: Path, error: type[UnderstudyError]) -> str:

@@ -28,6 +28,7 @@ from understudy.data.split import (
     digest_of,
     held_out,
     numbered,
+    on_cpu,
     sample,
     statistics,
     stratified,
@@ -365,6 +366,7 @@ class Data:
         return cls.digits(**cut) if spec == "digits" else cls.from_npz(spec, **cut)
 
     @classmethod
+    @on_cpu
     def _made(cls, splits: Splits, classes: Iterable[str] | None, val_fraction: float, seed: int) -> Data:
         check_kind(classes, Iterable | None, "classes must be a list of names", DataError)
         names = splits.classes if classes is None else tuple(map(str, classes))

@@ -18,7 +18,7 @@ from understudy.core.extras import optional
 from understudy.data import images as files
 from understudy.data.inputs import item_of
 from understudy.data.sources import Reading, Splits, as_images, as_labels
-from understudy.data.split import AnySplit, Split, StreamedSplit
+from understudy.data.split import AnySplit, Split, StreamedSplit, on_cpu
 
 _CHECKED_TWICE = 8  # items that are read twice, to find random transforms
 
@@ -57,6 +57,7 @@ def has_other_targets(given: Any) -> bool:
     return isinstance(target, (dict, tuple)) or (isinstance(target, (Tensor, np.ndarray)) and target.ndim > 0)
 
 
+@on_cpu
 def from_datasets(train: Any, val: Any, test: Any, reading: Reading) -> Splits:
     """Read the items of datasets, or of the datasets of loaders, once."""
     first = _read(train, "train", reading)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from understudy.core.errors import DataError, ModelError, UnderstudyError, check_kind
 from understudy.core.nested import called, first, leaves, mapped, zipped
 from understudy.data.images import fail, shown
-from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, tensor_of
+from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, on_cpu, tensor_of
 
 _BATCH = 256  # items that are read at once
 _ITEMS = "give tensors, a tuple or dict of tensors, or a dataset or loader of such"
@@ -57,6 +57,7 @@ def item_of(dataset: Any, index: int, name: str) -> Any:
         raise DataError(f"item {index} of {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
+@on_cpu
 def split_of(given: Any, targets: Any, name: str, *, labelled: bool, memory_gb: float, progress: bool) -> AnySplit:
     """Return a split of inputs.
 
@@ -185,6 +186,7 @@ def _whole(targets: Targets) -> Targets:
     return mapped(targets, lambda tensor: tensor if tensor.is_floating_point() else tensor.to(torch.int64))
 
 
+@on_cpu
 def inputs_of_part(part: nn.Module, model: nn.Module, split: AnySplit) -> Split:
     """Return what a part of a model is given when the model runs on each example, in evaluation mode.
 

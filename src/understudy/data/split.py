@@ -6,8 +6,10 @@ import hashlib
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,9 @@ Targets = Any
 """Labels (n,), int64, or any nesting of tensors (n, ...), or None."""
 Shape = tuple[int, ...]  # of an image: channels, height, width; of another lone tensor its own; () of a nesting
 
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_Given = ParamSpec("_Given")
 _SAMPLE = 512  # examples of a streamed split that stand for all of it
 
 
@@ -143,6 +148,18 @@ def are_classes(labels: Targets) -> bool:
     return isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64 and bool((labels >= 0).all())
 
 
+def on_cpu(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
+    """Return the function with what it makes on the CPU where it names no device, whatever default the caller set."""
+
+    @wraps(function)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Out:
+        # The context costs something at each operation, so it is there only where it is needed.
+        with nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return call
+
+
 def numbered(split: AnySplit) -> tuple[str, ...]:
     """Return the names of classes that only have numbers, up to the largest.
 
@@ -221,10 +238,6 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
-
-
 def in_threads(work: Callable[[_In], _Out], items: list[_In], workers: int) -> list[_Out]:
     """Return `work` of each item, in order, done by that many threads."""
     if workers <= 1:
@@ -234,6 +247,7 @@ def in_threads(work: Callable[[_In], _Out], items: list[_In], workers: int) -> l
         return list(pool.map(work, items))
 
 
+@on_cpu
 def stratified(labels: Int64[Tensor, " n"], count: int, seed: int, *, leave: int = 0) -> Int64[Tensor, " m"]:
     """Return `count` indices, ascending, with the classes in proportion, drawn by `seed`.
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from understudy.core.errors import ConfigError, ExportError, did_you_mean
 from understudy.core.extras import optional
-from understudy.core.files import remove, write_whole
+from understudy.core.files import path_of, remove, write_whole
 from understudy.core.nested import called, mapped
 from understudy.core.timing import Comparison
 from understudy.cost.measure import compare
@@ -95,7 +95,7 @@ def export_student(
             gives other outputs than the student.
     """
     _check(formats, data)
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of an export", ExportError)
     _refuse_what_is_of_others(folder, architecture)
     fitted = None if data is None else _fitted(data, card)
     job = _Job(folder, copied(student).eval(), card, fitted)

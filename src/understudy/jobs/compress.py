@@ -26,6 +26,7 @@ from understudy.core.goal import Goal, Reward
 from understudy.core.summary import Summary
 from understudy.data import Data
 from understudy.data.data import first_images
+from understudy.data.split import on_cpu
 from understudy.export.folder import Exported, export_student
 from understudy.graph.copies import copied
 from understudy.jobs.card import card_of, code, write_sources
@@ -134,6 +135,7 @@ class Result:
         )
 
 
+@on_cpu
 def compress(
     teacher: nn.Module | Teacher,
     data: Data,
@@ -204,7 +206,8 @@ def compress(
     """
     refuse_reimport()
     refuse_other_kinds(teacher, data, method, run, settings)
-    Run.refuse(Path(run))
+    run = Path(run).absolute()  # whatever the caller's data and network do to the current folder
+    Run.refuse(run)
     check_log(log)
     given = {
         "method": method, "goal": goal, "widths": widths, "augmentation": augmentation, "candidates": candidates,

@@ -27,7 +27,7 @@ from understudy.core.errors import (
     brief,
 )
 from understudy.core.evaluation import Cost
-from understudy.core.files import understood
+from understudy.core.files import path_of, understood
 from understudy.core.goal import Reward
 from understudy.cost import predict as cost
 from understudy.data import Data
@@ -409,7 +409,7 @@ def _learned(where: str, task: Task) -> Mapping[str, Tensor]:
         ConfigError: there is none under that name, or it does not fit the settings.
         ModelError: the file cannot be read.
     """
-    path, method = Path(where), task.settings.method
+    path, method = path_of(where, "policy_from", ConfigError), task.settings.method
     if not method.starts_from_policy:
         raise ConfigError(
             f"policy_from needs a method that can start from a policy, such as n2n and archcomp, but the method is "

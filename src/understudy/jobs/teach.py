@@ -18,6 +18,7 @@ from understudy.core.errors import ConfigError, DataError, ModelError, RunError
 from understudy.core.files import path_of, read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
+from understudy.data.split import on_cpu
 from understudy.models.card import TeacherCard
 from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
@@ -32,6 +33,7 @@ _CARD = "teacher.json"
 _STARTED = "teaching.json"
 
 
+@on_cpu
 def teach(
     model: str,
     data: Data,
@@ -61,7 +63,7 @@ def teach(
         ConfigError: a setting is impossible, or the training failed, with the reason.
     """
     _refuse_other_kinds(model, data, teaching)
-    teaching, out = teaching or Teaching(), Path(out)
+    teaching, out = teaching or Teaching(), path_of(out, "the folder of a teacher", RunError).absolute()
     spec = ModelSpec.for_data(model, data, arguments or {})
     with (
         claimed(out, marker=_STARTED, again=lambda: f"the same command, into {out}"),
@@ -113,6 +115,7 @@ def _refuse_other_kinds(model: Any, data: Any, teaching: Any) -> None:
         raise ConfigError(f"teaching must be a us.Teaching, but got {teaching!r}")
 
 
+@on_cpu
 def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | None = None) -> Teacher:
     """Return the teacher that `teach` left in a folder.
 

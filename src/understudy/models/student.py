@@ -18,6 +18,7 @@ from torch import nn
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ModelError
 from understudy.core.files import path_of, read_text, understood, write_whole
+from understudy.data.split import on_cpu
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
 from understudy.models.card import StudentCard
@@ -40,7 +41,7 @@ def save_student(
     `code` are the texts of the teacher's Python files by name, if it is made by one. model.json comes last, and that of
     an earlier student goes first: a folder that has one is whole.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "the folder of a student", ModelError)
     (folder / "model.json").unlink(missing_ok=True)
     write_code(folder, code or {})
     save_weights(folder / "student.safetensors", student)
@@ -49,6 +50,7 @@ def save_student(
     card.write(folder)
 
 
+@on_cpu
 def load_student(
     folder: str | Path,
     teacher: nn.Module | None = None,

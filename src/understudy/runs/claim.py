@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.core.errors import MachineError, RunError, UnderstudyError
-from understudy.core.files import FULL, sweep
+from understudy.core.files import FULL, path_of, sweep
 
 try:
     import fcntl
@@ -54,6 +54,7 @@ def refuse_unusable(folder: Path, *, marker: str) -> None:
     Raises:
         RunError: as `claimed`.
     """
+    path_of(folder, "the folder", RunError)
     if folder.exists():
         with claimed(folder, marker=marker, again=lambda: "the same call"):
             return
