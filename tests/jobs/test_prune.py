@@ -343,21 +343,29 @@ def test_methods_chain(teacher: Teacher, tmp_path: Path) -> None:
 class Normed(nn.Module):
     """A trunk with layer norms over channels, as ConvNeXt's, and a hidden layer beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, centred: bool = False) -> None:
         super().__init__()
         self.stem, self.norm = nn.Conv2d(1, 12, 2, 2), nn.LayerNorm(12)
         self.wide, self.back = nn.Linear(12, 24), nn.Linear(24, 12)
         self.classifier = nn.Linear(12, 10)
+        self.centred = centred
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (B, 10) of images (B, 1, 8, 8)."""
-        x = self.norm(self.stem(images).permute(0, 2, 3, 1))
+        x = self.stem(images).permute(0, 2, 3, 1)
+        x = x - x.mean(-1, keepdim=True) if self.centred else self.norm(x)
         x = x + self.back(torch.relu(self.wide(x)))
         return self.classifier(x.mean((1, 2)))
 
 
-def test_layer_norms_over_channels_keep_them(tmp_path: Path) -> None:
-    result = squeeze(Normed(), tmp_path / "run", method=METHOD, goal=us.Goal(params="1.3x"))
+def test_a_trunk_with_layer_norms_over_channels_gets_narrower(tmp_path: Path) -> None:
+    result = squeeze(Normed(), tmp_path / "run", method=METHOD, goal=us.Goal(params="3x"))
+    assert {name for name, _ in result.architecture.widths} == {"stem", "wide"}
+    assert "masked equals sliced" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_channels_that_another_statistic_is_taken_over_stay(tmp_path: Path) -> None:
+    result = squeeze(Normed(centred=True), tmp_path / "run", method=METHOD, goal=us.Goal(params="1.3x"))
     assert {name for name, _ in result.architecture.widths} == {"wide"}
     log = (tmp_path / "run" / "run.log").read_text()
     assert re.search(r"group stem keeps its 12 channels: at test_prune.py:\d+.* statistics are taken over these", log)

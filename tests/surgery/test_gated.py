@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -180,6 +181,46 @@ def test_where_examples_cannot_be_told_apart_is_said() -> None:
     unmasked = {name for name, slots in slots_of.items() if gated.unmasked.keys() & {*slots.tolist()}}
     assert "first" in names and unmasked == {"first"}
     assert "examples cannot be told apart" in gated.unmasked[int(slots_of["first"][0])]
+
+
+class NormedOverChannels(nn.Module):
+    """A group norm of one group over maps, then a layer norm and an RMS norm over tokens: layers or functions."""
+
+    def __init__(self, *, functions: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Conv2d(3, 10, 1), nn.Conv2d(10, 8, 1), nn.Linear(8, 6), nn.Linear(6, 4)
+        self.maps, self.tokens, self.root = nn.GroupNorm(1, 10), nn.LayerNorm(8), nn.RMSNorm(6)
+        self.whole, self.functions = nn.LayerNorm([10, 4, 4]), functions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 4) of x (B, 3, H, W)."""
+        x = torch.relu(self.whole(torch.relu(self.maps(self.a(x)))))
+        x = self.b(x).flatten(2).transpose(1, 2)
+        x = F.layer_norm(x, x.shape[-1:], bias=self.tokens.bias) if self.functions else self.tokens(x)
+        x = self.c(torch.relu(x))
+        x = F.rms_norm(x, (x.shape[-1],), self.root.weight) if self.functions else self.root(x)
+        return self.head(torch.relu(x).mean(1))
+
+
+@pytest.mark.parametrize("functions", [False, True])
+def test_norms_over_channels_take_their_statistics_over_those_that_pass(functions: bool) -> None:
+    model, x = NormedOverChannels(functions=functions).double().eval(), images(3, size=4).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).double() / 4)
+    analysis = analyse(model, x)
+    gated = Gated(analysis, model).eval()
+    assert gated.unmasked == {} and len(analysis.space.groups) == 3
+    assert {id(p) for p in gated.parameters()} <= {id(p) for p in model.parameters()}  # training it trains the network
+    masks = torch.stack([kept(analysis, seed) for seed in range(3)]).double()
+    with torch.no_grad():
+        assert torch.equal(gated(x), model(x))
+        gated.mask(masks)
+        for place, out in enumerate(gated(x)):
+            student = build(analysis, random_widths(analysis.space, place))
+            torch.testing.assert_close(out, student(x)[place], rtol=1e-9, atol=1e-9)
+        gated.mask(torch.zeros(1, analysis.groups.slots).double())
+        assert bool(gated(x).isfinite().all())  # though no channel is left to take a mean over
 
 
 MADE = ("tensor_made", "tensor_attribute", "py_from_numpy", "py_closure_over_tensor", "odd_triangle")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -17,17 +18,17 @@ from understudy.graph.analysis import Analysis
 from understudy.graph.channels import FIXED, Labelled, Labels
 from understudy.graph.fake import source_line
 from understudy.graph.nodes import attribute
-from understudy.surgery.masked import norm_over_channels
+from understudy.surgery.masked import Norm, norm_over_channels
 
 
 class Gated(nn.Module):
     """A network with a gate wherever a layer reads channels; `mask` says which of them pass.
 
     A channel is zero where it is read: after its norm, activation, pooling and addition. It need not be zero
-    before, where it only passes through. So the network computes what its slice without the channel does, for
-    tied, concatenated, depthwise and gated channels alike. Layers are called as the forward pass in evaluation
-    mode calls them; dropout, norms and the like still follow the mode. `unmasked` says of slots that no mask can
-    drop as slicing does, and of which gates know nothing, why.
+    before, where it only passes through; a norm over channels takes its statistics over those that pass. So the network
+    computes what its slice without the channel does, for tied, concatenated, depthwise and gated channels alike. Layers
+    are called as the forward pass in evaluation mode calls them; dropout, norms and the like still follow the mode.
+    `unmasked` says of slots that no mask can drop as slicing does, and of which gates know nothing, why.
 
     Args:
         analysis: of the network's structure.
@@ -37,7 +38,7 @@ class Gated(nn.Module):
     def __init__(self, analysis: Analysis, network: nn.Module) -> None:
         super().__init__()
         self.slots = analysis.groups.slots
-        graph, self.gates, self.unmasked = _with_gates(analysis)
+        graph, self.gates, self.unmasked = _with_gates(analysis, network)
         used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
         # Tensors that the forward pass makes itself are in no network: the trace has them.
         held = vars(analysis.trace.root).items()
@@ -78,6 +79,44 @@ class Gate(nn.Module):
         return _MaskedRelu.apply(x, mask) if self.relu else x * mask  # type: ignore[no-untyped-call]
 
 
+class NormGate(nn.Module):
+    """A layer norm, RMS norm or group norm of one group over the channels that the mask lets pass, for each example.
+
+    `module` is the layer whose place it takes, None for a function.
+    """
+
+    labels: Tensor
+
+    def __init__(self, norm: Norm, labels: Labels, module: nn.Module | None) -> None:
+        super().__init__()
+        self.register_buffer("labels", torch.from_numpy(labels.reshape(-1).copy()), persistent=False)
+        self.norm, self.module = norm, module
+        self.kept: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return x (B, ...) with the statistics of the channels that pass; those that are dropped get the shift."""
+        x, _, weight, *rest = self.norm.given(self.module, args, kwargs)
+        first = self.norm.dim % x.dim()
+        if self.kept is None:
+            return self.norm.function(x, 1 if self.norm.dim > 0 else x.shape[first:], weight, *rest)
+        *shift, eps = rest
+        over, each = tuple(range(first, x.dim())), [1] * (x.dim() - 1)
+        each[first - 1] = len(self.labels)
+        y: Tensor = x.float() if x.dtype.itemsize < 4 else x
+        mask = self.kept.to(y.dtype)[:, self.labels].view(-1, *each)
+        share = mask.mean(over, keepdim=True).clamp(min=0.5 / len(self.labels))
+        if self.norm.function is not F.rms_norm:
+            y = y - (y * mask).mean(over, keepdim=True) / share
+        y = y * mask
+        least = torch.finfo(x.dtype).eps if eps is None else eps
+        y = y * torch.rsqrt(y.square().mean(over, keepdim=True) / share + least)
+        weight, *shift = (v.view(each) if v is not None and v.dim() == 1 else v for v in (weight, *shift))
+        y = y if weight is None else y * weight
+        for bias in shift:
+            y = y if bias is None else y + bias
+        return y.to(x.dtype)
+
+
 class _MaskedRelu(torch.autograd.Function):
     """`relu(x) * mask` for a mask of 0 and 1. What passes is what is positive, so going back costs nothing more."""
 
@@ -93,13 +132,25 @@ class _MaskedRelu(torch.autograd.Function):
         return torch.ops.aten.threshold_backward(gradients[0], y, 0), None
 
 
-def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], dict[int, str]]:
+def _with_gates(analysis: Analysis, network: nn.Module) -> tuple[fx.Graph, dict[str, Gate | NormGate], dict[int, str]]:
     """Return a copy of the graph with gates, the gates by name, and why there are slots that no gate can mask."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(analysis.trace.graph, copies))
-    gates, unmasked = dict[str, Gate](), dict[int, str]()
+    gates, unmasked = dict[str, Gate | NormGate](), dict[int, str]()
     free = np.ones(analysis.groups.slots + 1, dtype=bool)
     free[[*analysis.groups.held.tolist(), FIXED]] = False
+    normed = _normed(analysis, free)
+    for node in normed:
+        path = str(node.target) if node.op == "call_module" else None
+        name, norm = f"norm{len(gates)}", norm_over_channels(analysis.trace.root, node)
+        labels = analysis.groups.plan.values[node.all_input_nodes[0]].labels
+        assert norm is not None, "it is one of them"
+        gates[name] = NormGate(norm, labels, None if path is None else network.get_submodule(path))
+        with graph.inserting_after(copies[node]):
+            own = graph.call_module(name, copies[node].args, copies[node].kwargs)
+        copies[node].replace_all_uses_with(own)
+        graph.erase_node(copies[node])
+        copies[node] = own
     for node in _read(analysis):
         labels = analysis.groups.plan.values[node].labels
         if not free[labels].any():
@@ -118,14 +169,29 @@ def _with_gates(analysis: Analysis) -> tuple[fx.Graph, dict[str, Gate], dict[int
             gate.args = (copied.args[0],)
             graph.erase_node(copied)
     for node in analysis.trace.graph.nodes:
-        labels = _counted_in(analysis, node)  # a narrower one takes its statistics over what stays, as no mask can
-        reason = f"at {source_line(node) or node.name} statistics are taken over these channels"
-        unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
+        if node not in normed:  # a narrower one takes its statistics over what stays, as no mask can
+            labels = _counted_in(analysis, node)
+            reason = f"at {source_line(node) or node.name} statistics are taken over these channels"
+            unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
         labels = analysis.groups.plan.parts[node].feeds_back
         if labels is not None:
             reason = f"at {source_line(node) or node.name} a recurrent layer feeds these channels back to itself"
             unmasked |= dict.fromkeys(labels[free[labels]].tolist(), reason)
     return graph, gates, unmasked
+
+
+def _normed(analysis: Analysis, free: npt.NDArray[np.bool_]) -> list[fx.Node]:
+    """Return the norms over channels of which some can go, and of which each example has its own."""
+    found = []
+    for node in analysis.trace.graph.nodes:
+        norm = norm_over_channels(analysis.trace.root, node)
+        known = analysis.groups.plan.values[node.all_input_nodes[0]] if norm is not None else None
+        if norm is None or not isinstance(known, Labelled) or not free[known.labels].any():
+            continue
+        along = (norm.dim % len(known.shape),)
+        if known.varying == along and along != (0,) and node.meta["value"].shape[0] == analysis.trace.batch:
+            found.append(node)
+    return found
 
 
 def _counted_in(analysis: Analysis, node: fx.Node) -> Labels:

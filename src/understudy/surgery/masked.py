@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -200,12 +200,9 @@ class Masked(fx.Interpreter):
         return None if bool(stays.all()) else stays.reshape(-1)
 
     def _narrow_norm(self, node: fx.Node, norm: Norm, stays: Tensor) -> Tensor:
+        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        if node.op == "call_module":
-            module: Any = self.module.get_submodule(str(node.target))
-            held = (getattr(module, name) for name in ("weight", "bias") if hasattr(module, name))
-            args = (*args, None, *held, module.eps)
-        x, _, weight, *rest = norm.arguments(*args, **kwargs)
+        x, _, weight, *rest = norm.given(module, args, kwargs)
         cut = [None if value is None else value[stays] for value in (weight, *rest[:-1])]
         over = 1 if norm.dim > 0 else (int(stays.sum()), *x.shape[x.dim() + norm.dim + 1 :])
         out = torch.zeros_like(x)
@@ -258,6 +255,13 @@ class Norm:
     function: Callable[..., Tensor]
     arguments: Callable[..., tuple[Any, ...]]
     dim: int
+
+    def given(self, module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the function's arguments in a call of it, or of a layer, which is `module`."""
+        if module is not None:
+            held = (getattr(module, name) for name in ("weight", "bias") if hasattr(module, name))
+            args = (*args, None, *held, module.eps)
+        return self.arguments(*args, **kwargs)
 
 
 def norm_over_channels(root: nn.Module, node: fx.Node) -> Norm | None:
