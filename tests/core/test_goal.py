@@ -104,6 +104,13 @@ def test_a_ratio_of_something_unknown_is_refused() -> None:
         Goal(latency_ms="2x").budgets(replace(TEACHER, latency_ms=None), 0.9)
 
 
+def test_a_ratio_of_nothing_is_refused() -> None:
+    none = replace(TEACHER, macs=0)  # a network of embeddings and norms
+    with pytest.raises(GoalError, match="goal 'macs' = '2x' is a share of what the teacher has, but it has none"):
+        Goal(params="2x", macs="2x").budgets(none, 0.9)
+    assert Goal(params="2x", macs="5").budgets(none, 0.9).used(none) == (("parameters", 2.0), ("macs", 0.0))
+
+
 def test_reward_is_the_papers() -> None:
     reward = Reward(teacher_cost=TEACHER, teacher_score=0.9)
     # C = 0.8, R_c = 0.8 * 1.2 = 0.96, R_a = 0.81 / 0.9 = 0.9

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from tests.support.evaluators import ARCHITECTURES, KilledAtStart, Locked, Reimport, Slow, Toy, failed
+from tests.support.evaluators import ARCHITECTURES, KilledAtStart, Locked, Reimport, Slow, Toy, failed, in_a_daemon
 from understudy.core.errors import CrashError, DataError, MachineError, RunError, SurgeryError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.journal import Journal
@@ -33,6 +34,14 @@ def test_any_number_of_workers_gives_the_same(workers: int) -> None:
         assert pool.evaluate_all(ARCHITECTURES, on_done=told.append) == want
         assert pool.evaluate_all([]) == []
     assert sorted(told, key=lambda e: e.key) == sorted(want, key=lambda e: e.key)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_daemonic_process_evaluates_itself(workers: int, tmp_path: Path) -> None:
+    daemon = get_context("spawn").Process(target=in_a_daemon, args=(workers, tmp_path), daemon=True)
+    daemon.start()
+    daemon.join()
+    assert (tmp_path / "same").is_file()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals end no process there")

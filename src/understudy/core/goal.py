@@ -215,7 +215,7 @@ def parse_amount(text: str, *, of: float | None, name: str) -> float:
 
     Raises:
         GoalError: the text is neither, is not positive, asks for more than the teacher has, or is a ratio of something
-            unknown.
+            unknown or of nothing.
     """
     unit = "" if _counts(name) else name.rpartition("_")[2]
     match = _AMOUNT.fullmatch(text)
@@ -233,6 +233,8 @@ def parse_amount(text: str, *, of: float | None, name: str) -> float:
         return number * (own or 1.0)
     if of is None:
         raise GoalError(f"goal {name!r} = {text!r} needs the teacher's own figure, which was not measured")
+    if not of > 0.0:
+        raise GoalError(f"goal {name!r} = {text!r} is a share of what the teacher has, but it has none: leave it out")
     return of / number
 
 

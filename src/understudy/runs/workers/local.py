@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing import current_process
 from multiprocessing.connection import wait
 
 from understudy.core.architecture import Architecture
@@ -35,8 +36,9 @@ class Pool:
     times as long as others) is tried again, alone; if that does not help either, it is raised. An architecture whose
     process crashes again and again is a failed evaluation.
 
-    With `workers=0`, all happens in this process; so it does with one worker where another process would need the
-    user's script, or would hold too much a second time. Use it in a `with` statement.
+    With `workers=0`, all happens in this process; so it does in a daemonic process, which may start no other, and with
+    one worker where another process would need the user's script, or would hold too much a second time. Use it in a
+    `with` statement.
 
     Args:
         evaluate: gives the evaluation of an architecture; it can be pickled.
@@ -119,6 +121,10 @@ class Pool:
             return True
         if self._content is not None:
             return False
+        if current_process().daemon:
+            return self._stay(
+                "this process is a daemon, as those of multiprocessing.Pool are, which may start no other"
+            )
         if self._count > 1:
             refuse_reimport()
             self._content = pickled(self._evaluate)
@@ -132,6 +138,9 @@ class Pool:
                 self._content = content
                 return False
             why = "the teacher's class is in the script or notebook itself, not in a module"
+        return self._stay(why)
+
+    def _stay(self, why: str) -> bool:
         _log.info("students are evaluated in this process, so a crash in native code would end it: %s", why)
         self._count = 0
         return True
@@ -160,7 +169,7 @@ class Pool:
             self._content = pickled(self._evaluate)
         except RunError:
             self._content = None
-        if self._content is None or needs_main(self._content):
+        if self._content is None or needs_main(self._content) or current_process().daemon:
             return self._retries.at_fault(architecture, reason)
         self._retries.tell(f"student {architecture.digest} is evaluated in a process of its own: {reason}")
         try:
