@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -154,3 +155,16 @@ def test_a_reader_that_closes_early_ends_a_command_as_it_ends_others() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes what is printed to")
+@pytest.mark.parametrize("how", ["PYTHONIOENCODING=ascii {}", "{} >&-", "{} <&-"])
+def test_a_command_ends_well_whatever_it_prints_to(how: str) -> None:
+    code = (
+        "import sys\nfrom understudy.cli import main\nfrom understudy.cli.common import out\n"
+        "from understudy.cli.runs import Runs\n"
+        "Runs.run = lambda self, typed: out.print('± ✓') or 0\nsys.exit(main(['runs']))"
+    )
+    command = how.format(shlex.join([sys.executable, "-c", code]))
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

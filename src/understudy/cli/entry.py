@@ -93,11 +93,13 @@ def main(args: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if args is None else args)
     command: Command | None = None
     atexit.register(gc.freeze)  # else all that torch holds is looked through once more at the end, for a second
+    _say_what_can_be_said()
     with _stopped_by_signals():
         try:
             command = parse(typed)
             code = command.run(typed)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as it is where it was closed: `>&-`
+                sys.stdout.flush()
             return code
         except UnderstudyError as error:
             err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
@@ -116,6 +118,13 @@ def main(args: Sequence[str] | None = None) -> int:
             said = f"\nstopped; nothing that was finished is lost. Continue with: {again}"
             err.print(said, soft_wrap=True, markup=False, emoji=False)
             return 128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)
+
+
+def _say_what_can_be_said() -> None:
+    """Let a character that the terminal's encoding does not have become a question mark, as under some locales "±"."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
