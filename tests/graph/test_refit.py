@@ -162,6 +162,39 @@ def test_a_removal_after_which_channels_are_taken_for_examples_is_not_offered() 
     assert not [unit.name for unit in analysis.space.units if "wider" in unit.layers]
 
 
+def test_a_removal_that_leaves_nothing_between_cuts_is_not_offered() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.wider, self.read = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(8, 8, 1)
+            self.head = nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.wider(self.stem(x))
+            return self.head(torch.cat([self.read(x[:, :-8]), x[:, -8:]], 1).view(len(x), 16, 4, 4))
+
+    analysis, proof = prove(analyse(Cut(), images(2, size=4)))
+    assert not proof.refused
+    assert not [unit.name for unit in analysis.space.units if "wider" in unit.layers]
+
+
+def test_a_removal_after_which_examples_would_be_fewer_is_not_offered() -> None:
+    class Turned(nn.Module):
+        """A part of a PointNet: what is made of the whole cloud, and then added to what is the same for all clouds."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.wider, self.head = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 16, 1), nn.Linear(16, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.wider(torch.relu(self.stem(x))).max(2, keepdim=True)[0].view(-1, 16)
+            return torch.bmm((self.head(y) + torch.eye(3).view(1, 9).repeat(len(x), 1)).view(-1, 3, 3), x)
+
+    analysis, proof = prove(analyse(Turned(), torch.randn(2, 3, 5)))
+    assert not proof.refused
+    assert not [unit.name for unit in analysis.space.units if "wider" in unit.layers]
+
+
 class Halves(nn.Module):
     """Halves of what a layer makes, which meet: without it they are halves of what comes in."""
 

@@ -64,7 +64,7 @@ def literal(value: Any) -> str:
         return f'float("{value}")'
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
-    if value is None or isinstance(value, bool | float):
+    if value is None or isinstance(value, bool | float | complex):
         return repr(value)
     if isinstance(value, int):
         return repr(int(value))

@@ -166,12 +166,13 @@ class ParameterPlan:
 
 @dataclass(frozen=True, eq=False)
 class Attribute:
-    """A number of a module, or the first of its tuple, that counts channels: `labels` kept, divided by `per`."""
+    """A number of a module, or the one `at` a place of its tuple, that counts channels: `labels` kept, by `per`."""
 
     module: str
     name: str
     labels: Labels
     per: int = 1
+    at: int = 0
 
 
 @dataclass(frozen=True, eq=False)

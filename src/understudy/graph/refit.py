@@ -87,8 +87,12 @@ class Refit(Walk):
         return self.plan
 
     def verify(self, node: fx.Node) -> None:
-        """Refuse another number where Python computes with it, unseen by the graph, and outputs of other shapes."""
+        """Refuse another number where Python computes with it, unseen by the graph, and tensors that are wrong."""
         now, was = self.plan.values[node], node.meta["value"]
+        if isinstance(now, Labelled):
+            examples = was.shape[:1] == (self.trace.batch,) != now.shape[:1]  # a view took channels for some
+            if examples or (0 in now.shape and 0 not in was.shape):  # or a slice cut beyond the end
+                raise SurgeryError(f"at node {node.name} ({source_line(node)}): {was.shape} would be {now.shape}")
         if node.op == "output" and _shapes(now) != _shapes(was):
             raise SurgeryError(f"at node {node.name}: outputs of {_shapes(was)} would be {_shapes(now)}")
         if node.meta.get("escapes") and type(now) in (int, float, bool, tuple) and now != was:

@@ -119,7 +119,10 @@ def set_counts(module: nn.Module, attributes: Iterable[Attribute], kept: Mask) -
         number = int(kept[attribute.labels].sum()) // attribute.per
         part = module.get_submodule(attribute.module)
         before = getattr(part, attribute.name)
-        setattr(part, attribute.name, (number, *before[1:]) if isinstance(before, tuple) else number)
+        if isinstance(before, tuple):
+            setattr(part, attribute.name, (*before[: attribute.at], number, *before[attribute.at + 1 :]))
+        else:
+            setattr(part, attribute.name, number)
 
 
 def _culprits(groups: Groups, names: list[str], fewest: bool) -> dict[str, Found]:

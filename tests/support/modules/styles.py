@@ -76,6 +76,30 @@ def _filtered(net: Any, x: Tensor) -> Tensor:
     return net.head((y + net.mlp(y)).mean((1, 2)))
 
 
+def _text(net: Any, x: Tensor) -> Tensor:
+    """A TextCNN, whose kernels span the whole width of what is embedded."""
+    x = net.read(x).unsqueeze(1)
+    pooled = [F.max_pool1d(y := torch.relu(conv(x)).squeeze(3), y.size(2)).squeeze(2) for conv in net.convs]
+    return net.head(torch.cat(pooled, 1))
+
+
+def _codes(net: Any, x: Tensor) -> Tensor:
+    """Vector quantisation: the nearest of a table of codes, by distances that are written out."""
+    y = net.stem(x).permute(0, 2, 3, 1).contiguous()
+    flat, table = y.view(-1, y.shape[-1]), net.table.weight
+    far = torch.sum(flat**2, dim=1, keepdim=True) + torch.sum(table**2, dim=1) - 2 * torch.matmul(flat, table.t())
+    code = net.table(torch.argmin(far, dim=1)).view(y.shape)
+    return net.tail((y + (code - y).detach()).permute(0, 3, 1, 2).contiguous())
+
+
+def _flows(net: Any, x: Tensor) -> Tensor:
+    """Steps of a differential equation that knows the time."""
+    x = net.read(x)
+    for step in range(3):
+        x = x + net.down(torch.tanh(net.up(torch.cat([x, torch.full_like(x[..., :1], step / 3)], -1)))) / 3
+    return net.head(x)
+
+
 def _networks() -> dict[str, Any]:
     def linears(*sizes: tuple[int, int]) -> nn.ModuleList:
         return nn.ModuleList(nn.Linear(*size) for size in sizes)
@@ -105,6 +129,18 @@ def _networks() -> dict[str, Any]:
             gates=linears((20, 3), (20, 3)),
             heads=linears((12, 2), (12, 1)),
         ),
+        "text": Written(
+            _text,
+            read=nn.Linear(5, 12),
+            convs=nn.ModuleList(
+                [nn.Conv2d(1, 7, (2, 12)), nn.Conv2d(1, 7, (3, 12), padding=(2, 0), bias=False, stride=(2, 1))]
+            ),
+            head=nn.Linear(14, 3),
+        ),
+        "flows": Written(
+            _flows, read=nn.Linear(5, 12), up=nn.Linear(13, 20), down=nn.Linear(20, 12), head=nn.Linear(12, 3)
+        ),
+        "codes": Written(_codes, **stem(table=nn.Embedding(20, 8))),
         "selected": Written(
             _selected,
             **stem(
@@ -139,7 +175,7 @@ def _make(name: str) -> nn.Module:
     return made
 
 
-_TOKENS = ("perceiver", "heads_first", "mixed_experts")
+_TOKENS = ("perceiver", "heads_first", "mixed_experts", "text", "flows")
 CASES = [
     Case(f"style_{name}", lambda name=name: _make(name), (2, 6, 5) if name in _TOKENS else (2, 3, 6, 6))  # type: ignore[misc]
     for name in _networks()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from understudy.graph.channels import Labelled, Labels, ParameterPlan, Work
+from understudy.graph.channels import Attribute, Labelled, Labels, ParameterPlan, Work
 from understudy.graph.rules.tables import for_modules
 from understudy.graph.walk import Walk
 
@@ -29,6 +29,8 @@ def convolution(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     single = math.prod((*module.kernel_size, *module.stride)) == module.groups == 1
     if single and spatial == x.shape[2:] and passes_channels(walk, node, x, 1, name, module.out_channels):
         return apart(walk, node, x, 1, (name, module.out_channels))
+    if _covers(module, x):
+        return _across(walk, node, module, x, spatial)
     inputs, outputs = walk.channels(x, 1, node), walk.emit(name, module.out_channels)
     evenly = module.groups > 1 and _loses_evenly(walk, node, module, inputs)
     if evenly:
@@ -51,6 +53,30 @@ def convolution(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     factors = (outputs, per_group) if isinstance(per_group, np.ndarray) else (outputs,)
     constant = positions * (1 if isinstance(per_group, np.ndarray) else per_group)
     walk.part.work.append(Work(name, constant, factors, kernel_of=name, kernel_dims=kernel_dims))
+    return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
+
+
+def _covers(module: Any, x: Labelled) -> bool:
+    """Return whether channels lie along a dimension behind the first two that a kernel covers, as in a TextCNN."""
+    dim = x.varying[0] - 2 if len(x.varying) == 1 else -1
+    if dim < 0 or isinstance(module, _TRANSPOSED) or module.groups > 1 or isinstance(module.padding, str):
+        return False
+    whole: bool = module.kernel_size[dim] == x.shape[dim + 2]
+    return whole and module.padding[dim] == 0 and module.dilation[dim] == 1
+
+
+def _across(walk: Walk, node: fx.Node, module: Any, x: Labelled, spatial: tuple[int, ...]) -> Labelled:
+    """Each place of the kernel along these channels reads one of them."""
+    name, dim = str(node.target), x.varying[0]
+    inputs, outputs = walk.channels(x, dim, node), walk.emit(name, module.out_channels)
+    kernel = [inputs if d == dim - 2 else size for d, size in enumerate(module.kernel_size)]
+    walk.parameter(f"{name}.weight", ParameterPlan((outputs, module.in_channels, *kernel)), node)
+    if module.bias is not None:
+        walk.parameter(f"{name}.bias", ParameterPlan((outputs,)), node)
+    walk.count_in((name, "out_channels"), outputs, node)
+    walk.part.attributes.append(Attribute(name, "kernel_size", inputs, at=dim - 2))
+    each = module.in_channels * math.prod(size for size in kernel if isinstance(size, int))
+    walk.part.work.append(Work(name, math.prod(spatial) * x.shape[0] * each, (outputs, inputs)))
     return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
 
 

@@ -96,7 +96,7 @@ _STATISTICS = (
 @for_calls(
     *(torch.mean, torch.sum, torch.amax, torch.amin, torch.std, torch.var, torch.logsumexp),
     *("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "all", "any"),
-    parameters=True,
+    arranged=True,
 )
 def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     """Over space it keeps channels. A statistic of channels is of those that stay; what is none freezes them."""
@@ -104,7 +104,7 @@ def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = F
         found = statistic(walk, node, x, dim, keepdim) if describe(node) in _STATISTICS else None
         if found is not None:
             return found
-        x = walk.as_tensor(x, node)
+        x = walk.as_tensor(x, node, len(x.shape) - 1 if sum(size > 1 for size in x.shape) == 2 else None)
     if not isinstance(dim, int | tuple | list) and dim is not None:
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"no rule for {describe(node)} with these arguments")
     rank = len(x.shape)
@@ -112,7 +112,7 @@ def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = F
     reduced = {d % rank for d in dims}
     over = reduced & set(x.varying)
     named = node.op == "call_module" or describe(node) in _STATISTICS
-    able = named and isinstance(walk.plan.values[node.all_input_nodes[0]], Labelled)
+    able = named and isinstance(walk.plan.values[node.all_input_nodes[0]], Labelled | ParameterUse)
     if over and (not able or len(x.varying) > 1):
         return walk.give_up(node, (x, dim, keepdim), kwargs, f"{describe(node)} runs over these channels")
     if over:

@@ -20,6 +20,7 @@ from torch import fx
 from understudy.graph.channels import Arranged, Labelled, Labels, Paired, ParameterPlan, ParameterUse, Statistic, Turned
 from understudy.graph.nodes import is_in_place
 from understudy.graph.registry import CALL_RULES
+from understudy.graph.told import tell_layer
 from understudy.graph.walk import Walk
 
 _MULTIPLYING = (
@@ -150,6 +151,9 @@ def cut(walk: Walk, node: fx.Node, weight: ParameterUse, dims: tuple[Labels | in
     """Let a weight have these channels along the dimensions that the forward pass sees, and what it meets as well."""
     held = dims[::-1] if isinstance(weight, Turned) else (*dims, 2) if isinstance(weight, Paired) else dims
     walk.parameter(weight.name, ParameterPlan(held), node)
+    for dim, labels in enumerate(held):
+        if isinstance(labels, np.ndarray):
+            tell_layer(walk, weight.name, dim, labels, node)
     for other in weight.beside:
         own = dims[len(dims) - len(other.shape) :]
         if isinstance(other, Labelled):
