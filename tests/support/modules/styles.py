@@ -100,6 +100,17 @@ def _flows(net: Any, x: Tensor) -> Tensor:
     return net.head(x)
 
 
+def _video(net: Any, x: Tensor) -> Tensor:
+    """Positions in space and time are two tables; a class token is split from the others, as in MViT."""
+    x = torch.cat([net.token.expand(len(x), -1).unsqueeze(1), net.read(x)], 1)
+    positions = torch.repeat_interleave(net.times, net.places.shape[0], dim=0)
+    positions.add_(net.places.unsqueeze(0).expand(2, -1, -1).reshape(-1, net.places.shape[1]))
+    x = x + torch.cat([net.first.unsqueeze(0), positions], 0).unsqueeze(0)
+    token, rest = torch.tensor_split(x, indices=(1,), dim=1)
+    rest = net.mix(rest.transpose(1, 2)).transpose(1, 2)
+    return net.head(torch.relu(torch.cat((token, rest), 1)).mean(1))
+
+
 def _networks() -> dict[str, Any]:
     def linears(*sizes: tuple[int, int]) -> nn.ModuleList:
         return nn.ModuleList(nn.Linear(*size) for size in sizes)
@@ -140,6 +151,16 @@ def _networks() -> dict[str, Any]:
         "flows": Written(
             _flows, read=nn.Linear(5, 12), up=nn.Linear(13, 20), down=nn.Linear(20, 12), head=nn.Linear(12, 3)
         ),
+        "video": Written(
+            _video,
+            token=weight(12),
+            read=nn.Linear(5, 12),
+            times=weight(2, 12),
+            places=weight(3, 12),
+            first=weight(12),
+            mix=nn.Conv1d(12, 12, 3, padding=1, groups=12),
+            head=nn.Linear(12, 3),
+        ),
         "codes": Written(_codes, **stem(table=nn.Embedding(20, 8))),
         "selected": Written(
             _selected,
@@ -175,7 +196,7 @@ def _make(name: str) -> nn.Module:
     return made
 
 
-_TOKENS = ("perceiver", "heads_first", "mixed_experts", "text", "flows")
+_TOKENS = ("perceiver", "heads_first", "mixed_experts", "text", "flows", "video")
 CASES = [
     Case(f"style_{name}", lambda name=name: _make(name), (2, 6, 5) if name in _TOKENS else (2, 3, 6, 6))  # type: ignore[misc]
     for name in _networks()

@@ -180,9 +180,13 @@ def grid_sample(walk: Walk, node: fx.Node, input: Labelled, grid: Any, *args: An
 
 
 @for_calls(torch.tensor_split, "tensor_split", torch.hsplit, "hsplit")
-def tensor_split(walk: Walk, node: fx.Node, x: Labelled, parts: Any, dim: int = 0, **kwargs: Any) -> Any:
-    """As `chunk` where parts are equal."""
-    dim = (1 if len(x.shape) > 1 else 0) if describe(node) == "hsplit" else dim
-    if kwargs or not isinstance(parts, int) or x.shape[dim] % parts:
-        return walk.give_up(node, (x, parts, dim), kwargs, f"{describe(node)} cuts at written places")
-    return chunk(walk, node, x, parts, dim)
+def tensor_split(walk: Walk, node: fx.Node, x: Labelled, parts: Any = None, dim: int = 0, **named: Any) -> Any:
+    """As `chunk` where parts are equal; in space it cuts anywhere."""
+    parts = next((named[name] for name in ("indices_or_sections", "indices", "sections") if name in named), parts)
+    dim = ((1 if len(x.shape) > 1 else 0) if describe(node) == "hsplit" else dim) % len(x.shape)
+    if isinstance(parts, int) and x.shape[dim] % parts == 0:
+        return chunk(walk, node, x, parts, dim)
+    if isinstance(parts, Labelled) or dim in x.varying:
+        return walk.give_up(node, (x, parts, dim), {}, f"{describe(node)} cuts at written places")
+    args, kwargs = walk.value_of((node.args, node.kwargs))
+    return tuple(Labelled(found.shape, x.labels) for found in walk.outcome(node, args, kwargs))

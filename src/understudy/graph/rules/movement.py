@@ -315,9 +315,12 @@ def repeat(walk: Walk, node: fx.Node, x: Any, *times: Any) -> Labelled | Arrange
     return Labelled(tuple(s * n for s, n in zip(shape, flat, strict=True)), np.tile(labels, tiles))
 
 
-@for_calls(torch.repeat_interleave, "repeat_interleave")
-def repeat_interleave(walk: Walk, node: fx.Node, x: Labelled, repeats: Any, dim: Any = None, **more: Any) -> Any:
-    """Each channel follows itself."""
+@for_calls(torch.repeat_interleave, "repeat_interleave", arranged=True)
+def repeat_interleave(walk: Walk, node: fx.Node, x: Any, repeats: Any, dim: Any = None, **more: Any) -> Any:
+    """Each channel follows itself; those of a table lie along its other dimension."""
+    if isinstance(x, ParameterUse):
+        others = [d for d, size in enumerate(x.shape) if size > 1 and dim is not None and d != dim % len(x.shape)]
+        x = walk.as_tensor(x, node, others[0] if len(others) == 1 else None)
     if not isinstance(repeats, int) or dim is None:
         return walk.give_up(node, (x, repeats, dim), more, "no rule for repeat_interleave with these arguments")
     dim %= len(x.shape)
