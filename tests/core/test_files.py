@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,17 @@ def test_what_is_no_path_is_said_so(tmp_path: Path) -> None:
     assert path_of(Where(tmp_path), "data", DataError) == tmp_path
     with pytest.raises(DataError, match=r"^data must be a path, but got a NoneType$"):
         path_of(None, "data", DataError)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_file_that_may_not_be_as_large_is_named(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys\nfrom pathlib import Path\nfrom understudy.core.files import trouble_of, write_whole\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    write_whole(Path(sys.argv[1]), bytes(5000))\nexcept OSError as error:\n    print(trouble_of(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "large"], capture_output=True, text=True)
+    assert done.stdout == f"files and folders must be accessible, but {tmp_path / 'large'} is not: File too large\n"
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "circle"])

@@ -27,11 +27,15 @@ def write_whole(path: Path, content: bytes | memoryview | str) -> None:
     # A disk may be shared by machines, whose processes have the same numbers.
     writer = f"{socket.gethostname()}-{os.getpid()}-{next(_counter)}"
     partial = path.with_name(f"{path.name}.{writer}{_PARTIAL}")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # what fails as it is written does not know its name
+        raise
 
 
 def sweep(folder: Path) -> None:
