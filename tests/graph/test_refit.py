@@ -231,3 +231,26 @@ def test_a_removal_that_changes_a_number_that_python_computes_with_is_not_offere
             return self.head(sum(x[:, :, i].mean(-1) for i in range(x.shape[2])))
 
     assert not [unit for unit in analyse(Rows(), images(2, size=4)).space.units if "pool" in unit.layers]
+
+
+def test_a_block_goes_that_reads_the_shape_of_its_input() -> None:
+    """What stands in for each of its nodes is its input, whether they gave tensors or plain values."""
+
+    class Measured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            batch, places, _ = x.shape
+            return x + self.down(torch.relu(self.up(x)).view(batch, places, 12))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.head = nn.Linear(5, 8), Measured(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(self.stem(x)).mean(1))
+
+    assert "block" in {unit.name for unit in analyse(Network(), torch.randn(2, 4, 5)).space.units}
