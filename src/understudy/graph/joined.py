@@ -6,19 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import fx
 
 from understudy.core.architecture import Unit
 from understudy.graph.channels import Labelled, Labels
 from understudy.graph.groups import Groups
 from understudy.graph.nodes import checks, describe
-from understudy.graph.sites import Site, layer_type
+from understudy.graph.sites import PASSING, Site, layer_type
 
 _JOINS = ("cat", "concat", "concatenate")
 # Operations on one tensor that make nothing of nothing, whatever its channels are.
 _ELEMENTWISE = ("relu", "relu_", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "sigmoid", "tanh",
                 "dropout", "contiguous")  # fmt: skip
-_ELEMENTWISE_MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 
 
 def joined_units(groups: Groups, sites: list[Site], ends: set[str]) -> Iterator[Unit]:
@@ -84,7 +83,7 @@ class _Finder:
         if behind:
             return not self._groups.plan.parts[node].work
         if node.op == "call_module":
-            return isinstance(self._groups.trace.root.get_submodule(str(node.target)), _ELEMENTWISE_MODULES)
+            return isinstance(self._groups.trace.root.get_submodule(str(node.target)), PASSING)
         return describe(node) in _ELEMENTWISE
 
     def _serves_others(self, node: fx.Node, behind: fx.Node) -> bool:

@@ -29,6 +29,9 @@ ACTIVATIONS = (
     *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh),
 )
 
+# Layers that give nothing for nothing and zeros for zeros, in training as well.
+PASSING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+
 
 @dataclass(frozen=True, eq=False)
 class Site:

@@ -22,6 +22,7 @@ from understudy.graph.sites import (
     CONVOLUTIONS,
     MAX_POOLS,
     NORMS,
+    PASSING,
     POOLS,
     Site,
     layer_type,
@@ -34,7 +35,6 @@ _ADDITIONS = ("add", "add_", "iadd")
 _PRODUCTS = ("mul", "mul_", "imul", "multiply")
 # Operations on one tensor that give zeros for zeros, in training as well.
 _KEEP_ZERO = ("relu", "relu_", "relu6", "gelu", "silu", "tanh", "neg", "dropout", "stochastic_depth", "contiguous")
-_KEEPING_ZERO = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 
 
 def layers_of(groups: Groups) -> tuple[Layer, ...]:
@@ -235,7 +235,7 @@ def _silent(trace: Trace, last: Site, region: list[fx.Node]) -> set[fx.Node]:
         inputs = [n for n in node.all_input_nodes if n.op != "get_attr"]
         name = "" if node.op == "call_module" else describe(node)
         product = name in _PRODUCTS and any(n in silent for n in inputs)
-        dropout = node.op == "call_module" and isinstance(trace.root.get_submodule(str(node.target)), _KEEPING_ZERO)
+        dropout = node.op == "call_module" and isinstance(trace.root.get_submodule(str(node.target)), PASSING)
         if product or ((dropout or name in _KEEP_ZERO) and len(inputs) == 1 and inputs[0] in silent):
             silent.add(node)
     return silent
