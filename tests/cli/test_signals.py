@@ -129,3 +129,10 @@ def test_a_closed_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "error: files and folders must be accessible, but my runs is not" in capsys.readouterr().err
     with pytest.raises(OSError, match="a mistake of ours"):
         main(["runs"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_an_error_that_cannot_be_printed_is_an_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "understudy", "resume", "nowhere"], stderr=full, check=False)
+    assert done.returncode == 2

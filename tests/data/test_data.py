@@ -202,6 +202,12 @@ def test_data_moves_to_a_device(device: torch.device) -> None:
     assert data.train.subset(8, seed=0).device.type == device.type
 
 
+@pytest.mark.parametrize("where", ["nonsense", "cuda:99"])
+def test_a_device_that_torch_does_not_find_is_refused(where: str) -> None:
+    with pytest.raises(DataError, match="data go to a device that torch finds here, such as cpu or cuda:0, but got"):
+        Data.from_arrays(*arrays()).to(where)
+
+
 def test_data_reaches_another_process_by_shared_memory() -> None:
     data = Data.from_arrays(*arrays(4000))
     assert len(ForkingPickler.dumps(data)) < 5_000

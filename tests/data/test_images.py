@@ -130,7 +130,7 @@ def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch,
     assert len(list((tmp_path / "c" / "understudy").iterdir())) == 1
 
 
-def test_images_too_many_to_hold_are_streamed(tmp_path: Path) -> None:
+def test_images_too_many_to_hold_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_folder(tmp_path / "x")
     held, streamed = opened(path), opened(path, memory_gb=0.0, workers=2)
     assert isinstance(streamed.train, StreamedSplit)
@@ -140,6 +140,10 @@ def test_images_too_many_to_hold_are_streamed(tmp_path: Path) -> None:
         assert torch.equal(pixels(one), two.batch(torch.arange(len(two)))[0])
         assert torch.equal(one.labels, two.labels)
     assert (streamed.mean, streamed.std) == (held.mean, held.std)
+    monkeypatch.chdir(tmp_path)
+    named = opened(Path("x"), memory_gb=0.0)
+    monkeypatch.chdir("/")
+    assert torch.equal(named.train.batch(torch.arange(3))[0], streamed.train.batch(torch.arange(3))[0])
     (path / "train" / "cat" / "3.png").write_bytes(b"")
     whole = StreamedSplit(streamed.train.read, torch.arange(15), torch.zeros(15).long(), streamed.shape, torch.uint8)
     with pytest.raises(DataError, match=r"cat/3\.png is not an image that can be read"):

@@ -67,6 +67,17 @@ def test_a_factory_that_fails_is_told_with_its_line(tmp_path: Path) -> None:
         ModelSpec(name=f"{tmp_path / 'fails.py'}:net").build()
 
 
+def test_a_file_that_goes_to_another_folder_moves_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    save_weights(Path("w.safetensors"), Tiny())
+    goes = f"import os\nos.chdir({str(tmp_path)!r})\nfrom tests.support.tiny import Tiny\n\n"
+    goes += "def make():\n    assert os.path.isdir('here')\n    return Tiny()\n"
+    (tmp_path / "goes.py").write_text(goes)
+    load_model("../goes.py:make", Data.digits(), weights=Path("w.safetensors"))
+    assert Path.cwd() == tmp_path / "here"
+
+
 def test_a_file_must_not_have_the_name_of_another_module(tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("")
     with pytest.raises(ModelError, match=r"a name of its own, but there is another 'json': .*json.*; rename json.py"):

@@ -303,6 +303,12 @@ def test_a_script_without_the_guard_works_where_nothing_of_it_is_needed(script: 
     assert (done.stdout, done.stderr) == ("4\n", "")
 
 
+def test_a_script_from_standard_input_is_told_what_to_do() -> None:
+    done = subprocess.run([sys.executable], input=PRELUDE + "main()", capture_output=True, text=True)
+    said = "with workers > 1 the teacher's class must be in a file that can be imported, but its script is <stdin>; "
+    assert (done.stdout, done.stderr) == (f"{said}save it as a file, or use workers=1\n", "")
+
+
 def test_a_class_that_workers_cannot_import_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", PRELUDE + "main()"], capture_output=True, text=True)
     assert done.stdout.startswith("with workers > 1 the teacher's class must be in a module that can be imported, but")

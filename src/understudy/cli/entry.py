@@ -102,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
             return code
         except UnderstudyError as error:
-            err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            _complain(Text.assemble(("error: ", "bold red"), str(error)))
             return 2
         except BrokenPipeError:
             with suppress(OSError, ValueError):  # what it still holds must not fail again as the process ends
@@ -111,13 +111,18 @@ def main(args: Sequence[str] | None = None) -> int:
         except OSError as error:
             if (said := trouble_of(error)) is None:
                 raise
-            err.print(Text.assemble(("error: ", "bold red"), said), soft_wrap=True)
+            _complain(Text.assemble(("error: ", "bold red"), said))
             return 2
         except KeyboardInterrupt as stop:
             again = command_line(*typed) if command is None else command.again(typed)
-            said = f"\nstopped; nothing that was finished is lost. Continue with: {again}"
-            err.print(said, soft_wrap=True, markup=False, emoji=False)
+            _complain(Text(f"\nstopped; nothing that was finished is lost. Continue with: {again}"))
             return 128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)
+
+
+def _complain(text: Text) -> None:
+    """Print it on stderr; where that cannot be written, as on a full disk, the exit code alone has to say it."""
+    with suppress(OSError):
+        err.print(text, soft_wrap=True)
 
 
 def _say_what_can_be_said() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from understudy.core.errors import ArchitectureError, UnderstudyError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+LARGER = "raise that limit (ulimit -f)"
 _PARTIAL = ".partial"
 _SHOWN = 120  # characters of a path
 _counter = itertools.count()
@@ -125,6 +126,8 @@ def trouble_of(error: OSError) -> str | None:
     place = "" if name is None else f" {name}"
     if error.errno in FULL:
         return f"there must be space on the disk, but there is none left for{place or ' what is written'}"
+    if error.errno == errno.EFBIG:
+        return f"a file may have only so many bytes here, but{place or ' one'} needs more: {LARGER}"
     return f"files and folders must be accessible, but{place} is not: {error.strerror}" if place else None
 
 

@@ -29,6 +29,7 @@ from understudy.data.split import (
     held_out,
     numbered,
     on_cpu,
+    refuse_absent,
     sample,
     statistics,
     stratified,
@@ -47,9 +48,7 @@ class Data:
     val: AnySplit
     test: AnySplit | None
     classes: tuple[str, ...]  # none where targets are no classes
-    mean: tuple[
-        float, ...
-    ]  # per channel of the training split, in units of 0..1; zeros for float images, () for others
+    mean: tuple[float, ...]  # per channel of the training split, 0..1; zeros for float images, () for others
     std: tuple[float, ...]  # likewise; ones for float images
     shape: Shape  # channels, height and width of one image; of other lone tensors their own, () of a nesting
     digest: str  # 16 hexadecimal digits of sizes, labels, pixels and normalisation, whatever they came from
@@ -106,7 +105,12 @@ class Data:
         return replace(self, mean=settings[0], std=settings[1], digest=digest)
 
     def to(self, device: torch.device | str) -> Data:
-        """Return this data with its splits on another device."""
+        """Return this data with its splits on another device.
+
+        Raises:
+            DataError: torch does not know it, or does not find it here.
+        """
+        refuse_absent(device)
         test = None if self.test is None else self.test.to(device)
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=test)
 

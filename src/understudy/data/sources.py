@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def from_folder(path: Path, reading: Reading) -> Splits:
         labels = torch.tensor(listing.labels, dtype=torch.int64)
         if needed > reading.memory_gb:
             return StreamedSplit(
-                read=files.FileReader(listing, form),
+                # Read long after this, perhaps from another working folder.
+                read=files.FileReader(replace(listing, folder=listing.folder.absolute()), form),
                 items=torch.arange(len(labels)),
                 labels=labels,
                 shape=form.shape,

@@ -138,6 +138,18 @@ class StreamedSplit:
 AnySplit = Split | StreamedSplit
 
 
+def refuse_absent(device: torch.device | str) -> None:
+    """Refuse a device that torch does not know, or does not find here.
+
+    Raises:
+        DataError: it is one.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as e:  # torch without CUDA asserts that it has it
+        raise DataError(f"data go to a device that torch finds here, such as cpu or cuda:0, but got {device!r}") from e
+
+
 def picked(value: Any, indices: Tensor) -> Any:
     """Return those rows of every tensor of a nesting."""
     return mapped(value, lambda tensor: tensor.index_select(0, indices))

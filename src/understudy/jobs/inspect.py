@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import chdir
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,8 @@ def _subject(
     """Return a network and the usual shape of its images."""
     folder = Path(name)
     if not folder.is_dir():
-        module = ModelSpec.fitting(name, channels or 3, None, arguments).build()
+        with chdir("."):  # a model's file may go elsewhere, but what a caller typed is seen from here
+            module = ModelSpec.fitting(name, channels or 3, None, arguments).build()
         if weights is not None:
             load_into(module, read_weights(weights), source=str(weights))
         side = 32 if name.startswith("zoo:") else 224

@@ -64,12 +64,13 @@ def teach(
     """
     _refuse_other_kinds(model, data, teaching)
     teaching, out = teaching or Teaching(), path_of(out, "the folder of a teacher", RunError).absolute()
+    weights = None if weights is None else Path(weights).absolute()  # a model's file may go to another folder
     spec = ModelSpec.for_data(model, data, arguments or {})
     with (
         claimed(out, marker=_STARTED, again=lambda: f"the same command, into {out}"),
         Display(shown=progress) as display,
     ):
-        start = None if weights is None else read_weights(Path(weights))
+        start = None if weights is None else read_weights(weights)
         started = _check_same(out, spec, data, teaching, start)
         if not (out / _CARD).is_file():
             module = spec.build(teaching.seed)

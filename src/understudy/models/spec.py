@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,15 @@ class ModelSpec:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, seed: int = 0) -> nn.Module:
-        """Return the module with weights drawn from `seed`; torch's global generator is left as it was.
+        """Return the module with weights drawn from `seed`; torch's global generator and the working folder are kept.
 
         Raises:
             ModelError: there is no such model, it does not take these arguments, or its code fails.
         """
-        factory = _factory(self.name)
-        if isinstance(factory, nn.Module):
-            raise ModelError(f"{self.name} must be a function that returns the network, but is a network itself")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), chdir("."):
+            factory = _factory(self.name)
+            if isinstance(factory, nn.Module):
+                raise ModelError(f"{self.name} must be a function that returns the network, but is a network itself")
             torch.manual_seed(seed)
             try:
                 module = factory(**self.arguments)
@@ -124,8 +125,9 @@ def load_model(
     """
     if (mean is None) != (std is None):
         raise ConfigError(f"a normalisation must be a mean and a std, but got mean {mean} and std {std}")
-    spec = ModelSpec.for_data(name, data, arguments or {})
-    module = spec.build()
+    with chdir("."):  # a model's file may go elsewhere, but what a caller typed is seen from here
+        spec = ModelSpec.for_data(name, data, arguments or {})
+        module = spec.build()
     if weights is not None:
         load_into(module, read_weights(weights), source=str(weights))
     elif Path(name.rpartition(":")[0]).suffix != ".py":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.core.errors import MachineError, RunError, UnderstudyError
-from understudy.core.files import FULL, path_of, sweep
+from understudy.core.files import FULL, LARGER, path_of, sweep
 
 try:
     import fcntl
@@ -123,6 +124,11 @@ def _disk_trouble(error: BaseException, folder: Path, again: str) -> str | None:
         return (
             f"no space left on the device that holds {folder}{_free(folder)}. To free some: "
             f"{folder / 'logits'} is a cache and can go, so can runs that you no longer need. Nothing that was "
+            f"finished is lost; continue with: {again}"
+        )
+    if errno.EFBIG in codes:
+        return (
+            f"a file may have only so many bytes here, but one in {folder} needs more: {LARGER}. Nothing that was "
             f"finished is lost; continue with: {again}"
         )
     if isinstance(error, UnderstudyError):  # it says itself what is wrong with which file

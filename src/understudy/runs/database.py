@@ -128,6 +128,7 @@ def database_errors(address: str) -> Iterator[None]:
         damaged = isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
         kind = DamageError if damaged else RunError
         said = str(cause).strip() or type(cause).__name__
+        said += ": see whether the disk works, and `ulimit -f`" if said == "disk I/O error" else ""
         raise kind(f"the store {shown(address)} cannot be used: {said.splitlines()[0]}") from error
 
 

@@ -17,7 +17,7 @@ from understudy.core.architecture import Architecture
 from understudy.core.errors import DataError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.journal import Journal
-from understudy.runs.workers.process import Evaluate, Worker, needs_main, pickled, refuse_reimport
+from understudy.runs.workers.process import Evaluate, Worker, needs_main, pickled, refuse_reimport, refuse_stdin
 from understudy.runs.workers.retries import Attempt, Patience, Retries
 
 __all__ = ["Evaluate", "Pool", "refuse_reimport"]
@@ -128,6 +128,7 @@ class Pool:
         if self._count > 1:
             refuse_reimport()
             self._content = pickled(self._evaluate)
+            refuse_stdin(self._content)
             return False
         try:
             content = pickled(self._evaluate, most=_LARGE)

@@ -71,6 +71,20 @@ def needs_main(content: bytes) -> bool:
     return _MAIN in content
 
 
+def refuse_stdin(content: bytes) -> None:
+    """Refuse what needs the user's script where that is in no file, as what Python reads from standard input.
+
+    Raises:
+        RunError: it does.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if needs_main(content) and script is not None and not os.path.isfile(script):
+        raise RunError(
+            f"with workers > 1 the teacher's class must be in a file that can be imported, but its script is {script}; "
+            "save it as a file, or use workers=1"
+        )
+
+
 class Worker:
     """One process, seen from the driver.
 
