@@ -172,3 +172,41 @@ def test_layers_of_torchs_own_transformer_are_looked_into(norm_first: bool) -> N
     student = build(analysis, analysis.space.full.with_width(heads, 12).with_width("0", 5))
     weights = [student.get_parameter(f"1.layers.{index}.self_attn.in_proj_weight") for index in range(2)]
     assert [tuple(weight.shape) for weight in weights] == [(12, 5), (24, 5)]
+
+
+class Halo(nn.Module):
+    """Attention of blocks of pixels to the windows around them, with a table of relative places; as in HaloNet."""
+
+    def __init__(self, heads: int = 2, width: int = 4, block: int = 2, halo: int = 1) -> None:
+        super().__init__()
+        self.heads, self.width, self.block, self.window, self.halo = heads, width, block, block + 2 * halo, halo
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.q, self.kv = nn.Conv2d(6, heads * width, 1), nn.Conv2d(6, 2 * heads * width, 1)
+        self.places = nn.Parameter(torch.randn(2 * self.window - 1, width))
+        self.head = nn.Linear(heads * width, 3)
+
+    def relative(self, q: Tensor) -> Tensor:
+        b, blocks, pixels, _ = q.shape
+        q = q.reshape(-1, self.block, self.block, self.width)
+        n, height, side, _ = q.shape
+        size = self.places.shape[0]
+        x = F.pad((q @ self.places.transpose(-1, -2)).reshape(-1, side, size), [0, 1]).flatten(1)
+        x = F.pad(x, [0, size - side]).reshape(-1, side + 1, size)[:, :side, self.window - 1 :]
+        x = x.reshape(n, height, 1, side, self.window).expand(-1, -1, self.window, -1, -1)
+        return x.permute(0, 1, 3, 2, 4).reshape(b, blocks, pixels, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        b, _, height, width = x.shape
+        rows, columns = height // self.block, width // self.block
+        q = self.q(x).reshape(-1, self.width, rows, self.block, columns, self.block).permute(0, 1, 3, 5, 2, 4)
+        q = q.reshape(b * self.heads, self.width, -1, rows * columns).transpose(1, 3)
+        kv = F.pad(self.kv(x), [self.halo] * 4).unfold(2, self.window, self.block).unfold(3, self.window, self.block)
+        kv = kv.reshape(b * self.heads, 2 * self.width, rows * columns, -1).permute(0, 2, 3, 1)
+        k, v = torch.split(kv, [self.width, self.width], dim=-1)
+        seen = (q @ k.transpose(-1, -2) + self.relative(q)).softmax(-1) @ v
+        return self.head(seen.transpose(1, 3).reshape(b, self.heads * self.width, -1).mean(-1))
+
+
+def test_windows_of_pixels_keep_the_width_of_heads_together() -> None:
+    assert widths(check(Halo(), shape=(3, 6, 6))) == {"stem": (6, 1), "q": (8, 4)}

@@ -139,8 +139,11 @@ class _Joiner(Walk):
         self.picked: dict[fx.Node, int] = {}  # along which they go
         self._parent: list[int] = []
         self._emitters: dict[str, Part] = {}
-        if before is not None:  # labels are given out in the same order again
-            self.cuts = before.plan.parameters
+        self._before: dict[str, Labels] = {}
+        if before is not None:  # what a pass was told by the one before is told in labels, so each name keeps its own
+            self._before = {**before._before, **before.emitted}
+            self._parent += range(len(before._parent))
+            self.cuts = {name: cut for name, cut in before.plan.parameters.items() if name not in constants}
             self.counts = {key: labels for key, (labels, _, _) in before.counted.items()}
 
     def choose(self, node: fx.Node, dims: list[int], labels: Labels) -> int:
@@ -169,13 +172,18 @@ class _Joiner(Walk):
 
     def emit(self, name: str, size: int) -> Labels:
         if name not in self.emitted:
-            start = len(self._parent)
-            # A single channel cannot go, and broadcasts: it is no channel to decide on.
-            fresh = np.arange(start, start + size) if size > 1 else np.full(1, FIXED)
-            self._parent += range(start, start + size) if size > 1 else ()
-            self.emitted[name] = fresh
+            known = self._before.get(name)
+            self.emitted[name] = self._fresh(size) if known is None or len(known) != size else known
             self._emitters[name] = self.part
         return self.emitted[name]
+
+    def _fresh(self, size: int) -> Labels:
+        """Return new labels; a single channel cannot go, and broadcasts: it is no channel to decide on."""
+        if size < 2:
+            return np.full(1, FIXED)
+        start = len(self._parent)
+        self._parent += range(start, start + size)
+        return np.arange(start, start + size)
 
     def tie(self, a: Labels, b: Labels, node: fx.Node) -> Labels:
         if np.array_equal(a, b):
@@ -266,6 +274,14 @@ class _Joiner(Walk):
         """Return, for every label, the one that stands for all that it is tied to."""
         return np.array([self._find(label) for label in range(len(self._parent))], dtype=np.int64)
 
+    def slots(self) -> Labels:
+        """Return, for every label, the number of what it stays or goes with; FIXED where this pass did not meet it."""
+        roots, none = self.roots(), np.zeros(0, dtype=np.int64)
+        met = np.concatenate([none, *(labels[labels != FIXED] for labels in self.emitted.values())])
+        together = np.unique(roots[met])
+        found: Labels = np.where(np.isin(roots, together), np.searchsorted(together, roots), FIXED)
+        return found
+
     def _find(self, label: int) -> int:
         while self._parent[label] != label:
             self._parent[label] = self._parent[self._parent[label]]
@@ -301,7 +317,7 @@ def find_groups(traced: Trace) -> Groups:
             tried |= {node: place if place < joiner.options[node] else 0 for node in still}
             joiner = _Joiner(traced, joiner, tried, constants)
             plan = joiner.run()
-    _, slots = np.unique(joiner.roots(), return_inverse=True)
+    slots = joiner.slots()
     total = int(slots.max()) + 1 if slots.size else 0
     emitted = {name: _renamed(labels, slots) for name, labels in joiner.emitted.items()}
     plan = _renamed_plan(plan, slots)

@@ -96,16 +96,37 @@ class _Writer:
             return node.target(*args, **kwargs)  # type: ignore[operator]
         return self._new.create_node(node.op, node.target, args, kwargs, node.name)
 
-    def _told(self, node: fx.Node) -> int | None:
-        """Return the teacher's number where a node reads how many channels a tensor has."""
+    def _told(self, node: fx.Node) -> Any:
+        """Return the teacher's number where a node reads how many channels a tensor has, None where it does not."""
         value = node.meta["value"]
         reads = type(value) is int and self._refit.plan.sizes.get(self._twin(node), np.zeros(0)).size
+        if not reads:
+            return None
+        if node.op == "call_method" and node.target == "size":
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+            return self._measured(node.args[0], dim, value)
         if node.op == "call_method":
             all_of_it = isinstance(self._refit.plan.values.get(self._twin(node.args[0])), Labelled)  # type: ignore[arg-type]
-            measured = node.target == "size" or (node.target in ("numel", "nelement") and not all_of_it)
-        else:
-            measured = node.target is operator.getitem and _is_of_shape(node.args[0])
-        return value if reads and measured else None
+            return value if node.target in ("numel", "nelement") and not all_of_it else None
+        if node.target is not operator.getitem or not _is_of_shape(node.args[0]):
+            return None
+        shape: Any = node.args[0]
+        return self._measured(shape.args[0], node.args[1], value) if _is_shape(shape) else value
+
+    def _measured(self, of: Any, dim: Any, value: int) -> Any:
+        """Return the teacher's size of a tensor along a dimension of channels.
+
+        One that counts channels several times, as heads in the batch do, counts examples as well: it is computed from
+        the student's own.
+        """
+        x = self._refit.plan.values.get(self._twin(of))
+        if not isinstance(x, Labelled) or not isinstance(dim, int) or dim % len(x.shape) not in x.varying:
+            return value
+        labels = np.moveaxis(x.labels, dim, 0).reshape(x.labels.shape[dim], -1)[:, 0]
+        if len(np.unique(labels)) == len(labels):
+            return value
+        own = self._new.call_method("size", (self._copies[of], dim))
+        return self._scaled(own, len(labels), int(self._kept[labels].sum()))
 
     def _stand_in(self, node: fx.Node, entry: fx.Node) -> Any:
         path = next(path for path in enclosing_modules(node) if path in self._refit.removed)
@@ -154,7 +175,7 @@ class _Writer:
         of: Any = written.args[0] if written.args else None
         measured = self._refit.plan.values.get(self._twin(of)) if _is_shape(written) else None
         if isinstance(measured, Labelled) and index in measured.varying:
-            return written.meta["value"][index]
+            return self._measured(of, index, written.meta["value"][index])
         return self._new.call_function(operator.getitem, (held, index))
 
     def _number(self, held: Any, size: Size) -> Any:
@@ -164,11 +185,15 @@ class _Writer:
         stay, all_of_them = int(self._kept[size.labels].sum()), len(size.labels)
         if not isinstance(held, fx.Node):
             return stay // size.per
-        if stay == all_of_them:
-            return held
-        shared = math.gcd(stay, all_of_them)
-        product = self._new.call_function(operator.mul, (held, stay // shared))
-        return self._new.call_function(operator.floordiv, (product, all_of_them // shared))
+        return self._scaled(held, stay, all_of_them)
+
+    def _scaled(self, number: fx.Node, by: int, per: int) -> fx.Node:
+        """Return a number that the student computes times a fraction."""
+        if by == per:
+            return number
+        shared = math.gcd(by, per)
+        product = self._new.call_function(operator.mul, (number, by // shared))
+        return self._new.call_function(operator.floordiv, (product, per // shared))
 
 
 def _is_shape(node: Any) -> bool:

@@ -146,6 +146,15 @@ def _unfolded(walk: Walk, node: fx.Node, x: Labelled, args: Any, kwargs: Any) ->
     return Labelled.along(shape, 1, np.repeat(labels, shape[1] // len(labels)))
 
 
+@for_calls("unfold")
+def windows(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Windows along a dimension are one more at the end; those over channels hold a written number of them."""
+    dim = kwargs.get("dimension", args[0] if args else None)
+    if not isinstance(x, Labelled) or not isinstance(dim, int) or dim % len(x.shape) in x.varying or _is_one(x):
+        return walk.give_up(node, (x, *args), kwargs, "unfold runs over these channels")
+    return Labelled(walk.outcome(node, (x, *args), kwargs).shape, x.labels[..., None])
+
+
 @for_calls(F.fold)
 def fold(walk: Walk, node: fx.Node, input: Labelled, output_size: Any, kernel_size: Any, *args: Any, **kw: Any) -> Any:
     """The channels that become the pixels of one window go together."""
