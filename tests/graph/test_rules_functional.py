@@ -502,3 +502,24 @@ class MixedLinear(nn.Module):
 def test_a_weight_that_the_network_itself_computes_says_why_it_stays() -> None:
     frozen = {found.name: found for found in analyse(MixedLinear(), torch.randn(2, 6)).space.frozen}
     assert frozen["first"].width == 16 and frozen["first"].reason == "linear computes its weight in the forward pass"
+
+
+def _last(m: Any, x: Tensor, by: str) -> Tensor:
+    """Take one place of each row, for all channels of it; `by` says how the index gets as many."""
+    x = m["norm"](x).flatten(2).transpose(1, 2)
+    index = x.new_zeros((x.size(0), 1, 1), dtype=torch.long) + 3
+    repeated = {
+        "size": lambda: index.expand(-1, -1, x.size(2)),
+        "shape": lambda: index.repeat(1, 1, x.shape[-1]),
+        "number": lambda: index.expand(x.size(0), 1, m["norm"].num_features),
+        "written": lambda: index.repeat(1, 1, 8),
+    }
+    return x.gather(1, repeated[by]()).transpose(1, 2).unsqueeze(-1)
+
+
+@pytest.mark.parametrize("by", ["size", "shape", "number", "written"])
+def test_an_index_of_gather_is_repeated_for_as_many_channels_as_there_are(by: str) -> None:
+    analysis = check(Net(lambda m, x: _last(m, x, by), norm=nn.BatchNorm2d(8)))
+    assert widths(analysis)["stem"] == (8, 1)
+    plain = next(group.plain for group in analysis.space.groups if group.name == "stem")
+    assert ("repeat writes their number as 8" in plain) if by == "written" else not plain

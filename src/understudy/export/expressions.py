@@ -77,6 +77,7 @@ def _names() -> dict[Any, str]:
         ("torch.linalg", torch.linalg),
         ("torch.special", torch.special),
         ("torch.fft", torch.fft),
+        ("nn.utils.rnn", nn.utils.rnn),
         ("math", math),
         ("", builtins),
     )

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from understudy.core.errors import ExportError
+from understudy.core.errors import ExportError, UnderstudyError
 from understudy.core.files import write_whole
 from understudy.core.nested import mapped
+from understudy.graph.record import record
 
 # What torch notes of the Python files that a program comes from.
 _TRACES = ("stack_trace", "source_fn_stack", "from_node", "torch_fn")
@@ -40,6 +42,11 @@ def program_of(student: nn.Module, example: Any) -> torch.export.ExportedProgram
                 student, args, dict(example) if by_name else None, dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
+        if _packs(student, example):
+            raise ExportError(
+                "a student must be one that torch.export takes, but it packs sequences (pack_padded_sequence), whose "
+                "steps depend on the values of their lengths; model.py and the student's folder hold it as it is"
+            ) from error
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(f"a student must be one that torch.export takes, but it says: {reason}") from error
     for module in program.graph_module.modules():
@@ -47,6 +54,15 @@ def program_of(student: nn.Module, example: Any) -> torch.export.ExportedProgram
             for name in _TRACES:
                 node.meta.pop(name, None)
     return program
+
+
+def _packs(student: nn.Module, example: Any) -> bool:
+    """Return whether a forward pass leaves the padding of sequences out."""
+    try:
+        recording = record(student, example, training=False)
+    except UnderstudyError:
+        return False
+    return any(node.target is pack_padded_sequence for node in recording.graph.nodes)
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path) -> None:

@@ -24,7 +24,8 @@ from understudy.export.lines import looped, merged
 from understudy.export.modules import Modules
 from understudy.export.scopes import Calls, Scope, is_chain, same_results
 from understudy.graph.copies import copied
-from understudy.graph.fake import Signature
+from understudy.graph.fake import Signature, source_line
+from understudy.graph.nodes import tells_values
 from understudy.graph.record import record
 from understudy.graph.seeds import seeded
 from understudy.graph.trace import Example
@@ -65,9 +66,21 @@ def source_of(student: nn.Module, example: Example, *, leaf_modules: tuple[type[
         modes = [Calls(record(student, example, training=mode, leaf_modules=leaf_modules)) for mode in (False, True)]
     except TraceError as error:
         raise ExportError(f"model.py is written from the forward pass in both modes, but {error}") from error
+    _check_branches(modes)
     source = _written(student, modes)
     _prove(student, source, example)
     return source
+
+
+def _check_branches(modes: list[Calls]) -> None:
+    """Refuse a forward pass in which Python goes by what numbers an input holds: one example shows one way."""
+    for calls in modes:
+        for node in calls.recording.graph.nodes:
+            if node.meta.get("escapes") and tells_values(node):
+                raise ExportError(
+                    "model.py must do the same for all inputs, but the forward pass goes by the numbers in one "
+                    f"({source_line(node) or node.name}); the other formats can still be written"
+                )
 
 
 def _written(student: nn.Module, modes: list[Calls]) -> Source:

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
+from torch.nn.utils.rnn import PackedSequence
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class Signature:
     def bytes(self) -> int:
         """Bytes of the tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Packed(NamedTuple):
+    """What stands for the parts of a `PackedSequence`, which looks into what it is made of.
+
+    `data` has a row for each step of each sequence, (R, ...).
+    """
+
+    data: Any
+    batch_sizes: Any
+    sorted_indices: Any = None
+    unsorted_indices: Any = None
 
 
 def source_line(node: fx.Node) -> str:
@@ -72,15 +85,32 @@ def run_fake(
 
     Those are zeros, but for fake tensors whose identity is in `values`.
     """
+    args, kwargs = _opened(args), _opened(kwargs)
     try:
         with torch.no_grad(), mode, _quietly():
-            return call(*args, **kwargs)
+            return closed(call(*args, **kwargs))
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             known = {identity: value.clone() for identity, value in (values or {}).items()}  # may be overwritten
             real = map_structure((args, kwargs), lambda v: known.get(id(v), _zeros(v)))
-            out = copy.deepcopy(call)(*real[0], **real[1])
+            out = closed(copy.deepcopy(call)(*real[0], **real[1]))
         return map_structure(out, lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v)
+
+
+def _opened(value: Any) -> Any:
+    """Return nested arguments with packed sequences of torch in the place of what stands for them."""
+    if isinstance(value, Packed):
+        return PackedSequence(*value)
+    if type(value) in (tuple, list):
+        return type(value)(map(_opened, value))
+    return {name: _opened(part) for name, part in value.items()} if type(value) is dict else value
+
+
+def closed(value: Any) -> Any:
+    """Return nested values with what stands for packed sequences in the place of torch's."""
+    if isinstance(value, PackedSequence):
+        return Packed(*value)
+    return type(value)(map(closed, value)) if type(value) in (tuple, list) else value
 
 
 @contextlib.contextmanager

@@ -41,6 +41,30 @@ _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "x
 _IN_PLACE = frozenset(("setitem", *(f"i{name}" for name in _OPERATORS)))
 
 
+_FACTS = ("size", "dim", "numel", "nelement", "getattr", "get_device", "is_floating_point", "is_contiguous")
+
+
+def tells_values(node: fx.Node) -> bool:
+    """Return whether a plain value tells what numbers an input holds, not how large it is: `lengths.max().item()`."""
+    if describe(node) in _FACTS or node.op in ("placeholder", "get_attr"):
+        return False
+    near = node.all_input_nodes
+    plain, tensors = ([n for n in near if hasattr(n.meta["value"], "dtype") is held] for held in (False, True))
+    return any(map(tells_values, plain)) or any(map(_is_of_inputs, tensors))
+
+
+def _is_of_inputs(node: fx.Node) -> bool:
+    waiting, seen = [node], {node}
+    while waiting:
+        found = waiting.pop()
+        if found.op == "placeholder":
+            return True
+        near = [n for n in found.all_input_nodes if n not in seen]
+        seen.update(near)
+        waiting += near
+    return False
+
+
 def enclosing_modules(node: fx.Node) -> tuple[str, ...]:
     """Return the paths of the modules whose forward a node belongs to, outermost first."""
     return tuple(node.meta.get("nn_module_stack", {}))

@@ -20,11 +20,21 @@ from understudy.core.memory import out_of_memory
 from understudy.core.nested import leaves
 from understudy.graph.attention import attended, can_be_opened, is_followed
 from understudy.graph.fake import Signature, flat, like, map_structure, run_fake
-from understudy.graph.nodes import is_in_place
+from understudy.graph.nodes import is_in_place, tells_values
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered, remembered_call
+from understudy.graph.packed import packing, run_packed, with_nodes
 from understudy.graph.proxies import ExampleProxy, branch_message
-from understudy.graph.surroundings import as_before, causal_hints, factories, lengths, repeatable, scripted, wrapped
+from understudy.graph.surroundings import (
+    as_before,
+    causal_hints,
+    factories,
+    lengths,
+    repeatable,
+    scripted,
+    spaces_of,
+    wrapped,
+)
 
 WAS = "_was"  # where a layer that goes in disguise keeps its class
 # Layers of torch that are made of layers: their feed-forward parts are as wide as one likes.
@@ -49,7 +59,8 @@ def record_inputs(
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
     patches = factories(tracer, tracer.watch), lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
-    around = causal_hints(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
+    packs = packing(tracer, tracer.watch, spaces_of(root))
+    around = packs, causal_hints(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
     with contextlib.ExitStack() as stack:
         for context in (*around, *patches):
             stack.enter_context(context)
@@ -61,6 +72,8 @@ def record_inputs(
         elif "value" not in node.meta:  # a named tuple or a dataclass that holds tensors
             node.meta["value"] = fx.node.map_arg((*node.args, *node.kwargs.values()), lambda n: n.meta["value"])
         node.meta["value"] = node.meta.pop("before", None) or map_structure(node.meta["value"], _signature)
+        # Which way it goes for other inputs no graph says.
+        tracer.watch.draws |= node.meta.get("escapes", False) and tells_values(node)
     return graph, tracer.watch
 
 
@@ -75,11 +88,12 @@ class _Tracer(fx.Tracer):
         self._leaf_modules = leaf_modules
         self._closed: nn.Module | None = None  # attention whose call cannot be written out
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._inputs = {name: map_structure(value, self._to_fake) for name, value in inputs.items()}
         self._running = self._learns = self._inside = False
         self._signatures: dict[int, inspect.Signature] = {}  # by the identity of the function
         self._modules: dict[str, nn.Module] = {}
-        self._indices: dict[int, Tensor] = {}  # masks and numbers that the network holds, by the fake tensors' identity
+        # Masks and numbers that are given or that the network holds, by the fake tensors' identity.
+        self._indices: dict[int, Tensor] = {}
+        self._inputs = {name: map_structure(value, self._given_as) for name, value in inputs.items()}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, self._leaf_modules):
@@ -218,6 +232,7 @@ class _Tracer(fx.Tracer):
             if self.is_leaf_module(m, "") and any(True for _ in (*m.parameters(), *m.buffers())):
                 raise TraceError(_stray_message(m))
             return forward(*args, **kwargs)  # a part of a Sequential, say, or an activation made here
+        args, kwargs = with_nodes(self, args, kwargs)
         path = self.path_of_module(m)
         times = self.num_calls.get(path, 0)
         first = args[0].node.name if args and isinstance(args[0], fx.Proxy) else None
@@ -255,6 +270,9 @@ class _Tracer(fx.Tracer):
     def _to_fake(self, value: Any) -> Any:
         return like(value, self._fake) if isinstance(value, Tensor) else value
 
+    def _given_as(self, value: Any) -> Any:
+        return self._known(self._to_fake(value), value)
+
     def _run(self, node: fx.Node) -> Any:
         """Run one node on fake tensors; fx's patches of Module see `_running` and stand aside."""
         if node.op == "placeholder":
@@ -269,12 +287,15 @@ class _Tracer(fx.Tracer):
             args, kwargs = map_structure((args, kwargs), plain)
             found = self._output(node, args, kwargs)
             given = [v for v in flat((args, kwargs)) if isinstance(v, Tensor)]
-            if given and all(id(v) in self._indices for v in given):  # a size may follow from what they hold
-                # Copies, as the operation may overwrite what it is given: a counter that the teacher holds.
+            if given and all(id(v) in self._indices for v in given) and any(map(_is_of_numbers, flat(found))):
+                # A size may follow from what they hold. Copies, as the operation may overwrite what it is given: a
+                # counter that the teacher holds.
                 real = map_structure(
                     (args, kwargs), lambda v: self._indices[id(v)].clone() if id(v) in self._indices else v
                 )
-                self._known(found, copy.deepcopy(self._call(node))(*real[0], **real[1]))
+                made = copy.deepcopy(self._call(node))(*real[0], **real[1])
+                for fake, value in zip(flat(found), flat(made), strict=True):
+                    self._known(fake, value)
             return found
         finally:
             self._running = running
@@ -283,6 +304,9 @@ class _Tracer(fx.Tracer):
         def run() -> Any:
             return run_fake(self._call(node), args, kwargs, self._fake, self._indices)
 
+        packed = run_packed(self._call(node), args, kwargs, self._fake, self._indices)
+        if packed is not None:
+            return packed
         if node.op != "call_module":
             return remembered_call(node.target, args, kwargs, self._fake, run)
         layer = self._module(str(node.target))
@@ -291,7 +315,7 @@ class _Tracer(fx.Tracer):
         return remembered(layer, vars(layer).get(WAS, type(layer)), args, kwargs, self._fake, run)
 
     def _known(self, fake: Any, value: Any) -> Any:
-        if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+        if _is_of_numbers(value):
             self._indices[id(fake)] = value
         return fake
 
@@ -309,6 +333,10 @@ class _Tracer(fx.Tracer):
         if not self._modules:  # torch would look it up name by name, each time
             self._modules = {path: module for module, path in (self.submodule_paths or {}).items()}
         return self._modules[path]
+
+
+def _is_of_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
 def _is_wrapped(function: Any) -> bool:

@@ -167,14 +167,19 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def lengths(root: nn.Module) -> Iterator[None]:
-    """Let `len` of a tensor be a node where the modules are written; Python itself takes nothing but a plain number."""
+def spaces_of(root: nn.Module) -> list[dict[str, Any]]:
+    """Return the names that the code of modules knows, those of each file once, but for torch's own."""
     kinds = {kind for module in root.modules() for kind in type(module).__mro__}
     held = (value for module in root.modules() for value in vars(module).values())
     functions = [f for f in (*(f for kind in kinds for f in vars(kind).values()), *held) if inspect.isfunction(f)]
     found = {id(f.__globals__): f.__globals__ for f in functions if not (f.__module__ or "torch").startswith("torch.")}
-    spaces = [space for space in found.values() if "len" not in space]
+    return list(found.values())
+
+
+@contextmanager
+def lengths(root: nn.Module) -> Iterator[None]:
+    """Let `len` of a tensor be a node where the modules are written; Python itself takes nothing but a plain number."""
+    spaces = [space for space in spaces_of(root) if "len" not in space]
     try:
         for space in spaces:
             space["len"] = _length

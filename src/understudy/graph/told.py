@@ -51,9 +51,11 @@ def follow_sizes(walk: Walk, node: fx.Node) -> None:
         labels, name = np.concatenate(counted), describe(node)
         inputs = [walk.plan.values[n] for n in node.all_input_nodes]
         own = np.concatenate([_NONE, *(_channels_of(walk, value) for value in inputs)])
-        if name in _MAKING:
+        # Of places, which go along the channels of what is taken by them.
+        repeats = name in ("expand", "repeat") and (own == FIXED).all()
+        if name in _MAKING or repeats:
             own = _channels_of(walk, value)
-        if name not in _RESIZING and not (name in _MAKING and own.size):
+        if name not in _RESIZING and not ((name in _MAKING or repeats) and own.size):
             walk.write(labels, f"{name} computes with their number", node)
         else:
             walk.sized_by.append((labels, own, node))

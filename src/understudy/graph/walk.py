@@ -425,7 +425,7 @@ class Walk(ABC):
             return MODULE_RULES.get(type(module)), f"no rule for the {kind}"
         rule = CALL_RULES.get(node.target)
         if isinstance(node.target, type) and (is_dataclass(node.target) or issubclass(node.target, tuple)):
-            return gathered, ""
+            return rule or gathered, ""
         if rule is None and node.op == "call_function":
             target = node.target
             rule = CALL_RULES.get(f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}")

@@ -215,7 +215,8 @@ class Masked(fx.Interpreter):
 
     def _passed(self, known: Any, value: Any) -> Any:
         if isinstance(value, tuple | list) and isinstance(known, tuple | list):  # the state of a recurrent layer
-            return type(value)(map(self._passed, known, value))
+            parts = map(self._passed, known, value)
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         if not isinstance(value, Tensor) or not isinstance(known, Labelled):
             return value
         stays = self._kept[torch.from_numpy(self._of_batch(known.labels, value.shape).copy())]

@@ -249,12 +249,27 @@ def expand(walk: Walk, node: fx.Node, x: Any, *sizes: Any) -> Labelled:
     labels = x.labels.reshape((1,) * new + x.labels.shape)
     shape = tuple(x.shape[d - new] if size == -1 else size for d, size in enumerate(flat))
     given = given_sizes(node, sizes)
-    result = Labelled(shape, labels)
+    result = _for_channels(walk, node, Labelled(shape, labels))
     for d in result.varying:
         if _is_written(given[d][0]):
             walk.write(labels, f"expand writes their number as {shape[d]}", node)
         size(walk, node, result, d, given[d])
     return result
+
+
+def _for_channels(walk: Walk, node: fx.Node, repeated: Labelled) -> Labelled:
+    """Return places that were repeated for each channel of what `gather` takes by them, with these channels."""
+    takes = [user for user in node.users if describe(user) == "gather" and node in user.args[2:]]
+    taken = takes[0].args[0] if takes and len(takes) == len(node.users) else None
+    known = isinstance(taken, fx.Node) and walk.trace.order[taken] < walk.trace.order[node]
+    x = walk.plan.values[taken] if known else None  # type: ignore[index]
+    if not (isinstance(x, Labelled) and repeated.is_fixed and len(x.varying) == 1):
+        return repeated
+    dim, was = x.varying[0], node.all_input_nodes[0].meta["value"].shape
+    around = len(x.shape) - len(was)
+    single = dim < around or was[dim - around] == 1
+    fits = len(repeated.shape) == len(x.shape) and repeated.shape[dim] == x.shape[dim]
+    return Labelled(repeated.shape, x.labels) if single and fits else repeated
 
 
 @for_modules(nn.ChannelShuffle)
@@ -312,7 +327,14 @@ def repeat(walk: Walk, node: fx.Node, x: Any, *times: Any) -> Labelled | Arrange
     shape = (1,) * (rank - len(x.shape)) + x.shape
     labels = x.labels.reshape((1,) * (rank - len(x.shape)) + x.labels.shape)
     tiles = tuple(n if labels.shape[d] > 1 else 1 for d, n in enumerate(flat))
-    return Labelled(tuple(s * n for s, n in zip(shape, flat, strict=True)), np.tile(labels, tiles))
+    result = Labelled(tuple(s * n for s, n in zip(shape, flat, strict=True)), np.tile(labels, tiles))
+    places = _for_channels(walk, node, result)
+    for d in places.varying if places is not result else ():
+        given = given_sizes(node, times)[d - rank]
+        if _is_written(given[0]):
+            walk.write(places.labels, f"repeat writes their number as {shape[d] * flat[d]}", node)
+        size(walk, node, places, d, given)
+    return places
 
 
 @for_calls(torch.repeat_interleave, "repeat_interleave", arranged=True)

@@ -234,6 +234,11 @@ def _on_labels(x: Labelled, keys: tuple[Any, ...]) -> tuple[Any, ...]:
 def gather(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, **more: Any) -> Any:
     """Places along one dimension, which depend on no channel; those along others are as they were."""
     dim %= len(x.shape)
+    if isinstance(index, Labelled) and index.varying == x.varying and dim not in x.varying and not more:
+        along = x.varying[0] if len(x.varying) == 1 else -1  # places for each channel
+        if along >= 0:
+            walk.tie(walk.channels(x, along, node), walk.channels(index, along, node), node)
+            return Labelled(index.shape, x.labels)
     fixed = isinstance(index, Labelled) and index.is_fixed and not more
     if not fixed or dim in x.varying or any(index.shape[d] != x.shape[d] for d in x.varying):
         return walk.give_up(node, (x, dim, index), more, "no rule for gather with these arguments")

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterUse
-from understudy.graph.fake import flat
+from understudy.graph.fake import Packed, flat
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.sums import turned
@@ -103,6 +103,8 @@ _FACTS = frozenset(
 @for_calls(getattr, arranged=True)
 def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
     """The shape is computed; dtype, device and rank are the teacher's. Others may tell how many channels there are."""
+    if isinstance(x, Packed):
+        return getattr(x, name)
     if name == "shape":
         return x.shape
     if (isinstance(x, Labelled) and name in ("data", "real", "imag")) or is_overwritten_weight(node):
