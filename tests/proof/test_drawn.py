@@ -24,3 +24,8 @@ def test_no_student_of_many_random_networks_is_wrong(first: int) -> None:
 @pytest.mark.parametrize("first", range(MANY.stop, MANY.stop + 10_000, 250))
 def test_no_student_of_ten_thousand_random_networks_is_wrong(first: int) -> None:
     assert [found for seed in range(first, first + 250) if (found := tried(seed, draws=10)).wrong] == []
+
+
+def test_a_norm_without_channels_that_a_removal_brings_some_is_built() -> None:
+    found = tried(30892)  # without a convolution the channels of an earlier one come to an RMS norm of tokens
+    assert (found.wrong, found.back) == ("", "")

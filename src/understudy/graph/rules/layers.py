@@ -203,13 +203,14 @@ def group_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
 def layer_norm(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     """Over channels, and over space behind them, it takes its statistics over the channels that stay."""
     name = str(node.target)
-    if not normalises_channels(walk, node, x, module.normalized_shape):
-        return x
-    labels, behind = walk.channels(x, -len(module.normalized_shape), node), module.normalized_shape[1:]
+    sizes = tuple(module.normalized_shape)
+    over = normalises_channels(walk, node, x, sizes)
+    first = walk.channels(x, -len(sizes), node) if over else sizes[0]  # which a removal may bring channels to
     for part in ("weight", "bias"):
         if getattr(module, part, None) is not None:
-            walk.parameter(f"{name}.{part}", ParameterPlan((labels, *behind)), node)
-    walk.count_in((name, "normalized_shape"), labels, node)
+            walk.parameter(f"{name}.{part}", ParameterPlan((first, *sizes[1:])), node)
+    if isinstance(first, np.ndarray):
+        walk.count_in((name, "normalized_shape"), first, node)
     return x
 
 
