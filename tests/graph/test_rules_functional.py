@@ -496,7 +496,7 @@ class MixedLinear(nn.Module):
         self.mix = nn.Parameter(torch.randn(16, 16))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.linear(x, self.mix @ self.first.weight, self.first.bias).relu())  # type: ignore[no-any-return]
+        return self.head(F.linear(x, self.mix @ self.first.weight.softmax(1), self.first.bias).relu())  # type: ignore[no-any-return]
 
 
 def test_a_weight_that_the_network_itself_computes_says_why_it_stays() -> None:

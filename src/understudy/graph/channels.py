@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+import math
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import fx
+
+from understudy.graph.fake import Signature
 
 Labels = npt.NDArray[np.int64]
 FIXED = -1
@@ -49,6 +52,11 @@ class Labelled:
         return bool((self.labels == FIXED).all())
 
 
+def shape_of(value: Any) -> Any:
+    """Return the shape of what has one, and anything else as it is."""
+    return tuple(value.shape) if isinstance(value, Labelled | ParameterUse | Signature) else value
+
+
 @dataclass(frozen=True)
 class ParameterUse:
     """A parameter or buffer that the forward pass uses directly, not yet tied to anything.
@@ -67,9 +75,28 @@ class ParameterUse:
         """The parameter's own shape."""
         return self.shape
 
+    @property
+    def parts(self) -> tuple[ParameterUse, ...]:
+        """The parameters that it is made of, without what it meets."""
+        return (self,)
+
+    @property
+    def work(self) -> list[Work]:
+        """What making it takes where its channels stay."""
+        return []
+
     def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return for each dimension of `shape` what `own` says of the parameter's."""
         return own
+
+    def seen_of(self, own: Callable[[str], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """As `seen` by what a function says of a parameter by its name."""
+        return self.seen(own(self.name))
+
+    @property
+    def turned(self) -> ParameterUse:
+        """The same with its two dimensions exchanged."""
+        return Turned(self.name, self.shape[::-1], beside=_turned(self.beside))
 
 
 @dataclass(frozen=True)
@@ -84,6 +111,43 @@ class Turned(ParameterUse):
     def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
         """As for any parameter."""
         return own[::-1]
+
+    @property
+    def turned(self) -> ParameterUse:
+        """The parameter as it is."""
+        return ParameterUse(self.name, self.shape[::-1], beside=_turned(self.beside))
+
+
+@dataclass(frozen=True)
+class Product(ParameterUse):
+    """A weight (O, I) that is a product of two parameters, (O, R) and (R, I), and has the name of the first."""
+
+    factors: tuple[ParameterUse, ...] = ()
+
+    @property
+    def parts(self) -> tuple[ParameterUse, ...]:
+        """Both."""
+        return self.factors
+
+    @property
+    def work(self) -> list[Work]:
+        """The product."""
+        return [Work("matmul", math.prod(self.shape) * self.factors[0].shape[1])]
+
+    def seen_of(self, own: Callable[[str], tuple[Any, ...]]) -> tuple[Any, ...]:
+        """Its rows are the first one's, its columns the other's."""
+        left, right = self.factors
+        return left.seen_of(own)[0], right.seen_of(own)[1]
+
+    @property
+    def turned(self) -> ParameterUse:
+        """The product of both, turned, in the other order."""
+        left, right = (factor.turned for factor in self.factors[::-1])
+        return Product(left.name, self.shape[::-1], beside=_turned(self.beside), factors=(left, right))
+
+
+def _turned(beside: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(use.turned for use in beside)
 
 
 @dataclass(frozen=True)
@@ -235,7 +299,7 @@ class Plan:
         if isinstance(value, Labelled) and value.varying == (dim % len(value.shape),):
             return value.labels.reshape(-1)
         if isinstance(value, ParameterUse) and value.name in self.parameters:
-            seen = value.seen(self.parameters[value.name].dims)
+            seen = value.seen_of(lambda name: self.parameters[name].dims)
             found = seen[dim] if dim < len(seen) else None
         return found if isinstance(found, np.ndarray) else np.zeros(0, dtype=np.int64)
 

@@ -166,9 +166,15 @@ def _sizes(groups: Groups, node: fx.Node, kept: Mask) -> list[tuple[int, ...]]:
     value = groups.plan.values[node]
     if not isinstance(value, ParameterUse) or value.rows is not None:
         return kept_sizes(value, kept)
-    dims = groups.parameters[value.name].dims
-    sizes = tuple(int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in dims)
-    return [(1, sizes[0], math.prod(sizes[1:])) if isinstance(value, Standardised) else value.seen(sizes)]
+
+    def sizes(name: str) -> tuple[int, ...]:
+        dims = groups.parameters[name].dims
+        return tuple(int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in dims)
+
+    if isinstance(value, Standardised):
+        outputs, *others = sizes(value.name)
+        return [(1, outputs, math.prod(others))]
+    return [value.seen_of(sizes)]
 
 
 def _narrowed(groups: Groups, kept: Mask) -> nn.Module:

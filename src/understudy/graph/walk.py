@@ -33,6 +33,7 @@ from understudy.graph.channels import (
     Plan,
     Size,
     Work,
+    shape_of,
 )
 from understudy.graph.fake import Signature, flat, map_structure, run_fake, source_line
 from understudy.graph.flops import counting
@@ -304,8 +305,8 @@ class Walk(ABC):
         return self.recorded(node) if same else self.rerun(node, args, kwargs, counted=False)
 
     def _is_as_recorded(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
-        now = map_structure((args, kwargs), _shape_of)
-        was = map_structure(fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"]), _shape_of)
+        now = map_structure((args, kwargs), shape_of)
+        was = map_structure(fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"]), shape_of)
         return bool(now == was)
 
     def spatial(self, node: fx.Node, x: Labelled, dims: int) -> tuple[int, ...]:
@@ -339,7 +340,9 @@ class Walk(ABC):
         if isinstance(value, Labelled):
             self.freeze(value.labels, reason, node)
         elif isinstance(value, ParameterUse):
-            self.parameter(value.name, ParameterPlan(value.whole), node)
+            for part in value.parts:
+                self.parameter(part.name, ParameterPlan(part.whole), node)
+            self.part.work += value.work
             map_structure(value.beside, lambda other: self._freeze_value(other, reason, node))
         return value
 
@@ -443,7 +446,3 @@ class Walk(ABC):
         if node.op == "call_method":
             return lambda self, *args, **kwargs: getattr(self, str(node.target))(*args, **kwargs)
         return node.target  # type: ignore[return-value]
-
-
-def _shape_of(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Labelled | ParameterUse | Signature) else value

@@ -30,7 +30,7 @@ from understudy.graph.nodes import describe
 from understudy.graph.rules.layers import normalises_channels
 from understudy.graph.rules.standardised import layer_of, normed
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.rules.weights import cut
+from understudy.graph.rules.weights import cut, made_by_columns
 from understudy.graph.walk import Walk
 
 # What a student's layer says of itself, beside what its forward pass reads.
@@ -52,8 +52,8 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
         return walk.give_up(node, (x, weight, bias), {}, "linear computes its weight in the forward pass")
     if weight.rows is not None:
         return _part_of_linear(walk, node, x, weight, bias)
-    name = layer_of(weight)
     turned, known = isinstance(weight, Turned), walk.known.get(walk.trace.names.get(weight.name, weight.name))
+    name = made_by_columns(walk, weight, layer_of(weight)) if turned else layer_of(weight)
     inputs = walk.channels(x, -1, node)
     if known is not None and not isinstance(known.dims[1 if turned else 0], np.ndarray):  # as many as rows of a table
         outputs = np.full(weight.shape[0], FIXED)
@@ -104,7 +104,7 @@ def embedding(walk: Walk, node: fx.Node, input: Any, weight: Any, *rest: Any, **
     if not fixed or not _is_matrix(weight, 2):
         return walk.give_up(node, (input, weight, *rest), more, "no rule for embedding with these arguments")
     outputs = walk.emit(layer_of(weight), weight.shape[1])
-    walk.parameter(weight.name, ParameterPlan((weight.shape[0], outputs)), node)
+    cut(walk, node, weight, (weight.shape[0], outputs))
     return Labelled.along((*input.shape, len(outputs)), len(input.shape), outputs)
 
 

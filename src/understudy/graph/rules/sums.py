@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Turned, Work
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Product, Turned, Work
 from understudy.graph.nodes import describe
 from understudy.graph.rules.movement import permute, transpose, unsqueeze
 from understudy.graph.rules.pointwise import elementwise
 from understudy.graph.rules.products import product
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.rules.weights import CHANGING, arranged, cut, is_only_multiplied
+from understudy.graph.rules.weights import CHANGING, arranged, cut, is_only_multiplied, made_by_columns, multiplied
 from understudy.graph.walk import Walk
 
 Operand = Labelled | ParameterUse
@@ -50,6 +50,9 @@ def _laid_out(walk: Walk, node: fx.Node, x: Any, term: str, result: str) -> Any:
 @for_calls(operator.matmul, torch.matmul, torch.mm, torch.bmm, "matmul", "mm", "bmm", parameters=True)
 def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
     """As a linear layer where one side is a parameter (inputs, outputs), else a product of two computed tensors."""
+    weight = multiplied(node, a, b)
+    if weight is not None:
+        return weight
     kinds = [isinstance(x, ParameterUse) and len(x.shape) > 1 for x in (a, b)]
     ranks = [len(x.shape) if isinstance(x, Labelled | ParameterUse) else 0 for x in (a, b)]
     if sum(kinds) != 1 or min(ranks) < 2 or walk.trace.are_numbers((a if kinds[0] else b).name):
@@ -63,10 +66,12 @@ def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
 @for_calls(torch.t, "t", torch.transpose, "transpose", torch.swapaxes, "swapaxes", arranged=True)
 def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
     """Channels move with their dimension; a weight is multiplied by the other way round."""
-    matrix = type(x) in (ParameterUse, Turned) and len(x.shape) == 2 and x.rows is None and not x.beside
+    uses = (x, *getattr(x, "beside", ()))
+    matrix = all(type(use) in (ParameterUse, Turned, Product) and len(use.shape) == 2 for use in uses)
+    weight = matrix and x.rows is None and is_only_multiplied(node) and not walk.trace.are_numbers(x.name)
     first, second = dims or (0, 1)
-    if matrix and {first % 2, second % 2} == {0, 1} and is_only_multiplied(node) and not walk.trace.are_numbers(x.name):
-        return ParameterUse(x.name, x.shape[::-1]) if isinstance(x, Turned) else Turned(x.name, x.shape[::-1])
+    if weight and {first % 2, second % 2} == {0, 1}:
+        return x.turned
     return transpose(walk, node, x, first, second)
 
 
@@ -161,6 +166,7 @@ def _cut(
     if own and not any(c in result for c in found) and use.name not in walk.constants:
         dim = term.index(own[-1])
         if known is None or isinstance(known[dim], np.ndarray):
-            found[own[-1]] = walk.emit(use.name, use.shape[dim])
+            name = use.name if isinstance(use, Turned) or dim == 0 else made_by_columns(walk, use, use.name)
+            found[own[-1]] = walk.emit(name, use.shape[dim])
     dims = tuple(found[c] if c in found and n > 1 else n for c, n in zip(term, use.shape, strict=True))
     cut(walk, node, use, dims)

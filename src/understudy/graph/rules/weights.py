@@ -17,7 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from understudy.graph.channels import Arranged, Labelled, Labels, Paired, ParameterPlan, ParameterUse, Statistic, Turned
+from understudy.graph.channels import (
+    Arranged,
+    Labelled,
+    Labels,
+    Paired,
+    ParameterPlan,
+    ParameterUse,
+    Product,
+    Statistic,
+    Turned,
+    Work,
+)
 from understudy.graph.nodes import is_in_place
 from understudy.graph.registry import CALL_RULES
 from understudy.graph.told import tell_layer
@@ -36,7 +47,9 @@ def is_only_multiplied(node: fx.Node) -> bool:
     def takes(user: fx.Node) -> bool:
         if user.target in _MULTIPLYING or is_overwritten_weight(user):
             return True
-        changes = user.op != "call_module" and CALL_RULES.get(user.target) in CHANGING and not is_in_place(user)
+        turns = user.target is getattr and user.args[1] in ("T", "mT")
+        changes = user.op != "call_module" and (turns or CALL_RULES.get(user.target) in CHANGING)
+        changes = changes and not is_in_place(user)
         return changes and all(map(is_of_parameters, user.all_input_nodes)) and is_only_multiplied(user)
 
     return bool(node.users) and all(map(takes, node.users))
@@ -98,6 +111,7 @@ def combined(walk: Walk, node: fx.Node, given: list[Any]) -> ParameterUse | None
     shape = node.meta["value"].shape
     whole = [v for v in given if isinstance(v, ParameterUse) and v.shape == shape]
     held = dict(walk.trace.root.named_parameters()) if len(whole) > 1 else {}
+    whole.sort(key=lambda v: isinstance(v, Product))  # a change of low rank comes to the weight that it changes
     first = next((v for v in whole if v.name in held), whole[0] if whole else None)
     others = [v for v in given if v is not first]
     if first is None:
@@ -144,28 +158,78 @@ def _fits(walk: Walk, weight: ParameterUse, other: Any) -> bool:
         return len(other.varying) < 2
     if isinstance(other, Statistic):
         return other.name == weight.name
-    return type(other) in (ParameterUse, Turned) and other.rows is None and not walk.trace.are_numbers(other.name)
+    known = type(other) in (ParameterUse, Turned, Product) and other.rows is None
+    return known and not walk.trace.are_numbers(other.name)
 
 
 def cut(walk: Walk, node: fx.Node, weight: ParameterUse, dims: tuple[Labels | int, ...]) -> None:
     """Let a weight have these channels along the dimensions that the forward pass sees, and what it meets as well."""
-    held = dims[::-1] if isinstance(weight, Turned) else (*dims, 2) if isinstance(weight, Paired) else dims
-    walk.parameter(weight.name, ParameterPlan(held), node)
-    for dim, labels in enumerate(held):
-        if isinstance(labels, np.ndarray):
-            tell_layer(walk, weight.name, dim, labels, node)
+    if isinstance(weight, Product):
+        _cut_product(walk, node, weight, dims)
+    else:
+        held = dims[::-1] if isinstance(weight, Turned) else (*dims, 2) if isinstance(weight, Paired) else dims
+        walk.parameter(weight.name, ParameterPlan(held), node)
+        for dim, labels in enumerate(held):
+            if isinstance(labels, np.ndarray):
+                tell_layer(walk, weight.name, dim, labels, node)
     for other in weight.beside:
         own = dims[len(dims) - len(other.shape) :]
-        if isinstance(other, Labelled):
+        if isinstance(other, Product):
+            cut(walk, node, other, own)
+        elif isinstance(other, Labelled):
             _cut_tensor(walk, node, other, own)
         elif not isinstance(other, Statistic):
             plan = tuple(d if n > 1 else 1 for d, n in zip(own, other.shape, strict=True))
             walk.parameter(other.name, ParameterPlan(plan[::-1] if isinstance(other, Turned) else plan), node)
 
 
+def multiplied(node: fx.Node, a: Any, b: Any) -> Product | None:
+    """Return the weight that the product of two parameters is, None where it is none or several things read it."""
+    for use in (a, b):
+        if type(use) not in (ParameterUse, Turned) or len(use.shape) != 2 or use.rows is not None or use.beside:
+            return None
+    if not is_only_multiplied(node) or not _is_used_once(node) or a.shape[1] != b.shape[0]:
+        return None
+    return Product(a.name, (a.shape[0], b.shape[1]), factors=(a, b))
+
+
+def made_by_columns(walk: Walk, weight: ParameterUse, name: str) -> str:
+    """Return the name of what the columns of a weight make: not that of what its rows make in a tied decoder."""
+    owner = weight.name.rpartition(".")[0]
+
+    def reads_rows(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return str(node.target) == owner
+        read = node.args[1] if node.target is F.linear and len(node.args) > 1 else None
+        return isinstance(read, fx.Node) and read.op == "get_attr" and read.target == weight.name
+
+    return f"{weight.name}.T" if any(map(reads_rows, walk.trace.order)) else name
+
+
+def _is_used_once(node: fx.Node) -> bool:
+    """Return whether a weight that is computed is a part of one weight alone, so that its MACs count once."""
+    if len(node.users) != 1:
+        return False
+    user = next(iter(node.users))
+    return not is_of_parameters(user) or _is_used_once(user)
+
+
+def _cut_product(walk: Walk, node: fx.Node, weight: Product, dims: tuple[Labels | int, ...]) -> None:
+    """Cut the rows of the first factor and the columns of the second; what they have in common stays."""
+    (left, right), (rows, columns) = weight.factors, dims
+    rank = left.shape[1]
+    cut(walk, node, left, (rows, rank))
+    cut(walk, node, right, (rank, columns))
+    factors = tuple(labels for labels in dims if isinstance(labels, np.ndarray))
+    sizes = (size for size in dims if isinstance(size, int))
+    walk.part.work.append(Work("matmul", math.prod((rank, *sizes)), factors))
+
+
 def _cut_tensor(walk: Walk, node: fx.Node, x: Labelled, dims: Iterable[Labels | int]) -> None:
     for d, labels in enumerate(dims):
         if isinstance(labels, np.ndarray) and x.shape[d] > 1:
+            if x.shape[d] != len(labels):  # what a removal brings
+                raise ValueError(f"a weight of {x.shape[d]} channels does not fit {len(labels)}")
             if d in x.varying:
                 walk.tie(walk.channels(x, d, node), labels, node)
             else:
