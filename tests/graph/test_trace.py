@@ -14,6 +14,7 @@ from tests.support.modules import odd_modules, odd_python, odd_tensors
 from understudy.core.errors import TraceError
 from understudy.graph import analysis as module
 from understudy.graph.analysis import Analysis, analyse
+from understudy.graph.copies import copied
 from understudy.graph.fake import Signature, source_line
 from understudy.graph.groups import Groups, find_groups
 from understudy.graph.kinds import leaf_classes
@@ -183,6 +184,15 @@ def test_what_nothing_can_copy_is_named() -> None:
     network[0].lock = threading.Lock()
     with pytest.raises(TraceError, match=r"copy\.deepcopy can copy, but it cannot: 0\.lock is a lock"):
         analyse(network, torch.rand(1, 2))
+
+
+def test_a_network_that_keeps_the_handles_of_its_hooks_is_copied_again_and_again() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    network.handles = [network[1].register_forward_hook(lambda module, given, found: None)]
+    network.handles += [copied(network[1]).register_forward_hook(print)]  # whose module is gone
+    again = copied(copied(network))
+    again.handles[0].remove()
+    assert not again[1]._forward_hooks and network[1]._forward_hooks
 
 
 @pytest.mark.parametrize("name", ["py_reused", "py_moving_assigned", "py_logged", "py_counting"])

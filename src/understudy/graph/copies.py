@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from understudy.core.errors import TraceError
 
@@ -28,6 +29,8 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
             for held in _held(value) if name not in _WITHOUT_TENSORS else ():
                 if isinstance(held, Tensor) and not held.is_leaf:
                     memo.setdefault(id(held), held.detach().clone())
+                elif isinstance(held, RemovableHandle) and _is_spent(held):
+                    memo.setdefault(id(held), held)
     try:
         return _copy(module, memo)
     except (TypeError, RuntimeError, NotImplementedError, AttributeError, pickle.PicklingError) as error:
@@ -35,6 +38,11 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
             f"a network must be one that copy.deepcopy can copy, but it cannot{_blamed(module)}: {error}. Set to None "
             "what the forward pass does not need, or leave it out of the class's __getstate__"
         ) from error
+
+
+def _is_spent(handle: RemovableHandle) -> bool:
+    """Return whether a handle is one of hooks whose module is gone, which torch cannot copy: it removes nothing."""
+    return any(ref() is None for ref in (handle.hooks_dict_ref, *(handle.extra_dict_ref or ())))
 
 
 def _blamed(module: nn.Module) -> str:

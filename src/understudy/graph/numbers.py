@@ -17,7 +17,7 @@ from torch import fx, nn
 
 Key = tuple[str, str]  # path of the module, name of the attribute
 # Frames between the user's line and what is recorded; the last two check types where that is on.
-RECORDERS = ("/torch/", "/understudy/graph/", "/numpy/", "/jaxtyping/", "beartype", "<@beartype")
+RECORDERS = ("/torch/", "/understudy/graph/", "/numpy/", "/jaxtyping/", "/einops/", "beartype", "<@beartype")
 
 
 @dataclass(frozen=True)

@@ -116,15 +116,12 @@ class _Writer:
     def _measured(self, of: Any, dim: Any, value: int) -> Any:
         """Return the teacher's size of a tensor along a dimension of channels.
 
-        One that counts channels several times, as heads in the batch do, counts examples as well: it is computed from
-        the student's own.
+        The first one counts examples as well, where heads lie beside them: it is computed from the student's own.
         """
         x = self._refit.plan.values.get(self._twin(of))
-        if not isinstance(x, Labelled) or not isinstance(dim, int) or dim % len(x.shape) not in x.varying:
+        if not isinstance(x, Labelled) or not isinstance(dim, int) or dim % len(x.shape) or 0 not in x.varying:
             return value
-        labels = np.moveaxis(x.labels, dim, 0).reshape(x.labels.shape[dim], -1)[:, 0]
-        if len(np.unique(labels)) == len(labels):
-            return value
+        labels = x.labels.reshape(x.labels.shape[0], -1)[:, 0]
         own = self._new.call_method("size", (self._copies[of], dim))
         return self._scaled(own, len(labels), int(self._kept[labels].sum()))
 

@@ -25,6 +25,7 @@ from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered, remembered_call
 from understudy.graph.packed import packing, run_packed, with_nodes
 from understudy.graph.proxies import ExampleProxy, branch_message
+from understudy.graph.rearranged import know_einops
 from understudy.graph.surroundings import (
     as_before,
     causal_hints,
@@ -56,6 +57,7 @@ def record_inputs(
     root: nn.Module, inputs: Mapping[str, Any], defaults: Mapping[str, Any], leaf_modules: tuple[type[nn.Module], ...]
 ) -> tuple[fx.Graph, Watch]:
     """Return the graph of a module's forward pass on these inputs by name, and what it reads of its modules."""
+    know_einops()
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
     patches = factories(tracer, tracer.watch), lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
