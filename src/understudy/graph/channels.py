@@ -296,7 +296,7 @@ class Plan:
     def along(self, node: fx.Node, dim: int) -> Labels:
         """Return the labels along one dimension of the tensor or parameter at a node, none where it has no channels."""
         value, found = self.values[node], None
-        if isinstance(value, Labelled) and value.varying == (dim % len(value.shape),):
+        if isinstance(value, Labelled) and value.shape and value.varying == (dim % len(value.shape),):
             return value.labels.reshape(-1)
         if isinstance(value, ParameterUse) and value.name in self.parameters:
             seen = value.seen_of(lambda name: self.parameters[name].dims)

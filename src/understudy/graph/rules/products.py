@@ -23,6 +23,7 @@ def product(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Any:
         return walk.give_up(node, (a, b), {}, f"no rule for {describe(node)} with these arguments")
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"tensors of {a.shape} and {b.shape} cannot be multiplied")
+    a, b = _summed(walk, node, a, -1, not _varies(b, -2)), _summed(walk, node, b, -2, not _varies(a, -1))
     shape = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
     macs = math.prod(shape) * a.shape[-1]
     inner = _varies(a, -1), _varies(b, -2)
@@ -41,6 +42,14 @@ def product(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Any:
         labels = result.labels.reshape(-1)
     walk.part.work.append(Work(describe(node), macs // labels.size, (labels,)))
     return result
+
+
+def _summed(walk: Walk, node: fx.Node, x: Labelled, dim: int, alone: bool) -> Labelled:
+    """Return a side without the channels that are summed over where it `alone` has any."""
+    if not alone or x.varying != (dim % len(x.shape),):
+        return x
+    walk.freeze(x.labels, f"{describe(node)} sums them with a tensor of fixed size", node)
+    return Labelled.fixed(x.shape)
 
 
 @for_calls(F.scaled_dot_product_attention)

@@ -63,15 +63,17 @@ def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Lab
     sizes = list(given[0] if listed else given)[: len(shape)]
     first = 1 if node.op == "call_method" else 0
     counted = [d for d, size in enumerate(sizes) if _counts(walk, size, shape[d])]
-    if not counted and len(shape) > 1 and type(sizes[-1]) is int and sizes[-1] > 1:
-        counted = [len(shape) - 1]
-    if not counted or "size" in node.kwargs or len(sizes) != len(shape):
+    written = [d for d, size in enumerate(sizes) if type(size) is int and size > 1 and d > 0]
+    if not (counted or written) or "size" in node.kwargs or len(sizes) != len(shape):
         for value in flat(values):
             walk.leave(value)
         return Labelled.fixed(shape)
-    # A size of a tensor is that of channels; of numbers it is the last one's, as in (layers, batch, hidden units).
-    dim = next((d for d in counted[::-1] if isinstance(sizes[d], fx.Node)), counted[-1])
+    # A size of a tensor is that of channels; of numbers it is the largest, the last of such: (layers, batch, units).
+    order = {d: (d in counted, isinstance(sizes[d], fx.Node), shape[d], d) for d in (*counted, *written)}
+    dims = sorted(order, key=order.__getitem__, reverse=True)
+    dim = walk.choose(node, dims, np.zeros(0, dtype=np.int64))
     labels = walk.emit(f"{node.name}:made", shape[dim])
+    walk.choose(node, dims, labels)
     for other in counted:
         if other != dim:
             walk.leave(sizes[other])

@@ -78,6 +78,21 @@ def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
 CHANGING.append(turned)
 
 
+@for_calls(torch.tensordot, parameters=True)
+def tensordot(walk: Walk, node: fx.Node, a: Any, b: Any, dims: Any = 2, **more: Any) -> Any:
+    """As an einsum: the last dimensions of the one are summed with the first of the other, or those that are named."""
+    if isinstance(dims, int):
+        dims = range(len(a.shape) - dims, len(a.shape)), range(dims)
+    letters, pairs = iter(string.ascii_lowercase), [[d] if isinstance(d, int) else list(d) for d in dims]
+    left = [next(letters) for _ in a.shape]
+    right = [next(letters) for _ in b.shape]
+    for i, j in zip(*pairs, strict=True):
+        right[j] = left[i]
+    summed = {left[i] for i in pairs[0]}
+    result = "".join(c for c in (*left, *right) if c not in summed)
+    return _contracted(walk, node, ["".join(left), "".join(right)], result, (a, b))
+
+
 def _terms(equation: str, operands: Sequence[Any]) -> tuple[list[str], str] | None:
     """Return the letters of each operand and of the result, None where they are not all written as single letters."""
     given, arrow, result = equation.replace(" ", "").partition("->")

@@ -29,7 +29,7 @@ from understudy.graph.channels import (
     Turned,
     Work,
 )
-from understudy.graph.nodes import is_in_place
+from understudy.graph.nodes import describe, is_in_place
 from understudy.graph.registry import CALL_RULES
 from understudy.graph.told import tell_layer
 from understudy.graph.walk import Walk
@@ -38,6 +38,7 @@ _MULTIPLYING = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.einsum, torch.addmm),
     *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul", "mm", "bmm"),
 )
+_READ = ("shape", "dtype", "device", "ndim")  # what else may be asked of a weight
 CHANGING: list[Any] = []  # rules that change elements or exchange dimensions of a weight, or take a statistic of it
 
 
@@ -47,12 +48,17 @@ def is_only_multiplied(node: fx.Node) -> bool:
     def takes(user: fx.Node) -> bool:
         if user.target in _MULTIPLYING or is_overwritten_weight(user):
             return True
+        if asks(user):
+            return True
         turns = user.target is getattr and user.args[1] in ("T", "mT")
         changes = user.op != "call_module" and (turns or CALL_RULES.get(user.target) in CHANGING)
         changes = changes and not is_in_place(user)
         return changes and all(map(is_of_parameters, user.all_input_nodes)) and is_only_multiplied(user)
 
-    return bool(node.users) and all(map(takes, node.users))
+    def asks(user: fx.Node) -> bool:
+        return describe(user) == "size" or (user.target is getattr and user.args[1] in _READ)
+
+    return not all(map(asks, node.users)) and all(map(takes, node.users))
 
 
 def is_overwritten_weight(node: fx.Node) -> bool:
