@@ -189,6 +189,27 @@ def test_a_graph_module_is_written_as_well() -> None:
     assert torch.equal(source.build()(images(3)), student(images(3)))
 
 
+def test_members_may_have_names_that_are_no_names() -> None:
+    student = nn.Sequential()
+    for name, layer in (("class", nn.Linear(4, 4)), ("a b", nn.Linear(4, 4)), ("é", nn.ReLU())):
+        student.add_module(name, layer)
+
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("class", nn.Linear(4, 4))
+            self.add_module("a b", nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+            self.register_buffer("def", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            members = self._modules
+            return members["a b"](members["class"](x)) * self._buffers["def"]
+
+    for module in (student, Keywords()):
+        written = source_of(module.eval(), torch.randn(2, 4)).build()
+        assert written.state_dict().keys() == module.state_dict().keys()
+
+
 class Many(nn.Module):
     """Members in dictionaries and lists, a default, results in a dictionary, another precision."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tests.support.models import images, zoo_analysis
 from tests.support.modules import odd_modules, odd_python, odd_tensors
@@ -244,6 +245,7 @@ UNFIT = {
         r"body is a DataParallel .* Put what it holds .*, teacher.body = teacher.body.module;",
     ),
     "data parallel": (lambda: nn.DataParallel(CountsItsSteps()), r"DataParallel around it. Give .* teacher.module;"),
+    "averaged": (lambda: AveragedModel(CountsItsSteps()), r"AveragedModel around it. Give .* teacher.module;"),
     "compiled": (lambda: torch.compile(CountsItsSteps()), r"OptimizedModule around it. Give .* teacher._orig_mod;"),
     "lazy": (
         lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)),

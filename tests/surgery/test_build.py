@@ -199,3 +199,22 @@ def test_an_analysis_travels_as_its_teacher() -> None:
     assert other.space == analysis.space
     architecture = random_widths(analysis.space, 5)
     assert torch.equal(build(other, architecture)(images(1)), build(analysis, architecture)(images(1)))
+
+
+class CountsInParameters(nn.Module):
+    """Keeps whole numbers among its parameters, as what is quantised by hand does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.scale = nn.Parameter(torch.ones(16))
+        self.steps = nn.Parameter(torch.tensor([7]), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)) * self.scale)
+
+
+def test_whole_numbers_are_not_drawn_anew() -> None:
+    analysis = analyse(CountsInParameters().eval(), torch.randn(4, 8))
+    student = build(analysis, analysis.space.full.with_width("first", 8), weights="fresh")
+    assert student.steps.tolist() == [7] and student.scale.shape == (8,)

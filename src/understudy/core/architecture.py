@@ -353,7 +353,8 @@ def _check_space(space: Space, made_for: str) -> None:
     if made_for != space.family:
         raise ArchitectureError(
             f"an architecture belongs to the teacher that it was made for: it was made for Space {made_for}, "
-            f"but this teacher's is {space.family}"
+            f"but this teacher's is {space.family} "
+            "(of a student that was cut from another, given as start=, that one is the teacher here)"
         )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from understudy.export.builds import Build, Container, Place, Slot, Written
-from understudy.export.expressions import CLOSE, OPEN
+from understudy.export.expressions import CLOSE, OPEN, is_name
 from understudy.export.lines import broken
 
 _NUMBER = re.compile(f"(?:(?<=\\W)(\\w+)=)?{OPEN}([^{CLOSE}]*){CLOSE}")
@@ -87,7 +86,7 @@ def classes_of(instances: Sequence[Instance], group: int, taken: set[str]) -> It
 
 def _split(instances: list[Instance]) -> list[list[Instance]]:
     differing = _differing(instances)
-    can_be_arguments = all(name.isidentifier() and not keyword.iskeyword(name) for name in differing)
+    can_be_arguments = all(map(is_name, differing))
     if len(differing) <= _MOST_MEMBERS and can_be_arguments and instances[0].base == "nn.Module":
         return [instances]
     alike: dict[object, list[Instance]] = {}
@@ -162,7 +161,7 @@ def _named(groups: list[list[Place]], taken: list[str]) -> dict[str, list[Place]
             name = "_".join([*(part for part in place[:-1] if part and place[0]), plain])
         name = re.sub(r"\W", "_", name)
         name = f"layer{name}" if name[0].isdigit() else name
-        name = f"{name}_" if keyword.iskeyword(name) or not name.isidentifier() else name
+        name = name if is_name(name) else f"{name}_"
         free, number = name, 2
         while free in names or free in taken:
             free, number = f"{name}_{number}", number + 1
@@ -211,7 +210,7 @@ def _constructor(made: Class, names: Mapping[Place, str]) -> list[str]:
         text = name if name in made.given else build.text(lambda place, name=name: resolve((name, *place)))  # type: ignore[misc]
         if name in instance.tensors:
             lines += broken(f'self.register_buffer("{name}", {text})', 8)
-        elif name.isidentifier():
+        elif is_name(name):
             lines += broken(f"self.{name} = {text}", 8)
         else:
             lines += broken(f'self.add_module("{name}", {text})', 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import keyword
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -245,12 +246,17 @@ def access(root: nn.Module, path: str, origin: str = "self") -> str:
             text += f"[{part}]"
         elif isinstance(module, nn.ModuleDict | nn.ParameterDict):
             text += f'["{part}"]'
-        elif part.isidentifier():
+        elif is_name(part):
             text += f".{part}"
         else:
             text = f'getattr({text}, "{part}")'
         module = getattr(module, part) if not isinstance(module, nn.ModuleDict) else module[part]
     return text
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be a name in Python: no keyword, as a module of that name may be given one."""
+    return text.isidentifier() and not keyword.iskeyword(text)
 
 
 def is_list(module: nn.Module) -> bool:

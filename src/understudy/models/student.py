@@ -64,7 +64,8 @@ def load_student(
     Args:
         folder: what `Result.save` or a run left.
         teacher: a module of the teacher's class and size, for its structure only, where the teacher was
-            not given by name; its weights do not matter and it is not touched.
+            not given by name; its weights do not matter and it is not touched. Of a student that was cut from another
+            one, given to `compress` as a module (`start`), that one.
         trust_code: run the Python file in the folder that makes the teacher, if there is one.
         model: FILE.py:FACTORY, to run in its place.
         leaf_modules: as `compress` was given them.
@@ -80,7 +81,7 @@ def load_student(
         if card.model is None and model is None:
             raise ModelError(
                 f"the teacher of {folder} was made in Python, so only Python can make it again: "
-                "load_student(folder, teacher=the_same_module)"
+                "load_student(folder, teacher=the_same_module), or the module that was given as start= if one was"
             )
         name = allowed(folder, card.model or "", trust_code=trust_code, model=model)
         teacher = ModelSpec(name=name, arguments=card.arguments).build()

@@ -250,7 +250,7 @@ def _shrink_kernel(module: Any, kernel: int) -> None:
 def _draw(student: nn.Module, teacher: nn.Module, names: set[str], seed: int) -> None:
     """Draw these parameters anew; the global random state is as before afterwards.
 
-    A module that can reset its parameters resets all that it has.
+    A module that can reset its parameters resets all that it has. Whole numbers are not learned and stay.
     """
     if not names:
         return
@@ -262,5 +262,7 @@ def _draw(student: nn.Module, teacher: nn.Module, names: set[str], seed: int) ->
             if own and callable(reset):
                 reset()
             for name, parameter in own.items() if not callable(reset) else ():
+                if not (parameter.is_floating_point() or parameter.is_complex()):
+                    continue
                 deviation, mean = torch.std_mean(tensor_at(teacher, name).detach().double(), correction=0)
                 parameter.normal_(float(mean), float(deviation))
