@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
-from understudy.cli import main
+from understudy.cli import entry, main
 from understudy.cli.runs import Runs
+from understudy.core.errors import RunError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals end a process there")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -65,6 +67,25 @@ def test_a_signal_ends_a_command_in_order(
     assert done == ["tidied up"]
     said = "stopped; nothing that was finished is lost. Continue with: understudy runs 'my runs'"
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_signal_while_an_error_is_told_ends_a_command_in_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = entry._complain
+
+    def complain(text: Text) -> None:
+        if text.plain.startswith("error"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        told(text)
+
+    def run(self: Runs, typed: Sequence[str]) -> int:
+        raise RunError("no run")
+
+    monkeypatch.setattr(Runs, "run", run)
+    monkeypatch.setattr(entry, "_complain", complain)
+    assert main(["runs"]) == 143
+    assert "Continue with: understudy runs" in capsys.readouterr().err
 
 
 def test_a_signal_in_a_destructor_is_not_lost(

@@ -91,32 +91,38 @@ def main(args: Sequence[str] | None = None) -> int:
     nobody reads any more what it prints, as `head` when it has enough.
     """
     typed = list(sys.argv[1:] if args is None else args)
-    command: Command | None = None
+    begun: list[Command] = []
     atexit.register(gc.freeze)  # else all that torch holds is looked through once more at the end, for a second
     _say_what_can_be_said()
     with _stopped_by_signals():
         try:
-            command = parse(typed)
-            code = command.run(typed)
-            if sys.stdout is not None:  # as it is where it was closed: `>&-`
-                sys.stdout.flush()
-            return code
-        except UnderstudyError as error:
-            _complain(Text.assemble(("error: ", "bold red"), str(error)))
-            return 2
-        except BrokenPipeError:
-            with suppress(OSError, ValueError):  # what it still holds must not fail again as the process ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return UNREAD
-        except OSError as error:
-            if (said := trouble_of(error)) is None:
-                raise
-            _complain(Text.assemble(("error: ", "bold red"), said))
-            return 2
-        except KeyboardInterrupt as stop:
-            again = command_line(*typed) if command is None else command.again(typed)
+            return _carried_out(typed, begun)
+        except KeyboardInterrupt as stop:  # also where that came as an error was told
+            again = begun[0].again(typed) if begun else command_line(*typed)
             _complain(Text(f"\nstopped; nothing that was finished is lost. Continue with: {again}"))
             return 128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)
+
+
+def _carried_out(typed: list[str], begun: list[Command]) -> int:
+    """Run a command, which is put into `begun` once it is read, and return its exit code; tell what went wrong."""
+    try:
+        begun.append(parse(typed))
+        code = begun[0].run(typed)
+        if sys.stdout is not None:  # as it is where it was closed: `>&-`
+            sys.stdout.flush()
+        return code
+    except UnderstudyError as error:
+        _complain(Text.assemble(("error: ", "bold red"), str(error)))
+        return 2
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):  # what it still holds must not fail again as the process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except OSError as error:
+        if (said := trouble_of(error)) is None:
+            raise
+        _complain(Text.assemble(("error: ", "bold red"), said))
+        return 2
 
 
 def _complain(text: Text) -> None:
