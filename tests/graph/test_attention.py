@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.graph.test_rules import check, reasons, widths
 from understudy.graph.analysis import Analysis, analyse
+from understudy.proof.prove import prove
 from understudy.surgery.build import build
 from understudy.surgery.plain import Plain
 
@@ -210,3 +211,49 @@ class Halo(nn.Module):
 
 def test_windows_of_pixels_keep_the_width_of_heads_together() -> None:
     assert widths(check(Halo(), shape=(3, 6, 6))) == {"stem": (6, 1), "q": (8, 4)}
+
+
+class Pieces(nn.Module):
+    """Windows of pixels that a layer mixes, put together again as in Swin: the batch is a number that `int` makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 5)
+        self.mean = torch.rand(1, 3, 1, 1, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean.type_as(x)
+        x = torch.relu(self.stem(x - self.mean)).permute(0, 2, 3, 1)
+        height, width = x.shape[1:3]
+        windows = x.reshape(x.shape[0], height // 2, 2, width // 2, 2, 8).transpose(2, 3).reshape(-1, 4, 8)
+        windows = torch.relu(self.mix(windows))
+        batch = int(windows.shape[0] / (height * width / 2 / 2))
+        x = windows.view(batch, height // 2, width // 2, 2, 2, -1).transpose(2, 3).reshape(batch, height, width, -1)
+        return self.head(x.mean((1, 2)))
+
+
+def test_a_batch_that_int_computes_is_of_any_size_and_an_attribute_that_is_cast_is_the_same() -> None:
+    analysis, proof = prove(analyse(Pieces().double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)))
+    assert not proof.refused and not analysis.trace.draws
+    assert {group.name: group.width for group in analysis.space.groups} == {"stem": 8, "mix": 8}
+    assert analysis.trace.root(torch.randn(3, 3, 4, 4, dtype=torch.float64)).shape == (3, 5)
+
+
+class Decoder(nn.Module):
+    """What is given None for an input that has no default; the reshape writes a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, marks: Tensor | None, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = torch.relu(self.stem(x)).reshape(-1, 8) * scale
+        return self.head(x if marks is None else x + marks)
+
+
+def test_a_plain_student_takes_what_its_teacher_is_given() -> None:
+    x, scale = torch.randn(2, 6), torch.ones(1)
+    analysis = analyse(Decoder().eval(), (x, None, scale))
+    student = build(analysis, analysis.space.full.with_width("stem", 4))
+    assert isinstance(student, Plain)
+    assert student(x, None, scale).shape == student(x=x, marks=None, scale=scale).shape == (2, 3)

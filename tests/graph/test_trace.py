@@ -19,6 +19,7 @@ from understudy.graph.copies import copied
 from understudy.graph.fake import Signature, source_line
 from understudy.graph.groups import Groups, find_groups
 from understudy.graph.kinds import leaf_classes
+from understudy.graph.surroundings import unchanged
 from understudy.graph.trace import Trace, trace
 from understudy.models import zoo
 from understudy.proof.prove import prove
@@ -378,3 +379,37 @@ class PutsAside(CountsItsSteps):
 def test_what_a_layers_hook_puts_aside_is_not_taken_for_a_constant() -> None:
     with pytest.raises(TraceError, match=r"test_trace.py:\d+: .* it reads a tensor that a layer, or a hook of one"):
         analyse(PutsAside().eval(), torch.randn(4, 8))
+
+
+def test_int_stays_a_kind_where_code_asks_for_it() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            height = int(x.shape[2] / 2)
+            assert isinstance(3, int) and torch.zeros(1, dtype=int).dtype == torch.int64
+            return self.head(torch.relu(self.stem(x))[:, :, :height].mean((2, 3)))
+
+    assert analyse(Asking(), torch.randn(2, 3, 4, 4)).space.groups
+
+
+class Centred(nn.Module):
+    """A plain tensor that each forward pass casts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.mean = nn.Linear(3, 2), torch.rand(3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean.type_as(x)
+        return self.fc(x - self.mean)
+
+
+def test_what_a_forward_pass_stores_without_values_is_taken_back() -> None:
+    model = Centred().double()
+    before = model.mean
+    with unchanged(model):
+        model.to("meta")(torch.randn(2, 3, device="meta", dtype=torch.float64))
+    assert model.mean is before

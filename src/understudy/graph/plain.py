@@ -71,7 +71,7 @@ class _Writer:
     def _is_left_out(self, node: fx.Node) -> bool:
         """Return whether an input is one that the example leaves at its default, which was recorded as a constant."""
         used = any(user not in self._checks for user in node.users)
-        return not used and not any(isinstance(v, Signature) for v in flat(node.meta["value"]))
+        return bool(node.args) and not used and not any(isinstance(v, Signature) for v in flat(node.meta["value"]))
 
     def _twin(self, node: fx.Node) -> fx.Node:
         return self._trace.twins.get(node, node)

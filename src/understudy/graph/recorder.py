@@ -30,7 +30,7 @@ from understudy.graph.surroundings import (
     as_before,
     causal_hints,
     factories,
-    lengths,
+    numbers,
     repeatable,
     scripted,
     spaces_of,
@@ -60,7 +60,7 @@ def record_inputs(
     know_einops()
     tracer = _Tracer(inputs, leaf_modules)
     tracer.root = root
-    patches = factories(tracer, tracer.watch), lengths(root), watching(root, tracer.watch, tracer.is_leaf_module)
+    patches = factories(tracer, tracer.watch), numbers(root), watching(root, tracer.watch, tracer.is_leaf_module)
     packs = packing(tracer, tracer.watch, spaces_of(root))
     around = packs, causal_hints(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
     with contextlib.ExitStack() as stack:
@@ -113,8 +113,10 @@ class _Tracer(fx.Tracer):
         @functools.wraps(forward)
         def watched(*given: Any) -> Any:
             self.watch.on, self._inside, self._learns = True, True, torch.is_grad_enabled()
-            try:
-                found = forward(*given)
+            try:  # an input that is None is asked for that
+                found = forward(
+                    *(None if isinstance(v, fx.Proxy) and v.node.meta["value"] is None else v for v in given)
+                )
             finally:
                 self.watch.on = self._inside = False
             _check_outputs(found)

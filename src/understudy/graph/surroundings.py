@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import gc
 import inspect
@@ -9,6 +10,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ _FACTORIES = (
 )
 # Of torch.nn.functional those that are written in Python: they would look into the proxy.
 _FUNCTIONS = ("interpolate", "affine_grid")
+_CASTS = ("to", "type_as", "type", "float", "double", "half", "bfloat16", "cpu", "cuda")
 # Methods whose numbers torch takes from integers alone: a tensor that the forward pass has made is given a proxy.
 _METHODS = ("expand", "split", "new_zeros", "new_ones", "new_full", "new_empty")
 
@@ -128,7 +131,7 @@ def causal_hints() -> Iterator[None]:
 @contextmanager
 def as_before(root: nn.Module, watch: Watch) -> Iterator[None]:
     """Take back what the forward pass stores in its modules: proxies there would be taken for tensors later on."""
-    before = [(module, {name: _opened(value) for name, value in vars(module).items()}) for module in root.modules()]
+    before = _attributes(root)
     try:
         yield
     finally:
@@ -136,19 +139,44 @@ def as_before(root: nn.Module, watch: Watch) -> Iterator[None]:
         for name in made:
             del vars(root)[name]
         watch.draws |= any(_differs(attributes, vars(module)) for module, attributes in before)
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
+        _put_back(before)
         vars(root).update(made)  # which the graph refers to
 
 
+@contextmanager
+def unchanged(root: nn.Module) -> Iterator[None]:
+    """Take back what a forward pass stores in its modules: tensors without values, say."""
+    before = _attributes(root)
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
+def _attributes(root: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    return [(module, {name: _opened(value) for name, value in vars(module).items()}) for module in root.modules()]
+
+
+def _put_back(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+    for module, attributes in before:
+        vars(module).clear()
+        vars(module).update(attributes)
+
+
 def _differs(before: Any, now: Any) -> bool:
-    """Return whether other objects are held than before."""
+    """Return whether other objects are held than before, but for a tensor that was cast: `self.m = self.m.to(x)`."""
     if isinstance(before, dict) and isinstance(now, dict):
         return list(before) != list(now) or any(_differs(before[name], now[name]) for name in before)
     if type(before) in (list, set):
         return len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True))
-    return before is not now
+    return before is not now and not (isinstance(now, fx.Proxy) and _is_cast(now.node, before))
+
+
+def _is_cast(node: fx.Node, tensor: Any) -> bool:
+    """Return whether a node gives a tensor of the network in another type, or on another device."""
+    while node.op == "call_method" and node.target in _CASTS:
+        node = node.args[0]  # type: ignore[assignment]
+    return node.op == "get_attr" and node.meta.get("constant") is tensor
 
 
 def _opened(value: Any) -> Any:
@@ -177,21 +205,57 @@ def spaces_of(root: nn.Module) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def lengths(root: nn.Module) -> Iterator[None]:
-    """Let `len` of a tensor be a node where the modules are written; Python itself takes nothing but a plain number."""
-    spaces = [space for space in spaces_of(root) if "len" not in space]
+def numbers(root: nn.Module) -> Iterator[None]:
+    """Let `len` of a tensor and `int` of a computed number be nodes where the modules are written.
+
+    Python itself takes nothing but a plain number, which another batch size may not have. Where code names `int` for
+    anything but a call (`isinstance(x, int)`, `dtype=int`), it stays what it is.
+    """
+    functions = {"len": _length, "int": _whole}
+    changed = [
+        (space, name, function)
+        for space in spaces_of(root)
+        for name, function in functions.items()
+        if name not in space and (name != "int" or _only_calls(space, name))
+    ]
     try:
-        for space in spaces:
-            space["len"] = _length
+        for space, name, function in changed:
+            space[name] = function
         yield
     finally:
-        for space in spaces:
-            del space["len"]
+        for space, name, _ in changed:
+            del space[name]
 
 
 def _length(value: Any) -> Any:
     counts = isinstance(value, fx.Proxy) and isinstance(value.node.meta["value"], Tensor)
     return value.shape[0] if counts else len(value)
+
+
+def _whole(*args: Any, **kwargs: Any) -> Any:
+    value = args[0] if len(args) == 1 else None
+    if not isinstance(value, fx.Proxy) or not isinstance(value.node.meta["value"], int | float):
+        return int(*args, **kwargs)
+    value.node.meta["escapes"] = True  # as for Python's own: what it makes of a number of channels is another one
+    return value.tracer.create_proxy("call_function", int, (value,), {})
+
+
+def _only_calls(space: dict[str, Any], name: str) -> bool:
+    """Return whether the functions and methods of a file name a function of Python for calls alone."""
+    kinds = [kind for kind in space.values() if isinstance(kind, type)]
+    held = [f for f in (*space.values(), *(f for kind in kinds for f in vars(kind).values())) if inspect.isfunction(f)]
+    return all(_calls(f.__code__, name) for f in held if f.__globals__ is space)
+
+
+@functools.cache
+def _calls(code: CodeType, name: str) -> bool:
+    if name in code.co_names:
+        loads = [i for i in dis.get_instructions(code) if i.argval == name and i.opname.startswith("LOAD_")]
+        if not all(
+            i.opname == "LOAD_GLOBAL" and i.arg is not None and i.arg & 1 for i in loads
+        ):  # 1: it will be called
+            return False
+    return all(_calls(inner, name) for inner in code.co_consts if isinstance(inner, CodeType))
 
 
 @contextmanager

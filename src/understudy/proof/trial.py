@@ -20,6 +20,7 @@ from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
 from understudy.graph.fake import map_structure
 from understudy.graph.flops import counting
+from understudy.graph.surroundings import unchanged
 from understudy.graph.trace import named_inputs
 from understudy.proof.differences import Heard, apart, difference, listen, pairs_of, unlike
 from understudy.proof.rounded import Rounded
@@ -330,7 +331,7 @@ class Trials:
     def _counted_without_values(self, module: nn.Module, inputs: Inputs) -> int:
         named = (*module.named_parameters(), *module.named_buffers())
         instead = {name: tensor.detach().to("meta") for name, tensor in named}
-        with counting() as counter, OnlyMacs():
+        with counting() as counter, OnlyMacs(), unchanged(module):
             call(module, map_structure(dict(inputs), _on_meta), training=False, instead=instead)
         return int(counter.get_total_flops())
 
