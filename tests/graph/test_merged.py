@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.graph.test_rules import Net, check, reasons, widths
+from tests.support import held
+from understudy.graph.analysis import analyse
 
 
 class Merged(nn.Linear):
@@ -95,3 +97,19 @@ def test_norms_of_merged_weights_freeze_with_the_reason() -> None:
 
     analysis = check(Net(lambda m, x: last(m["own"], x), own=Directed(8, 12, ""), after=12))
     assert reasons(analysis)["stem"] == "their weight meets a tensor of fixed size"
+
+
+@pytest.mark.parametrize("cast", [lambda w, x: w.to(x.dtype), lambda w, x: w.to(x.device, x.dtype), lambda w, x: w])
+def test_a_table_of_embeddings_that_is_cast_is_read_from_both_sides(cast: Any) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.layer = nn.Embedding(11, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.words(x)
+            x = (x + torch.relu(self.layer(x)))[:, [-1]]  # the last token alone, as a list keeps its dimension
+            return (x @ torch.transpose(cast(self.words.weight, x), 0, 1)).float()
+
+    analysis = analyse(Tied().double().eval(), torch.randint(11, (2, 5)))
+    assert held.check(analysis) == {"words"}

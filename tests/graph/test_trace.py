@@ -413,3 +413,12 @@ def test_what_a_forward_pass_stores_without_values_is_taken_back() -> None:
     with unchanged(model):
         model.to("meta")(torch.randn(2, 3, device="meta", dtype=torch.float64))
     assert model.mean is before
+
+
+def test_values_that_numpy_is_given_are_a_branch() -> None:
+    class Periods(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / (1 + x.abs().mean(0).topk(1).indices.detach().cpu().numpy()[0])
+
+    with pytest.raises(TraceError, match=r"must not branch on the values .* at test_trace\.py:\d+: "):
+        analyse(nn.Sequential(nn.Linear(3, 3), Periods()), torch.rand(2, 3))

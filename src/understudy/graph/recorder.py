@@ -145,6 +145,8 @@ class _Tracer(fx.Tracer):
     def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
         if self.watch.on and args[0] == "call_function" and _is_wrapped(args[1]):
             return self._looked_into(*args[1:4])  # type: ignore[no-any-return]
+        if args[:2] == ("call_method", "numpy"):
+            raise TraceError(branch_message(args[2][0].node))
         with self.watch.paused():
             proxy = super().create_proxy(*args, **kwargs)
             self._keep_shape(proxy.node)

@@ -347,9 +347,9 @@ def _places(walk: Walk, node: fx.Node, key: Any) -> Any:
 
 
 def _indexed(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
-    """Places along some dimensions, given as tensors, leave channels along another one as they are."""
+    """Places along some dimensions, given as tensors or lists, leave channels along another one as they are."""
     tensors = [k for k in keys if isinstance(k, Labelled)]
-    plain = (isinstance(k, int | slice | Labelled) or k is None or k is Ellipsis for k in keys)
+    plain = (isinstance(k, int | slice | list | Labelled) or k is None or k is Ellipsis for k in keys)
     dims = [] if not all(plain) else _dims_of(x, keys)
     cut = any(d in x.varying and keys[index] != slice(None) for d, index in dims)
     if not dims or not all(k.is_fixed for k in tensors) or len(x.varying) > 1 or cut:

@@ -68,7 +68,9 @@ def is_overwritten_weight(node: fx.Node) -> bool:
 
 
 def is_of_parameters(node: fx.Node) -> bool:
-    """Return whether nothing but parameters and buffers takes part in what a node is."""
+    """Return whether nothing but parameters and buffers takes part in what a node is, but for its type and device."""
+    if node.target is getattr and node.args[1] in ("dtype", "device"):
+        return True
     computed = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
     return node.op == "get_attr" or (computed and all(map(is_of_parameters, node.all_input_nodes)))
 
