@@ -523,3 +523,11 @@ def test_an_index_of_gather_is_repeated_for_as_many_channels_as_there_are(by: st
     assert widths(analysis)["stem"] == (8, 1)
     plain = next(group.plain for group in analysis.space.groups if group.name == "stem")
     assert ("repeat writes their number as 8" in plain) if by == "written" else not plain
+
+
+def test_the_first_argument_may_be_named() -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        x = F.conv2d(input=x, weight=m["a"].weight, bias=m["a"].bias)
+        return torch.mean(input=F.relu(input=torch.flatten(input=x, start_dim=2)), dim=2)
+
+    assert set(widths(check(Net(body, flat=True, after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}

@@ -148,7 +148,7 @@ class _Tracer(fx.Tracer):
         if args[:2] == ("call_method", "numpy"):
             raise TraceError(branch_message(args[2][0].node))
         with self.watch.paused():
-            proxy = super().create_proxy(*args, **kwargs)
+            proxy = super().create_proxy(*_input_first(*args), **kwargs)
             self._keep_shape(proxy.node)
             proxy.node.meta["value"] = self._run(proxy.node)
         if self._learns and not torch.is_grad_enabled() and proxy.node.op.startswith("call_"):
@@ -343,6 +343,13 @@ class _Tracer(fx.Tracer):
 
 def _is_of_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+
+
+def _input_first(kind: str, target: Any, args: Any, kwargs: Any, *more: Any) -> tuple[Any, ...]:
+    """Return what is recorded of a call, a first argument by name (`input=x`) by its position."""
+    if kind == "call_function" and not args and next(iter(kwargs), "") == "input":
+        args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+    return kind, target, args, kwargs, *more
 
 
 def _is_wrapped(function: Any) -> bool:
