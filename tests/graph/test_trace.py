@@ -422,3 +422,19 @@ def test_values_that_numpy_is_given_are_a_branch() -> None:
 
     with pytest.raises(TraceError, match=r"must not branch on the values .* at test_trace\.py:\d+: "):
         analyse(nn.Sequential(nn.Linear(3, 3), Periods()), torch.rand(2, 3))
+
+
+def test_what_fails_without_words_is_told_by_its_kind_and_line() -> None:
+    class Wordless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+            if self.training and targets is None:
+                raise ValueError
+            return self.head(torch.relu(self.fc(x)))
+
+    reason = analyse(Wordless().eval(), torch.rand(2, 3)).space.frozen[0].reason
+    assert reason.startswith("the forward pass in training mode cannot be traced: ValueError (test_trace.py:")
+    assert reason.endswith(": raise ValueError)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,3 +176,11 @@ def user_line() -> str:
             return f"{file.rsplit('/', 1)[-1]}:{frame.f_lineno}: {code}".removesuffix(": ")
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def error_line(error: BaseException) -> str:
+    """Return "file.py:12: code" of the innermost line of the user's that an error came through, or ""."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(r in f.filename for r in RECORDERS)]
+    return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""

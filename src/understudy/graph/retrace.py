@@ -8,7 +8,6 @@ any threshold shows, and at one less than all, where any divisor does.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,7 @@ from understudy.graph.channels import Attribute, ParameterUse, Standardised
 from understudy.graph.compare import difference, kept_sizes
 from understudy.graph.copies import tensor_at
 from understudy.graph.groups import Groups
-from understudy.graph.numbers import RECORDERS
+from understudy.graph.numbers import error_line
 from understudy.graph.recorder import WAS
 from understudy.graph.trace import Trace, copy_to_trace, record_example
 
@@ -154,7 +153,7 @@ def _otherwise(groups: Groups, kept: Mask, disguised: Iterable[str] = ()) -> Fou
         except Exception as error:
             if out_of_memory(error):
                 raise
-            return f"with fewer channels the forward pass fails: {str(error).partition(chr(10))[0]}", _line(error)
+            return f"with fewer channels the forward pass fails: {str(error).partition(chr(10))[0]}", error_line(error)
         what, line = difference(graph, again, sizes=lambda node: _sizes(groups, node, kept))
         if what:
             return f"with fewer channels, {what}", line
@@ -189,10 +188,3 @@ def _narrowed(groups: Groups, kept: Mask) -> nn.Module:
     narrow = copy_to_trace(teacher, instead)
     set_counts(narrow, groups.plan.attributes, kept)
     return narrow
-
-
-def _line(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(r in f.filename for r in RECORDERS)]
-    return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""

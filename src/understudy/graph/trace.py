@@ -24,7 +24,7 @@ from understudy.graph.copies import copied, first_names, overlapping, tensor_at
 from understudy.graph.fake import Signature
 from understudy.graph.kinds import check_module, check_names
 from understudy.graph.nodes import inside
-from understudy.graph.numbers import Call, Key, Watch
+from understudy.graph.numbers import Call, Key, Watch, error_line
 from understudy.graph.recorder import TRACED, record_inputs
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -155,7 +155,7 @@ def trace(teacher: nn.Module, example: Example, *, leaf_modules: tuple[type[nn.M
         except Exception as error:
             if out_of_memory(error):
                 raise
-            opaque = opaque or f"the forward pass in training mode cannot be traced: {error}"
+            opaque = opaque or f"the forward pass in training mode cannot be traced: {_said(error)}"
         else:
             if more.draws:
                 more = _settled(copy_to_trace(teacher).train(), example, leaf_modules, training) or more
@@ -310,9 +310,15 @@ def explain(root: nn.Module, example: Example, error: Exception) -> str:
         shapes = {name: tuple(v.shape) if isinstance(v, Tensor) else _brief(v) for name, v in given.items()}
         return f"the teacher's forward pass must accept the example {shapes}, but it failed: {plain}"
     return (
-        f"the teacher cannot be traced: {error}. Name the module class that holds the line: "
+        f"the teacher cannot be traced: {_said(error)}. Name the module class that holds the line: "
         "pass leaf_modules=(ThatModule,) to analyse() or compress(); its channels then keep their width."
     )
+
+
+def _said(error: Exception) -> str:
+    """Return an error's text, or its kind where it has none, and the line of the network that it came from."""
+    text, line = str(error).rstrip(".") or type(error).__name__, error_line(error)
+    return f"{text} ({line})" if line and not isinstance(error, TraceError) else text
 
 
 def _brief(value: Any) -> Any:
