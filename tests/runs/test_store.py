@@ -262,7 +262,8 @@ def test_a_full_disk_loses_nothing(path: Path) -> None:
     limit = path.stat().st_size + 60_000
     command = [sys.executable, "-c", FULL_DISK, str(path), str(limit)]
     said, count = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said in {f"the store {path} cannot be used: {why}" for why in ("disk I/O error", "database or disk is full")}
+    reasons = ("disk I/O error: see whether the disk works, and `ulimit -f`", "database or disk is full")
+    assert said in {f"the store {path} cannot be used: {why}" for why in reasons}
     assert int(count) > 0
     with Store(path, SPACE) as store:
         widths = [e.architecture.width(SPACE.groups[0].name) for e in store.all()]
