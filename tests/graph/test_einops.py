@@ -94,3 +94,22 @@ def test_einops_itself_goes_on_as_before() -> None:
     assert einops.rearrange(x, "a (b c) -> b a c", b=3).shape == (3, 2, 2)
     with pytest.raises(einops.EinopsError):
         einops.rearrange(x, "a (b c) -> b a c", b=4)
+
+
+class Asking(nn.Module):
+    """Methods of all kinds, of which one asks for a kind by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+    @staticmethod
+    def half(size: object) -> int:
+        return size // 2 if isinstance(size, int) else int(size / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.stem(x))[:, :, : self.half(8)].mean((2, 3)))
+
+
+def test_int_stays_a_kind_where_a_static_method_asks_for_it() -> None:
+    assert widths(check(Asking())) == {"stem": (8, 1)}

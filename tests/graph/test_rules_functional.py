@@ -528,6 +528,7 @@ def test_an_index_of_gather_is_repeated_for_as_many_channels_as_there_are(by: st
 def test_the_first_argument_may_be_named() -> None:
     def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
         x = F.conv2d(input=x, weight=m["a"].weight, bias=m["a"].bias)
+        x = torch.where(input=x, condition=x > 0, other=torch.zeros_like(input=x))
         return torch.mean(input=F.relu(input=torch.flatten(input=x, start_dim=2)), dim=2)
 
     assert set(widths(check(Net(body, flat=True, after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}

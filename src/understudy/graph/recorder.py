@@ -347,9 +347,16 @@ def _is_of_numbers(value: Any) -> bool:
 
 def _input_first(kind: str, target: Any, args: Any, kwargs: Any, *more: Any) -> tuple[Any, ...]:
     """Return what is recorded of a call, a first argument by name (`input=x`) by its position."""
-    if kind == "call_function" and not args and next(iter(kwargs), "") == "input":
+    if kind == "call_function" and not args and next(iter(kwargs), "") == "input" and _takes_input_first(target):
         args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
     return kind, target, args, kwargs, *more
+
+
+def _takes_input_first(function: Any) -> bool:
+    try:
+        return next(iter(inspect.signature(function).parameters), "") == "input"
+    except ValueError:  # torch's own tell nothing of their arguments
+        return function not in (torch.where, torch.searchsorted)
 
 
 def _is_wrapped(function: Any) -> bool:

@@ -243,8 +243,17 @@ def _whole(*args: Any, **kwargs: Any) -> Any:
 def _only_calls(space: dict[str, Any], name: str) -> bool:
     """Return whether the functions and methods of a file name a function of Python for calls alone."""
     kinds = [kind for kind in space.values() if isinstance(kind, type)]
-    held = [f for f in (*space.values(), *(f for kind in kinds for f in vars(kind).values())) if inspect.isfunction(f)]
-    return all(_calls(f.__code__, name) for f in held if f.__globals__ is space)
+    held = map(_written, (*space.values(), *(member for kind in kinds for member in vars(kind).values())))
+    return all(_calls(f.__code__, name) for f in held if inspect.isfunction(f) and f.__globals__ is space)
+
+
+def _written(member: Any) -> Any:
+    """Return the function that a static method, a property or a decorated one is made of; anything else as it is."""
+    if isinstance(member, property):
+        member = member.fget
+    elif isinstance(member, staticmethod | classmethod):
+        member = member.__func__
+    return inspect.unwrap(member) if inspect.isfunction(member) else member
 
 
 @functools.cache
