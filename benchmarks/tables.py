@@ -117,9 +117,10 @@ def overview(
                 yield from (f"By {name}, {SAID[budget]}: test accuracy in %, mean ± deviation (seeds)", "")
                 yield "| | " + " | ".join(f"{factor(point):g}x fewer {name}" for point in points) + " |"
                 yield "| --- |" + " --- |" * len(points)
-                yield from (
-                    row(contender, [groups[budget][p].get(contender, []) for p in points]) for contender in CONTENDERS
-                )
+                cells = {name: [groups[budget][p].get(name, []) for p in points] for name in CONTENDERS}
+                yield from (row(name, results) for name, results in cells.items() if any(results))
+                if missing := [CONTENDERS[name].label for name, results in cells.items() if not any(results)]:
+                    yield from ("", f"Not run: {'; '.join(missing)}.")
                 yield ""
     yield from transfer(groups["excluded"])
     if drawn:
