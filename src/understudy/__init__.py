@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from understudy.config.training import Teaching as Teaching
     from understudy.config.training import Training as Training
     from understudy.config.widths import Widths as Widths
+    from understudy.core import errors as errors
     from understudy.core.architecture import Architecture as Architecture
     from understudy.core.architecture import Space as Space
     from understudy.core.errors import UnderstudyError as UnderstudyError
@@ -92,8 +93,8 @@ _LAZY = {
     "prove": "proof.prove",
     "rebuild": "surgery.build",
     "teach": "jobs.teach",
-    "zoo": "models",
 }
+_MODULES = {"errors": "core.errors", "zoo": "models.zoo"}
 
 __all__ = [
     "N2N",
@@ -127,6 +128,7 @@ __all__ = [
     "analyse",
     "build",
     "compress",
+    "errors",
     "load_student",
     "load_teacher",
     "paper",
@@ -139,10 +141,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name in _MODULES:
+        value: Any = import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _LAZY:
+        value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = import_module(f"{__name__}.models.zoo") if name == "zoo" else None
-    value = value or getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value
     return value
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from understudy.core.timing import Timing
 from understudy.cost.layers import Layer, Pair, falls_short, layer_times, layers_of, pairs
@@ -45,3 +45,19 @@ def test_layers_of_a_network_and_their_times() -> None:
     assert first["3"].memory_bytes == 4 * (2 * 144 + 2 * 10 + 144 * 10 + 10)
     assert [(p.path, p.fewer) for p in pairs(first, second) if p.first.macs] == [("0", 2.0), ("3", 2.0)]
     assert all(not module._forward_hooks for module in network.modules())
+
+
+class Queries(nn.Module):
+    """A learned query, expanded and given to a layer as its input, as class tokens and latents are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.layer = nn.Parameter(torch.zeros(1, 3, 4)), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1, 0, :1] + self.layer(self.query.expand(len(x), -1, -1))
+
+
+def test_layers_that_are_given_a_view_of_a_parameter_are_counted() -> None:
+    layers, total = layers_of(Queries(), torch.zeros(1, 3, 8, 8), {})
+    assert layers["layer"].macs == total == 3 * 4 * 5
