@@ -20,6 +20,7 @@ from understudy.data import Data
 from understudy.export import folder as exporting
 from understudy.export.certificate import verify
 from understudy.export.folder import Exported, export_student
+from understudy.export.onnx import write_onnx
 
 ALL = ("source", "onnx", "pt2", "int8")
 FILES = {
@@ -252,6 +253,21 @@ def test_a_format_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
     assert "Not here, source: model.py must hold plain layers" in (tmp_path / "README.md").read_text()
     with pytest.raises(ExportError, match="has hooks"):
         export(tmp_path, cut, "source")
+
+
+class OneHead(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+def test_what_the_onnx_exporter_does_not_take_is_said(tmp_path: Path) -> None:
+    program = torch.export.export(OneHead(), (torch.rand(2, 3, 4),))
+    with pytest.raises(ExportError) as refused:
+        write_onnx(program, tmp_path / "model.onnx", metadata={})
+    assert str(refused.value) == (
+        "a student must be one that the ONNX exporter takes, but it says of 'scaled_dot_product_attention': "
+        "only 4D query, key, and value are supported"
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import json
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -26,6 +27,7 @@ from understudy.export.pt2 import program_of
 from understudy.graph.copies import copied
 
 _FUSED = frozenset(("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Sigmoid", "Tanh"))
+_TRANSLATED = re.compile(r"translating node %(\w+)")
 
 
 def write_onnx(
@@ -57,8 +59,7 @@ def write_onnx(
             warnings.simplefilter("ignore")  # of the exporter about itself
             made = torch.onnx.export(program, (), dynamo=True, external_data=False, verbose=False, **names)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ExportError(f"a student must be one that the ONNX exporter takes, but it says: {reason}") from error
+        raise ExportError(f"a student must be one that the ONNX exporter takes, but it says{_reason(error)}") from error
     assert made is not None
     model = made.model_proto
     _name_nodes(model.graph)
@@ -67,6 +68,16 @@ def write_onnx(
         entry = model.metadata_props.add()
         entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
     write_whole(path, model.SerializeToString())
+
+
+def _reason(error: Exception) -> str:
+    """Return what lies at the root of the exporter's errors, of which each says less than its cause, and of which node."""
+    chain = [error]
+    while isinstance(cause := chain[-1].__cause__, Exception):
+        chain.append(cause)
+    node = next((found[1] for e in chain if (found := _TRANSLATED.search(str(e)))), None)
+    said = [str(e).strip().partition("\n")[0] for e in chain]
+    return f"{f' of {node!r}' if node else ''}: {next(filter(None, reversed(said)), type(error).__name__)}"
 
 
 def _name_nodes(graph: Any) -> None:
