@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from operator import itemgetter
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from understudy.core.errors import DataError
+from understudy.core.nested import mapped
 from understudy.data import Data, Split, StreamedSplit
 
 RNG = np.random.default_rng(0)
@@ -116,15 +118,68 @@ def test_items_of_different_sizes() -> None:
     assert read(pictures, size=4).shape == (3, 4, 4)
 
 
+@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+def test_inputs_that_are_no_images_may_have_labels(memory_gb: float) -> None:
+    one, two, tokens = torch.randn(12, 4), torch.randn(12, 3), torch.arange(60).reshape(12, 5)
+    for inputs in ((one, two), {"x": one, "y": two}, one, tokens, torch.randn(12, 3, 2, 4, 4)):
+        items = [(mapped(inputs, itemgetter(i)), LABELS[i]) for i in range(12)]
+        data = read(items, items[:3], memory_gb=memory_gb)
+        assert data.classes == ("0", "1", "2")
+        expected = Data.from_inputs(
+            inputs, torch.tensor(LABELS), test=(mapped(inputs, itemgetter(slice(3))), torch.tensor(LABELS[:3]))
+        )
+        assert data.digest == expected.digest
+        named = read(items, memory_gb=memory_gb, classes=["a", "b", "c"])
+        assert named.classes == ("a", "b", "c")
+
+
+def test_classes_are_of_labels() -> None:
+    masks = [(image, torch.zeros(6, 5, dtype=torch.int64)) for image in FIRST]
+    with pytest.raises(DataError, match="classes are the names of labels, a whole number for each example"):
+        read(masks, classes=["a", "b"])
+
+
+def test_code_of_a_dataset_that_fails_is_named() -> None:
+    class Failing(Pictures):
+        def __getitem__(self, index: int) -> tuple[Any, int]:
+            raise KeyError(index)
+
+    class Unknown(Pictures):
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    class Asked(Pictures):  # names of classes that are a method
+        def __init__(self) -> None:
+            pass
+
+        def classes(self) -> int:
+            return 3
+
+    with pytest.raises(DataError, match="item 0 of train cannot be read: KeyError: 0"):
+        read(Failing())
+    with pytest.raises(DataError, match="train must know how many items it has, but: NotImplementedError"):
+        read(Unknown())
+    assert read(Asked()).classes == ("0", "1", "2")
+
+
 def test_items_that_are_no_examples() -> None:
     class Endless(IterableDataset[int]):
         def __iter__(self) -> Iterator[int]:
             return iter(range(9))
 
+        def __len__(self) -> int:
+            return 9
+
     for dataset, message in (
         ([], "train must have at least one item"),
         ([3, 4], r"items of train must be \(image, label\), but item 0 is int"),
         ([("a", 0), ("b", 1)], "images of train must be numbers"),
+        (None, "train must be a dataset with a length and items, but got NoneType"),
+        (
+            [{"image": 0, "label": 1}],
+            r"item 0 is a dict of image, label: give pairs, such as \[\(x\['image'\], x\['label'\]\) for x in",
+        ),
+        ([(image, 0.5) for image in COLOUR], "give numbers to learn as the targets of Data.from_inputs"),
         (Endless(), "train must be a dataset with a length and items, but got Endless"),
         (7, "train must be a dataset with a length and items, but got int"),
         ([(image, "cat") for image in COLOUR], "labels of train must be whole numbers, but got"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from understudy.core.errors import DataError, ModelError
 from understudy.data import Data, Split, StreamedSplit
@@ -98,6 +100,10 @@ def test_datasets_whose_targets_are_more_than_a_number() -> None:
         (torch.full((20, 2), float("nan")), "must be finite"),
         ({"a": object()}, "must be tensors or arrays"),
         (torch.zeros(20, 3, device="meta"), "on the meta device, which has no values"),
+        (
+            torch.nested.as_nested_tensor([torch.zeros(3), torch.zeros(2)], layout=torch.jagged),
+            "but got a nested tensor: pad it",
+        ),
         (5, "train must hold inputs, but got int"),
         ({}, "there are none"),
     ],
@@ -119,6 +125,18 @@ def test_arrays_of_any_layout_are_taken() -> None:
         assert torch.equal(read.train.images, Data.from_inputs(TOKENS, progress=False).train.images)
     floats = torch.rand(20, 3)
     assert torch.equal(Data.from_inputs(floats.to_sparse()).train.images, Data.from_inputs(floats).train.images)
+    with warnings.catch_warnings(action="ignore"):  # of torch, which has something newer
+        eighths = torch.quantize_per_tensor(TOKENS / 8, 0.125, 0, torch.quint8)
+    assert torch.equal(Data.from_inputs(eighths).train.images, Data.from_inputs(TOKENS / 8).train.images)
+
+
+def test_what_is_iterated_item_by_item_is_no_batch() -> None:
+    class Once(IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter(TOKENS)
+
+    alone, loaded = (Data.from_inputs(given, progress=False) for given in (Once(), DataLoader(Once(), batch_size=6)))
+    assert alone.digest == loaded.digest == Data.from_inputs(TOKENS, progress=False).digest
 
 
 class Twice(nn.Module):

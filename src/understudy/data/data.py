@@ -273,20 +273,12 @@ class Data:
 
         Items are (image, label), the image a PIL image, an array or a tensor; float tensors are taken as
         normalised already. `size` and `grey` are for PIL images; the rest is as in `from_folder`, but
-        that items too many to hold are read in one thread unless `workers` says more. Where targets are more than a
-        number, such as masks, inputs and targets may be any nesting of tensors, as in `from_inputs`.
+        that items too many to hold are read in one thread unless `workers` says more. Where inputs are no images, or
+        targets more than a number, such as masks, both may be any nesting of tensors, as in `from_inputs`.
 
         Raises:
             DataError: items that cannot be used, or that differ when read again (random transforms).
         """
-        if datasets.has_other_targets(train):
-            read: dict[str, Any] = {"labelled": True, "memory_gb": memory_gb, "progress": progress}
-            first, second, third = (
-                None if given is None else split_of(given, None, name, **read)
-                for name, given in (("train", train), ("val", val), ("test", test))
-            )
-            assert first is not None
-            return cls._made(Splits(first, second, third, None, type(train).__name__), classes, val_fraction, seed)
         reading = Reading(size=size, grey=grey, memory_gb=memory_gb, workers=workers, progress=progress)
         return cls._made(datasets.from_datasets(train, val, test, reading), classes, val_fraction, seed)
 
@@ -374,8 +366,12 @@ class Data:
     def _made(cls, splits: Splits, classes: Iterable[str] | None, val_fraction: float, seed: int) -> Data:
         check_kind(classes, Iterable | None, "classes must be a list of names", DataError)
         names = splits.classes if classes is None else tuple(map(str, classes))
-        if names is None:
-            names = numbered(splits.train) if are_classes(splits.train.labels) else ()
+        if not are_classes(splits.train.labels):
+            if classes is not None:
+                raise DataError("classes are the names of labels, a whole number for each example: leave them out here")
+            names = ()
+        elif names is None:
+            names = numbered(splits.train)
         _check(splits, names)
         train, val = splits.train, splits.val
         if val is None:

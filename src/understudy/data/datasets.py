@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from understudy.core.errors import DataError, did_you_mean
 from understudy.core.extras import optional
+from understudy.core.nested import first as first_of
 from understudy.data import images as files
-from understudy.data.inputs import item_of
+from understudy.data.inputs import has_items, item_of, length_of, split_of
 from understudy.data.sources import Reading, Splits, as_images, as_labels
 from understudy.data.split import AnySplit, Split, StreamedSplit, on_cpu
 
@@ -47,25 +50,30 @@ class ItemReader:
             raise DataError(f"item {index} of {self.name} {misfit}") from misfit
 
 
-def has_other_targets(given: Any) -> bool:
-    """Return whether the items of a dataset are (inputs, targets) whose targets are more than a number each."""
-    dataset = _dataset(given)
-    item = dataset[0] if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset) else None
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        return False
-    target = item[1]
-    return isinstance(target, (dict, tuple)) or (isinstance(target, (Tensor, np.ndarray)) and target.ndim > 0)
-
-
 @on_cpu
 def from_datasets(train: Any, val: Any, test: Any, reading: Reading) -> Splits:
     """Read the items of datasets, or of the datasets of loaders, once."""
-    first = _read(train, "train", reading)
-    second = None if val is None else _read(val, "val", reading)
-    third = None if test is None else _read(test, "test", reading)
+    read = partial(_read if _has_pictures(train) else _read_any, reading=reading)
+    first = read(train, "train")
+    second, third = (None if given is None else read(given, name) for given, name in ((val, "val"), (test, "test")))
     names = getattr(_dataset(train), "classes", None)
-    classes = tuple(str(name) for name in names) if names else None
+    classes = tuple(map(str, names)) if names and isinstance(names, Iterable) else None
     return Splits(first, second, third, classes, type(_dataset(train)).__name__)
+
+
+def _has_pictures(given: Any) -> bool:
+    """Return whether the items of a dataset are images with a number each; others are any inputs with any targets."""
+    dataset = _dataset(given)
+    if not has_items(dataset) or not length_of(dataset, "train"):
+        return True  # and refused as such
+    item = item_of(dataset, 0, "train")
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        return True
+    image, target = item
+    nested = isinstance(image, (Mapping, tuple)) or (isinstance(image, list) and hasattr(first_of(image), "ndim"))
+    flat = isinstance(image, (Tensor, np.ndarray)) and image.ndim not in (2, 3)
+    several = isinstance(target, (Mapping, tuple, Image.Image)) or getattr(target, "ndim", 0) > 0
+    return not (nested or flat or several)
 
 
 def _dataset(given: Any) -> Any:
@@ -75,36 +83,50 @@ def _dataset(given: Any) -> Any:
 def _item(dataset: Any, index: int, name: str) -> tuple[Any, Any]:
     item = item_of(dataset, index, name)
     if not isinstance(item, (tuple, list)) or len(item) < 2:
-        raise DataError(f"items of {name} must be (image, label), but item {index} is {type(item).__name__}")
+        raise DataError(f"items of {name} must be (image, label), but item {index} is {_no_pair(item)}")
     image, label = item[:2]
     # A list of plain numbers becomes an array far faster than one of tensors.
     return image, label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
 
 
+def _read_any(given: Any, name: str, reading: Reading) -> AnySplit:
+    """Read inputs with targets that are not images with a number each."""
+    return split_of(given, None, name, labelled=True, memory_gb=reading.memory_gb, progress=reading.progress)
+
+
+def _no_pair(item: Any) -> str:
+    """Return what an item is instead of a pair, and how the usual other kind becomes one."""
+    if not isinstance(item, Mapping) or len(item) < 2:
+        return type(item).__name__
+    first, second, *_ = map(repr, item)
+    return f"a dict of {', '.join(map(str, item))}: give pairs, such as [(x[{first}], x[{second}]) for x in dataset]"
+
+
 def _read(given: Any, name: str, reading: Reading) -> AnySplit:
     dataset = _dataset(given)
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    if not has_items(dataset):
         raise DataError(
             f"{name} must be a dataset with a length and items, but got {type(dataset).__name__}: collect what can "
             "only be iterated into tensors, for Data.from_arrays(images, labels)"
         )
-    if not len(dataset):
+    count = length_of(dataset, name)
+    if not count:
         raise DataError(f"{name} must have at least one item, but the dataset is empty")
     image, _ = _item(dataset, 0, name)
     form = files.Form.of(image, grey=reading.grey, size=reading.size) if isinstance(image, Image.Image) else None
     reader = ItemReader(dataset, form, name)
-    _check_same_twice(reader, len(dataset))
+    _check_same_twice(reader, count)
     first = reader(0)
-    if len(dataset) * first.numel() * first.element_size() / 1e9 <= reading.memory_gb:
-        return _held(reader, first, len(dataset), reading)
+    if count * first.numel() * first.element_size() / 1e9 <= reading.memory_gb:
+        return _held(reader, first, count, reading)
     labels = getattr(dataset, "targets", None)
-    if labels is None or len(labels) != len(dataset) or getattr(dataset, "target_transform", None):
-        items = files.shown(range(len(dataset)), len(dataset), f"Reading labels of {name}", reading.progress)
+    if labels is None or len(labels) != count or getattr(dataset, "target_transform", None):
+        items = files.shown(range(count), count, f"Reading labels of {name}", reading.progress)
         labels = [_item(dataset, index, name)[1] for index in items]
     channels, height, width = first.shape
     return StreamedSplit(
         read=reader,
-        items=torch.arange(len(dataset)),
+        items=torch.arange(count),
         labels=as_labels(labels, name),
         shape=(channels, height, width),
         dtype=first.dtype,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from understudy.core.errors import DataError, ModelError, UnderstudyError, check_kind
 from understudy.core.nested import called, first, leaves, mapped, zipped
@@ -57,6 +57,23 @@ def item_of(dataset: Any, index: int, name: str) -> Any:
         raise DataError(f"item {index} of {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def has_items(given: Any) -> bool:
+    """Return whether a dataset has items that can be asked for by number, and says how many."""
+    return hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, IterableDataset)
+
+
+def length_of(dataset: Any, name: str) -> int:
+    """Return how many items a dataset of the caller's own has.
+
+    Raises:
+        DataError: its code fails.
+    """
+    try:
+        return len(dataset)
+    except Exception as error:  # the caller's code may raise anything
+        raise DataError(f"{name} must know how many items it has, but: {type(error).__name__}: {error}") from error
+
+
 @on_cpu
 def split_of(given: Any, targets: Any, name: str, *, labelled: bool, memory_gb: float, progress: bool) -> AnySplit:
     """Return a split of inputs.
@@ -80,8 +97,11 @@ def split_of(given: Any, targets: Any, name: str, *, labelled: bool, memory_gb: 
     dataset, collate = given, default_collate
     if isinstance(given, DataLoader):
         dataset, collate = given.dataset, given.collate_fn or default_collate
-    if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
-        return _of_dataset(NestedReader(dataset, collate, labelled, name), len(dataset), memory_gb, progress)
+    if has_items(dataset):
+        count = length_of(dataset, name)
+        return _of_dataset(NestedReader(dataset, collate, labelled, name), count, memory_gb, progress)
+    if isinstance(given, IterableDataset):  # of single items; what else can be iterated gives batches
+        given = DataLoader(given, batch_size=_BATCH)
     if not isinstance(given, Iterable):
         raise DataError(f"{name} must hold inputs, but got {type(given).__name__}: {_ITEMS}")
     return _joined(_read_once(given, labelled, name, memory_gb), name)

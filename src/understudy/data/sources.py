@@ -176,7 +176,10 @@ def as_labels(labels: Any, name: str) -> Tensor:
     wrong = torch.nonzero(whole != given).flatten()
     if len(wrong):
         values = given[wrong[:5]].tolist()
-        raise DataError(f"labels of {name} must be whole numbers, but got {values} at {wrong[:5].tolist()}")
+        raise DataError(
+            f"labels of {name} must be whole numbers, but got {values} at {wrong[:5].tolist()}: give numbers to learn "
+            "as the targets of Data.from_inputs(images, targets)"
+        )
     if len(whole) and int(whole.min()) < 0:
         raise DataError(
             f"labels of {name} must be classes, counted from 0, but {int((whole < 0).sum())} are below, the first is "

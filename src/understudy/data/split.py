@@ -223,7 +223,10 @@ def tensor_of(given: Any, rule: str) -> Tensor:
     if isinstance(given, Tensor):
         if given.is_meta:
             raise DataError(f"{rule}, but got a tensor on the meta device, which has no values")
+        if given.is_nested:
+            raise DataError(f"{rule}, but got a nested tensor: pad it, x.to_padded_tensor(0.0)")
         found = given.detach().cpu()
+        found = found.dequantize() if found.is_quantized else found
         found = found if found.layout is torch.strided else found.to_dense()
         return found.clone() if found.is_inference() else found  # what inference mode made has no place in autograd
     try:

@@ -71,7 +71,7 @@ def write_onnx(
 
 
 def _reason(error: Exception) -> str:
-    """Return what lies at the root of the exporter's errors, of which each says less than its cause, and of which node."""
+    """Return what lies at the root of the exporter's errors, each of which says less than its cause, and the node."""
     chain = [error]
     while isinstance(cause := chain[-1].__cause__, Exception):
         chain.append(cause)
