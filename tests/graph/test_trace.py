@@ -188,6 +188,22 @@ def test_what_nothing_can_copy_is_named() -> None:
         analyse(network, torch.rand(1, 2))
 
 
+class Slotted(nn.Module):
+    __slots__ = ("scale",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.layer = 2.0, nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.scale
+
+
+def test_slots_that_a_copy_would_lose_are_named() -> None:
+    with pytest.raises(TraceError, match=r"but it loses 0\.scale, which stands in __slots__ of Slotted"):
+        analyse(nn.Sequential(Slotted()), torch.rand(1, 2))
+
+
 def test_a_network_that_keeps_the_handles_of_its_hooks_is_copied_again_and_again() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     network.handles = [network[1].register_forward_hook(lambda module, given, found: None)]

@@ -6,6 +6,8 @@ import copy
 import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MemberDescriptorType
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,12 +34,32 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
                 elif isinstance(held, RemovableHandle) and _is_spent(held):
                     memo.setdefault(id(held), held)
     try:
-        return _copy(module, memo)
+        made = _copy(module, memo)
     except (TypeError, RuntimeError, NotImplementedError, AttributeError, pickle.PicklingError) as error:
         raise TraceError(
             f"a network must be one that copy.deepcopy can copy, but it cannot{_blamed(module)}: {error}. Set to None "
             "what the forward pass does not need, or leave it out of the class's __getstate__"
         ) from error
+    _refuse_lost_slots(module, made)
+    return made
+
+
+def _refuse_lost_slots(module: nn.Module, made: nn.Module) -> None:
+    """Refuse a network whose `__slots__` hold what its copy has not: the state of torch's modules leaves them out."""
+    for path, part in module.named_modules():
+        for name in _slots(type(part)):
+            other = dict(made.named_modules()).get(path)
+            if type(other) is type(part) and hasattr(part, name) and not hasattr(other, name):
+                raise TraceError(
+                    f"a network must be one that copy.deepcopy can copy, but it loses {f'{path}.{name}'.lstrip('.')}, "
+                    f"which stands in __slots__ of {type(part).__name__}: leave __slots__ out of the class"
+                )
+
+
+@lru_cache(maxsize=1024)
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of a class's slots."""
+    return tuple(n for base in kind.__mro__ for n, o in vars(base).items() if isinstance(o, MemberDescriptorType))
 
 
 def _is_spent(handle: RemovableHandle) -> bool:
