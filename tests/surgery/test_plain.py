@@ -136,6 +136,23 @@ def test_copies_and_pickles_are_whole_and_apart(analysis: Analysis) -> None:
         assert len(again.train()(x)) == 2
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_plain_student_of_two_modes_can_be_scripted() -> None:
+    class Attention(Block):
+        def forward(self, x: Tensor, *, shift: Tensor) -> Tensor:
+            return super().forward(x) + shift
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        traced = analyse(Attention().eval(), {"x": torch.randn(2, 5, 8), "shift": torch.randn(2, 5, 8)})
+    student = build(traced, traced.space.architecture(widths={"qkv": 12})).eval()
+    assert isinstance(student, Plain) and student.code.training != student.code.evaluation
+    inputs = {"x": torch.randn(3, 5, 8), "shift": torch.randn(3, 5, 8)}
+    scripted = torch.jit.script(student)
+    assert torch.equal(scripted(**inputs), student(**inputs))
+    assert not torch.equal(scripted.train()(**inputs), student(**inputs))  # it drops
+
+
 def test_a_plain_student_learns(analysis: Analysis) -> None:
     x = analysis.trace.example
     student = build(analysis, narrow(analysis.space)).train()

@@ -9,7 +9,7 @@ import inspect
 import linecache
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from understudy.graph.units import silenced_path
 
 # What torch makes of layers, where a graph has its steps.
 _TAKEN_APART = (*LOOKED_INTO, nn.MultiheadAttention, NonDynamicallyQuantizableLinear)
+_TRAINING = "_forward_in_training"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -45,17 +46,33 @@ class Code:
     names: Mapping[str, Any] = field(hash=False)
     modules: Mapping[str, str] = field(hash=False)  # imported Python modules by their names in the text
 
-    def compiled(self) -> Any:
-        """Return the function."""
-        body = self.evaluation
-        if self.training != body:
-            body = f"if self.training:\n{textwrap.indent(self.training, '    ')}\n{body}"
+    def compiled(self) -> dict[str, Any]:
+        """Return the methods: `forward`, and another one for training, if that is something else.
+
+        In a branch of one method TorchScript would not let the text set the inputs free (`x = None`).
+        """
+        methods = {"forward": self.evaluation}
+        if self.training != self.evaluation:
+            given = ", ".join(_passed_on(self.takes))
+            methods["forward"] = f"if self.training:\n    return self.{_TRAINING}({given})\n{self.evaluation}"
+            methods[_TRAINING] = self.training
         space = {**self.names, **{name: importlib.import_module(full) for name, full in self.modules.items()}}
-        text = f"def forward({self.takes}):\n{textwrap.indent(body, '    ')}\n"
-        name = f"<student {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
-        linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name  # what a traceback shows
-        exec(compile(text, name, "exec"), space)
-        return space["forward"]
+        text = "\n\n".join(
+            f"def {name}({self.takes}):\n{textwrap.indent(body, '    ')}" for name, body in methods.items()
+        )
+        file = f"<student {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
+        linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # what a traceback shows
+        exec(compile(text, file, "exec"), space)
+        return {name: space[name] for name in methods}
+
+
+def _passed_on(takes: str) -> Iterator[str]:
+    """Yield what hands a method's arguments on to another of the same."""
+    by_name = False
+    for name in takes.split(", ")[1:]:
+        by_name |= name == "*"
+        if name != "*":
+            yield f"{name}={name}" if by_name else name
 
 
 class Plain(nn.Module):
@@ -78,7 +95,7 @@ class Plain(nn.Module):
 
 def plain_module(code: Code, state: Mapping[str, Any]) -> Plain:
     """Return the module of a forward pass with the members of another module."""
-    made: type[Plain] = type(code.owner, (Plain,), {"code": code, "forward": code.compiled()})
+    made: type[Plain] = type(code.owner, (Plain,), {"code": code, **code.compiled()})
     module = made.__new__(made)
     module.__dict__.update(state)
     return module
