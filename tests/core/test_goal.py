@@ -166,19 +166,23 @@ def test_what_is_saved_beyond_a_budget_earns_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "nothing"),
+    ("goal", "doubts"),
     [
-        (Goal(), False),
-        (Goal(score_drop=0.1), False),
-        (Goal(params="1x"), True),
-        (Goal(params="2M", macs="1G"), True),
-        (Goal(params="2M", macs="2x"), False),
-        (Goal(params="999999"), False),
+        (Goal(), []),
+        (Goal(score_drop=0.1), []),
+        (Goal(params="1x"), ["keeps every budget"]),
+        (Goal(params="2M", macs="1G"), ["keeps every budget"]),
+        (Goal(params="2M", macs="2x"), []),
+        (Goal(params="999999", score=0.9), []),
+        (Goal(params="999999", score=0.91), ["itself has a score of 90.00% on validation, but 91.00% is asked for"]),
+        (Goal(params="1x", score=1.0, score_drop=0.0), ["keeps every budget", "but 100.00% is asked for"]),
     ],
 )
-def test_budgets_that_the_teacher_keeps_ask_for_nothing(goal: Goal, nothing: bool) -> None:
+def test_budgets_that_can_hardly_be_meant_are_said(goal: Goal, doubts: list[str]) -> None:
     reward = Reward(teacher_cost=TEACHER, teacher_score=0.9, budgets=goal.budgets(TEACHER, 0.9))
-    assert reward.asks_nothing is nothing
+    assert len(reward.doubts) == len(doubts) and all(
+        part in said for part, said in zip(doubts, reward.doubts, strict=True)
+    )
 
 
 def test_several_budgets_count_by_their_factors() -> None:

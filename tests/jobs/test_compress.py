@@ -369,7 +369,8 @@ def test_a_full_disk_says_what_to_free_and_how_to_go_on(
     with monkeypatch.context() as m:
         m.setattr(place, full)
         with pytest.raises(
-            RunError, match=r"(?s)no space left on the device that holds .*To free some.*logits.*with: the same call$"
+            RunError,
+            match=r"(?s)no space left on the device that holds .*To free some.*logits.*with: the same call or command$",
         ):
             squeeze(teacher, tmp_path / "run", goal=goal)
     squeeze(teacher, tmp_path / "run", goal=goal)

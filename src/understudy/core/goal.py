@@ -9,7 +9,7 @@ from typing import Literal
 
 from understudy.core.errors import GoalError, check_kind, did_you_mean
 from understudy.core.evaluation import Cost, Evaluation
-from understudy.core.figures import FIGURE, FIGURES
+from understudy.core.figures import FIGURE, FIGURES, share
 
 RUNTIMES = ("torch", "onnxruntime")
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
@@ -170,10 +170,15 @@ class Reward:
         return 1.0 / (self.teacher_score or 1.0)
 
     @property
-    def asks_nothing(self) -> bool:
-        """Whether there are budgets on cost, all of which the teacher itself keeps."""
-        limits = self.budgets.limits()
-        return bool(limits) and not self.budgets.broken_by(self.teacher_cost)
+    def doubts(self) -> tuple[str, ...]:
+        """What is odd about the budgets, a sentence each."""
+        nothing = bool(self.budgets.limits()) and not self.budgets.broken_by(self.teacher_cost)
+        loose = "the teacher keeps every budget on cost itself: the student may be as large; ask for less"
+        high = (
+            f"the teacher itself has a score of {share(self.teacher_score)} on validation, but "
+            f"{share(self.budgets.score)} is asked for: a student is seldom better than its teacher"
+        )
+        return (*(loose,) * nothing, *(high,) * (self.budgets.score > self.teacher_score))
 
     def left(self, cost: Cost) -> float:
         """Return what is left of the teacher's cost in the figures with a budget, 1 for all of it."""

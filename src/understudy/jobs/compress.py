@@ -268,10 +268,8 @@ class Job:
             with understood(self.run.folder / "summary.json", DamageError):
                 summary = Summary.from_json(known)
             return self._loaded(summary)
-        if self.reward.asks_nothing:
-            self.display.warn(
-                "the teacher keeps every budget on cost itself: the student may be as large; ask for less"
-            )
+        for doubt in self.reward.doubts:
+            self.display.warn(doubt)
         jobs = {"search": self._searched, "prune": self._pruned}
         found = self._finished(*jobs[self.settings.method.job]())
         with self.display.steps("measuring teacher and student", None):

@@ -159,7 +159,7 @@ def read_winner(folder: Path, name: str, space: Space) -> Evaluation:
     if found is None:
         raise RunError(
             f"a finished run must have its student, but there is no {folder / name}.json and .safetensors; move "
-            f"{folder.with_name('summary.json')} away as well, and the same call trains it again"
+            f"{folder.with_name('summary.json')} away as well, and the same call or command trains it again"
         )
     return found
 

@@ -19,6 +19,7 @@ try:
 except ImportError:  # Windows: nothing there keeps two drivers out of one folder
     fcntl = None  # type: ignore[assignment]
 
+AGAIN = "the same call or command"  # of Python or of a shell
 _LOCK = ".lock"
 _LOCK_ATTEMPTS, _LOCK_PAUSE = 6, 0.1  # and seconds between two of them
 _FULL_TEXTS = ("No space left on device", "database or disk is full")
@@ -57,7 +58,7 @@ def refuse_unusable(folder: Path, *, marker: str) -> None:
     """
     path_of(folder, "the folder", RunError)
     if folder.exists():
-        with claimed(folder, marker=marker, again=lambda: "the same call"):
+        with claimed(folder, marker=marker, again=lambda: AGAIN):
             return
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):

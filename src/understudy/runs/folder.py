@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ from understudy.core.errors import ConfigError, DamageError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import check_format, read_json, read_text, understood, write_whole
 from understudy.core.int8 import FileSizes
-from understudy.runs.claim import claimed, is_locked, refuse_unusable
+from understudy.runs.claim import AGAIN, claimed, is_locked, refuse_unusable
 from understudy.runs.database import refuse_silent, study_claimed
 from understudy.runs.store import Store
 
@@ -309,9 +310,9 @@ def _again(folder: Path) -> str:
     with suppress(RunError):  # what is damaged is told by the call itself
         source = read_json(folder / "source.json", RunError)
     if source is None or None in (source.get("model"), source.get("data")):  # `resume` could not name them
-        return "the same call"
-    trusted = " --trust-code" if (folder / "code").is_dir() else ""
-    return f"the same call, or: understudy resume {folder}{trusted}"
+        return AGAIN
+    trusted = ["--trust-code"] if (folder / "code").is_dir() else []
+    return f"{AGAIN}, or {shlex.join(['understudy', 'resume', str(folder), *trusted])}"
 
 
 def _with_latency(evaluation: Evaluation, known: Mapping[str, float] | None) -> Evaluation:
