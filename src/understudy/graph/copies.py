@@ -47,7 +47,7 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
 def _refuse_lost_slots(module: nn.Module, made: nn.Module) -> None:
     """Refuse a network whose `__slots__` hold what its copy has not: the state of torch's modules leaves them out."""
     for path, part in module.named_modules():
-        for name in _slots(type(part)):
+        for name in _slots(type(part)):  # type: ignore[arg-type]  # which mypy does not know to be hashable
             other = dict(made.named_modules()).get(path)
             if type(other) is type(part) and hasattr(part, name) and not hasattr(other, name):
                 raise TraceError(
