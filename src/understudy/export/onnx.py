@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
 import json
 import re
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,6 +21,7 @@ from understudy.core.files import write_whole
 from understudy.core.nested import called, leaves, mapped
 from understudy.export.interface import Interface, giving_plainly
 from understudy.export.pt2 import program_of
+from understudy.export.quiet import quiet_exporters
 from understudy.graph.copies import copied
 
 _FUSED = frozenset(("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Sigmoid", "Tanh"))
@@ -55,8 +53,7 @@ def write_onnx(
     if interface is not None:
         names = {"input_names": list(interface.inputs), "output_names": list(interface.outputs)}
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")  # of the exporter about itself
+        with quiet_exporters():
             made = torch.onnx.export(program, (), dynamo=True, external_data=False, verbose=False, **names)
     except Exception as error:
         raise ExportError(f"a student must be one that the ONNX exporter takes, but it says{_reason(error)}") from error
@@ -240,7 +237,7 @@ def quantise(source: Path, target: Path, batches: Iterable[Any]) -> None:
     model = OnnxModel(source)
     reader = _reader(quantization, (model.feed(inputs) for inputs in batches))
     try:
-        with contextlib.redirect_stdout(io.StringIO()), _quiet():
+        with quiet_exporters():
             shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantization.quantize_static(
                 str(prepared), str(partial), reader, quant_format=quantization.QuantFormat.QDQ, per_channel=True
@@ -264,19 +261,6 @@ def _refuse_floats(path: Path) -> None:
             "a student in 8 bits must have a convolution or a product with weights that ONNX Runtime can quantise, "
             "but it found none in this network"
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """The quantiser advises its users on the root logger; it has none here."""
-    import logging
-
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _reader(quantization: Any, feeds: Iterable[dict[str, Any]]) -> Any:

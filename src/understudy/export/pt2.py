@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from understudy.core.errors import ExportError, UnderstudyError
 from understudy.core.files import write_whole
 from understudy.core.nested import mapped
+from understudy.export.quiet import quiet_exporters
 from understudy.graph.record import record
 
 # What torch notes of the Python files that a program comes from.
@@ -36,8 +36,7 @@ def program_of(student: nn.Module, example: Any) -> torch.export.ExportedProgram
     args = () if by_name else example if isinstance(example, tuple) else (example,)
     shapes = mapped(example if by_name else args, lambda tensor: {0: batch})
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about itself
+        with quiet_exporters():
             program = torch.export.export(
                 student, args, dict(example) if by_name else None, dynamic_shapes=shapes, strict=False
             )
