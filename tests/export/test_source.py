@@ -240,6 +240,26 @@ class Numbered(nn.Module):
         return getattr(self, "1")(getattr(self, "0")(x))  # type: ignore[no-any-return]
 
 
+class Masked(nn.Module):
+    """A mask that may be None, and a branch on the kind of an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None, scale: float = 2.0) -> Tensor:
+        if torch.is_complex(x):
+            x = x.real
+        return self.layer(x) * scale if mask is None else self.layer(x) * mask
+
+
+def test_an_input_that_is_none_stays_an_input() -> None:
+    x = torch.zeros(2, 4)
+    for example in ((x, None), {"x": x, "mask": None}):
+        assert "    def forward(self, x: Tensor, mask: None) -> Tensor:\n" in source_of(Masked(), example).text
+    assert "    def forward(self, x: Tensor, mask: Tensor) -> Tensor:\n" in source_of(Masked(), (x, x)).text
+
+
 def test_numbers_of_members_are_no_arguments() -> None:
     written = source_of(nn.Sequential(Numbered(nn.ReLU()), Numbered(nn.Tanh())), torch.rand(2, 4))
     assert written.text.count("(nn.Module)") >= 2

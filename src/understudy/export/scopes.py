@@ -53,7 +53,7 @@ class Calls:
         self.inputs = [
             node
             for node in recording.graph.find_nodes(op="placeholder")
-            if isinstance(node.meta["value"], Signature) or any(user not in self._dead for user in node.users)
+            if node in recording.given or any(user not in self._dead for user in node.users)
         ]
         for node in recording.graph.nodes:
             if node.op in ("placeholder", "output"):

@@ -92,7 +92,7 @@ def _written(student: nn.Module, modes: list[Calls]) -> Source:
     takes_of = {path: takes(calls) for path, calls in found.items() if path}
     takes_of[""] = Takes(
         names=tuple(str(node.target) for node in modes[0].inputs),
-        types=tuple("Tensor" if isinstance(n.meta["value"], Signature) else "" for n in modes[0].inputs),
+        types=tuple(map(_kind, modes[0].inputs)),
     )
     forwards = {path: _forward(path, found[path], takes_of) for path in found if path not in chains}
     for path in set().union(*(calls.called - calls.leaves for calls in modes)) - set(found):
@@ -102,6 +102,12 @@ def _written(student: nn.Module, modes: list[Calls]) -> Source:
     classes = Modules(student, forwards, constants, chains, modes[0].leaves | modes[1].leaves).write()
     state = {name: value.detach().cpu().contiguous().clone() for name, value in student.state_dict().items()}
     return Source(name=classes[-1].name, text=_file(classes), tensors={**state, **constants})
+
+
+def _kind(given: fx.Node) -> str:
+    """Return the type of an input as text."""
+    value = given.meta["value"]
+    return "Tensor" if isinstance(value, Signature) else "None" if value is None else ""
 
 
 def _forward(path: str, found: list[tuple[Calls, Scope]], takes_of: Mapping[str, Takes]) -> Forward:

@@ -41,7 +41,10 @@ _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "x
 _IN_PLACE = frozenset(("setitem", *(f"i{name}" for name in _OPERATORS)))
 
 
-_FACTS = ("size", "dim", "numel", "nelement", "getattr", "get_device", "is_floating_point", "is_contiguous")
+_FACTS = frozenset((
+    *("size", "dim", "ndimension", "numel", "nelement", "stride", "element_size", "getattr", "get_device", "type"),
+    *("is_floating_point", "is_complex", "is_signed", "is_contiguous"),
+))  # fmt: skip
 
 
 def tells_values(node: fx.Node) -> bool:

@@ -17,11 +17,13 @@ class Recording:
     """A forward pass in one mode, with what each module that was looked into was called with.
 
     `calls` has, by the keys of `node.meta["nn_module_stack"]`, the arguments by name, nodes for what was computed.
+    `given` are the inputs that the example has; the others are at their defaults.
     """
 
     root: nn.Module
     graph: fx.Graph
     calls: Mapping[str, Mapping[str, Any]]
+    given: tuple[fx.Node, ...]
 
 
 def record(
@@ -39,4 +41,9 @@ def record(
     with enough_memory("while the forward pass was recorded", "free some, or give a smaller example"):
         root = copy_to_trace(module).train(training)
         graph, watch = record_or_explain(root, example, (*leaf_modules, nn.MultiheadAttention))
-    return Recording(root=root, graph=graph, calls=watch.given)
+    inputs = tuple(graph.find_nodes(op="placeholder"))
+    if isinstance(example, Mapping):
+        given = tuple(node for node in inputs if node.target in example)
+    else:
+        given = inputs[: len(example)] if isinstance(example, tuple) else inputs[:1]
+    return Recording(root=root, graph=graph, calls=watch.given, given=given)
