@@ -255,6 +255,19 @@ def test_a_format_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:
         export(tmp_path, cut, "source")
 
 
+def test_a_file_that_runs_on_some_batches_alone_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_one_size(student: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+        return torch.export.export(student, (example,))
+
+    monkeypatch.setattr(exporting, "program_of", of_one_size)
+    found = export(tmp_path, make(), "source", "onnx")
+    assert set(found.parity) == {"source"} and not (tmp_path / "model.onnx").exists()
+    assert (
+        "ONNX Runtime must run the student on batches of any size, but says: [ONNXRuntimeError]"
+        in found.skipped["onnx"]
+    )
+
+
 class OneHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.scaled_dot_product_attention(x, x, x)

@@ -254,7 +254,14 @@ class _Job:
         if self.card.mean:
             metadata |= {"mean": self.card.mean, "std": self.card.std, "range": [0.0, 1.0], "layout": "NCHW"}
         write_onnx(self._exported(), path, metadata=metadata, interface=self.interface)
-        return OnnxModel(path)
+        model = OnnxModel(path)
+        try:
+            for inputs, _ in self.expected:
+                called(model, inputs)
+        except ExportError:
+            path.unlink()  # what runs on some batches alone is of no use
+            raise
+        return model
 
     def _hf(self) -> nn.Module:
         folder = self.folder / "hf"

@@ -24,6 +24,7 @@ from understudy.export.pt2 import program_of
 from understudy.export.quiet import quiet_exporters
 from understudy.graph.copies import copied
 
+_REASON = 300  # characters
 _FUSED = frozenset(("Relu", "Clip", "HardSigmoid", "LeakyRelu", "Sigmoid", "Tanh"))
 _TRANSLATED = re.compile(r"translating node %(\w+)")
 
@@ -154,8 +155,18 @@ class OnnxModel(nn.Module):
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the network gives."""
-        found = self._session.run(None, self.feed(named or inputs))
+        """Return what the network gives.
+
+        Raises:
+            ExportError: ONNX Runtime cannot run it on these inputs.
+        """
+        try:
+            found = self._session.run(None, self.feed(named or inputs))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:_REASON]
+            raise ExportError(
+                f"ONNX Runtime must run the student on batches of any size, but says: {reason}"
+            ) from error
         tensors = tuple(torch.from_numpy(np.asarray(value)) for value in found)
         if len(tensors) == 1:
             return tensors[0]
