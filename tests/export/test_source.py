@@ -260,6 +260,21 @@ def test_an_input_that_is_none_stays_an_input() -> None:
     assert "    def forward(self, x: Tensor, mask: Tensor) -> Tensor:\n" in source_of(Masked(), (x, x)).text
 
 
+class Half(nn.Module):
+    """Keeps half of the steps, however many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[:, : int(0.5 * x.shape[1])]
+
+
+def test_numbers_that_int_computes() -> None:
+    assert "[:, :int(0.5 * x.shape[1])]" in source_of(Half(), torch.zeros(2, 6, 4)).text
+
+
 def test_numbers_of_members_are_no_arguments() -> None:
     written = source_of(nn.Sequential(Numbered(nn.ReLU()), Numbered(nn.Tanh())), torch.rand(2, 4))
     assert written.text.count("(nn.Module)") >= 2

@@ -88,7 +88,7 @@ def _names() -> dict[Any, str]:
             value = getattr(place, name, None)
             if callable(value) and not name.startswith("_") and not isinstance(value, type):
                 found.setdefault(value, f"{prefix}.{name}".removeprefix("."))
-    return found
+    return found | {int: "int"}  # the one kind that forward passes compute with
 
 
 def function_name(node: fx.Node) -> str:
