@@ -185,6 +185,24 @@ def test_an_objective_of_ones_own(tmp_path: Path) -> None:
         squeeze(teacher, data, tmp_path / "other", objective="own")
 
 
+class Contrastive(nn.Module):
+    """How alike each two examples of a batch are, as CLIP gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.encoder(x)
+        return y @ y.t()
+
+
+def test_outputs_that_are_of_the_batch_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    data = us.Data.from_inputs(torch.randn(40, 6))
+    with pytest.raises(ModelError, match=r"outputs of its own.*gives float32 \(2, 2\) for 2 examples.*part=model"):
+        us.compress(Contrastive(), data, run=tmp_path / "run")
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     teacher, inputs, targets = numbers()
     wrong: list[tuple[us.Data, dict[str, Any], type[Exception], str]] = [

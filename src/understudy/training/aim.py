@@ -137,12 +137,22 @@ def _check_training(aim: Aim, network: nn.Module, inputs: Any, data: Data) -> No
     """Check that the network gives the same kind of outputs in training mode; auxiliary ones may follow."""
     inputs = mapped(inputs, lambda tensor: tensor[:2])
     count = len(first(inputs))
+    wanted = (count, sum(math.prod(shape) for shape in aim.shapes))
+
+    def as_wanted(given: Any) -> bool:
+        found = dict(tensors(given))
+        some = found and (len(aim.names) == 1 or set(aim.names) <= set(found))
+        return bool(some) and tuple(aim.read(given).shape) == wanted
+
     with torch.random.fork_rng(devices=[]):
-        given = _given(copied(network).cpu().train(), inputs, data)
-    wanted = sum(math.prod(shape) for shape in aim.shapes)
-    found = dict(tensors(given))
-    some = found and (len(aim.names) == 1 or set(aim.names) <= set(found))
-    if not some or tuple(aim.read(given).shape) != (count, wanted):
+        given, alike = (_given(copied(network).cpu().train(mode), inputs, data) for mode in (True, False))
+    if not as_wanted(alike):
+        raise ModelError(
+            "the model must give each example outputs of its own, of one size in a batch of any size, but it gives "
+            f"{_told(alike)} for {count} examples and others for more: compress the part inside that does, with "
+            "us.Data.from_inputs(inputs, part=model.encoder, of=model)"
+        )
+    if not as_wanted(given):
         raise ModelError(
             "the model must return its outputs in training mode as well, alone or first in a tuple, as those with "
             f"auxiliary classifiers do, but returned {_told(given)} there: return the logits first"
