@@ -69,6 +69,14 @@ def test_defaults_are_those_of_the_table_that_a_setting_stands_in(capsys: pytest
         assert f"--{table}.training.epochs INT Passes over the training split. [default: {epochs}]" in shown
 
 
+def test_what_is_left_out_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = " ".join(printed(capsys, "compress", "--help-all").split())
+    assert "--seed INT Random seed of the search and of every student in it. [default: 0]" in shown
+    # Decore's network learns at a rate of its own.
+    assert "--final.training.lr FLOAT Peak learning rate. Left out: 0.1 for sgd" in shown
+    assert "--decore.training.lr FLOAT Peak learning rate. [default: 0.001]" in shown
+
+
 def test_the_overview_begins_with_what_users_have(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys)
     assert text == printed(capsys, "--help")

@@ -62,7 +62,7 @@ class Compress(Settings, Subject, Command):
     log: LogName | None = None
     """Also write what is found, as it goes on, to tensorboard (into the run folder), mlflow or wandb."""
     untrained: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Accept a teacher that is no better than a guess."""
+    """Accept a teacher that is no better than a guess, or clearly better with another normalisation."""
     start: Path | None = None
     """Finished run, or student's folder, whose student is compressed further; the model given stays the teacher."""
     trust_code: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -76,7 +76,9 @@ def _with_defaults(kind: type, values: Any, prefix: str, flag: str) -> Iterator[
         value = values
         for part in found.field.removeprefix(prefix).split("."):
             value = getattr(value, part)
-        yield Flag(found.field, found.spelled, found.text, _said(value, found.text))
+        # What is said of a setting that is left out does not hold in a table that has a default of its own.
+        text = found.text if value is None else found.text.partition(" Left out: ")[0]
+        yield Flag(found.field, found.spelled, text, _said(value, text))
 
 
 def _default(f: Field[Any]) -> Any:
@@ -117,7 +119,7 @@ _AMOUNTS = {"params", "macs", "size-mb", "memory-mb", "latency-ms"}
 def _said(default: Any, text: str) -> str:
     if default is MISSING:
         return "required"
-    if default in (None, False, (), "") or "efault" in text:
+    if default is None or default is False or default in ((), "") or "efault" in text:
         return ""
     return f"default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}"
 

@@ -110,8 +110,8 @@ class Final(Checked):
     training: Training = field(default_factory=lambda: Training(epochs=30, loss="mse+ce"))
     """Their training, by distillation."""
     weights: Start = "compensated"
-    """Initial weights: fresh, inherited from the teacher by slicing, or compensated; see `Candidates`. What decore's
-    agents pruned is inherited from the network that learned with them in place of compensated."""
+    """Initial weights: fresh, inherited from the teacher by slicing, or compensated, as those of candidates. What
+    decore's agents pruned is inherited from the network that learned with them in place of compensated."""
     views: Natural = 0
     """Number of augmented versions of each image, cycled over the epochs so that the teacher's logits can be cached
     (0: new ones in every epoch, each of which costs a pass of the teacher over all images)."""
