@@ -55,6 +55,13 @@ class TestPublishedN2N(SearcherContract):
         return settings.searcher(toy_problem(params="5x", seed=seed, widths=widths))
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_one_width_alone_may_be_offered(factor: float) -> None:
+    problem = toy_problem(params="2x", widths=Widths(factors=(factor,)))
+    searcher = replace(QUICK, rules="paper", removal_updates=1).searcher(problem)
+    assert run_searcher(searcher)
+
+
 def test_parameters_do_not_depend_on_the_teacher() -> None:
     shapes = []
     for kind in ("chain", "residual"):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -112,6 +112,29 @@ def test_a_precision_that_does_not_run_is_passed_over(dtype: torch.dtype, monkey
     chosen = choose_compute(Choosy(dtype), IMAGES, Device(device="cpu"))
     assert chosen == Compute(dtype=dtype, memory_format=torch.channels_last)
     assert ("does not run in bf16" in told(chosen, Device(device="cpu"))) is (dtype == torch.float32)
+
+
+class Viewed(nn.Module):
+    """Flattens by a view, as LeNet and VGG often do, which takes contiguous maps alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.conv(images)
+        return out.view(out.size(0), -1)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_format_that_does_not_run_is_passed_over(
+    precision: Literal["auto", "fp32", "bf16"], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor(monkeypatch, bf16=bf16)
+    chosen = choose_compute(Viewed(), IMAGES, Device(device="cpu", precision=precision))
+    dtype = torch.bfloat16 if precision == "bf16" or (precision == "auto" and bf16) else torch.float32
+    assert chosen == Compute(dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def test_a_pinned_format_is_kept_while_the_precision_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,33 +106,39 @@ def choose_compute(model: nn.Module, images: Any, device: Device) -> Compute:
     - for the device: cuda if there is one, else mps, else cpu;
     - for the precision: bf16 where the processor has instructions for it (AVX512-BF16, AMX; CUDA from compute
       capability 8.0 on) and a step of the model on a few of the images works in it, else fp32;
-    - for the memory format: channels_last on a CPU and for bf16 on CUDA, else contiguous; see `Compute.suited`.
+    - for the memory format: channels_last on a CPU and for bf16 on CUDA where that step works in it, else contiguous;
+      see `Compute.suited`.
 
     Raises:
         ConfigError: torch does not know the device, or the model runs in no precision.
         MachineError: memory ran out.
     """
     where = device_named(device.device)
-    choices = []
-    for precision in ("bf16", "fp32") if device.precision == "auto" else (device.precision,):
-        layout = device.memory_format
-        if layout == "auto":
-            layout = (
-                "channels_last" if where.type == "cpu" or (where.type, precision) == ("cuda", "bf16") else "contiguous"
-            )
-        choice = Compute(device=where, dtype=_DTYPES[precision], memory_format=_FORMATS[layout], threads=device.threads)
-        choices.append(choice.suited(model))
-    if device.precision != "auto":
+    precisions = [device.precision]
+    if device.precision == "auto":
+        precisions = ["bf16", "fp32"] if _multiplies_bf16(where) else ["fp32"]
+    choices: list[Compute] = []
+    for precision in precisions:
+        for layout in _layouts(where, precision) if device.memory_format == "auto" else (device.memory_format,):
+            chosen: Any = {"dtype": _DTYPES[precision], "memory_format": _FORMATS[layout], "threads": device.threads}
+            choices.append(Compute(device=where, **chosen).suited(model))
+    if len(choices) == 1:
         return choices[0]
     errors = []
-    for compute in choices if _multiplies_bf16(where) else choices[1:]:
+    for compute in dict.fromkeys(choices):
         try:
             with enough_memory(f"in a training step on {_TRIAL} examples", _SMALLER):
                 _step(model, mapped(images, lambda tensor: tensor[:_TRIAL]), compute)
             return compute
-        except RuntimeError as e:  # an operation without a bf16 kernel
+        except RuntimeError as e:  # no kernel for bf16, or x.view(len(x), -1), which takes one layout
             errors.append(f"{compute.name}: {e}")
     raise ConfigError("the model must run in one of the precisions, but none worked:\n" + "\n".join(errors))
+
+
+def _layouts(where: torch.device, precision: str) -> tuple[str, ...]:
+    """Return memory formats, the faster one first."""
+    faster = where.type == "cpu" or (where.type, precision) == ("cuda", "bf16")
+    return ("channels_last", "contiguous") if faster else ("contiguous",)
 
 
 def refuse_untrainable(model: nn.Module, inputs: Any, device: Device) -> None:

@@ -123,7 +123,7 @@ class Shrinkage:
             if kind == "width" and self._gathers:
                 prior_F += torch.tensor(budget.gathered(self._factors), dtype=torch.float64)
             stays_F = values_F == value_in(self._start, kind, name)
-            if kind != "width" and self._change and not stays_F.all():
+            if kind != "width" and self._change and stays_F.any() and not stays_F.all():
                 odds = self._change / (1.0 - self._change)
                 prior_F[~stays_F] = math.log(odds * stays_F.sum() / (~stays_F).sum())
         return prior_DF
