@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
-from understudy.core.errors import ConfigError, check_kind
+from understudy.core.errors import ConfigError, TraceError, check_kind
 from understudy.core.memory import enough_memory
 from understudy.graph.folded import folded
 from understudy.graph.groups import Groups, find_groups
@@ -22,6 +23,7 @@ from understudy.graph.magnitudes import slot_magnitudes
 from understudy.graph.refit import Refit
 from understudy.graph.retrace import checked
 from understudy.graph.surroundings import uncollected
+from understudy.graph.tables import with_tables
 from understudy.graph.trace import Example, Trace, check_example, named_inputs, trace
 from understudy.graph.units import layers_of, refit_without, units_of
 
@@ -40,7 +42,10 @@ class Analysis:
 
     @property
     def teacher(self) -> nn.Module:
-        """The module that was analysed, untouched; a copy with plain weights where it computed some (`folded`)."""
+        """The module that was analysed, untouched; a copy with plain weights where it computed some (`folded`).
+
+        Its plain tensors (`self.table = torch.randn(...)`) are buffers, in a copy that shares all tensors.
+        """
         return self.trace.teacher
 
     @cached_property
@@ -135,9 +140,18 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
     with enough_memory(*_MEMORY), uncollected():
         check_example(teacher, example)
         plain, computed = folded(teacher, lambda module: module(**named_inputs(module, example)))
-        traced = trace(plain, example, leaf_modules=leaf_modules)
+        traced = _traced(plain, example, leaf_modules)
         groups = checked(find_groups(traced))
         return Analysis(trace=traced, groups=groups, leaf_modules=leaf_modules, folded=computed)
+
+
+def _traced(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...]) -> Trace:
+    """Trace a teacher whose tables are buffers; as it is, where its code takes them for values to compute with."""
+    other = with_tables(teacher)
+    if other is not teacher:
+        with contextlib.suppress(TraceError):
+            return trace(other, example, leaf_modules=leaf_modules)
+    return trace(teacher, example, leaf_modules=leaf_modules)
 
 
 def check_analysis(given: Any) -> None:

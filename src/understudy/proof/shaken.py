@@ -80,6 +80,7 @@ def _of_copy(analysis: Analysis, teacher: nn.Module) -> Analysis:
     # The forward pass may ask for its parameters' type, which stands in the graph; float32 may as well be meant.
     held = {p.dtype for p in analysis.teacher.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
     trace = replace(analysis.trace, teacher=teacher, root=root, cast=dict.fromkeys(held, _dtype(teacher)))
+    trace.__dict__["names"] = analysis.trace.names  # a cast parts the buffers that modules share
     ours = replace(analysis, trace=trace, groups=replace(analysis.groups, trace=trace))
     # The passes run on shapes alone, with the types that were recorded, and know the nodes of the same graph.
     ours.__dict__.update(space=analysis.space, _refits=analysis.__dict__.setdefault("_refits", {}))

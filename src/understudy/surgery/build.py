@@ -181,8 +181,11 @@ def _copied(analysis: Analysis, architecture: Architecture, tensors: Mapping[str
     for path in gone:
         module = teacher.get_submodule(path)
         memo[id(module)] = _stand_in(analysis, path, gone, ends).train(module.training)
-    for name, cut in tensors.items():
-        old = tensor_at(teacher, name)
+    # By all names: a buffer that modules share is one for each when it is cast (`module.double()`) or moved.
+    for name, first in analysis.trace.names.items():
+        old, cut = tensor_at(teacher, name), tensors.get(first)
+        if cut is None or id(old) in memo:
+            continue
         memo[id(old)] = nn.Parameter(cut, old.requires_grad) if isinstance(old, nn.Parameter) else cut
     student: nn.Module = copied(teacher, memo)
     # What passes by a removed layer may be needed elsewhere, so nothing may overwrite it.
