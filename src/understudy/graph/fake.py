@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -90,10 +91,7 @@ def run_fake(
         with torch.no_grad(), mode, _quietly():
             return closed(call(*args, **kwargs))
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            known = {identity: value.clone() for identity, value in (values or {}).items()}  # may be overwritten
-            real = map_structure((args, kwargs), lambda v: known.get(id(v), _zeros(v)))
-            out = closed(copy.deepcopy(call)(*real[0], **real[1]))
+        out = _on_values(call, args, kwargs, values or {})
         return map_structure(out, lambda v: mode.from_tensor(v) if isinstance(v, Tensor) else v)
 
 
@@ -124,5 +122,22 @@ def _quietly() -> Iterator[None]:
         log.disabled = disabled
 
 
-def _zeros(value: Any) -> Any:
-    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+def _on_values(call: Callable[..., Any], args: Any, kwargs: Any, values: Mapping[int, Tensor]) -> Any:
+    """Return what an operation gives for zeros, or for ones where it gives no elements for zeros.
+
+    How many rows a mask takes is not known; none tell nothing of what is computed of them.
+    """
+    found: list[Any] = []
+    for number in (0, 1):
+        real = map_structure((args, kwargs), functools.partial(_real, values=values, number=number))
+        with contextlib.suppress(*((Exception,) if found else ())), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found.append(closed(copy.deepcopy(call)(*real[0], **real[1])))
+        if all(v.numel() for v in flat(found[-1]) if isinstance(v, Tensor)):
+            break
+    return found[-1]
+
+
+def _real(value: Any, values: Mapping[int, Tensor], number: int) -> Any:
+    if id(value) in values:
+        return values[id(value)].clone()  # may be overwritten
+    return torch.full(value.shape, number, dtype=value.dtype) if isinstance(value, Tensor) else value

@@ -34,7 +34,7 @@ def _tables(root: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     modules = [m for m in root.modules() if not type(m).__module__.startswith("torch.")]
     held = [(m, name, v) for m in modules for name, v in vars(m).items() if type(v) is Tensor and _is_table(v)]
     stored = _stored({type(m) for m in modules}) if held else set()
-    yield from (found for found in held if found[1] not in stored)
+    yield from ((m, name, v) for m, name, v in held if name not in stored and not hasattr(type(m), name))
 
 
 def _is_table(tensor: Tensor) -> bool:

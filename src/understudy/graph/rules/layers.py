@@ -155,16 +155,22 @@ def apart(walk: Walk, node: fx.Node, x: Labelled, dim: int, layer: tuple[str, in
     return Labelled((*x.shape[:dim], outputs, *x.shape[dim + 1 :]), x.labels)
 
 
-@for_modules(nn.Embedding, nn.EmbeddingBag)
-def embedding(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
-    """Turns numbers into the rows of a table, whose columns are channels, or a bag of them into one such row."""
-    if not x.is_fixed or module.max_norm is not None:
-        return walk.give_up(node, (x,), {}, f"the {type(module).__name__} changes its weight in the forward pass")
+@for_modules(nn.Embedding, nn.EmbeddingBag, states=True)
+def embedding(walk: Walk, node: fx.Node, module: Any, input: Labelled, *rest: Any, **more: Any) -> Any:
+    """Turns numbers into the rows of a table, whose columns are channels, or a bag of them into one such row.
+
+    A bag may be given where each one starts, and the weights of its members.
+    """
+    further = [v for v in (*rest, *more.values()) if isinstance(v, Labelled)]
+    if not all(x.is_fixed for x in (input, *further)) or module.max_norm is not None:
+        return walk.give_up(
+            node, (input, *rest), more, f"the {type(module).__name__} changes its weight in the forward pass"
+        )
     name = str(node.target)
     outputs = walk.emit(name, module.embedding_dim)
     walk.parameter(f"{name}.weight", ParameterPlan((module.num_embeddings, outputs)), node)
     walk.count_in((name, "embedding_dim"), outputs, node)
-    rows = x.shape if isinstance(module, nn.Embedding) else x.shape[:1]
+    rows = input.shape if isinstance(module, nn.Embedding) else walk.recorded(node).shape[:1]
     return Labelled.along((*rows, len(outputs)), len(rows), outputs)
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import fx
 
 from understudy.graph.channels import Arranged, Labelled, Paired, ParameterPlan, ParameterUse
-from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.registry import CALL_RULES
 from understudy.graph.rules.movement import compressed, unsqueeze
@@ -127,6 +126,9 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     x = walk.as_tensor(x, node, dim=_uncut(x, keys)) if isinstance(x, ParameterUse) else x
     if not isinstance(x, Labelled):
         return x[key]
+    if isinstance(key, Labelled) and _is_mask(node.args[1]) and _is_of_rows(x, key):
+        rows, behind = walk.outcome(node, (x, key), {}).shape[0], len(key.shape)
+        return Labelled((rows, *x.shape[behind:]), x.labels.reshape((1, *x.labels.shape[behind:])))
     if not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
         return _indexed(walk, node, x, tuple(_places(walk, node, k) for k in keys))
     shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
@@ -141,20 +143,26 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
 @for_calls(operator.setitem)
 def put_in(walk: Walk, node: fx.Node, x: Any, key: Any, value: Any) -> Any:
     """What is written into a part of a tensor, along other dimensions than its channels', has the same channels."""
-    keys = key if isinstance(key, tuple) else (key,)
-    plain = isinstance(x, Labelled) and all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys)
     if isinstance(x, Labelled) and isinstance(key, Labelled) and _is_mask(node.args[1]):
         return _put_where(walk, node, x, key, value)
-    if not plain or any(dim in x.varying and keys[index] != slice(None) for dim, index in _dims_of(x, keys)):
+    keys, written = key if isinstance(key, tuple) else (key,), node.args[1]
+    masks = any(map(_is_mask, written if isinstance(written, tuple) else (written,)))
+    part = _taken(x, tuple(_places(walk, node, k) for k in keys)) if isinstance(x, Labelled) and not masks else None
+    if part is None:
         return walk.give_up(node, (x, key, value), {}, "no rule for writing into a part of these channels")
     if isinstance(value, Labelled):
-        shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
-        meet(walk, node, Labelled(shape, compressed(x.labels[_on_labels(x, keys)])), value)
+        meet(walk, node, part, value)
     return None
 
 
 def _is_mask(key: Any) -> bool:
     return isinstance(key, fx.Node) and getattr(key.meta["value"], "dtype", None) is torch.bool
+
+
+def _is_of_rows(x: Labelled, mask: Labelled) -> bool:
+    """Return whether a mask is of the first dimensions, and depends on no channel."""
+    first = len(mask.shape)
+    return mask.is_fixed and mask.shape == x.shape[:first] and all(dim >= first for dim in x.varying)
 
 
 def _put_where(walk: Walk, node: fx.Node, x: Labelled, mask: Labelled, value: Any) -> Any:
@@ -228,49 +236,6 @@ def _on_labels(x: Labelled, keys: tuple[Any, ...]) -> tuple[Any, ...]:
         if x.labels.shape[dim] == 1:
             chosen[index] = 0 if isinstance(keys[index], int) else slice(None)
     return tuple(chosen)
-
-
-@for_calls(torch.gather, "gather")
-def gather(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, **more: Any) -> Any:
-    """Places along one dimension, which depend on no channel; those along others are as they were."""
-    dim %= len(x.shape)
-    if isinstance(index, Labelled) and index.varying == x.varying and dim not in x.varying and not more:
-        along = x.varying[0] if len(x.varying) == 1 else -1  # places for each channel
-        if along >= 0:
-            walk.tie(walk.channels(x, along, node), walk.channels(index, along, node), node)
-            return Labelled(index.shape, x.labels)
-    fixed = isinstance(index, Labelled) and index.is_fixed and not more
-    if not fixed or dim in x.varying or any(index.shape[d] != x.shape[d] for d in x.varying):
-        return walk.give_up(node, (x, dim, index), more, "no rule for gather with these arguments")
-    return Labelled(index.shape, x.labels)
-
-
-_PUTTING = ("index_add", "index_copy", "scatter", "scatter_add", "scatter_reduce")
-
-
-@for_calls(*(f for name in _PUTTING for f in (getattr(torch, name), name, f"{name}_")))
-def put(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, src: Any, *args: Any, **kwargs: Any) -> Any:
-    """Rows go to places along one dimension that depend on no channel; channels along others are those of both."""
-    dim %= len(x.shape)
-    both = (x, src) if isinstance(src, Labelled) else (x,)
-    places = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
-    # Places that the network holds for a scatter are as many as the teacher's channels.
-    held = "scatter" in describe(node) and isinstance(places, fx.Node) and places.op == "get_attr"
-    able = isinstance(index, Labelled) and index.is_fixed and isinstance(src, Labelled | int | float)
-    if held or not able or any(dim in t.varying or len(t.varying) > 1 for t in both):
-        reason = f"no rule for {describe(node)} with these arguments"
-        return walk.give_up(node, (x, dim, index, src, *args), kwargs, reason)
-    ends = [Labelled(tuple(1 if d == dim else n for d, n in enumerate(t.shape)), t.labels) for t in both]
-    return Labelled(x.shape, meet(walk, node, ends[0], ends[-1]).labels)
-
-
-@for_calls(torch.index_select, "index_select")
-def index_select(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any) -> Any:
-    """As `gather`."""
-    dim %= len(x.shape)
-    if not (isinstance(index, Labelled) and index.is_fixed) or dim in x.varying:
-        return walk.give_up(node, (x, dim, index), {}, "no rule for index_select with these arguments")
-    return Labelled((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]), x.labels)
 
 
 def is_part_of_linear(node: fx.Node) -> bool:
@@ -348,12 +313,25 @@ def _places(walk: Walk, node: fx.Node, key: Any) -> Any:
 
 def _indexed(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
     """Places along some dimensions, given as tensors or lists, leave channels along another one as they are."""
-    tensors = [k for k in keys if isinstance(k, Labelled)]
-    plain = (isinstance(k, int | slice | list | Labelled) or k is None or k is Ellipsis for k in keys)
-    dims = [] if not all(plain) else _dims_of(x, keys)
-    cut = any(d in x.varying and keys[index] != slice(None) for d, index in dims)
-    if not dims or not all(k.is_fixed for k in tensors) or len(x.varying) > 1 or cut:
+    found = _taken(x, keys)
+    given = (x, keys if isinstance(node.args[1], tuple) else keys[0])
+    if found is None or walk.outcome(node, given, {}).shape != found.shape:  # a mask, of whatever number
         return walk.give_up(node, (x, keys), {}, "no rule for an index that is a tensor")
+    return found
+
+
+def _taken(x: Labelled, keys: tuple[Any, ...]) -> Labelled | None:
+    """Return what keys take of a tensor, places that are given as tensors among them; None where they cut channels."""
+    if not all(isinstance(k, int | slice | list | Labelled) or k is None or k is Ellipsis for k in keys):
+        return None
+    if any(dim in x.varying and keys[index] != slice(None) for dim, index in _dims_of(x, keys)):
+        return None
+    picks = [k for k in keys if isinstance(k, list | Labelled)]
+    if not picks:
+        shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[keys].shape
+        return Labelled(shape, compressed(x.labels[_on_labels(x, keys)]))
+    if len(x.varying) > 1 or not all(k.is_fixed for k in picks if isinstance(k, Labelled)):
+        return None
     places = tuple(np.zeros(k.shape, dtype=np.int64) if isinstance(k, Labelled) else k for k in keys)
     channel = np.zeros((1,) * len(x.shape), dtype=np.int64)
     if x.varying:
@@ -361,8 +339,6 @@ def _indexed(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> A
         along[x.varying[0]] = x.shape[x.varying[0]]
         channel = np.arange(x.shape[x.varying[0]]).reshape(along)
     found = np.broadcast_to(channel, x.shape)[places]
-    if walk.outcome(node, (x, keys if isinstance(node.args[1], tuple) else keys[0]), {}).shape != found.shape:
-        return walk.give_up(node, (x, keys), {}, "no rule for an index that is a tensor")  # a mask, of whatever number
     return Labelled(found.shape, x.labels.reshape(-1)[compressed(found)])
 
 

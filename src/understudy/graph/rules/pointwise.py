@@ -60,7 +60,8 @@ _NAMES = (
     *("eq", "ne", "ge", "gt", "le", "lt", "not_equal", "greater", "greater_equal", "less", "less_equal", "isclose"),
     *("logical_and", "logical_not", "logical_or", "logical_xor", "bitwise_and", "bitwise_not", "bitwise_or"),
     *("isnan", "isinf", "isfinite", "conj", "conj_physical", "resolve_conj", "resolve_neg", "real", "imag", "angle"),
-    *("bool", "int", "long", "cfloat", "cdouble", "cpu", "detach", "hardshrink", "deg2rad", "rad2deg"),
+    *("complex", "polar", "bool", "int", "long", "cfloat", "cdouble", "cpu", "detach"),
+    *("hardshrink", "deg2rad", "rad2deg"),
 )
 _NAMED = [
     target

@@ -63,6 +63,14 @@ def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
     return _contracted(walk, node, [left, right], f"{around}xz", (a, b))
 
 
+@for_calls(torch.baddbmm, "baddbmm", parameters=True)
+def sum_and_product(walk: Walk, node: fx.Node, bias: Any, a: Any, b: Any, **more: Any) -> Any:
+    """A product of matrices and what is added to it."""
+    if more:
+        return walk.give_up(node, (bias, a, b), more, "no rule for baddbmm with these arguments")
+    return elementwise(walk, node, matmul(walk, node, a, b), bias)
+
+
 @for_calls(torch.t, "t", torch.transpose, "transpose", torch.swapaxes, "swapaxes", arranged=True)
 def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
     """Channels move with their dimension; a weight is multiplied by the other way round."""

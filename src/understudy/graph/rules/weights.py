@@ -36,7 +36,7 @@ from understudy.graph.walk import Walk
 
 _MULTIPLYING = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.einsum, torch.addmm),
-    *(torch.matmul, torch.mm, torch.bmm, operator.matmul, "matmul", "mm", "bmm"),
+    *(torch.matmul, torch.mm, torch.bmm, torch.baddbmm, operator.matmul, "matmul", "mm", "bmm"),
 )
 _READ = ("shape", "dtype", "device", "ndim")  # what else may be asked of a weight
 CHANGING: list[Any] = []  # rules that change elements or exchange dimensions of a weight, or take a statistic of it

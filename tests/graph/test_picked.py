@@ -1,0 +1,127 @@
+"""Rows that are picked at computed places, or put there, keep their channels: experts, masks, graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from understudy.graph.analysis import analyse
+from understudy.proof.prove import prove
+
+Step = Callable[[nn.ModuleDict, Tensor], Tensor]
+
+
+class Steps(nn.Module):
+    """An embedding of each token, a step on (examples, tokens, 16), a head."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.step = step
+        self.parts = nn.ModuleDict({"embed": nn.Linear(10, 16), "head": nn.Linear(16, 3), "gate": nn.Linear(16, 3)})
+        self.parts["experts"] = nn.ModuleList(nn.Sequential(nn.Linear(16, 24), nn.GELU()) for _ in range(3))
+        self.parts["out"] = nn.ModuleList(nn.Linear(24, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.parts["embed"](x)
+        return self.parts["head"](x + self.step(self.parts, x))  # type: ignore[no-any-return]
+
+
+def expert(parts: nn.ModuleDict, index: int, x: Tensor) -> Tensor:
+    return parts["out"][index](parts["experts"][index](x))  # type: ignore[no-any-return,index]
+
+
+def added(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+    """Each expert gets the tokens that are sent to it: how many is not known (Mixtral)."""
+    rows = x.reshape(-1, x.shape[-1])
+    weights, chosen = torch.topk(parts["gate"](rows).softmax(1), 2, dim=-1)
+    mask, out = F.one_hot(chosen, 3).permute(2, 1, 0), torch.zeros_like(rows)
+    for index in range(3):
+        place, row = torch.where(mask[index])
+        out.index_add_(
+            0, row, expert(parts, index, rows[None, row].reshape(-1, x.shape[-1])) * weights[row, place, None]
+        )
+    return out.reshape(x.shape)
+
+
+def written(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+    """The same with a part that is written (Mistral)."""
+    rows = x.flatten(0, 1)
+    weights, chosen = torch.topk(parts["gate"](rows), 2)
+    out = torch.zeros_like(rows)
+    for index in range(3):
+        row, place = torch.where(chosen == index)
+        out[row] += weights.softmax(1)[row, place, None] * expert(parts, index, rows[row])
+    return out.view_as(x)
+
+
+def masked(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+    """Of each example the tokens that a mask takes."""
+    taken = x[parts["gate"](x).softmax(-1)[..., 0] > 0.3]
+    return expert(parts, 0, taken).sum(0) / 9
+
+
+def sorted_by(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+    order = parts["gate"](x)[..., :1].argsort(1)
+    return expert(parts, 0, torch.take_along_dim(x, order, 1))
+
+
+@pytest.mark.parametrize("step", [added, written, masked, sorted_by])
+def test_rows_that_are_picked_keep_their_channels(step: Step) -> None:
+    analysis, proof = prove(analyse(Steps(step), torch.randn(2, 5, 10)))
+    used = {f"parts.experts.{index}.0" for index in (range(3) if step in (added, written) else range(1))}
+    assert {group.name for group in analysis.space.groups} == {"parts.embed", *used}
+    assert all(found.kind == "unit" for found in proof.refused)  # without the gate there are more classes than experts
+
+
+class Ensemble(nn.Module):
+    """Linear layers side by side, as products of matrices to which something is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Parameter(torch.randn(3, 6, 16)), nn.Parameter(torch.randn(3, 16, 2))
+        self.offset, self.shift = nn.Parameter(torch.zeros(3, 1, 16)), nn.Parameter(torch.zeros(3, 1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.baddbmm(self.offset, x.expand(3, -1, -1), self.first).relu()
+        return torch.baddbmm(self.shift, hidden, self.last).mean(0)
+
+
+class Waves(nn.Module):
+    """Real and imaginary parts that one layer mixes, put together again (fast Fourier convolution)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mix, self.head = nn.Conv1d(6, 8, 1), nn.Conv1d(16, 16, 1), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.unsqueeze(2).expand(-1, -1, 8)).relu()
+        waves = torch.fft.rfft(x)
+        parts = self.mix(torch.cat([waves.real, waves.imag], 1)).relu().chunk(2, 1)
+        return self.head(x + torch.fft.irfft(torch.complex(*parts), n=8))  # type: ignore[no-any-return]
+
+
+class Bags(nn.Module):
+    """Bags of rows of which it is told where each starts, and what its members weigh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.hidden, self.head = nn.EmbeddingBag(30, 16, mode="sum"), nn.Linear(16, 24), nn.Linear(24, 4)
+
+    def forward(self, members: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+        return self.head(self.hidden(self.bag(members, starts, weights)).relu())  # type: ignore[no-any-return]
+
+
+def test_matrices_waves_and_bags_keep_their_channels() -> None:
+    bags = (torch.randint(30, (9,)), torch.tensor([0, 4, 5]), torch.rand(9))
+    for network, example, names in (
+        (Ensemble(), torch.randn(4, 6), {"first"}),
+        (Waves(), torch.randn(2, 6), {"first"}),
+        (Bags(), bags, {"bag", "hidden"}),
+    ):
+        analysis, proof = prove(analyse(network, example))
+        assert proof.refused == () and {group.name for group in analysis.space.groups} == names
