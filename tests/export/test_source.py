@@ -260,6 +260,41 @@ def test_an_input_that_is_none_stays_an_input() -> None:
     assert "    def forward(self, x: Tensor, mask: Tensor) -> Tensor:\n" in source_of(Masked(), (x, x)).text
 
 
+class Pyramid(nn.Module):
+    """Maps of several sizes in a list, of which the next module uses but the last ones, as in a feature pyramid."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            maps = [x]
+            for layer in self.layers:
+                maps.append(torch.relu(layer(maps[-1])))
+            return maps
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, maps: list[Tensor]) -> Tensor:
+            near, far = maps[-2:]
+            return self.first(near) + self.second(far)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = self.Encoder(), self.Decoder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+def test_a_list_of_which_a_module_uses_a_part() -> None:
+    source_of(Pyramid(), torch.zeros(2, 4))
+
+
 class Half(nn.Module):
     """Keeps half of the steps, however many there are."""
 

@@ -112,7 +112,25 @@ class Calls:
         """Return what a call computes that is used outside of it, in the order of computation."""
         inner = list(scope.nodes())
         inside = set(inner)
-        return [node for node in inner if any(user not in inside and user not in self._dead for user in node.users)]
+
+        def is_used(node: fx.Node) -> bool:
+            outside = any(user not in inside and user not in self._dead for user in node.users)
+            return outside or any(
+                not scope.holds(call) and not call.holds(scope) for call in self._handed.get(node, ())
+            )
+
+        return [node for node in inner if is_used(node)]
+
+    @cached_property
+    def _handed(self) -> dict[fx.Node, list[Scope]]:
+        """The calls that are given a node in a list, of which they use but others."""
+        found: dict[fx.Node, list[Scope]] = {}
+        for scope in (call for calls in self.by_path.values() for call in calls):
+            wanted = set(self.used_by(scope))
+            for listed in (set(nodes_in(value)) for value in scope.given.values()):
+                for node in listed - wanted if listed & wanted else ():
+                    found.setdefault(node, []).append(scope)
+        return found
 
     def _is_member(self, node: fx.Node, scope: Scope) -> bool:
         return member_path(self.recording.root, str(node.target), scope.path) is not None
