@@ -64,7 +64,7 @@ class Device(Checked):
     """Arithmetic of the forward pass. auto: bf16 where the processor has instructions for it (AVX512-BF16, AMX, or
     CUDA from 8.0), else fp32; recorded in the run."""
     memory_format: MemoryFormat = "auto"
-    """Layout of image tensors. auto: channels_last on CPUs and for bf16 on CUDA, else contiguous."""
+    """Layout of images. auto: channels_last on CPUs and for bf16 on CUDA if a step works in it, else contiguous."""
     threads: Natural = 1
     """CPU threads per training (0: all cores). Independent of `workers`, so results do not depend on it."""
     workers: Natural = 1
