@@ -56,8 +56,7 @@ def summarise(
         int8: what judged them in 8 bits, where the goal asks for that; `best` is of those figures.
     """
     assert best.cost is not None, "what was trained has a cost"
-    teacher, searched = task.network, run.evaluations()
-    examples, test = len(task.data.val), task.data.test
+    teacher, examples, test = task.network, len(task.data.val), task.data.test
     both = None if test is None else _tested(task, run, test, compute, teacher, student)
     of_teacher, of_student = both or (None, None)
     floats = next(e for e in finished if e.architecture == best.architecture)
@@ -77,26 +76,31 @@ def summarise(
         student=found,
         latency=latency,
         goal=asked_and_obtained(task.settings.goal, reward, found if eight is None else eight.network),
-        search=SearchTotals(
-            students=len(searched),
-            stopped=sum(e.status == "stopped" for e in searched),
-            failed=sum(e.status == "failed" for e in searched),
-            seconds=round(sum(e.seconds for e in searched), 1),
-        ),
-        finals=tuple(
-            FinalStudent(
-                name=e.architecture.digest,
-                val=e.score,
-                status=e.status,
-                seconds=round(e.seconds, 1),
-                int8=None if int8 is None else int8.score(e),
-            )
-            for e in finished
-        ),
+        search=_totals(run.evaluations()),
+        finals=tuple(_final(e, int8) for e in finished),
         int8=eight,
         metric=task.aim.objective.metric,
         compute=compute.name,
         versions=versions(),
+    )
+
+
+def _totals(searched: Sequence[Evaluation]) -> SearchTotals:
+    return SearchTotals(
+        students=len(searched),
+        stopped=sum(e.status == "stopped" for e in searched),
+        failed=sum(e.status == "failed" for e in searched),
+        seconds=round(sum(e.seconds for e in searched), 1),
+    )
+
+
+def _final(finished: Evaluation, int8: EightBits | None) -> FinalStudent:
+    return FinalStudent(
+        name=finished.architecture.digest,
+        val=finished.score,
+        status=finished.status,
+        seconds=round(finished.seconds, 1),
+        int8=None if int8 is None else int8.score(finished),
     )
 
 

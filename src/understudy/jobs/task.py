@@ -121,14 +121,15 @@ class Task:
         data = own.fit(data)
         aim = aim_for(own.module, data, settings, objective)
         folder = None if start is None or isinstance(start, nn.Module) else student_folder(start)
-        cut = own.module
+        begun: nn.Module | None = None  # what is cut in the teacher's place
         if folder is not None:
-            cut = _started(folder, own.module, leaf_modules, trust_code)
+            begun = _started(folder, own.module, leaf_modules, trust_code)
         elif isinstance(start, nn.Module):
-            cut = copied(start).cpu().float().eval()
-        if start is not None:
-            aim_for(cut, data, settings, objective)
-        analysis, proof = proved(analyse(cut, first_images(data, data.val, 2), leaf_modules), run, progress=progress)
+            begun = copied(start).cpu().float().eval()
+        if begun is not None:
+            aim_for(begun, data, settings, objective)
+        analysis = analyse(own.module if begun is None else begun, first_images(data, data.val, 2), leaf_modules)
+        analysis, proof = proved(analysis, run, progress=progress)
         task = cls(
             teacher=own,
             data=data,
@@ -136,20 +137,24 @@ class Task:
             analysis=analysis,
             opened=opened,
             policy=policy,
-            start=None if start is None else cut,
+            start=begun,
             start_folder=folder,
             aim=aim,
             proof=proof,
         )
         if policy is None and settings.policy_from is not None:
             task = replace(task, policy=_learned(settings.policy_from, task))
-        # What is measured, latency and score, cannot be judged yet.
+        task._refuse_what_is_out_of_reach()
+        return task
+
+    def _refuse_what_is_out_of_reach(self) -> None:
+        """Judge the goal by what is predicted; what is measured, latency and score, cannot be judged yet."""
+        settings = self.settings
         predicted = replace(settings.goal, latency_ms=None, score=None, score_drop=None)
         if settings.goal.int8:
             predicted = replace(predicted, size_mb=None)  # that of files, two of which will be written
-        budgets = predicted.budgets(task.cost, score=0.0)
-        refuse_what_is_out_of_reach(budgets, task.space, settings.method, settings.widths, task.predict)
-        return task
+        budgets = predicted.budgets(self.cost, score=0.0)
+        refuse_what_is_out_of_reach(budgets, self.space, settings.method, settings.widths, self.predict)
 
     @classmethod
     def of_run(
