@@ -69,19 +69,6 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, padding=1)
 
 
-class Splitting(nn.Module):
-    """Cuts at numbers that it holds, as Res2Net and dual path networks do."""
-
-    def __init__(self, first: int, *, equal: bool = False, spoil: bool = False) -> None:
-        super().__init__()
-        self.first, self.equal, self.spoil = first, equal, spoil
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self.equal:
-            return torch.split(x, self.first, 1)
-        return x[:, : self.first // 1 if self.spoil else self.first], x[:, self.first :]
-
-
 def own_conv(inputs: int, outputs: int, groups: int = 1) -> OwnConv:
     return OwnConv(inputs, outputs, 3, groups=groups)
 
@@ -193,101 +180,9 @@ def test_a_size_may_be_that_of_channels_that_are_tied_behind() -> None:
     assert widths(analysis) == {"stem": (8, 1)} and reasons(analysis).keys() == {"head"}
 
 
-def test_rows_of_a_parameter_that_are_taken_one_by_one_have_channels() -> None:
-    class Gates(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gates, self.a = nn.Parameter(torch.randn(3, 8)), conv(8, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            gates = torch.sigmoid(self.gates).view(3, -1, 1, 1)
-            return x * gates[0] + self.a(x) * gates[2]
-
-    analysis = check(Net(lambda m, x: m["g"](x), g=Gates()))
-    assert widths(analysis) == {"stem": (8, 1)} and reasons(analysis).keys() == {"head"}
-    assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["g"].gates.shape == (3, 3)
-
-
 def test_the_largest_channel_is_one_of_those_that_stay() -> None:
     analysis = check(Net(lambda m, x: m["a"](x) * torch.sigmoid(x.amax(1, keepdim=True)), a=conv(8, 8)))
     assert widths(analysis) == {"stem": (8, 1), "parts.a": (8, 1)}
-
-
-class ChannelsFirst(nn.LayerNorm):
-    """A layer norm over dimension 1, as ConvNeXt has it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
-
-
-def test_a_layer_norm_as_a_function_is_cut_where_its_module_holds_the_number() -> None:
-    analysis = check(Net(lambda m, x: m["n"](x), n=ChannelsFirst(8)))
-    assert widths(analysis) == {"stem": (8, 1)}
-    assert build(analysis, analysis.space.full.with_width("stem", 3)).parts["n"].normalized_shape == (3,)
-
-
-def test_a_layer_norm_of_a_written_number_needs_a_plain_graph() -> None:
-    class Written(ChannelsFirst):
-        def forward(self, x: Tensor) -> Tensor:
-            return F.layer_norm(x.permute(0, 2, 3, 1), (8,), self.weight, self.bias).permute(0, 3, 1, 2)
-
-    analysis = check(Net(lambda m, x: m["n"](x), n=Written(8)))
-    assert reasons(analysis)["stem"] == "layer norm writes their number as 8"
-
-
-def test_a_layer_norm_whose_number_is_used_otherwise_needs_a_plain_graph() -> None:
-    class Scaled(ChannelsFirst):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * self.normalized_shape[0] ** -0.5
-
-    analysis = check(Net(lambda m, x: m["n"](x), n=Scaled(8)))
-    assert reasons(analysis)["stem"] == "the forward pass computes with parts.n.normalized_shape"
-
-
-def test_parts_of_a_size_that_a_module_holds_shrink_together() -> None:
-    def body(m: Any, x: Tensor) -> Tensor:
-        a, b = m["s"](x)
-        return torch.cat([a, m["c"](b)], 1)
-
-    analysis = check(Net(body, s=Splitting(4, equal=True), c=conv(4, 4)))
-    assert widths(analysis) == {"stem": (8, 2), "parts.c": (4, 1)}
-    assert build(analysis, analysis.space.full.with_width("stem", 4)).parts["s"].first == 2
-
-
-def test_a_slice_at_a_number_that_a_module_holds_follows() -> None:
-    def body(m: Any, x: Tensor) -> Tensor:
-        a, b = m["s"](x)
-        return torch.cat([m["c"](a), b], 1)
-
-    analysis = check(Net(body, s=Splitting(3), c=conv(3, 4), after=9))
-    assert widths(analysis) == {"stem": (3, 1), "stem#2": (5, 1), "parts.c": (4, 1)}
-    assert build(analysis, analysis.space.full.with_width("stem", 2)).parts["s"].first == 2
-
-
-def test_a_number_that_is_computed_with_as_well_needs_a_plain_graph() -> None:
-    analysis = check(Net(lambda m, x: torch.cat(m["s"](x), 1), s=Splitting(3, spoil=True)))
-    assert "stem" in reasons(analysis)
-
-
-def test_a_number_that_counts_two_things_freezes() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.n = 4
-
-        def forward(self, x: Tensor) -> Tensor:
-            return x[:, : self.n].reshape(-1, self.n, 8, 8) + x[:, :, :4].sum(2, keepdim=True)[:, : self.n]
-
-    analysis = check(Net(lambda m, x: m["t"](x), t=Twice(), after=4))
-    # All three uses count the same channels, so they follow; the rest of the stem is free.
-    assert widths(analysis) == {"stem": (4, 1), "stem#2": (4, 1)}
-
-    class Apart(Twice):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([x[:, : self.n], x[:, : self.n] * self.n], 1)
-
-    assert "computes with parts.t.n" in reasons(check(Net(lambda m, x: m["t"](x), t=Apart())))["stem"]
 
 
 MOVES = {
@@ -431,62 +326,6 @@ def test_a_standardised_kernel_of_one_value_takes_two_channels() -> None:
     assert 2 in least.values()
 
 
-class Positions(nn.Module):
-    """A table of more positions than tokens came, of which the first are added."""
-
-    def __init__(self, batched: bool) -> None:
-        super().__init__()
-        self.tokens, self.batched = nn.Embedding(30, 16), batched
-        self.table = nn.Parameter(torch.randn(1, 12, 16) if batched else torch.randn(12, 16))
-        self.hidden, self.head = nn.Linear(16, 24), nn.Linear(24, 4)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.size(1)
-        x = self.tokens(tokens) + (self.table[:, :length] if self.batched else self.table[:length])
-        return self.head(self.hidden(x).relu().mean(1))  # type: ignore[no-any-return]
-
-
-class Bag(nn.Module):
-    """Rows of a table, averaged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bag, self.hidden, self.head = nn.EmbeddingBag(30, 16), nn.Linear(16, 24), nn.Linear(24, 4)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.hidden(self.bag(tokens)).relu())  # type: ignore[no-any-return]
-
-
-class Generator(nn.Module):
-    """A linear layer makes a small map, whose channels are the first of its three dimensions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm = nn.Embedding(30, 12), nn.BatchNorm2d(12)
-        self.map, self.up = nn.Linear(12 * 7, 12 * 4), nn.ConvTranspose2d(12, 3, 2, 2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.map(self.first(tokens).flatten(1)).view(tokens.size(0), 12, 2, 2)
-        return self.up(self.norm(x).relu())  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("network", "names"),
-    [
-        (lambda: Positions(True), {"tokens", "hidden"}),
-        (lambda: Positions(False), {"tokens", "hidden"}),
-        (Bag, {"bag", "hidden"}),
-        (Generator, {"first", "map"}),
-    ],
-    ids=["positions", "positions of one dimension less", "bag", "generator"],
-)
-def test_tables_of_which_rows_are_taken_and_maps_that_are_made(network: Any, names: set[str]) -> None:
-    torch.manual_seed(0)
-    analysis, proof = prove(analyse(network(), torch.randint(0, 30, (2, 7))))
-    assert proof.refused == () and {group.name for group in analysis.space.groups} == names
-    assert analysis.shrinkable > 0.95
-
-
 class MixedLinear(nn.Module):
     """A weight whose rows are mixed, in no module of its own."""
 
@@ -502,27 +341,6 @@ class MixedLinear(nn.Module):
 def test_a_weight_that_the_network_itself_computes_says_why_it_stays() -> None:
     frozen = {found.name: found for found in analyse(MixedLinear(), torch.randn(2, 6)).space.frozen}
     assert frozen["first"].width == 16 and frozen["first"].reason == "linear computes its weight in the forward pass"
-
-
-def _last(m: Any, x: Tensor, by: str) -> Tensor:
-    """Take one place of each row, for all channels of it; `by` says how the index gets as many."""
-    x = m["norm"](x).flatten(2).transpose(1, 2)
-    index = x.new_zeros((x.size(0), 1, 1), dtype=torch.long) + 3
-    repeated = {
-        "size": lambda: index.expand(-1, -1, x.size(2)),
-        "shape": lambda: index.repeat(1, 1, x.shape[-1]),
-        "number": lambda: index.expand(x.size(0), 1, m["norm"].num_features),
-        "written": lambda: index.repeat(1, 1, 8),
-    }
-    return x.gather(1, repeated[by]()).transpose(1, 2).unsqueeze(-1)
-
-
-@pytest.mark.parametrize("by", ["size", "shape", "number", "written"])
-def test_an_index_of_gather_is_repeated_for_as_many_channels_as_there_are(by: str) -> None:
-    analysis = check(Net(lambda m, x: _last(m, x, by), norm=nn.BatchNorm2d(8)))
-    assert widths(analysis)["stem"] == (8, 1)
-    plain = next(group.plain for group in analysis.space.groups if group.name == "stem")
-    assert ("repeat writes their number as 8" in plain) if by == "written" else not plain
 
 
 def test_the_first_argument_may_be_named() -> None:
