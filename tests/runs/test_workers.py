@@ -174,21 +174,58 @@ def test_an_image_that_cannot_be_read_is_no_failed_student(workers: int) -> None
         pool.evaluate_all(ARCHITECTURES)
 
 
+def begun_and_killed(file: Path, times: int) -> None:
+    """Leave what a process leaves that is killed so many times while it evaluates the second architecture."""
+    for _ in range(times):
+        with Journal(file).begun(ARCHITECTURES[1].digest):
+            content = file.read_bytes()
+        file.write_bytes(content)
+
+
 def test_what_ends_this_process_again_and_again_is_evaluated_apart(tmp_path: Path) -> None:
     file, said = tmp_path / "crashes.json", list[str]()
-    for before in range(3):
-        assert Journal(file).begin(ARCHITECTURES[1].digest) == before
     for toy in (Toy(mark=True), Toy(die=16)):
+        begun_and_killed(file, 3)
         pool = Pool(toy, failed=failed, workers=0, journal=Journal(file), tell=said.append, patience=SOON)
         with pool:
             found = pool.evaluate_all(ARCHITECTURES)
         if toy.mark:
             assert [e.seed == os.getpid() for e in found] == [True, False, True, True, True]
             assert "in a process of its own: the process that evaluated it ended 3 times" in said[0]
-            for _ in range(3):
-                Journal(file).begin(ARCHITECTURES[1].digest)
         else:
             assert [e.status for e in found] == ["ok", "failed", "ok", "ok", "ok"]
+
+
+def test_no_kill_of_this_process_is_held_against_a_student_that_must_stay_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "crashes.json"
+    begun_and_killed(file, 9)
+    with Pool(Locked(threading.Lock()), failed=failed, workers=0, journal=Journal(file)) as pool:
+        assert pool.evaluate_all(ARCHITECTURES) == [toy_evaluation(a) for a in ARCHITECTURES]
+
+
+def test_an_interrupt_is_no_end_of_this_process(tmp_path: Path) -> None:
+    def interrupted(_: object) -> Evaluation:
+        raise KeyboardInterrupt
+
+    pool = Pool(interrupted, failed=failed, workers=0, journal=Journal(tmp_path / "crashes.json"))
+    with pool, pytest.raises(KeyboardInterrupt):
+        pool.evaluate_all(ARCHITECTURES)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals end no process there")
+def test_what_crashes_this_process_twice_has_failed(tmp_path: Path) -> None:
+    file = tmp_path / "crashes.json"
+    code = (
+        "import os, pathlib; from understudy.runs.journal import Journal\n"
+        f"with Journal(pathlib.Path({str(file)!r})).begun({ARCHITECTURES[1].digest!r}): os.abort()"
+    )
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGABRT
+    with Pool(Locked(threading.Lock()), failed=failed, workers=0, journal=Journal(file)) as pool:
+        found = pool.evaluate_all(ARCHITECTURES)
+    assert [e.status for e in found] == ["ok", "failed", "ok", "ok", "ok"]
+    assert found[1].error == "the process ended with 'Fatal Python error: Aborted', 2 times"
 
 
 def test_a_worker_that_died_while_idle_is_replaced() -> None:

@@ -8,7 +8,7 @@ Every file is written whole or not at all, so a run that was killed at any momen
     space.json           what the teacher allows
     compute.json         the precision and memory format that were chosen
     teacher.json         the teacher's cost and validation score; teacher.safetensors beside it
-    crashes.json         which students crashed their process, if any did
+    crashes.json         which students crashed their process, if any did; crashes.trace: how this process crashed
     study.db             every evaluation (Optuna, SQLite), or study.json: the name of the study in a shared database
     unsent/              evaluations that a database which was away did not get yet
     policy.safetensors   what the searcher or the agents have learned

@@ -148,11 +148,11 @@ class Pool:
 
     def _in_this_process(self, architecture: Architecture) -> Evaluation:
         """Evaluate here, unless this process ended again and again while it did so."""
-        name = architecture.digest
-        begun = self._retries.journal.begin(name)
-        evaluation = self._here_safely(architecture) if begun < _ENDED_HERE else self._apart(architecture, begun)
-        self._retries.journal.end(name)
-        return evaluation
+        known = self._retries.known_crashes(architecture)
+        if known is not None:
+            return known
+        with self._retries.journal.begun(architecture.digest) as before:
+            return self._here_safely(architecture) if before < _ENDED_HERE else self._apart(architecture, before)
 
     def _here_safely(self, architecture: Architecture) -> Evaluation:
         attempt = Attempt(0, architecture)
@@ -164,15 +164,17 @@ class Pool:
                     return gave_up
 
     def _apart(self, architecture: Architecture, begun: int) -> Evaluation:
-        """Evaluate in a process of its own; where that cannot be, the student has failed."""
-        reason = f"the process that evaluated it ended {begun} times before it was done"
+        """Evaluate in a process of its own; where that cannot be, here, as what was killed is not at fault."""
         try:
             self._content = pickled(self._evaluate)
         except RunError:
             self._content = None
         if self._content is None or needs_main(self._content) or current_process().daemon:
-            return self._retries.at_fault(architecture, reason)
-        self._retries.tell(f"student {architecture.digest} is evaluated in a process of its own: {reason}")
+            return self._here_safely(architecture)
+        self._retries.tell(
+            f"student {architecture.digest} is evaluated in a process of its own: the process that evaluated it ended "
+            f"{begun} times before it was done"
+        )
         try:
             return self._in_workers([architecture], lambda _: None)[0]
         finally:

@@ -91,9 +91,9 @@ class Retries:
         """Note what evaluations took that went well."""
         self.seconds += seconds
 
-    def at_fault(self, architecture: Architecture, reason: str = "") -> Evaluation:
-        """Return the failed evaluation of a student that is at fault itself; by default for its crashes."""
+    def at_fault(self, architecture: Architecture) -> Evaluation:
+        """Return the failed evaluation of a student that is at fault itself, for its crashes."""
         crashes = self.journal.crashes(architecture.digest)
-        reason = reason or f"{crashes[-1]}, {len(crashes)} times"
+        reason = f"{crashes[-1]}, {len(crashes)} times"
         self.tell(f"student {architecture.digest} failed: {reason}")
         return self.failed(architecture, reason)
