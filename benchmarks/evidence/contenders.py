@@ -297,6 +297,8 @@ TRANSFERRED = "n2n-transferred"
 N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
+    # The students of several depths that it begins with, one update: nearly all passes are left to the training.
+    "n2n-first": Contender(label="N2N, its first update alone", find=Searched("n2n-first", lambda _: _n2n(ROLLOUTS))),
     "n2n-paper": Contender(label="N2N, the paper's two stages", find=Searched("n2n-paper", _n2n_paper)),
     "decore": Contender(label="DECORE", find=decore, weights="inherited"),
     "archcomp": Contender(
