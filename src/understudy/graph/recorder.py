@@ -28,8 +28,8 @@ from understudy.graph.proxies import ExampleProxy, branch_message
 from understudy.graph.rearranged import know_einops
 from understudy.graph.surroundings import (
     as_before,
-    causal_hints,
     factories,
+    masks,
     numbers,
     repeatable,
     scripted,
@@ -62,7 +62,7 @@ def record_inputs(
     tracer.root = root
     patches = factories(tracer, tracer.watch), numbers(root), watching(root, tracer.watch, tracer.is_leaf_module)
     packs = packing(tracer, tracer.watch, spaces_of(root))
-    around = packs, causal_hints(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
+    around = packs, masks(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
     with contextlib.ExitStack() as stack:
         for context in (*around, *patches):
             stack.enter_context(context)

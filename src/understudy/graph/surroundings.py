@@ -114,18 +114,24 @@ def wrapped() -> Iterator[None]:
 
 
 @contextmanager
-def causal_hints() -> Iterator[None]:
-    """Let torch's transformers take a mask as it is; they would look into it for whether it is causal."""
-    detect = transformer._detect_is_causal_mask
+def masks() -> Iterator[None]:
+    """Let torch's transformers take a mask that the forward pass computes as it is.
+
+    They would look into it for whether it is causal, and take its type from nothing but a tensor.
+    """
+    detect, typed, functions = transformer._detect_is_causal_mask, F._none_or_dtype, vars(F)
 
     def told(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
         return bool(is_causal) if isinstance(mask, fx.Proxy) else detect(mask, is_causal, size)
 
-    transformer._detect_is_causal_mask = told
+    def type_of(mask: Any) -> Any:
+        return mask.dtype if isinstance(mask, fx.Proxy) else typed(mask)
+
+    transformer._detect_is_causal_mask, functions["_none_or_dtype"] = told, type_of
     try:
         yield
     finally:
-        transformer._detect_is_causal_mask = detect
+        transformer._detect_is_causal_mask, functions["_none_or_dtype"] = detect, typed
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import fx, nn
 from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse, Standardised
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
+from understudy.graph.rules.equal import NONE, Given, countable, equal, measured
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.standardised import begun, ended, is_standardised
 from understudy.graph.rules.tables import for_calls, for_modules
@@ -79,10 +80,6 @@ def reshape_as(walk: Walk, node: fx.Node, x: Any, other: Any) -> Any:
     for d in result.varying:
         walk.tie(walk.channels(result, d, node), walk.channels(other, d, node), node)
     return result
-
-
-# An argument as the graph has it, None for one size of a node that is several, and where it is.
-Given = tuple[Any, tuple[int | str, ...]]
 
 
 def given_sizes(node: fx.Node, sizes: tuple[Any, ...]) -> list[Given]:
@@ -248,28 +245,25 @@ def expand(walk: Walk, node: fx.Node, x: Any, *sizes: Any) -> Labelled:
     new = len(flat) - len(x.shape)
     labels = x.labels.reshape((1,) * new + x.labels.shape)
     shape = tuple(x.shape[d - new] if size == -1 else size for d, size in enumerate(flat))
-    given = given_sizes(node, sizes)
-    result = _for_channels(walk, node, Labelled(shape, labels))
-    for d in result.varying:
+    given, whole = given_sizes(node, sizes), measured(walk, node.args[1])
+    if whole is not None and whole.shape == shape:
+        return Labelled(shape, meet(walk, node, x, whole).labels)
+    result = _repeated(walk, node, x, Labelled(shape, labels), given)
+    for d in result.varying if not x.is_fixed else ():
         if _is_written(given[d][0]):
             walk.write(labels, f"expand writes their number as {shape[d]}", node)
         size(walk, node, result, d, given[d])
     return result
 
 
-def _for_channels(walk: Walk, node: fx.Node, repeated: Labelled) -> Labelled:
-    """Return places that were repeated for each channel of what `gather` takes by them, with these channels."""
-    takes = [user for user in node.users if describe(user) == "gather" and node in user.args[2:]]
-    taken = takes[0].args[0] if takes and len(takes) == len(node.users) else None
-    known = isinstance(taken, fx.Node) and walk.trace.order[taken] < walk.trace.order[node]
-    x = walk.plan.values[taken] if known else None  # type: ignore[index]
-    if not (isinstance(x, Labelled) and repeated.is_fixed and len(x.varying) == 1):
-        return repeated
-    dim, was = x.varying[0], node.all_input_nodes[0].meta["value"].shape
-    around = len(x.shape) - len(was)
-    single = dim < around or was[dim - around] == 1
-    fits = len(repeated.shape) == len(x.shape) and repeated.shape[dim] == x.shape[dim]
-    return Labelled(repeated.shape, x.labels) if single and fits else repeated
+def _repeated(walk: Walk, node: fx.Node, was: Labelled, result: Labelled, given: list[Given]) -> Labelled:
+    """Return what repeats a tensor that has no channels, such as a mask, with those of what it meets from here on."""
+    new = len(result.shape) - len(was.shape)
+    single = {d for d, size in enumerate(result.shape) if d > 0 and size > 1 and (d < new or was.shape[d - new] == 1)}
+    counted, written = ([d for d in dims if d in single] for dims in countable(walk, result.shape, given))
+    if not was.is_fixed or not (counted or written):
+        return result
+    return equal(walk, node, result.shape, given, (counted, written), NONE)
 
 
 @for_modules(nn.ChannelShuffle)
@@ -328,13 +322,8 @@ def repeat(walk: Walk, node: fx.Node, x: Any, *times: Any) -> Labelled | Arrange
     labels = x.labels.reshape((1,) * (rank - len(x.shape)) + x.labels.shape)
     tiles = tuple(n if labels.shape[d] > 1 else 1 for d, n in enumerate(flat))
     result = Labelled(tuple(s * n for s, n in zip(shape, flat, strict=True)), np.tile(labels, tiles))
-    places = _for_channels(walk, node, result)
-    for d in places.varying if places is not result else ():
-        given = given_sizes(node, times)[d - rank]
-        if _is_written(given[0]):
-            walk.write(places.labels, f"repeat writes their number as {shape[d] * flat[d]}", node)
-        size(walk, node, places, d, given)
-    return places
+    given = given_sizes(node, times)
+    return _repeated(walk, node, x, result, [(1, ())] * (rank - len(given)) + given)
 
 
 @for_calls(torch.repeat_interleave, "repeat_interleave", arranged=True)

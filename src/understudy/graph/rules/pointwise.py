@@ -183,9 +183,8 @@ def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:
 
 @for_calls("expand_as")
 def expand_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
-    """Takes on another's shape; channels that both have are the same."""
-    meet(walk, node, x, other)
-    return Labelled(other.shape, _with_rank(x, len(other.shape)).labels)
+    """Takes on another's shape, and its channels where it had a single element."""
+    return Labelled(other.shape, meet(walk, node, x, other).labels)
 
 
 def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:

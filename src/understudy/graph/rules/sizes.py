@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
 from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.fake import Packed, flat
 from understudy.graph.nodes import describe
-from understudy.graph.numbers import Number
+from understudy.graph.rules.equal import countable, equal, measured
 from understudy.graph.rules.sums import turned
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.rules.weights import is_overwritten_weight
@@ -56,44 +55,19 @@ def made(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Labelled:
 
 
 def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Labelled:
-    like = walk.plan.values.get(_measured(given[0])) if given else None
-    if isinstance(like, Labelled) and like.shape == shape:  # made of another tensor's size as a whole
+    like = measured(walk, given[0]) if given else None
+    if like is not None and like.shape == shape:  # made of another tensor's size as a whole
         return Labelled(shape, like.labels)
     listed = bool(given) and isinstance(given[0], tuple | list)
     sizes = list(given[0] if listed else given)[: len(shape)]
     first = 1 if node.op == "call_method" else 0
-    counted = [d for d, size in enumerate(sizes) if _counts(walk, size, shape[d])]
-    written = [d for d, size in enumerate(sizes) if type(size) is int and size > 1 and d > 0]
-    if not (counted or written) or "size" in node.kwargs or len(sizes) != len(shape):
+    places = [(size, (first, d) if listed else (first + d,)) for d, size in enumerate(sizes)]
+    dims = countable(walk, shape, places)
+    if not any(dims) or "size" in node.kwargs or len(sizes) != len(shape):
         for value in flat(values):
             walk.leave(value)
         return Labelled.fixed(shape)
-    # A size of a tensor is that of channels; of numbers it is the largest, the last of such: (layers, batch, units).
-    order = {d: (d in counted, isinstance(sizes[d], fx.Node), shape[d], d) for d in (*counted, *written)}
-    dims = sorted(order, key=order.__getitem__, reverse=True)
-    dim = walk.choose(node, dims, np.zeros(0, dtype=np.int64))
-    labels = walk.emit(f"{node.name}:made", shape[dim])
-    walk.choose(node, dims, labels)
-    for other in counted:
-        if other != dim:
-            walk.leave(sizes[other])
-    if not walk.follow(sizes[dim], labels, node) and not isinstance(sizes[dim], fx.Node):
-        walk.write(labels, f"{describe(node)} writes their number as {shape[dim]}", node)
-    walk.sized((first, dim) if listed else (first + dim,), labels)
-    return Labelled.along(shape, dim, labels)
-
-
-def _measured(size: Any) -> Any:
-    """Return the node of the tensor whose size or shape that is."""
-    shape = isinstance(size, fx.Node) and (size.target == "size" or size.args[1:] == ("shape",))
-    return size.args[0] if shape and (size.target != "size" or not (size.args[1:] or size.kwargs)) else None
-
-
-def _counts(walk: Walk, size: Any, count: int) -> bool:
-    """Return whether a size is how many channels a module or another tensor has."""
-    if isinstance(size, fx.Node):
-        return count > 1 and walk.plan.sizes.get(size, np.zeros(0)).size == count
-    return isinstance(size, Number) and count > 1
+    return equal(walk, node, shape, places, dims, None)
 
 
 # Attributes of a tensor that are the same for any number of channels.

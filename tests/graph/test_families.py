@@ -1,0 +1,119 @@
+"""Small networks of many families, as engineers write them: what can shrink does, and no student is wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao.nn import quantized
+
+from understudy.graph.analysis import Analysis, analyse
+from understudy.proof.prove import prove
+from understudy.proof.trial import Trials
+
+Step = Callable[["Parts", Any], Any]
+
+
+class Parts(nn.Module):
+    """Layers by name, and a forward pass over them."""
+
+    def __init__(self, forward: Step, **layers: Any) -> None:
+        super().__init__()
+        self.step = forward
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Any:
+        return self.step(self, x) if more is None else self.step(self, (x, more))
+
+
+def held(network: nn.Module, example: Any, draws: int = 2) -> Analysis:
+    """Return the analysis with what holds; groups that are offered do, and students of random widths are right."""
+    analysis, proof = prove(analyse(network.eval(), example))
+    assert [found for found in proof.refused if found.kind == "group"] == []
+    space, trials, rng = analysis.space, Trials(analysis, 1), random.Random(0)
+    for _ in range(draws):
+        channels = {g.name: rng.sample(range(g.width // g.step), rng.randint(g.least, g.width) // g.step or 1)
+                    for g in space.groups}  # fmt: skip
+        outcome = trials.judge(space.architecture(channels=channels), thorough=True)
+        assert outcome.status != "fails", outcome.reason
+    return analysis
+
+
+def tokens(channels: int = 6) -> Tensor:
+    return torch.randn(2, 5, channels, generator=torch.Generator().manual_seed(0))
+
+
+def mask() -> Tensor:
+    return torch.rand(2, 5, generator=torch.Generator().manual_seed(0)) > 0.5
+
+
+def three(**more: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    return {"a": nn.Linear(6, 12), "b": nn.Linear(12, 12), "c": nn.Linear(12, 4), **more}
+
+
+@pytest.mark.parametrize(
+    ("repeated", "plain"),
+    [
+        (lambda m, h: m.unsqueeze(-1).expand_as(h), False),
+        (lambda m, h: m.unsqueeze(-1).expand(h.shape), False),
+        (lambda m, h: m.unsqueeze(-1).repeat(1, 1, h.size(-1)), False),
+        (lambda m, h: m[:, :, None].expand(-1, -1, 12), True),
+        (lambda m, h: m.unsqueeze(-1).expand(2, 5, 12).expand_as(h), True),
+    ],
+)
+def test_a_mask_that_is_repeated_for_each_channel_has_as_many(repeated: Any, plain: bool) -> None:
+    def forward(n: Any, given: Any) -> Tensor:
+        x, m = given
+        h = torch.relu(n.a(x))
+        h = torch.relu(n.b(h.masked_fill(repeated(m, h), 0.0)))
+        return n.c((h * repeated(m, h).float()).sum(1))  # type: ignore[no-any-return]
+
+    analysis = held(Parts(forward, **three()), (tokens(), mask()))
+    assert {group.name: bool(group.plain) for group in analysis.space.groups} == {"a": plain, "b": plain}
+
+
+def test_a_mask_that_is_repeated_for_one_tensor_and_meets_another_of_fixed_size_holds_it() -> None:
+    def forward(n: Any, given: Any) -> Tensor:
+        x, m = given
+        h = n.a(x)
+        return n.c(torch.relu(n.b(h))) + x.masked_fill(m[..., None].expand_as(h), 0.0).mean()  # type: ignore[no-any-return]
+
+    analysis = held(Parts(forward, **three(a=nn.Linear(12, 12))), (tokens(12), mask()))
+    assert [group.name for group in analysis.space.groups] == ["b"]
+
+
+def test_a_mask_that_is_repeated_over_space_leaves_channels_free() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        y = torch.relu(n.a(x))
+        y = y * y.mean((1, 2, 3), keepdim=True).expand(-1, -1, 6, 6)
+        return n.c(torch.relu(n.b(y)).mean((2, 3)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(3, 5, 3, padding=1), "b": nn.Conv2d(5, 8, 1), "c": nn.Linear(8, 3)}
+    analysis = held(Parts(forward, **layers), torch.randn(2, 3, 6, 6))
+    assert analysis.shrinkable > 0.95 and not any(group.plain for group in analysis.space.groups)
+
+
+def test_what_stands_for_additions_in_networks_to_be_quantised_adds() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        h = n.add.add_relu(n.a(x), n.b(n.a(x)))
+        return n.c(n.mul.mul_scalar(n.join.cat([h, n.mul.mul(h, h)], -1), 2.0))  # type: ignore[no-any-return]
+
+    stands = {name: quantized.FloatFunctional() for name in ("add", "mul", "join")}
+    analysis = held(Parts(forward, **three(c=nn.Linear(24, 4), **stands)), tokens())
+    assert analysis.shrinkable > 0.95
+
+
+def test_a_mask_that_the_forward_pass_makes_goes_into_a_layer_of_a_transformer() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        causal = torch.triu(torch.full((x.size(1), x.size(1)), float("-inf")), 1)
+        return n.c(n.b(n.layer(n.a(x), src_mask=causal)))  # type: ignore[no-any-return]
+
+    layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True, norm_first=True)
+    assert held(Parts(forward, **three(layer=layer)), tokens()).shrinkable > 0.95
