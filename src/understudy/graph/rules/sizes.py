@@ -11,7 +11,7 @@ from torch import fx
 from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.fake import Packed, flat
 from understudy.graph.nodes import describe
-from understudy.graph.rules.equal import countable, equal, measured
+from understudy.graph.rules.equal import Given, countable, equal, measured
 from understudy.graph.rules.sums import turned
 from understudy.graph.rules.tables import for_calls
 from understudy.graph.rules.weights import is_overwritten_weight
@@ -61,7 +61,7 @@ def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Lab
     listed = bool(given) and isinstance(given[0], tuple | list)
     sizes = list(given[0] if listed else given)[: len(shape)]
     first = 1 if node.op == "call_method" else 0
-    places = [(size, (first, d) if listed else (first + d,)) for d, size in enumerate(sizes)]
+    places: list[Given] = [(size, (first, d) if listed else (first + d,)) for d, size in enumerate(sizes)]
     dims = countable(walk, shape, places)
     if not any(dims) or "size" in node.kwargs or len(sizes) != len(shape):
         for value in flat(values):
