@@ -40,7 +40,9 @@ def students(analysis: Analysis, *, few: bool) -> list[nn.Module]:
 
 def check(student: nn.Module, source: Source, size: int = 32) -> None:
     """`source_of` has proved equal outputs; here it is that names, weights and training are those of the student."""
+    before = torch.get_rng_state()
     written = source.build()
+    assert torch.equal(torch.get_rng_state(), before)
     assert sorted(written.state_dict()) == sorted(student.state_dict())
     assert "understudy" not in source.text and "torchvision" not in source.text and "timm" not in source.text
     assert max(map(len, source.text.splitlines())) <= 120

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,13 +175,27 @@ def test_a_run_stays_where_it_began_whatever_the_data_do(tmp_path: Path, monkeyp
     )
 
 
-def test_the_callers_default_device_changes_nothing(tmp_path: Path) -> None:
+@contextmanager
+def doubles() -> Iterator[None]:
+    """Make numbers in float64 inside, unless their kind is given."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("setting", [lambda: torch.device("meta"), doubles, lambda: torch.autocast("cpu")])
+def test_what_the_caller_set_in_torch_changes_nothing(
+    setting: Callable[[], AbstractContextManager[Any]], tmp_path: Path
+) -> None:
     teacher, usual = Tiny(), Data.digits()
-    with torch.device("meta"):
+    with setting():
         assert Data.digits().digest == usual.digest
         there = squeeze(teacher, tmp_path / "there", method=us.RandomSearch(students=2))
     here = squeeze(teacher, tmp_path / "here", method=us.RandomSearch(students=2))
     assert weights_digest(here.student) == weights_digest(there.student)
+    assert here.summary.teacher == there.summary.teacher
 
 
 def test_a_run_without_a_folder_is_refused() -> None:

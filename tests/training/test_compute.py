@@ -219,6 +219,23 @@ def test_a_scope_computes_float32_in_float32_and_restores_the_callers_choice() -
         cudnn.allow_tf32 = before[1]
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has it from 2.9 on")
+def test_a_scope_computes_float32_in_float32_where_the_caller_set_torchs_newer_flags() -> None:
+    # What is set once cannot be unset in this process.
+    code = """
+import torch
+from understudy.training.compute import Compute
+
+backends, cpu = torch.backends, torch.backends.mkldnn
+for place in (cpu.matmul, cpu.conv, backends.cuda.matmul, backends.cudnn.conv, backends):
+    place.fp32_precision = "tf32"
+    with Compute().scope():
+        assert cpu.matmul.fp32_precision == cpu.conv.fp32_precision == "ieee"
+    assert place.fp32_precision == "tf32"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_scope_on_cuda_is_deterministic_and_restores_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
     # The switches can be set without a GPU, so what the scope promises is tested everywhere.
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

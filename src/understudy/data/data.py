@@ -28,7 +28,7 @@ from understudy.data.split import (
     digest_of,
     held_out,
     numbered,
-    on_cpu,
+    as_usual,
     refuse_absent,
     sample,
     statistics,
@@ -362,7 +362,7 @@ class Data:
         return cls.digits(**cut) if spec == "digits" else cls.from_npz(spec, **cut)
 
     @classmethod
-    @on_cpu
+    @as_usual
     def _made(cls, splits: Splits, classes: Iterable[str] | None, val_fraction: float, seed: int) -> Data:
         check_kind(classes, Iterable | None, "classes must be a list of names", DataError)
         names = splits.classes if classes is None else tuple(map(str, classes))

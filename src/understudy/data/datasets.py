@@ -21,7 +21,7 @@ from understudy.core.nested import first as first_of
 from understudy.data import images as files
 from understudy.data.inputs import has_items, item_of, length_of, split_of
 from understudy.data.sources import Reading, Splits, as_images, as_labels
-from understudy.data.split import AnySplit, Split, StreamedSplit, on_cpu
+from understudy.data.split import AnySplit, Split, StreamedSplit, as_usual
 
 _CHECKED_TWICE = 8  # items that are read twice, to find random transforms
 
@@ -50,7 +50,7 @@ class ItemReader:
             raise DataError(f"item {index} of {self.name} {misfit}") from misfit
 
 
-@on_cpu
+@as_usual
 def from_datasets(train: Any, val: Any, test: Any, reading: Reading) -> Splits:
     """Read the items of datasets, or of the datasets of loaders, once."""
     read = partial(_read if _has_pictures(train) else _read_any, reading=reading)

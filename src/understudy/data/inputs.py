@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from understudy.core.errors import DataError, ModelError, UnderstudyError, check_kind
 from understudy.core.nested import called, first, leaves, mapped, zipped
 from understudy.data.images import fail, shown
-from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, on_cpu, tensor_of
+from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, as_usual, tensor_of
 
 _BATCH = 256  # items that are read at once
 _ITEMS = "give tensors, a tuple or dict of tensors, or a dataset or loader of such"
@@ -74,7 +74,7 @@ def length_of(dataset: Any, name: str) -> int:
         raise DataError(f"{name} must know how many items it has, but: {type(error).__name__}: {error}") from error
 
 
-@on_cpu
+@as_usual
 def split_of(given: Any, targets: Any, name: str, *, labelled: bool, memory_gb: float, progress: bool) -> AnySplit:
     """Return a split of inputs.
 
@@ -206,7 +206,7 @@ def _whole(targets: Targets) -> Targets:
     return mapped(targets, lambda tensor: tensor if tensor.is_floating_point() else tensor.to(torch.int64))
 
 
-@on_cpu
+@as_usual
 def inputs_of_part(part: nn.Module, model: nn.Module, split: AnySplit) -> Split:
     """Return what a part of a model is given when the model runs on each example, in evaluation mode.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from understudy.core.errors import DataError, check_kind, did_you_mean
 from understudy.data import images as files
-from understudy.data.split import AnySplit, Split, StreamedSplit, on_cpu, tensor_of
+from understudy.data.split import AnySplit, Split, StreamedSplit, as_usual, tensor_of
 
 Array = NDArray[Any] | Tensor
 Pair = tuple[Array, Any]  # images and labels
@@ -55,7 +55,7 @@ class Reading:
         return self.workers or files.cores()
 
 
-@on_cpu
+@as_usual
 def from_folder(path: Path, reading: Reading) -> Splits:
     """Read `path/train/<class>/*` and, where they are, `val` and `test` beside it."""
     train, val, test = _list_splits(path)
@@ -114,7 +114,7 @@ def _list_splits(path: Path) -> tuple[files.Listing, files.Listing | None, files
     return train, listings[1], listings[2]
 
 
-@on_cpu
+@as_usual
 def from_arrays(train: Pair, val: Pair | None, test: Pair | None, source: str) -> Splits:
     """Take arrays or tensors of images and labels."""
     pairs = (("train", train), ("val", val), ("test", test))

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -160,13 +160,23 @@ def are_classes(labels: Targets) -> bool:
     return isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64 and bool((labels >= 0).all())
 
 
-def on_cpu(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
-    """Return the function with what it makes on the CPU where it names no device, whatever default the caller set."""
+def as_usual(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
+    """Return the function computing as torch does of itself, whatever the caller set: on the CPU, in float32.
+
+    Processes that are started see nothing of a default device, a default kind of numbers or an autocast of the caller's.
+    """
 
     @wraps(function)
     def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Out:
-        # The context costs something at each operation, so it is there only where it is needed.
-        with nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu"):
+        with ExitStack() as usual:
+            if torch.empty(0).device.type != "cpu":  # the context costs something at each operation
+                usual.enter_context(torch.device("cpu"))
+            if (dtype := torch.get_default_dtype()) != torch.float32:
+                usual.callback(torch.set_default_dtype, dtype)
+                torch.set_default_dtype(torch.float32)
+            for kind in ("cpu", "cuda", "mps"):
+                if torch.is_autocast_enabled(kind):
+                    usual.enter_context(torch.autocast(kind, enabled=False))
             return function(*args, **kwargs)
 
     return call
@@ -262,7 +272,7 @@ def in_threads(work: Callable[[_In], _Out], items: list[_In], workers: int) -> l
         return list(pool.map(work, items))
 
 
-@on_cpu
+@as_usual
 def stratified(labels: Int64[Tensor, " n"], count: int, seed: int, *, leave: int = 0) -> Int64[Tensor, " m"]:
     """Return `count` indices, ascending, with the classes in proportion, drawn by `seed`.
 

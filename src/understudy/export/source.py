@@ -46,7 +46,8 @@ class Source:
         """Return the module that the text makes, with its tensors, in evaluation mode."""
         namespace: dict[str, Any] = {"__name__": "model"}
         exec(compile(self.text, "model.py", "exec"), namespace)
-        module: nn.Module = namespace[self.name]()
+        with torch.random.fork_rng(devices=[]):  # of the weights that its layers start with
+            module: nn.Module = namespace[self.name]()
         module.load_state_dict(dict(self.tensors), strict=True)
         return module.eval()
 

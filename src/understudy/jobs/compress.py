@@ -26,7 +26,7 @@ from understudy.core.goal import Goal, Reward
 from understudy.core.summary import Summary
 from understudy.data import Data
 from understudy.data.data import first_images
-from understudy.data.split import on_cpu
+from understudy.data.split import as_usual
 from understudy.export.folder import Exported, export_student
 from understudy.graph.copies import copied
 from understudy.jobs.card import card_of, code, write_sources
@@ -135,7 +135,7 @@ class Result:
         )
 
 
-@on_cpu
+@as_usual
 def compress(
     teacher: nn.Module | Teacher,
     data: Data,

@@ -18,7 +18,7 @@ from understudy.core.errors import ConfigError, DataError, ModelError, RunError
 from understudy.core.files import path_of, read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
-from understudy.data.split import on_cpu
+from understudy.data.split import as_usual
 from understudy.models.card import TeacherCard
 from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
@@ -33,7 +33,7 @@ _CARD = "teacher.json"
 _STARTED = "teaching.json"
 
 
-@on_cpu
+@as_usual
 def teach(
     model: str,
     data: Data,
@@ -116,7 +116,7 @@ def _refuse_other_kinds(model: Any, data: Any, teaching: Any) -> None:
         raise ConfigError(f"teaching must be a us.Teaching, but got {teaching!r}")
 
 
-@on_cpu
+@as_usual
 def load_teacher(folder: str | Path, *, trust_code: bool = False, model: str | None = None) -> Teacher:
     """Return the teacher that `teach` left in a folder.
 

@@ -18,7 +18,7 @@ from torch import nn
 from understudy.core.architecture import Architecture
 from understudy.core.errors import ModelError
 from understudy.core.files import path_of, read_text, understood, write_whole
-from understudy.data.split import on_cpu
+from understudy.data.split import as_usual
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
 from understudy.models.card import StudentCard
@@ -50,7 +50,7 @@ def save_student(
     card.write(folder)
 
 
-@on_cpu
+@as_usual
 def load_student(
     folder: str | Path,
     teacher: nn.Module | None = None,

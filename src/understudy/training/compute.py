@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copyreg
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ _TRIAL = 8  # images of the step that shows whether a network runs in a precisio
 _NARROW = 8  # channels, below which the backward pass of a strided 1x1 convolution may write past its memory
 _SMALLER = "use a machine with more memory, or smaller inputs"
 _CUBLAS = ":4096:8"  # workspace with which cuBLAS is deterministic
+_MULTIPLYING = [  # where float32 may be computed in less; none before torch 2.9
+    place
+    for backend in (torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn)
+    for name in ("matmul", "conv", "rnn")
+    if hasattr(place := getattr(backend, name, None), "fp32_precision")
+]
+_Flag = TypeVar("_Flag")
 
 
 def _format_of(name: str) -> torch.memory_format:
@@ -222,15 +229,31 @@ def _is_hazard(model: nn.Module) -> bool:
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """Compute float32 in float32 inside, so that "fp32" names a result: neither TF32 nor bf16 in disguise."""
-    cudnn = torch.backends.cudnn
-    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    cudnn, legacy = torch.backends.cudnn, _unless_mixed(torch.get_float32_matmul_precision)
+    tf32, precisions = _unless_mixed(lambda: cudnn.allow_tf32), [place.fp32_precision for place in _MULTIPLYING]
     torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32 = False
+    for place in _MULTIPLYING:
+        place.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        cudnn.allow_tf32 = before[1]
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
+        if tf32 is not None:
+            cudnn.allow_tf32 = tf32
+        for place, precision in zip(_MULTIPLYING, precisions, strict=True):
+            place.fp32_precision = "none"  # what it inherits
+            if place.fp32_precision != precision:
+                place.fp32_precision = precision
+
+
+def _unless_mixed(ask: Callable[[], _Flag]) -> _Flag | None:
+    """Return one of torch's older flags; None where the caller set newer ones, after which it cannot be read."""
+    try:
+        return ask()
+    except RuntimeError:
+        return None
 
 
 @contextmanager
