@@ -163,7 +163,7 @@ def are_classes(labels: Targets) -> bool:
 def as_usual(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
     """Return the function computing as torch does of itself, whatever the caller set: on the CPU, in float32.
 
-    Processes that are started see nothing of a default device, a default kind of numbers or an autocast of the caller's.
+    Processes that are started see nothing of a default device, a default kind of numbers or an autocast here.
     """
 
     @wraps(function)
