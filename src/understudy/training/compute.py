@@ -25,7 +25,7 @@ _TRIAL = 8  # images of the step that shows whether a network runs in a precisio
 _NARROW = 8  # channels, below which the backward pass of a strided 1x1 convolution may write past its memory
 _SMALLER = "use a machine with more memory, or smaller inputs"
 _CUBLAS = ":4096:8"  # workspace with which cuBLAS is deterministic
-_MULTIPLYING = [  # where float32 may be computed in less; none before torch 2.9
+_MULTIPLYING: list[Any] = [  # where float32 may be computed in less; none before torch 2.9
     place
     for backend in (torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn)
     for name in ("matmul", "conv", "rnn")
