@@ -350,3 +350,13 @@ def test_the_first_argument_may_be_named() -> None:
         return torch.mean(input=F.relu(input=torch.flatten(input=x, start_dim=2)), dim=2)
 
     assert set(widths(check(Net(body, flat=True, after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}
+
+
+def test_tensors_may_be_named_where_torch_takes_them_by_place() -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        x = m["a"](x)
+        x = torch.where(condition=x > 0, other=torch.zeros_like(x), input=x).flatten(2)
+        seen = x.new_zeros(()).baddbmm(batch1=x.transpose(1, 2), batch2=x, beta=0.5, alpha=2.0)  # as Bloom has it
+        return torch.bmm(x, mat2=seen.softmax(2)).mean(2)
+
+    assert set(widths(check(Net(body, flat=True, after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}

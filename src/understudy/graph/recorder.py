@@ -8,12 +8,14 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.operator_schemas import get_signature_for_torch_op
 
 from understudy.core.errors import TraceError
 from understudy.core.memory import out_of_memory
@@ -148,7 +150,7 @@ class _Tracer(fx.Tracer):
         if args[:2] == ("call_method", "numpy"):
             raise TraceError(branch_message(args[2][0].node))
         with self.watch.paused():
-            proxy = super().create_proxy(*_input_first(*args), **kwargs)
+            proxy = super().create_proxy(*_by_place(*args), **kwargs)
             self._keep_shape(proxy.node)
             proxy.node.meta["value"] = self._run(proxy.node)
         if self._learns and not torch.is_grad_enabled() and proxy.node.op.startswith("call_"):
@@ -345,18 +347,27 @@ def _is_of_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
-def _input_first(kind: str, target: Any, args: Any, kwargs: Any, *more: Any) -> tuple[Any, ...]:
-    """Return what is recorded of a call, a first argument by name (`input=x`) by its position."""
-    if kind == "call_function" and not args and next(iter(kwargs), "") == "input" and _takes_input_first(target):
-        args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
-    return kind, target, args, kwargs, *more
+def _by_place(kind: str, target: Any, args: Any, kwargs: Any, *more: Any) -> tuple[Any, ...]:
+    """Return what is recorded of a call: tensors given by name (`input=x`, `batch1=a`) stand at their places."""
+    if kwargs and kind in ("call_function", "call_method"):
+        args, kwargs = list(args), dict(kwargs)
+        for name in _tensors(getattr(torch, target, None) if kind == "call_method" else target)[len(args) :]:
+            if not isinstance(kwargs.get(name), fx.Proxy | Tensor):
+                break
+            args.append(kwargs.pop(name))
+    return kind, target, tuple(args), kwargs, *more
 
 
-def _takes_input_first(function: Any) -> bool:
+@functools.cache
+def _tensors(function: Any) -> tuple[str, ...]:
+    """Return the names of the tensors that a function takes first; of one written in Python, `input` alone."""
     try:
-        return next(iter(inspect.signature(function).parameters), "") == "input"
-    except ValueError:  # torch's own tell nothing of their arguments
-        return function not in (torch.where, torch.searchsorted)
+        first = next(iter(inspect.signature(function).parameters), "")
+        return ("input",) if first == "input" else ()
+    except (TypeError, ValueError):  # torch's own tell nothing of their arguments, but have schemas
+        forms = get_signature_for_torch_op(function) or () if callable(function) else ()
+    taken = [tuple(takewhile(lambda p: p.annotation is Tensor, form.parameters.values())) for form in forms]
+    return tuple(p.name for p in max(taken, key=len, default=()) if p.kind is not p.KEYWORD_ONLY)
 
 
 def _is_wrapped(function: Any) -> bool:

@@ -65,8 +65,8 @@ def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
 
 @for_calls(torch.baddbmm, "baddbmm", parameters=True)
 def sum_and_product(walk: Walk, node: fx.Node, bias: Any, a: Any, b: Any, **more: Any) -> Any:
-    """A product of matrices and what is added to it."""
-    if more:
+    """A product of matrices and what is added to it, each times a number."""
+    if any(not isinstance(number, int | float) for number in more.values()):
         return walk.give_up(node, (bias, a, b), more, "no rule for baddbmm with these arguments")
     return elementwise(walk, node, matmul(walk, node, a, b), bias)
 
