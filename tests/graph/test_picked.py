@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from understudy.core.errors import TraceError
 from understudy.graph.analysis import analyse
 from understudy.proof.prove import prove
 
@@ -125,3 +126,21 @@ def test_matrices_waves_and_bags_keep_their_channels() -> None:
     ):
         analysis, proof = prove(analyse(network, example))
         assert proof.refused == () and {group.name for group in analysis.space.groups} == names
+
+
+class Grouped(nn.Module):
+    """All experts in one call, which takes few widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.head = nn.Parameter(torch.randn(2, 16, 16)), nn.Linear(16, 2)
+        self.register_buffer("ends", torch.tensor([1, 4], dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        multiply = getattr(F, "grouped_mm", None) or torch._grouped_mm
+        return self.head(multiply(x, self.weights, offs=self.ends))  # type: ignore[no-any-return]
+
+
+def test_experts_that_are_multiplied_in_groups_are_refused_with_the_way_out() -> None:
+    with pytest.raises(TraceError, match=r"test_picked\.py:\d+: .* does so by grouped_mm\. Multiply by torch\.bmm"):
+        analyse(Grouped(), torch.randn(4, 16))

@@ -149,6 +149,8 @@ class _Tracer(fx.Tracer):
             return self._looked_into(*args[1:4])  # type: ignore[no-any-return]
         if args[:2] == ("call_method", "numpy"):
             raise TraceError(branch_message(args[2][0].node))
+        if getattr(args[1], "__name__", "").endswith("grouped_mm"):
+            raise TraceError(_grouped_message())
         with self.watch.paused():
             proxy = super().create_proxy(*_by_place(*args), **kwargs)
             self._keep_shape(proxy.node)
@@ -407,6 +409,14 @@ def _stray_message(module: nn.Module) -> str:
         f"every layer must be a registered part of the teacher, but the {type(module).__name__} called at "
         f"{user_line() or 'an unknown line'} is none. Make it an attribute of its module, keep lists of layers in "
         "nn.ModuleList and dictionaries in nn.ModuleDict, and call it from there, not from a closure"
+    )
+
+
+def _grouped_message() -> str:
+    return (
+        "torch multiplies the matrices of all experts at once only where their widths are multiples of 16 bytes, which "
+        f"those of students are not, but {user_line() or 'an unknown line'} does so by grouped_mm. Multiply by "
+        'torch.bmm; a model of Hugging Face does after model.set_experts_implementation("batched_mm")'
     )
 
 
