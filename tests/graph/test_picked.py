@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from understudy.core.errors import TraceError
+from understudy.cost.predict import predict
 from understudy.graph.analysis import analyse
 from understudy.proof.prove import prove
+from understudy.surgery.build import build
 
 Step = Callable[[nn.ModuleDict, Tensor], Tensor]
 
@@ -144,3 +146,29 @@ class Grouped(nn.Module):
 def test_experts_that_are_multiplied_in_groups_are_refused_with_the_way_out() -> None:
     with pytest.raises(TraceError, match=r"test_picked\.py:\d+: .* does so by grouped_mm\. Multiply by torch\.bmm"):
         analyse(Grouped(), torch.randn(4, 16))
+
+
+class Chosen(nn.Module):
+    """Each row is multiplied by the two matrices of the expert that it chose, of which one is held transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gate, self.head = nn.Linear(10, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.up, self.down = nn.Parameter(torch.randn(3, 24, 16)), nn.Parameter(torch.randn(3, 24, 16))
+        self.shift = nn.Parameter(torch.randn(3, 24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(0, -2)
+        chosen = self.gate(x).argmax(-1)
+        hidden = torch.bmm(self.up[chosen], x.unsqueeze(-1)).squeeze(-1) + self.shift[chosen]
+        down = self.down[chosen].transpose(-2, -1)
+        return self.head(x + (down @ hidden.relu().unsqueeze(-1)).squeeze(-1))  # type: ignore[no-any-return]
+
+
+def test_matrices_that_each_row_picks_are_cut_as_weights() -> None:
+    analysis, proof = prove(analyse(Chosen(), torch.randn(2, 10)))
+    assert [found.name for found in proof.refused] == ["layer:gate"]  # without it a row would choose one of 16
+    assert {group.name: group.width for group in analysis.space.groups} == {"embed": 16, "up": 24}
+    assert predict(analysis, analysis.space.full).macs == 10 * 16 + 3 * 16 + 2 * 24 * 16 + 3 * 16
+    student = build(analysis, analysis.space.full.with_width("up", 5).with_width("embed", 7))
+    assert (student.up.shape, student.down.shape, student.shift.shape) == ((3, 5, 7), (3, 5, 7), (3, 5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,10 @@ class ParameterUse:
         """As `seen` by what a function says of a parameter by its name."""
         return self.seen(own(self.name))
 
+    def held(self, seen: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return for each dimension of the parameter what `seen` says of that of `shape`."""
+        return seen
+
     @property
     def turned(self) -> ParameterUse:
         """The same with its two dimensions exchanged."""
@@ -111,6 +115,10 @@ class Turned(ParameterUse):
     def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
         """As for any parameter."""
         return own[::-1]
+
+    def held(self, seen: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return seen[::-1]
 
     @property
     def turned(self) -> ParameterUse:
@@ -162,6 +170,40 @@ class Paired(ParameterUse):
     def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
         """As for any parameter."""
         return own[:-1]
+
+    def held(self, seen: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return (*seen, 2)
+
+
+@dataclass(frozen=True)
+class Picked(ParameterUse):
+    """Matrices (S, A, B) at computed places of a parameter (E, A, B), such as those of the expert that each row chose.
+
+    `transposed` ones are of a parameter (E, B, A).
+    """
+
+    of: int = 0  # E
+    transposed: bool = False
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return self.held(self.shape)
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return (self.shape[0], *(own[:0:-1] if self.transposed else own[1:]))
+
+    def held(self, seen: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return (self.of, *(seen[:0:-1] if self.transposed else seen[1:]))
+
+    @property
+    def turned(self) -> ParameterUse:
+        """Each matrix transposed."""
+        rows, first, last = self.shape
+        return replace(self, shape=(rows, last, first), transposed=not self.transposed)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from understudy.graph.channels import Arranged, Labelled, Paired, ParameterPlan, ParameterUse
+from understudy.graph.channels import Arranged, Labelled, Paired, ParameterPlan, ParameterUse, Picked
 from understudy.graph.numbers import Number
 from understudy.graph.registry import CALL_RULES
 from understudy.graph.rules.movement import compressed, unsqueeze
 from understudy.graph.rules.pointwise import elementwise, meet
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.rules.weights import is_only_multiplied, is_table
+from understudy.graph.rules.weights import is_only_matrices, is_only_multiplied, is_table
 from understudy.graph.walk import Walk
 
 
@@ -118,6 +118,8 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
         x = walk.as_tensor(x, node)
     if isinstance(x, ParameterUse) and isinstance(key, Labelled | ParameterUse) and len(x.shape) == 2:
         return _looked_up(walk, node, x, key)
+    if type(x) is ParameterUse and len(x.shape) == 3 and _is_row_of_each(node, key) and is_only_matrices(node):
+        return Picked(x.name, (key.shape[0], *x.shape[1:]), of=x.shape[0])
     if isinstance(x, ParameterUse) and isinstance(key, slice) and key.step is None and is_part_of_linear(node):
         return _rows(walk, node, x, key)
     if isinstance(x, ParameterUse) and _is_column(x, key):
@@ -153,6 +155,11 @@ def put_in(walk: Walk, node: fx.Node, x: Any, key: Any, value: Any) -> Any:
     if isinstance(value, Labelled):
         meet(walk, node, part, value)
     return None
+
+
+def _is_row_of_each(node: fx.Node, key: Any) -> bool:
+    """Return whether it is one computed place for each row."""
+    return isinstance(key, Labelled) and key.is_fixed and len(key.shape) == 1 and not _is_mask(node.args[1])
 
 
 def _is_mask(key: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from understudy.graph.channels import Labelled, ParameterUse
+from understudy.graph.channels import Labelled, ParameterUse, Picked
 from understudy.graph.fake import Packed, flat
 from understudy.graph.nodes import describe
 from understudy.graph.rules.equal import Given, countable, equal, measured
@@ -85,7 +85,7 @@ def attribute_of(walk: Walk, node: fx.Node, x: Any, name: str) -> Any:
         return x.shape
     if (isinstance(x, Labelled) and name in ("data", "real", "imag")) or is_overwritten_weight(node):
         return x
-    if (name in ("mT", "T") and len(x.shape) == 2) or (name == "mT" and isinstance(x, Labelled)):
+    if (name in ("mT", "T") and len(x.shape) == 2) or (name == "mT" and isinstance(x, Labelled | Picked)):
         return turned(walk, node, x, -2, -1)
     if name not in _FACTS:
         return walk.give_up(node, (x, name), {}, f"no rule for the attribute {name}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Product, Turned, Work
+from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Picked, Product, Turned, Work
 from understudy.graph.nodes import describe
 from understudy.graph.rules.movement import permute, transpose, unsqueeze
 from understudy.graph.rules.pointwise import elementwise
@@ -78,7 +78,7 @@ def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
     matrix = all(type(use) in (ParameterUse, Turned, Product) and len(use.shape) == 2 for use in uses)
     weight = matrix and x.rows is None and is_only_multiplied(node) and not walk.trace.are_numbers(x.name)
     first, second = dims or (0, 1)
-    if weight and {first % 2, second % 2} == {0, 1}:
+    if isinstance(x, Picked) or (weight and {first % 2, second % 2} == {0, 1}):
         return x.turned
     return transpose(walk, node, x, first, second)
 
@@ -185,7 +185,7 @@ def _cut(
     term, result = written
     own = [c for c in term if c in result and not any(c in other for other in others) and use.shape[term.index(c)] > 1]
     before = walk.known.get(walk.trace.names.get(use.name, use.name))
-    known = None if before is None else before.dims[::-1] if isinstance(use, Turned) else before.dims
+    known = None if before is None else use.seen(before.dims) if isinstance(use, Turned | Picked) else before.dims
     if own and not any(c in result for c in found) and use.name not in walk.constants:
         dim = term.index(own[-1])
         if known is None or isinstance(known[dim], np.ndarray):

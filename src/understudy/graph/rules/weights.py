@@ -21,7 +21,6 @@ from understudy.graph.channels import (
     Arranged,
     Labelled,
     Labels,
-    Paired,
     ParameterPlan,
     ParameterUse,
     Product,
@@ -59,6 +58,18 @@ def is_only_multiplied(node: fx.Node) -> bool:
         return describe(user) == "size" or (user.target is getattr and user.args[1] in _READ)
 
     return not all(map(asks, node.users)) and all(map(takes, node.users))
+
+
+def is_only_matrices(node: fx.Node) -> bool:
+    """Return whether all that reads matrices, one of each row, multiplies the rows by them, perhaps transposed."""
+
+    def takes(user: fx.Node) -> bool:
+        if user.target in (torch.bmm, "bmm", torch.matmul, "matmul", operator.matmul):
+            return True
+        flips = user.target in (torch.transpose, "transpose") or (user.target is getattr and user.args[1] == "mT")
+        return flips and {d % 3 for d in user.args[1:] if isinstance(d, int)} <= {1, 2} and is_only_matrices(user)
+
+    return bool(node.users) and all(map(takes, node.users))
 
 
 def is_overwritten_weight(node: fx.Node) -> bool:
@@ -175,7 +186,7 @@ def cut(walk: Walk, node: fx.Node, weight: ParameterUse, dims: tuple[Labels | in
     if isinstance(weight, Product):
         _cut_product(walk, node, weight, dims)
     else:
-        held = dims[::-1] if isinstance(weight, Turned) else (*dims, 2) if isinstance(weight, Paired) else dims
+        held = weight.held(dims)
         walk.parameter(weight.name, ParameterPlan(held), node)
         for dim, labels in enumerate(held):
             if isinstance(labels, np.ndarray):
@@ -188,7 +199,7 @@ def cut(walk: Walk, node: fx.Node, weight: ParameterUse, dims: tuple[Labels | in
             _cut_tensor(walk, node, other, own)
         elif not isinstance(other, Statistic):
             plan = tuple(d if n > 1 else 1 for d, n in zip(own, other.shape, strict=True))
-            walk.parameter(other.name, ParameterPlan(plan[::-1] if isinstance(other, Turned) else plan), node)
+            walk.parameter(other.name, ParameterPlan(other.held(plan)), node)
 
 
 def multiplied(node: fx.Node, a: Any, b: Any) -> Product | None:
