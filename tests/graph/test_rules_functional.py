@@ -360,3 +360,9 @@ def test_tensors_may_be_named_where_torch_takes_them_by_place() -> None:
         return torch.bmm(x, mat2=seen.softmax(2)).mean(2)
 
     assert set(widths(check(Net(body, flat=True, after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}
+
+
+def test_of_every_second_channel_pairs_go_together() -> None:
+    analysis = check(Net(lambda m, x: x[:, ::2] * torch.sigmoid(x[:, 1::2]), after=4))
+    assert widths(analysis) == {"stem": (8, 2)}
+    assert "stem" in reasons(check(Net(lambda m, x: x[:, ::3], after=3)))

@@ -290,12 +290,18 @@ def _dims_of(x: Labelled, keys: tuple[Any, ...]) -> list[tuple[int, int]]:
 
 
 def _cut(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: int) -> None:
-    """Let a slice of channels end where they do in a plain graph; single ones and steps freeze them."""
+    """Let a slice of channels end where they do in a plain graph; of every k-th one, k in a row go together.
+
+    Single ones and other steps freeze them.
+    """
     written: Any = node.args[1]
     place: tuple[int | str, ...] = (1,)
     if isinstance(written, tuple):
         written, place = written[index], (1, index)
     key = walk.value_of(written)
+    if len(x.varying) == 1 and isinstance(written, slice) and _is_every(key, x.shape[dim]):
+        walk.bundle(walk.channels(x, dim, node).reshape(-1, key.step), node)
+        return
     if len(x.varying) > 1 or not isinstance(key, slice) or key.step not in (None, 1) or isinstance(written, fx.Node):
         walk.freeze(x.labels, "a slice cuts these channels at written places", node)
         return
@@ -308,6 +314,12 @@ def _cut(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: int) -> None:
         walk.sized((*place, "start"), labels[:start])
     if key.stop is not None:
         walk.sized((*place, "stop"), labels[:stop])
+
+
+def _is_every(key: slice, width: int) -> bool:
+    """Return whether a slice takes one of each k channels, as many of each (`x[..., 1::2]`)."""
+    start, step, whole = key.start or 0, key.step or 1, key.stop is None
+    return type(step) is int and step > 1 and type(start) is int and 0 <= start < step and whole and width % step == 0
 
 
 def _places(walk: Walk, node: fx.Node, key: Any) -> Any:
