@@ -117,3 +117,36 @@ def test_a_mask_that_the_forward_pass_makes_goes_into_a_layer_of_a_transformer()
 
     layer = nn.TransformerEncoderLayer(12, 2, 16, batch_first=True, norm_first=True)
     assert held(Parts(forward, **three(layer=layer)), tokens()).shrinkable > 0.95
+
+
+def test_a_module_that_unflattens_says_how_many_channels_there_are() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        return n.c(torch.relu(n.open(torch.relu(n.a(x)))))  # type: ignore[no-any-return]
+
+    opens = nn.Unflatten(-1, [3, 2, -1])  # type: ignore[arg-type]
+    layers = {"a": nn.Linear(6, 12), "open": opens, "c": nn.Conv2d(3, 4, 1)}
+    analysis = held(Parts(forward, **layers), torch.randn(2, 6))
+    assert [(g.name, g.width, g.plain) for g in analysis.space.groups] == [("a", 12, "")]
+
+
+def test_rows_of_a_table_that_are_joined_to_others_have_its_channels() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        bias = torch.cat([torch.zeros(1, n.table.shape[1]), n.table])
+        return n.c(torch.relu(n.b(n.a(x) + bias[None])))  # type: ignore[no-any-return]
+
+    analysis = held(Parts(forward, **three(table=nn.Parameter(torch.randn(4, 12)))), tokens())
+    assert [(g.name, g.plain) for g in analysis.space.groups] == [("table", ""), ("b", "")]
+
+
+@pytest.mark.parametrize("repeat", [lambda i, m: i[:, None].expand_as(m), lambda i, m: i[:, None].repeat(1, 12)])
+def test_messages_along_edges_are_added_up_by_a_scatter(repeat: Any) -> None:
+    def forward(n: Any, given: Any) -> Tensor:
+        x, edges = given
+        h = torch.relu(n.a(x))
+        message = torch.relu(n.b(h[edges[0]]))
+        total = torch.zeros(x.size(0), message.size(-1)).scatter_add_(0, repeat(edges[1], message), message)
+        return n.c(h + total)  # type: ignore[no-any-return]
+
+    edges = torch.randint(0, 5, (2, 9), generator=torch.Generator().manual_seed(0))
+    analysis = held(Parts(forward, **three()), (torch.randn(5, 6), edges))
+    assert analysis.shrinkable > 0.95

@@ -418,9 +418,13 @@ def _named(
     frozen: list[Frozen] = []
     taken: dict[str, int] = {}
     read_by = readers(plan, {int(slots[0]) for slots in members})
+    emitted = dict(sorted(emitted.items(), key=lambda item: ":" in item[0]))  # named after layers, if any has them
     first, least = first_emitters(emitted, sum(map(len, members))), [np.sort(labels) for labels in varied]
     emitters = list(emitted)
     for slots in members:
+        layers = tuple(dict.fromkeys(read_by.get(int(slots[0]), ())))
+        if not layers:  # of a mask that no layer meets
+            continue
         producer = emitters[first[slots].min()]
         step = int(np.isin(emitted[producer], slots).sum()) // len(slots)
         taken[producer] = taken.get(producer, 0) + 1
@@ -433,7 +437,6 @@ def _named(
         elif len(slots) == 2 and few:
             frozen.append(Frozen(name=name, width=width, reason="a variance is taken over these two channels"))
         elif len(slots) > 1:
-            layers = tuple(dict.fromkeys(read_by.get(int(slots[0]), ())))
             plain, fewest = "" if written is None else _told(*written), 2 * step if few else 1
             groups.append(Group(name=name, width=width, step=step, layers=layers, plain=plain, least=fewest))
             slots_of.append(slots)

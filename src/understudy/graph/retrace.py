@@ -118,8 +118,9 @@ def set_counts(module: nn.Module, attributes: Iterable[Attribute], kept: Mask) -
         number = int(kept[attribute.labels].sum()) // attribute.per
         part = module.get_submodule(attribute.module)
         before = getattr(part, attribute.name)
-        if isinstance(before, tuple):
-            setattr(part, attribute.name, (*before[: attribute.at], number, *before[attribute.at + 1 :]))
+        if isinstance(before, tuple | list):
+            several = (*before[: attribute.at], number, *before[attribute.at + 1 :])
+            setattr(part, attribute.name, [*several] if isinstance(before, list) else several)
         else:
             setattr(part, attribute.name, number)
 

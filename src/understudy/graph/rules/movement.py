@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse, Standardised
+from understudy.graph.channels import FIXED, Arranged, Attribute, Labelled, Labels, ParameterUse, Standardised
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.equal import NONE, Given, countable, equal, measured
@@ -66,6 +65,23 @@ def unflatten(walk: Walk, node: fx.Node, x: Labelled, dim: int, sizes: Any) -> L
     ]
     shape = (*x.shape[:dim], *inner, *x.shape[dim + 1 :])
     return _sized(walk, node, _reshaped(x, shape), [*around[:dim], *given, *around[dim + 1 :]])
+
+
+@for_modules(nn.Unflatten)
+def unflatten_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """As `unflatten`; that of its sizes along which channels go is how many there are."""
+    sizes = tuple(module.unflattened_size)
+    if not all(isinstance(n, int) for n in (module.dim, *sizes)):
+        return walk.give_up(node, (x,), {}, "Unflatten names dimensions")
+    dim = module.dim % len(x.shape)
+    inner = np.broadcast_to(np.zeros((), dtype=bool), x.shape[dim : dim + 1]).reshape(sizes).shape
+    shape = (*x.shape[:dim], *inner, *x.shape[dim + 1 :])
+    result = _sized(walk, node, _reshaped(x, shape), [(None, ())] * len(shape))
+    for d in result.varying:
+        if 0 <= d - dim < len(sizes) and sizes[d - dim] != -1:
+            labels = walk.channels(result, d, node)
+            walk.part.attributes.append(Attribute(str(node.target), "unflattened_size", labels, at=d - dim))
+    return result
 
 
 @for_calls("reshape_as", "view_as", parameters=True)
@@ -266,46 +282,6 @@ def _repeated(walk: Walk, node: fx.Node, was: Labelled, result: Labelled, given:
     return equal(walk, node, result.shape, given, (counted, written), NONE)
 
 
-@for_modules(nn.ChannelShuffle)
-def channel_shuffle_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
-    """As `channel_shuffle`."""
-    return channel_shuffle(walk, node, x, module.groups)
-
-
-@for_calls(F.channel_shuffle, torch.channel_shuffle)
-def channel_shuffle(walk: Walk, node: fx.Node, x: Labelled, groups: int) -> Labelled:
-    """Channels at the same place of each group go together, so groups stay equal."""
-    labels = walk.channels(x, 1, node).reshape(groups, -1).T
-    walk.bundle(labels, node)
-    return Labelled.along(x.shape, 1, labels.reshape(-1))
-
-
-@for_modules(nn.PixelShuffle, nn.PixelUnshuffle)
-def pixel_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
-    """As the functions."""
-    up = isinstance(module, nn.PixelShuffle)
-    return (pixel_shuffle if up else pixel_unshuffle)(
-        walk, node, x, module.upscale_factor if up else module.downscale_factor
-    )
-
-
-@for_calls(F.pixel_shuffle, torch.pixel_shuffle)
-def pixel_shuffle(walk: Walk, node: fx.Node, x: Labelled, factor: int) -> Labelled:
-    """The channels that become the pixels of one go together."""
-    rows = walk.channels(x, -3, node).reshape(-1, factor**2)
-    walk.bundle(rows, node)
-    shape = (*x.shape[:-3], len(rows), x.shape[-2] * factor, x.shape[-1] * factor)
-    return Labelled.along(shape, len(shape) - 3, rows[:, 0])
-
-
-@for_calls(F.pixel_unshuffle, torch.pixel_unshuffle)
-def pixel_unshuffle(walk: Walk, node: fx.Node, x: Labelled, factor: int) -> Labelled:
-    """Each channel becomes as many as it has pixels in a block."""
-    labels = np.repeat(walk.channels(x, -3, node), factor**2)
-    shape = (*x.shape[:-3], len(labels), x.shape[-2] // factor, x.shape[-1] // factor)
-    return Labelled.along(shape, len(shape) - 3, labels)
-
-
 @for_calls("repeat", torch.tile, "tile", arranged=True)
 def repeat(walk: Walk, node: fx.Node, x: Any, *times: Any) -> Labelled | Arranged:
     """Channels follow one another as often as they are repeated."""
@@ -380,10 +356,14 @@ def stack(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0) -> An
     return concatenate(walk, node, [unsqueeze(walk, node, t, dim) for t in tensors], dim)
 
 
-@for_calls(torch.cat, torch.concat, torch.concatenate)
+@for_calls(torch.cat, torch.concat, torch.concatenate, parameters=True)
 def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Any:
-    """Along channels their labels follow one another; along space the channels meet."""
+    """Along channels their labels follow one another; along space the channels meet.
+
+    Rows of a table that are joined to others have their channels along its other dimension.
+    """
     dim = kwargs.get("axis", dim)
+    tensors = [_beside_others(walk, node, t, dim) if isinstance(t, ParameterUse) else t for t in tensors]
     parts = [t for t in tensors if isinstance(t, Labelled)]
     if len(parts) != len(tensors):
         return walk.give_up(node, (tensors, dim), {}, "a parameter is concatenated")
@@ -413,6 +393,12 @@ def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0,
         outline[dim] = part.shape[dim]
         expanded.append(np.broadcast_to(part.labels, outline))
     return Labelled(tuple(sizes), _compressed_if_fixed(np.concatenate(expanded, axis=dim)))
+
+
+def _beside_others(walk: Walk, node: fx.Node, use: ParameterUse, dim: int) -> Labelled:
+    wide = [d for d, size in enumerate(use.shape) if size > 1]
+    others = [d for d in wide if d != dim % len(use.shape)]
+    return walk.as_tensor(use, node, others[0] if len(wide) == 2 and len(others) == 1 else None)
 
 
 @for_calls(torch.hstack)

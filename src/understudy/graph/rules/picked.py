@@ -38,13 +38,15 @@ def put(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, src: Any, 
     """Rows go to places along one dimension that depend on no channel; channels along others are those of both."""
     dim %= len(x.shape)
     both = (x, src) if isinstance(src, Labelled) else (x,)
-    places = node.args[2] if len(node.args) > 2 else node.kwargs.get("index")
-    # Places that the network holds for a scatter are as many as the teacher's channels.
-    held = "scatter" in describe(node) and isinstance(places, fx.Node) and places.op == "get_attr"
-    able = isinstance(index, Labelled) and index.is_fixed and isinstance(src, Labelled | int | float)
-    if held or not able or any(dim in t.varying or len(t.varying) > 1 for t in both):
+    along = {d for t in both for d in t.varying}
+    # A scatter has a place for each element: places that are repeated for each channel are as many as these.
+    each = along if "scatter" in describe(node) else set()
+    able = isinstance(index, Labelled) and set(index.varying) == each and isinstance(src, Labelled | int | float)
+    if not able or dim in along or any(len(t.varying) > 1 for t in (*both, index)):
         reason = f"no rule for {describe(node)} with these arguments"
         return walk.give_up(node, (x, dim, index, src, *args), kwargs, reason)
+    for d in each:
+        walk.tie(walk.channels(index, d, node), walk.channels(next(t for t in both if t.varying), d, node), node)
     ends = [Labelled(tuple(1 if d == dim else n for d, n in enumerate(t.shape)), t.labels) for t in both]
     return Labelled(x.shape, meet(walk, node, ends[0], ends[-1]).labels)
 
