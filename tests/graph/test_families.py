@@ -150,3 +150,48 @@ def test_messages_along_edges_are_added_up_by_a_scatter(repeat: Any) -> None:
     edges = torch.randint(0, 5, (2, 9), generator=torch.Generator().manual_seed(0))
     analysis = held(Parts(forward, **three()), (torch.randn(5, 6), edges))
     assert analysis.shrinkable > 0.95
+
+
+def test_rows_that_are_scattered_by_a_mask_have_the_channels_of_what_they_go_to() -> None:
+    def forward(n: Any, given: Any) -> Tensor:
+        ids, images = given
+        text = n.table(ids)
+        places = (ids == 0).unsqueeze(-1).expand_as(text).to(text.device)
+        return n.c(torch.relu(n.b(text.masked_scatter(places, n.a(images)))))  # type: ignore[no-any-return]
+
+    ids = torch.tensor([[0, 1, 2, 0], [0, 3, 4, 0]])
+    analysis = held(Parts(forward, **three(table=nn.Embedding(6, 12))), (ids, torch.randn(9, 6)))
+    assert [(g.name, g.plain) for g in analysis.space.groups] == [("table", ""), ("b", "")]
+
+
+def test_a_scatter_whose_mask_is_not_of_whole_rows_holds_channels() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        h = n.a(x)
+        return n.c(torch.relu(n.b(h.masked_scatter(h > 0, n.b(h)))))  # type: ignore[no-any-return]
+
+    assert not held(Parts(forward, **three()), tokens()).space.groups
+
+
+def test_attention_as_a_function_of_the_weights_of_other_layers() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        y = n.a(x).transpose(0, 1)
+        bias = torch.cat([n.q.bias, n.k.bias, n.v.bias])
+        weights = {f"{name}_proj_weight": getattr(n, name).weight for name in "qkv"}
+        y, _ = nn.functional.multi_head_attention_forward(
+            y.mean(0, keepdim=True), y, y, y.shape[-1], 4, None, bias, None, None, False, 0.1, n.b.weight, n.b.bias,
+            training=n.training, use_separate_proj_weight=True, need_weights=False, **weights,
+        )  # fmt: skip
+        return n.c(y[0])  # type: ignore[no-any-return]
+
+    projections = {name: nn.Linear(12, 12) for name in "qkv"}
+    analysis = held(Parts(forward, **three(**projections)), tokens())
+    assert analysis.shrinkable > 0.95 and len(analysis.space.groups) == 3
+
+
+def test_attention_to_inputs_of_another_width() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        return n.c(n.b(n.att(n.a(x), n.k(x), x)[0]))  # type: ignore[no-any-return]
+
+    attention = nn.MultiheadAttention(12, 3, kdim=10, vdim=6, batch_first=True)
+    analysis = held(Parts(forward, **three(att=attention, k=nn.Linear(6, 10))), tokens())
+    assert analysis.shrinkable > 0.95

@@ -19,10 +19,10 @@ from understudy.graph.numbers import plain
 
 
 def can_be_opened(module: nn.Module) -> bool:
-    """Return whether a module is attention with one packed projection and nothing added to keys and values."""
+    """Return whether a module is attention that adds nothing to keys and values."""
     if type(module) is not nn.MultiheadAttention or "forward" in vars(module):
         return False
-    return module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+    return module.bias_k is None and not module.add_zero_attn
 
 
 def is_followed(query: Any, key: Any, value: Any, *, attn_mask: Any = None, **_: Any) -> bool:
@@ -55,42 +55,101 @@ def _attended(
     average_attn_weights: bool,
     is_causal: bool,
 ) -> tuple[Any, Any]:
-    width, heads = plain(module.embed_dim), plain(module.num_heads)
+    width = plain(module.embed_dim)
     if query.shape[-1] != width:
         raise TraceError(f"attention takes {width} channels, but got {tuple(_of(query).shape)}")
-    q, k, v = _projected(module, query, key, value)
-    is_causal = is_causal and key_padding_mask is None and not need_weights
-    mask = None if is_causal else _joined(_added(attn_mask, q), _added(key_padding_mask, q))
-    weights = None
-    if need_weights:
-        scores = (q * math.sqrt(1.0 / (width // heads))) @ k.transpose(-2, -1)
-        weights = (scores if mask is None else scores + mask).softmax(dim=-1)
-        weights = F.dropout(weights, p=module.dropout, training=module.training)
-        y = weights @ v
-        weights = weights.mean(dim=1) if average_attn_weights else weights
-    else:
-        dropout = module.dropout if module.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
-    y = F.linear(y.transpose(1, 2).flatten(2), module.out_proj.weight, module.out_proj.bias)
+    masks = attn_mask, key_padding_mask, is_causal
+    dropout = module.dropout, module.training
+    y, weights = _weighed(
+        _projected(module, query, key, value), masks, dropout, average_attn_weights if need_weights else None
+    )
+    y = F.linear(y, module.out_proj.weight, module.out_proj.bias)
     return (y if module.batch_first else y.transpose(0, 1)), weights
+
+
+def called(
+    query: Any,
+    key: Any,
+    value: Any,
+    embed_dim_to_check: Any,
+    num_heads: int,
+    in_proj_weight: Any,
+    in_proj_bias: Any,
+    *rest: Any,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Return what the function of torch does, for inputs (N, B, E) and with weights in one or apart.
+
+    Raises:
+        TraceError: it adds something to keys and values, or its inputs or masks are of other dimensions.
+    """
+    names = ("bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")
+    given: dict[str, Any] = {"training": True, "need_weights": True, "average_attn_weights": True, "is_causal": False}
+    given |= {**dict(zip(names, rest, strict=False)), **options}
+    masks = given.get("attn_mask"), given.get("key_padding_mask"), given["is_causal"]
+    added = [given.get(name) for name in ("bias_k", "bias_v", "add_zero_attn", "static_k", "static_v")]
+    if len(rest) > len(names) or any(added) or any(_of(x).dim() != 3 for x in (query, key, value)):
+        raise TraceError("attention adds something to keys and values, or gets inputs without a batch")
+    if masks[0] is not None and _of(masks[0]).dim() != 2:
+        raise TraceError("attention gets a mask for each head")
+    width, separate = _of(query).shape[-1], given.get("use_separate_proj_weight", False)
+    heads = []
+    for place, (name, x) in enumerate({"q": query, "k": key, "v": value}.items()):
+        rows = slice(place * width or None, None if place == 2 else (place + 1) * width)
+        weight = given[f"{name}_proj_weight"] if separate else in_proj_weight[rows]
+        y = F.linear(x, weight, None if in_proj_bias is None else in_proj_bias[rows])
+        heads.append(y.unflatten(-1, (num_heads, width // num_heads)).permute(1, 2, 0, 3))
+    average = given["average_attn_weights"] if given["need_weights"] else None
+    q, k, v = heads
+    y, weights = _weighed((q, k, v), masks, (given["dropout_p"], given["training"]), average)
+    return F.linear(y, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), weights
+
+
+def _weighed(
+    heads: tuple[Any, Any, Any], masks: tuple[Any, Any, bool], dropout: tuple[float, bool], average: bool | None
+) -> tuple[Any, Any]:
+    """Return what queries, keys and values (B, H, N, D) give, (B, N, H * D), and the weights, averaged or not, if any.
+
+    Args:
+        heads: the three.
+        masks: for pairs, for keys, and whether the first is causal.
+        dropout: its rate, and whether it is on.
+        average: whether weights are averaged over heads; None to return none.
+    """
+    (q, k, v), (pairs, padding, causal), (rate, on) = heads, masks, dropout
+    causal = causal and padding is None and average is None
+    mask, weights = None if causal else _joined(_added(pairs, q), _added(padding, q)), None
+    if average is not None:
+        scores = (q * math.sqrt(1.0 / _of(q).shape[-1])) @ k.transpose(-2, -1)
+        weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+        weights = F.dropout(weights, p=rate, training=on)
+        y = weights @ v
+        weights = weights.mean(dim=1) if average else weights
+    else:
+        rate = rate if on else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate, is_causal=causal)
+    return y.transpose(1, 2).flatten(2), weights
 
 
 def _projected(module: nn.MultiheadAttention, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
     """Return queries, keys and values, (B, H, N, D) each; what is made of the same input is made at once."""
     width, heads = plain(module.embed_dim), plain(module.num_heads)
     weight, bias = module.in_proj_weight, module.in_proj_bias
+    apart = module.q_proj_weight, module.k_proj_weight, module.v_proj_weight
 
     def made(x: Any, first: int, count: int) -> Any:
         rows = slice(first * width or None, None if first + count == 3 else (first + count) * width)
-        whole = count == 3
-        parts = (weight, bias) if whole else (weight[rows], None if bias is None else bias[rows])
+        parts: tuple[Any, Any] = (weight, bias)
+        if count < 3:
+            own = apart[first] if weight is None else weight[rows]
+            parts = own, None if bias is None else bias[rows]
         x = x if module.batch_first else x.transpose(0, 1)
         y = F.linear(x, *parts).unflatten(-1, (count, heads, width // heads))
         return y.permute(2, 0, 3, 1, 4).unbind(0)
 
-    if query is key is value:
+    if weight is not None and query is key is value:
         q, k, v = made(query, 0, 3)
-    elif key is value:
+    elif weight is not None and key is value:
         (q,), (k, v) = made(query, 0, 1), made(key, 1, 2)
     else:
         (q,), (k,), (v,) = made(query, 0, 1), made(key, 1, 1), made(value, 2, 1)

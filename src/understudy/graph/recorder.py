@@ -30,6 +30,7 @@ from understudy.graph.proxies import ExampleProxy, branch_message
 from understudy.graph.rearranged import know_einops
 from understudy.graph.surroundings import (
     as_before,
+    attention,
     factories,
     masks,
     numbers,
@@ -64,7 +65,7 @@ def record_inputs(
     tracer.root = root
     patches = factories(tracer, tracer.watch), numbers(root), watching(root, tracer.watch, tracer.is_leaf_module)
     packs = packing(tracer, tracer.watch, spaces_of(root))
-    around = packs, masks(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
+    around = packs, masks(), attention(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
     with contextlib.ExitStack() as stack:
         for context in (*around, *patches):
             stack.enter_context(context)

@@ -9,7 +9,7 @@ import inspect
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import transformer
 
+from understudy.core.errors import TraceError
+from understudy.graph.attention import called
 from understudy.graph.fake import flat
 from understudy.graph.numbers import Watch
 from understudy.graph.seeds import seeded
@@ -132,6 +134,24 @@ def masks() -> Iterator[None]:
         yield
     finally:
         transformer._detect_is_causal_mask, functions["_none_or_dtype"] = detect, typed
+
+
+@contextmanager
+def attention() -> Iterator[None]:
+    """Let torch's function for attention be what it computes, where that can be written out."""
+    function = F.multi_head_attention_forward
+
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
+            with suppress(TraceError):
+                return called(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    F.multi_head_attention_forward = opened
+    try:
+        yield
+    finally:
+        F.multi_head_attention_forward = function
 
 
 @contextmanager

@@ -145,6 +145,9 @@ class _NoDropout(TorchFunctionMode):
             return bound["input"].clone()
         if func is F.scaled_dot_product_attention and "dropout_p" in kwargs:
             kwargs["dropout_p"] = 0.0
+        if func is F.multi_head_attention_forward:
+            bound = inspect.signature(func).bind(*args, **kwargs).arguments
+            args, kwargs = (), {**bound, "dropout_p": 0.0}
         return func(*args, **kwargs)
 
 

@@ -51,6 +51,33 @@ def put(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any, src: Any, 
     return Labelled(x.shape, meet(walk, node, ends[0], ends[-1]).labels)
 
 
+@for_calls(torch.masked_scatter, "masked_scatter", "masked_scatter_")
+def masked_scatter(walk: Walk, node: fx.Node, x: Labelled, mask: Any, source: Any) -> Any:
+    """Whole rows go where a mask takes rows, as those of images into a text: both have the same channels."""
+    last, given = len(x.shape) - 1, node.args[1] if len(node.args) > 1 else node.kwargs["mask"]
+    sides = [t for t in (x, source) if isinstance(t, Labelled) and t.varying in ((), (len(t.shape) - 1,))]
+    rows = isinstance(given, fx.Node) and _is_of_rows(walk, given) and mask.shape[:-1] == x.shape[:-1]
+    if not rows or len(sides) < 2 or source.shape[-1] != x.shape[-1]:
+        return walk.give_up(node, (x, mask, source), {}, "no rule for masked_scatter with these arguments")
+    ends = [Labelled(t.shape[-1:], t.labels.reshape(-1)) for t in (*sides, mask) if t.shape[-1] > 1]
+    for end in ends[1:]:
+        ends[0] = meet(walk, node, ends[0], end)
+    return Labelled(x.shape, ends[0].labels.reshape((1,) * last + ends[0].labels.shape)) if ends else x
+
+
+def _is_of_rows(walk: Walk, mask: fx.Node) -> bool:
+    """Return whether a mask is the same along its last dimension: of size 1, or repeated."""
+    value, name = walk.plan.values[mask], describe(mask)
+    if not isinstance(value, Labelled) or value.shape[-1:] == (1,):
+        return isinstance(value, Labelled)
+    first: Any = mask.args[0] if mask.args else None
+    inner = walk.plan.values.get(first) if isinstance(first, fx.Node) else None
+    if name in ("to", "bool", "contiguous", "clone", "detach"):
+        return _is_of_rows(walk, first)
+    single = isinstance(inner, Labelled) and inner.shape[-1:] == (1,)
+    return single and name in ("expand", "expand_as", "repeat", "broadcast_to")
+
+
 @for_calls(torch.index_select, "index_select")
 def index_select(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any) -> Any:
     """As `gather`."""
