@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 from understudy.core.errors import TraceError
 from understudy.graph.numbers import plain
 
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
 
 def can_be_opened(module: nn.Module) -> bool:
     """Return whether a module is attention that adds nothing to keys and values."""
@@ -67,41 +69,32 @@ def _attended(
     return (y if module.batch_first else y.transpose(0, 1)), weights
 
 
-def called(
-    query: Any,
-    key: Any,
-    value: Any,
-    embed_dim_to_check: Any,
-    num_heads: int,
-    in_proj_weight: Any,
-    in_proj_bias: Any,
-    *rest: Any,
-    **options: Any,
-) -> tuple[Any, Any]:
+def called(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """Return what the function of torch does, for inputs (N, B, E) and with weights in one or apart.
 
     Raises:
         TraceError: it adds something to keys and values, or its inputs or masks are of other dimensions.
     """
-    names = ("bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")
-    given: dict[str, Any] = {"training": True, "need_weights": True, "average_attn_weights": True, "is_causal": False}
-    given |= {**dict(zip(names, rest, strict=False)), **options}
-    masks = given.get("attn_mask"), given.get("key_padding_mask"), given["is_causal"]
-    added = [given.get(name) for name in ("bias_k", "bias_v", "add_zero_attn", "static_k", "static_v")]
-    if len(rest) > len(names) or any(added) or any(_of(x).dim() != 3 for x in (query, key, value)):
+    bound = _SIGNATURE.bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    inputs = {name[0]: given[name] for name in ("query", "key", "value")}
+    added = [given[name] for name in ("bias_k", "bias_v", "add_zero_attn", "static_k", "static_v")]
+    adds = any(value is not None and value is not False for value in added)
+    if adds or any(_of(x).dim() != 3 for x in inputs.values()):
         raise TraceError("attention adds something to keys and values, or gets inputs without a batch")
+    masks = given["attn_mask"], given["key_padding_mask"], given["is_causal"]
     if masks[0] is not None and _of(masks[0]).dim() != 2:
         raise TraceError("attention gets a mask for each head")
-    width, separate = _of(query).shape[-1], given.get("use_separate_proj_weight", False)
-    heads = []
-    for place, (name, x) in enumerate({"q": query, "k": key, "v": value}.items()):
+    width, bias, heads = _of(inputs["q"]).shape[-1], given["in_proj_bias"], given["num_heads"]
+    made = []
+    for place, (name, x) in enumerate(inputs.items()):
         rows = slice(place * width or None, None if place == 2 else (place + 1) * width)
-        weight = given[f"{name}_proj_weight"] if separate else in_proj_weight[rows]
-        y = F.linear(x, weight, None if in_proj_bias is None else in_proj_bias[rows])
-        heads.append(y.unflatten(-1, (num_heads, width // num_heads)).permute(1, 2, 0, 3))
+        weight = given[f"{name}_proj_weight"] if given["use_separate_proj_weight"] else given["in_proj_weight"][rows]
+        y = F.linear(x, weight, None if bias is None else bias[rows])
+        made.append(y.unflatten(-1, (heads, width // heads)).permute(1, 2, 0, 3))
     average = given["average_attn_weights"] if given["need_weights"] else None
-    q, k, v = heads
-    y, weights = _weighed((q, k, v), masks, (given["dropout_p"], given["training"]), average)
+    y, weights = _weighed((made[0], made[1], made[2]), masks, (given["dropout_p"], given["training"]), average)
     return F.linear(y, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), weights
 
 
