@@ -247,6 +247,11 @@ class AnyNumber(CountsItsSteps):
         return super().forward(given[0])
 
 
+class RefusesCopies(CountsItsSteps):
+    def __deepcopy__(self, memo: object) -> RefusesCopies:
+        raise AssertionError("sharded networks have no copies")  # as torch's FSDP does
+
+
 class PartWrapped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +268,10 @@ UNFIT = {
     ),
     "data parallel": (lambda: nn.DataParallel(CountsItsSteps()), r"DataParallel around it. Give .* teacher.module;"),
     "averaged": (lambda: AveragedModel(CountsItsSteps()), r"AveragedModel around it. Give .* teacher.module;"),
-    "compiled": (lambda: torch.compile(CountsItsSteps()), r"OptimizedModule around it. Give .* teacher._orig_mod;"),
+    "compiled": (
+        lambda: torch.compile(CountsItsSteps()),
+        r"but it is an OptimizedModule around it. Give .* teacher._orig_mod;",
+    ),
     "lazy": (
         lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)),
         "0.weight is lazy. Call the teacher once on an example",
@@ -274,6 +282,7 @@ UNFIT = {
         "1 is a quantised Linear. Give the network from before",
     ),
     "any number of inputs": (AnyNumber, r"takes them as \*given. Name them there"),
+    "not to be copied": (RefusesCopies, r"copy.deepcopy can copy, but it cannot.*: sharded networks have no copies"),
     "no module": (lambda: CountsItsSteps, "must be a torch.nn.Module, but got type"),
 }
 

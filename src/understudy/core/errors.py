@@ -73,7 +73,13 @@ class CrashError(MachineError):
 
 def brief(value: Any) -> str:
     """Return what a caller gave, as a message shows it: a text as it stands, of anything else what it is."""
-    return repr(value) if isinstance(value, str | PurePath | None) else f"a {type(value).__name__}"
+    return repr(value) if isinstance(value, str | PurePath | None) else a_kind(value)
+
+
+def a_kind(value: Any) -> str:
+    """Return what a value is, with its article: "a Tensor", "an ndarray"."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in {*'aeio'} or name == 'ndarray' else 'a'} {name}"
 
 
 def check_kind(given: Any, kind: Any, rule: str, error: type[UnderstudyError]) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from understudy.core.errors import ArchitectureError, UnderstudyError
+from understudy.core.errors import ArchitectureError, UnderstudyError, a_kind
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGER = "raise that limit (ulimit -f)"
@@ -59,7 +59,7 @@ def path_of(given: Any, called: str, error: type[UnderstudyError]) -> Path:
         UnderstudyError: of the kind given, if it is no path, or one that the system does not take.
     """
     if not isinstance(given, str | os.PathLike):
-        raise error(f"{called} must be a path, but got a {type(given).__name__}")
+        raise error(f"{called} must be a path, but got {a_kind(given)}")
     path = Path(given)
     try:
         path.stat()

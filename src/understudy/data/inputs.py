@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from understudy.core.errors import DataError, ModelError, UnderstudyError, check_kind
+from understudy.core.errors import DataError, ModelError, UnderstudyError, a_kind, check_kind
 from understudy.core.nested import called, first, leaves, mapped, zipped
 from understudy.data.images import fail, shown
 from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, as_usual, tensor_of
@@ -247,5 +247,5 @@ def inputs_of_part(part: nn.Module, model: nn.Module, split: AnySplit) -> Split:
 
 def _row(leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
-        raise ModelError(f"a part must be given tensors alone, but it is given a {type(leaf).__name__}")
+        raise ModelError(f"a part must be given tensors alone, but it is given {a_kind(leaf)}")
     return tensor_of(leaf, "a part must be given tensors")

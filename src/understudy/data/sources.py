@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from understudy.core.errors import DataError, check_kind, did_you_mean
+from understudy.core.errors import DataError, a_kind, check_kind, did_you_mean
 from understudy.data import images as files
 from understudy.data.split import AnySplit, Split, StreamedSplit, as_usual, tensor_of
 
@@ -125,7 +125,7 @@ def from_arrays(train: Pair, val: Pair | None, test: Pair | None, source: str) -
 
 def _split_of(pair: Pair, name: str) -> Split:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise DataError(f"{name} must be a pair (images, labels), but got a {type(pair).__name__}")
+        raise DataError(f"{name} must be a pair (images, labels), but got {a_kind(pair)}")
     images, labels = as_images(pair[0], name), as_labels(pair[1], name)
     if len(images) != len(labels):
         raise DataError(

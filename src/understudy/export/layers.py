@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from understudy.core.errors import ExportError
+from understudy.core.errors import ExportError, a_kind
 
 # Where torch would turn one number into as many as there are dimensions, one is written.
 _PER_DIMENSION = frozenset(("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size"))
@@ -76,7 +76,7 @@ def literal(value: Any) -> str:
         return str(value)
     if isinstance(value, torch.device):
         return f'torch.device("{value}")'
-    raise ExportError(f"model.py must hold plain constants, but the student has a {type(value).__name__}: {value!r}")
+    raise ExportError(f"model.py must hold plain constants, but the student has {a_kind(value)}: {value!r}")
 
 
 def _arguments(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

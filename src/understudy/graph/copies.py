@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -13,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from understudy.core.errors import TraceError
+from understudy.core.errors import TraceError, a_kind
+from understudy.core.memory import out_of_memory
 
 
 def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
@@ -35,7 +35,9 @@ def copied(module: nn.Module, instead: Mapping[int, Any] | None = None) -> Any:
                     memo.setdefault(id(held), held)
     try:
         made = _copy(module, memo)
-    except (TypeError, RuntimeError, NotImplementedError, AttributeError, pickle.PicklingError) as error:
+    except Exception as error:  # whatever a class's own __deepcopy__ raises
+        if out_of_memory(error):
+            raise
         raise TraceError(
             f"a network must be one that copy.deepcopy can copy, but it cannot{_blamed(module)}: {error}. Set to None "
             "what the forward pass does not need, or leave it out of the class's __getstate__"
@@ -76,7 +78,7 @@ def _blamed(module: nn.Module) -> str:
             try:
                 copy.deepcopy(value)
             except Exception:  # whatever a class raises
-                return f": {path}.{name}".replace(": .", ": ") + f" is a {type(value).__name__}"
+                return f": {path}.{name}".replace(": .", ": ") + f" is {a_kind(value)}"
     return ""
 
 

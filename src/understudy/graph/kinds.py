@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.nn import quantized
 from torch.optim.swa_utils import AveragedModel
 
-from understudy.core.errors import TraceError
+from understudy.core.errors import TraceError, a_kind
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -35,12 +35,12 @@ def check_module(teacher: nn.Module) -> None:
             )
         inner = next((i for i in ("module", "_orig_mod") if isinstance(getattr(module, i, None), nn.Module)), "")
         if isinstance(module, _WRAPPERS) or inner == "_orig_mod":
-            kind, held = type(module).__name__, f"teacher.{path}"
+            held = f"teacher.{path}"
             way = f"Put what it holds in its place, {held} = {held}.{inner}" if path else ""
             way = way or f"Give the module inside, teacher.{inner}"
             raise TraceError(
-                f"a teacher must be the network itself, but {name} is a {kind} around it. {way}; a student can be "
-                "wrapped again"
+                f"a teacher must be the network itself, but {name} is {a_kind(module)} around it. {way}; a student "
+                "can be wrapped again"
             )
         if type(module).__module__.startswith(_QUANTISED) and type(module) not in _IN_FLOAT:
             raise TraceError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
-from understudy.core.errors import ConfigError, DataError, ModelError, RunError
+from understudy.core.errors import ConfigError, DataError, ModelError, RunError, a_kind
 from understudy.core.files import path_of, read_json, write_whole
 from understudy.data import Data, Views
 from understudy.data.data import first_images
@@ -108,7 +108,7 @@ def _refuse_other_kinds(model: Any, data: Any, teaching: Any) -> None:
     if not isinstance(model, str):
         raise ModelError(
             "a model to teach must have a name, by which it can be made again: zoo:NAME or FILE.py:FACTORY, a function "
-            f"that returns it, but got a {type(model).__name__}; one that is trained goes to compress() as it is"
+            f"that returns it, but got {a_kind(model)}; one that is trained goes to compress() as it is"
         )
     if not isinstance(data, Data):
         raise DataError(f'data must be a us.Data, such as us.Data.from_folder("photos/"), but got {data!r}')

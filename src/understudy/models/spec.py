@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy.core.errors import ConfigError, DataError, ModelError, UnderstudyError, did_you_mean
+from understudy.core.errors import ConfigError, DataError, ModelError, UnderstudyError, a_kind, did_you_mean
 from understudy.core.extras import optional
 from understudy.data import Data
 from understudy.data.data import first_images
@@ -251,9 +251,9 @@ def logits_of(output: Any) -> Any:
 
 def _described(output: object) -> str:
     if isinstance(output, Mapping):
-        return f"a {type(output).__name__} of {', '.join(map(str, output))}"
+        return f"{a_kind(output)} of {', '.join(map(str, output))}"
     if isinstance(output, torch.Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     if isinstance(output, list | tuple):
-        return f"a {type(output).__name__} of {len(output)}"
-    return f"a {type(output).__name__}"
+        return f"{a_kind(output)} of {len(output)}"
+    return a_kind(output)

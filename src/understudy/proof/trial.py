@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from understudy.core.architecture import Architecture
-from understudy.core.errors import SurgeryError
+from understudy.core.errors import SurgeryError, a_kind
 from understudy.core.evaluation import Cost
 from understudy.core.memory import out_of_memory
 from understudy.cost.predict import predict
@@ -168,7 +168,7 @@ class Trials:
         full, worst = self.analysis.space.full, ""
         real = call(self._copy.teacher, inputs, training=training)
         if not any(True for _ in tensors_of(real)):
-            raise Unlike(f"the teacher's output must hold tensors that can be compared, but is a {type(real).__name__}")
+            raise Unlike(f"the teacher's output must hold tensors that can be compared, but is {a_kind(real)}")
         if not all(bool(t.isfinite().any()) for t in tensors_of(real) if t.is_floating_point()):
             raise Unlike("the teacher's outputs are not finite")
         shapes = [tuple(t.shape) for t in tensors_of(real)]
