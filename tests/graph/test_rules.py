@@ -208,6 +208,8 @@ def test_cat_of_a_tensor_with_itself() -> None:
 def test_cat_along_space_ties() -> None:
     analysis = check(Net(lambda m, x: torch.cat([x, m["a"](x)], dim=2), a=conv(8, 8)))
     assert widths(analysis) == {"stem": (8, 1)}
+    analysis = check(Net(lambda m, x: torch.cat([torch.tensor([]), m["a"](x)], dim=1), a=conv(8, 8)))  # torch takes it
+    assert widths(analysis) == {"stem": (8, 1), "parts.a": (8, 1)}
 
 
 def test_flatten_repeats_channels() -> None:

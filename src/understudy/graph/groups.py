@@ -254,8 +254,8 @@ class _Joiner(Walk):
     def in_the_way(self) -> frozenset[str]:
         """Return parameters and buffers whose channels freeze and were tied to several of one layer.
 
-        The smallest come first: a bias of all channels may be tied to several only by what is behind it, say by the
-        frequencies of a rotary embedding.
+        The smallest come first, of one size buffers: a bias of all channels, or a number for each head, may be tied to
+        several only by what is behind it, say by the frequencies of a rotary embedding.
         """
         direct = {str(node.target) for graph in self.trace.graphs for node in graph.find_nodes(op="get_attr")}
         if direct.isdisjoint(self.emitted):
@@ -267,8 +267,9 @@ class _Joiner(Walk):
             several.update(found[times > 1].tolist())
         known = {name: np.unique(_renamed(labels, roots)) for name, labels in self.emitted.items() if name in direct}
         tied = [n for n, own in known.items() if np.isin(own, held).all() and not several.isdisjoint(own.tolist())]
-        smallest = min((len(self.emitted[name]) for name in tied), default=0)
-        return frozenset(name for name in tied if len(self.emitted[name]) == smallest)
+        learned = {name for name, _ in self.trace.root.named_parameters(remove_duplicate=False)}
+        order = {name: (len(self.emitted[name]), name in learned) for name in tied}
+        return frozenset(name for name in tied if order[name] == min(order.values()))
 
     def roots(self) -> Labels:
         """Return, for every label, the one that stands for all that it is tied to."""

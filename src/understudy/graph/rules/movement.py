@@ -367,6 +367,7 @@ def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0,
     parts = [t for t in tensors if isinstance(t, Labelled)]
     if len(parts) != len(tensors):
         return walk.give_up(node, (tensors, dim), {}, "a parameter is concatenated")
+    parts = [part for part in parts if part.shape != (0,)] or parts  # as torch leaves out what a cache begins with
     dim %= len(parts[0].shape)
     sizes = list(parts[0].shape)
     for part in parts[1:]:
