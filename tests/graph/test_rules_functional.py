@@ -366,3 +366,14 @@ def test_of_every_second_channel_pairs_go_together() -> None:
     analysis = check(Net(lambda m, x: x[:, ::2] * torch.sigmoid(x[:, 1::2]), after=4))
     assert widths(analysis) == {"stem": (8, 2)}
     assert "stem" in reasons(check(Net(lambda m, x: x[:, ::3], after=3)))
+
+
+def test_a_weight_may_lose_a_dimension_and_get_it_back() -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:  # as Mamba in Hugging Face's reference code
+        weight = m["d"].weight.squeeze(1)
+        x = F.conv1d(x.flatten(2), weight=weight.unsqueeze(1), bias=m["d"].bias, padding=weight.shape[-1] - 1, groups=8)
+        return x[:, :, :64].mean(2)
+
+    analysis = check(Net(body, d=nn.Conv1d(8, 8, 3, groups=8), flat=True))
+    (group,) = analysis.space.groups
+    assert (group.name, group.width) == ("stem", 8) and group.plain.startswith("conv1d writes its groups as 8")

@@ -207,6 +207,26 @@ class Picked(ParameterUse):
 
 
 @dataclass(frozen=True)
+class Squeezed(ParameterUse):
+    """A parameter without a dimension of size 1, `at`, which comes back before it is used."""
+
+    at: int = 0
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return self.held(self.shape)
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return (*own[: self.at], *own[self.at + 1 :])
+
+    def held(self, seen: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return (*seen[: self.at], 1, *seen[self.at :])
+
+
+@dataclass(frozen=True)
 class Statistic(ParameterUse):
     """A statistic of a weight over some of its dimensions, which are of size 1 in `shape`; `of` is the weight's."""
 

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Arranged, Attribute, Labelled, Labels, ParameterUse, Standardised
+from understudy.graph.channels import FIXED, Arranged, Attribute, Labelled, Labels, ParameterUse, Squeezed, Standardised
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.equal import NONE, Given, countable, equal, measured
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.standardised import begun, ended, is_standardised
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.rules.weights import arranged
+from understudy.graph.rules.weights import arranged, asks
 from understudy.graph.walk import Walk
 
 
@@ -316,8 +316,10 @@ def repeat_interleave(walk: Walk, node: fx.Node, x: Any, repeats: Any, dim: Any 
 
 
 @for_calls(torch.unsqueeze, "unsqueeze", arranged=True)
-def unsqueeze(walk: Walk, node: fx.Node, x: Any, dim: int) -> Labelled | Arranged:
+def unsqueeze(walk: Walk, node: fx.Node, x: Any, dim: int) -> Labelled | ParameterUse:
     """A new dimension of size 1."""
+    if isinstance(x, Squeezed):
+        return ParameterUse(x.name, x.whole)
     x = arranged(walk, node, x)
     at = dim % (len(x.shape) + 1)
     shape = (*x.shape[:at], 1, *x.shape[at:])
@@ -326,16 +328,31 @@ def unsqueeze(walk: Walk, node: fx.Node, x: Any, dim: int) -> Labelled | Arrange
     return Labelled(shape, np.expand_dims(x.labels, at))
 
 
-@for_calls(torch.squeeze, "squeeze")
-def squeeze(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None) -> Labelled:
-    """Dimensions of size 1 go."""
-    rank = len(x.shape)
+@for_calls(torch.squeeze, "squeeze", parameters=True)
+def squeeze(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, dim: Any = None) -> Labelled | ParameterUse:
+    """Dimensions of size 1 go; of a weight it may come back (`F.conv1d(x, weight.squeeze(1).unsqueeze(1))`)."""
+    if type(x) is ParameterUse and isinstance(dim, int) and _comes_back(node, dim % len(x.shape), len(x.shape)):
+        at = dim % len(x.shape)
+        return Squeezed(x.name, (*x.shape[:at], *x.shape[at + 1 :]), at=at)
+    x, rank = walk.as_tensor(x, node), len(x.shape)
     dims = range(rank) if dim is None else [dim] if isinstance(dim, int) else dim
     if any(d % rank in x.varying for d in dims):
         walk.freeze(x.labels, "squeeze would drop the dimension of a single channel", node)
     gone = {d % rank for d in dims if x.shape[d] == 1}
     kept = [d for d in range(rank) if d not in gone]
     return Labelled(tuple(x.shape[d] for d in kept), x.labels.reshape([x.labels.shape[d] for d in kept]))
+
+
+def _comes_back(node: fx.Node, at: int, rank: int) -> bool:
+    """Return whether a dimension of size 1 that a parameter loses comes back in all that reads its elements."""
+
+    def gives(user: fx.Node) -> bool:
+        named = (*user.args[1:], user.kwargs.get("dim"))
+        return user.target in ("unsqueeze", torch.unsqueeze) and named[0] in (at, at - rank)
+
+    readers = [user for user in node.users if not asks(user)]
+    whole = node.all_input_nodes[0].meta["value"].shape
+    return whole[at] == 1 and bool(readers) and all(map(gives, readers))
 
 
 @for_calls("unsqueeze_", "squeeze_")

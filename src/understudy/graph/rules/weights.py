@@ -54,10 +54,12 @@ def is_only_multiplied(node: fx.Node) -> bool:
         changes = changes and not is_in_place(user)
         return changes and all(map(is_of_parameters, user.all_input_nodes)) and is_only_multiplied(user)
 
-    def asks(user: fx.Node) -> bool:
-        return describe(user) == "size" or (user.target is getattr and user.args[1] in _READ)
-
     return not all(map(asks, node.users)) and all(map(takes, node.users))
+
+
+def asks(user: fx.Node) -> bool:
+    """Return whether a node reads the size, the type or the place of a tensor, none of its elements."""
+    return describe(user) == "size" or (user.target is getattr and user.args[1] in _READ)
 
 
 def is_only_matrices(node: fx.Node) -> bool:
