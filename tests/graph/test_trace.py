@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import math
 import threading
+import types
 from typing import Any
 
 import pytest
@@ -261,7 +262,22 @@ class PartWrapped(nn.Module):
         return self.body(x)  # type: ignore[no-any-return]
 
 
+def replaced(part: str, *, bound: bool) -> nn.Module:
+    """Return a network with a forward that calls the one of before, as a decorator of one's own would leave it."""
+    teacher = CountsItsSteps()
+    module = teacher.get_submodule(part)
+    before = module.forward
+    module.forward = types.MethodType(lambda _, x: 2 * before(x), module) if bound else lambda x: 2 * before(x)
+    return teacher
+
+
 UNFIT = {
+    "forward replaced": (
+        lambda: replaced("", bound=False),
+        "that of the teacher was replaced by a function",
+    ),
+    "forward bound": (lambda: replaced("", bound=True), "that of the teacher was replaced by a function"),
+    "part replaced": (lambda: replaced("first", bound=False), "that of first was replaced by a function"),
     "part wrapped": (
         PartWrapped,
         r"body is a DataParallel .* Put what it holds .*, teacher.body = teacher.body.module;",

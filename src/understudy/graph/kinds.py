@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ def check_module(teacher: nn.Module) -> None:
     """
     if not isinstance(teacher, nn.Module):
         raise TraceError(f"a teacher must be a torch.nn.Module, but got {type(teacher).__name__}")
+    parts = set(map(id, teacher.modules()))
     for path, module in teacher.named_modules():
         name = path or "it"
         if isinstance(module, torch.jit.ScriptModule):
@@ -47,6 +50,12 @@ def check_module(teacher: nn.Module) -> None:
                 f"a teacher must compute with floating-point weights, but {name} is a quantised "
                 f"{type(module).__name__}. Give the network from before; students can be had in 8 bits afterwards"
             )
+        if any(id(held) in parts for held in _held(vars(module).get("forward"))):
+            raise TraceError(
+                "forward must be a method that a copy of the teacher takes along, but that of "
+                f"{path or 'the teacher'} was replaced by a function that calls the teacher's own modules. Define it "
+                "in the class, and call them by `self`"
+            )
     for path, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise TraceError(
@@ -58,6 +67,16 @@ def check_module(teacher: nn.Module) -> None:
                 f"a teacher's parameters must have values, but {path} is on the meta device. Load its weights: "
                 "teacher.to_empty(device='cpu'), then teacher.load_state_dict(...)"
             )
+
+
+def _held(function: Any) -> Iterator[Any]:
+    """Yield what a function in a method's place calls, with bound methods' modules: copies share it all."""
+    function = getattr(function, "func", function)  # of functools.partial
+    function = getattr(function, "__func__", function)
+    if isinstance(function, types.FunctionType):
+        used = inspect.getclosurevars(function)
+        for value in (*used.nonlocals.values(), *used.globals.values()):
+            yield getattr(value, "__self__", value)
 
 
 def leaf_classes(given: Any) -> tuple[type[nn.Module], ...]:

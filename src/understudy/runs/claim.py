@@ -57,7 +57,7 @@ def refuse_unusable(folder: Path, *, marker: str) -> None:
         RunError: as `claimed`.
     """
     path_of(folder, "the folder", RunError)
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         with claimed(folder, marker=marker, again=lambda: AGAIN):
             return
     place = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -75,6 +75,10 @@ def _check_contents(folder: Path, marker: str) -> None:
 
 def _locked(folder: Path) -> Any:
     """Take the folder; the system gives it back when the file is closed or the process dies."""
+    if folder.is_symlink() and not folder.exists():
+        raise RunError(f"a folder must be one, but {folder} is a link to {folder.readlink()}, which is not there")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"a folder must be one, but {folder} is a file: give another name, or move that away")
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / _LOCK).open("ab")
     if fcntl is None:
