@@ -249,6 +249,11 @@ def test_links_to_nowhere_are_no_fewer_images(tmp_path: Path) -> None:
     (path / "train" / "cat" / "9.png").symlink_to(tmp_path / "elsewhere.png")
     with pytest.raises(DataError, match=r"cat/9\.png cannot be read: No such file or directory"):
         opened(path)
+    (path / "train" / "cat" / "9.png").unlink()
+    (path / "train" / "circle").symlink_to(path / "train" / "circle")
+    (path / "train" / "gone").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"train/(circle|gone) is a link that leads nowhere; .* is a link that leads"):
+        opened(path)
 
 
 def test_empty_files_and_classes_are_named_together(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ class Listing:
 
 def list_folder(folder: Path, faults: list[str]) -> Listing:
     """Return the images in the class folders of `folder`; what is wrong with them is added to `faults`."""
-    classes = tuple(sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")))
+    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+    faults += [f"{e.path} is a link that leads nowhere" for e in entries if e.is_symlink() and not os.path.exists(e)]
+    classes = tuple(sorted(e.name for e in entries if _is_folder(e)))
     if not classes:
         faults.append(f"{folder} has no class folders")
     names, labels, stamps = [], [], []
@@ -95,13 +97,20 @@ def list_folder(folder: Path, faults: list[str]) -> Listing:
 
 def _inner(folder: Path) -> list[str]:
     """Return the folders inside a class's folder that hold images, which nobody would miss."""
-    inner = (e for e in os.scandir(folder) if e.is_dir() and not e.name.startswith((".", "_", "@")))
+    inner = (e for e in os.scandir(folder) if _is_folder(e) and not e.name.startswith((".", "_", "@")))
     return sorted(e.path for e in inner if list(filter(_is_image, os.scandir(e.path))))
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     extension = os.path.splitext(entry.name)[1].lower()
-    return extension in EXTENSIONS and not entry.name.startswith(".") and not entry.is_dir()
+    return extension in EXTENSIONS and not entry.name.startswith(".") and not _is_folder(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 class Misfit(ValueError):
