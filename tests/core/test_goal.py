@@ -53,6 +53,7 @@ def test_what_has_a_unit_is_read_in_it(name: str, text: str, number: float) -> N
         ("params", "1_000", "digits without separators"),
         ("params", "1e999", "must be a positive amount"),
         ("params", "nan", "must be a positive amount"),
+        ("params", "0.1", r"1 or more, but got '0\.1': .* as a factor, '10x'"),
         ("macs", "0.5x", r"a factor of 1 or more, but got '0\.5x': '2x' is half of the teacher's"),
     ],
 )

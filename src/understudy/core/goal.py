@@ -234,6 +234,11 @@ def parse_amount(text: str, *, of: float | None, name: str) -> float:
     own = _UNITS.get(after.upper()) if not unit else 1.0 if after.lower() in ("", unit) else None
     if not 0.0 < number < math.inf or (own is None and not factor):
         raise GoalError(_no_amount(text, name, unit))
+    if not unit and not factor and number < 1.0 and own == 1.0:
+        raise GoalError(
+            f"goal {name!r} must be 1 or more, but got {text!r}: for that share of the teacher's, write it as "
+            f"a factor, '{1.0 / number:.3g}x'"
+        )
     if not factor:
         return number * (own or 1.0)
     if of is None:
