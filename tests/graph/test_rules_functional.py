@@ -362,6 +362,14 @@ def test_tensors_may_be_named_where_torch_takes_them_by_place() -> None:
     assert set(widths(check(Net(body, flat=True, after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}
 
 
+def test_numpys_names_are_those_of_torch() -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        x = torch.cat([x, m["a"](x)], axis=1)  # type: ignore[call-overload]
+        return x / (x.square().mean(axis=1, keepdims=True) + 1).sqrt()  # type: ignore[call-overload]
+
+    assert widths(check(Net(body, after=14, a=conv(8, 6, 1)))) == {"stem": (8, 1), "parts.a": (6, 1)}
+
+
 def test_of_every_second_channel_pairs_go_together() -> None:
     analysis = check(Net(lambda m, x: x[:, ::2] * torch.sigmoid(x[:, 1::2]), after=4))
     assert widths(analysis) == {"stem": (8, 2)}

@@ -49,6 +49,7 @@ LOOKED_INTO = (
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )
+_OWN = {"axis": "dim", "keepdims": "keepdim"}
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
 # Functions that draw in training; the passes over the graph know them.
 _WHOLE = frozenset(("torchvision.ops.stochastic_depth.stochastic_depth",))
@@ -351,9 +352,13 @@ def _is_of_numbers(value: Any) -> bool:
 
 
 def _by_place(kind: str, target: Any, args: Any, kwargs: Any, *more: Any) -> tuple[Any, ...]:
-    """Return what is recorded of a call: tensors given by name (`input=x`, `batch1=a`) stand at their places."""
+    """Return what is recorded of a call: tensors given by name (`input=x`, `batch1=a`) stand at their places.
+
+    Where torch takes numpy's names as well, its own are recorded (`dim` for `axis`).
+    """
     if kwargs and kind in ("call_function", "call_method"):
-        args, kwargs = list(args), dict(kwargs)
+        own = not inspect.isfunction(getattr(Tensor, target, None) if kind == "call_method" else target)
+        args, kwargs = list(args), {_OWN.get(name, name) if own else name: value for name, value in kwargs.items()}
         for name in _tensors(getattr(torch, target, None) if kind == "call_method" else target)[len(args) :]:
             if not isinstance(kwargs.get(name), fx.Proxy | Tensor):
                 break

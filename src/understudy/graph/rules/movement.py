@@ -374,12 +374,11 @@ def stack(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0) -> An
 
 
 @for_calls(torch.cat, torch.concat, torch.concatenate, parameters=True)
-def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Any:
+def concatenate(walk: Walk, node: fx.Node, tensors: Sequence[Any], dim: int = 0) -> Any:
     """Along channels their labels follow one another; along space the channels meet.
 
     Rows of a table that are joined to others have their channels along its other dimension.
     """
-    dim = kwargs.get("axis", dim)
     tensors = [_beside_others(walk, node, t, dim) if isinstance(t, ParameterUse) else t for t in tensors]
     parts = [t for t in tensors if isinstance(t, Labelled)]
     if len(parts) != len(tensors):
