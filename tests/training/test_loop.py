@@ -216,7 +216,10 @@ def test_a_broken_checkpoint_is_refused(tmp_path: Path, device: torch.device) ->
     path = tmp_path / "c.pt"
     taught(network(), device, checkpoint=path)
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"text"):
+    weight = next(iter(torch.load(path, map_location="cpu")["model"].values()))
+    flipped = bytearray(whole)
+    flipped[whole.index(weight.numpy().tobytes())] ^= 1
+    for content in (whole[: len(whole) // 2], b"", b"text", bytes(flipped)):
         path.write_bytes(content)
         with pytest.raises(RunError, match=r"a checkpoint must be as it was written, but .*c\.pt is not"):
             taught(network(), device, checkpoint=path)

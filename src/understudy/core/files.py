@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import socket
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,17 @@ def read_json(path: Path, error: type[UnderstudyError]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise error(f"{path} must hold a JSON object, but holds {type(found).__name__}")
     return found
+
+
+def check_sums(path: Path) -> None:
+    """Hold what a zip file, such as torch writes, holds against the sums in it; who reads it may not look at them.
+
+    Raises:
+        zipfile.BadZipFile: it is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} in {path} is not as it was written")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from understudy.config.checked import checked_together
 from understudy.config.training import Training
 from understudy.core.errors import ConfigError, RunError
-from understudy.core.files import write_whole
+from understudy.core.files import check_sums, write_whole
 from understudy.core.nested import called, mapped
 from understudy.data import AnySplit, Epoch, Views
 from understudy.data.split import sent
@@ -346,6 +346,8 @@ class _Loop:
         if path is None or not path.exists():
             return
         try:
+            if torch.serialization.get_crc32_options():
+                check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location=self.compute.device, weights_only=True)
         except Exception as e:  # a broken file makes torch raise errors of many kinds
             raise RunError(f"a checkpoint must be as it was written, but {path} is not; delete it to start over") from e
