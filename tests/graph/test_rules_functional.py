@@ -385,3 +385,14 @@ def test_a_weight_may_lose_a_dimension_and_get_it_back() -> None:
     analysis = check(Net(body, d=nn.Conv1d(8, 8, 3, groups=8), flat=True))
     (group,) = analysis.space.groups
     assert (group.name, group.width) == ("stem", 8) and group.plain.startswith("conv1d writes its groups as 8")
+
+
+def test_padding_by_a_layer_may_be_before_the_channels() -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:  # tokens are shifted by one, as in RWKV
+        x = x.flatten(2).transpose(1, 2)
+        return (m["shift"](x) + m["mix"](x)).transpose(1, 2).mean(2)
+
+    parts = {"shift": nn.ZeroPad2d((0, 0, 1, -1)), "mix": nn.Linear(8, 8)}
+    assert widths(check(Net(body, flat=True, **parts))) == {"stem": (8, 1)}
+    across = check(Net(lambda m, x: m["pad"](x.flatten(2).mean(2)), flat=True, after=10, pad=nn.ConstantPad1d(1, 0.0)))
+    assert reasons(across)["stem"] == "parts.pad runs over these channels"

@@ -22,9 +22,6 @@ _MODULES: dict[type[nn.Module], int | None] = {
     **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d), 1),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d), 2),
     **dict.fromkeys((nn.MaxPool3d, nn.AvgPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d, nn.LPPool3d), 3),
-    **dict.fromkeys((nn.ZeroPad1d, nn.ReflectionPad1d, nn.ReplicationPad1d, nn.ConstantPad1d), 1),
-    **dict.fromkeys((nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d), 2),
-    **dict.fromkeys((nn.ZeroPad3d, nn.ReflectionPad3d, nn.ReplicationPad3d, nn.ConstantPad3d), 3),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d), None),
 }
 _CALLS: dict[Any, int | None] = {
@@ -33,6 +30,12 @@ _CALLS: dict[Any, int | None] = {
     **dict.fromkeys((F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d), 3),
     F.interpolate: None,
 }
+_PADS = (
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+    *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+)
 
 
 @for_modules(*_MODULES)
@@ -51,13 +54,28 @@ def spatial_call(walk: Walk, node: fx.Node, input: Any, *args: Any, **kwargs: An
     return _spatial(walk, node, input, dims)
 
 
+@for_modules(*_PADS)
+def pad_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
+    """Each channel by itself, wherever the channels are, if nothing is added to them or taken from them."""
+    pairs = _pairs(module.padding, len(x.shape))
+    if any(any(pairs[d]) for d in x.varying):
+        return walk.give_up(node, (x,), {}, f"{describe(node)} runs over these channels")
+    return Labelled(tuple(size + sum(pair) for size, pair in zip(x.shape, pairs, strict=True)), x.labels)
+
+
+def _pairs(widths: Sequence[int], rank: int) -> list[tuple[int, int]]:
+    """Return what is added before and behind each of so many dimensions; widths begin with those of the last."""
+    pairs = [(0, 0)] * rank
+    for i in range(len(widths) // 2):
+        pairs[-1 - i] = (widths[2 * i], widths[2 * i + 1])
+    return pairs
+
+
 @for_calls(F.pad)
 def pad(walk: Walk, node: fx.Node, x: Labelled, widths: Sequence[int], *args: Any, **kwargs: Any) -> Any:
     """Each channel by itself. Constants beside the channels are channels of their own, which a plain graph can lack."""
     mode = args[0] if args else kwargs.get("mode", "constant")
-    pairs = [(0, 0)] * len(x.shape)
-    for i in range(len(widths) // 2):
-        pairs[-1 - i] = (widths[2 * i], widths[2 * i + 1])
+    pairs = _pairs(widths, len(x.shape))
     beside = [d for d, pair in enumerate(pairs) if d in x.varying and any(pair)]
     if beside and (mode != "constant" or len(x.varying) > 1 or min(pairs[beside[0]]) < 0):
         return walk.give_up(node, (x, widths, *args), kwargs, "pad runs over these channels")
