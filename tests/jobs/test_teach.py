@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support.tiny import FACTORY, TEACHING, teach_tiny
-from understudy.config.training import Training
+from understudy.config.training import Device, Training
 from understudy.core.errors import ConfigError, DataError, ModelError, RunError
 from understudy.data import Data
 from understudy.jobs.teach import load_teacher, teach
@@ -19,6 +19,12 @@ from understudy.training.loop import Progress
 
 def weights(folder: Path) -> bytes:
     return (folder / "teacher.safetensors").read_bytes()
+
+
+def test_settings_of_students_are_no_settings_of_a_teacher() -> None:
+    message = r"training.loss must be ce where nobody teaches but the labels, but got 'mse'(.|\n)*device.cluster is for"
+    with pytest.raises(ConfigError, match=message):
+        replace(TEACHING, training=Training(loss="mse"), device=Device(cluster="auto"))
 
 
 def test_folder_says_what_the_teacher_is(tmp_path: Path) -> None:

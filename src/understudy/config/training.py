@@ -131,3 +131,10 @@ class Teaching(Checked):
     """Where it runs; 0 threads: all cores."""
     seed: Seed = 0
     """Seed of its initial weights and its training."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield what only students can be trained with."""
+        if self.training.loss != "ce":
+            yield f"training.loss must be ce where nobody teaches but the labels, but got {self.training.loss!r}"
+        if self.device.cluster:
+            yield f"device.cluster is for students, a teacher is trained here, but got {self.device.cluster!r}"
