@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Any
@@ -53,9 +54,20 @@ class Interface:
         return first.argmax(self.classes_in)
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Let torch's transformers compute what their code says: one fused kernel for a whole layer has other last bits."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
     """Return the tensors that a network gives for some inputs, in order."""
-    with torch.no_grad():
+    with torch.no_grad(), unfused():
         return [leaf for _, leaf in leaves(called(model, inputs)) if isinstance(leaf, Tensor)]
 
 

@@ -12,6 +12,8 @@ from understudy.export.builds import Build, Container, Held, Single, Written
 from understudy.export.classes import Class, Forward, Instance, classes_of
 from understudy.export.expressions import access, is_list
 from understudy.export.layers import Layer, layer_of
+from understudy.graph.kinds import IN_FLOAT
+from understudy.graph.recorder import LOOKED_INTO
 
 _CONTAINERS = {
     nn.Sequential: "nn.Sequential",
@@ -152,7 +154,9 @@ def _is_container(module: nn.Module) -> bool:
 
 def _is_layer(module: nn.Module) -> bool:
     """Return whether a trace takes a module as one operation, or holds only parameters."""
-    return type(module) is not nn.Module and type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+    if type(module) in (nn.Module, *IN_FLOAT, *LOOKED_INTO):
+        return False
+    return type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
 
 
 def _class_name(module: nn.Module, path: str) -> str:

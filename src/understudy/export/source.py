@@ -20,6 +20,7 @@ from understudy.core.errors import ExportError, TraceError
 from understudy.export.body import Body, Takes, takes
 from understudy.export.classes import Forward, class_text
 from understudy.export.expressions import HELPERS
+from understudy.export.interface import unfused
 from understudy.export.lines import looped, merged
 from understudy.export.modules import Modules
 from understudy.export.scopes import Calls, Scope, is_chain, same_results
@@ -236,7 +237,7 @@ def _inputs(example: Example, batch: int) -> Any:
 
 def _outcome(module: nn.Module, inputs: Any) -> list[Tensor] | str:
     """Return outputs, or what kind of error there was."""
-    with torch.no_grad(), seeded():
+    with torch.no_grad(), seeded(), unfused():
         try:
             outputs = list(tensors_of(module(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))))
         except (RuntimeError, ValueError, IndexError) as error:

@@ -17,7 +17,7 @@ from understudy.core.errors import TraceError, a_kind
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 # What stands for additions and the like in networks that are written to be quantised some day.
-_IN_FLOAT = (quantized.FloatFunctional, quantized.FXFloatFunctional)
+IN_FLOAT = (quantized.FloatFunctional, quantized.FXFloatFunctional)
 
 
 def check_module(teacher: nn.Module) -> None:
@@ -45,7 +45,7 @@ def check_module(teacher: nn.Module) -> None:
                 f"a teacher must be the network itself, but {name} is {a_kind(module)} around it. {way}; a student "
                 "can be wrapped again"
             )
-        if type(module).__module__.startswith(_QUANTISED) and type(module) not in _IN_FLOAT:
+        if type(module).__module__.startswith(_QUANTISED) and type(module) not in IN_FLOAT:
             raise TraceError(
                 f"a teacher must compute with floating-point weights, but {name} is a quantised "
                 f"{type(module).__name__}. Give the network from before; students can be had in 8 bits afterwards"
