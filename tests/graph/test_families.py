@@ -195,3 +195,30 @@ def test_attention_to_inputs_of_another_width() -> None:
     attention = nn.MultiheadAttention(12, 3, kdim=10, vdim=6, batch_first=True)
     analysis = held(Parts(forward, **three(att=attention, k=nn.Linear(6, 10))), tokens())
     assert analysis.shrinkable > 0.95
+
+
+def test_maps_are_unpooled_to_where_their_largest_values_were() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        y = torch.relu(n.a(x))
+        small, places = n.pool(y)
+        smaller, others = nn.functional.max_pool2d(torch.relu(n.b(small)), 2, return_indices=True)
+        back = nn.functional.max_unpool2d(torch.relu(n.b(smaller)), others, 2, output_size=small.size())
+        return n.c(n.back(back, places, output_size=y.size()))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 8, 1), "c": nn.Conv2d(8, 2, 1)}
+    pools = {"pool": nn.MaxPool2d(2, return_indices=True), "back": nn.MaxUnpool2d(2)}
+    analysis = held(Parts(forward, **layers, **pools), torch.randn(2, 3, 9, 9))
+    assert [(g.name, g.width, g.plain) for g in analysis.space.groups] == [("a", 8, "")]
+
+
+def test_a_vector_scores_what_comes_and_norms_have_several_names() -> None:
+    def forward(n: Any, x: Tensor) -> Tensor:
+        h = torch.special.expit(n.norm(n.pad(n.a(x.transpose(1, 2)))))
+        h = nn.functional.lp_pool1d(h, 2, 2).swapdims(1, 2)
+        h = (h * torch.softmax(torch.tanh(n.b(h)) @ n.vector, -1)[..., None]).sum(1)
+        return n.c(h / torch.linalg.norm(h, dim=-1, keepdim=True))  # type: ignore[no-any-return]
+
+    layers = {"a": nn.Conv1d(6, 12, 1), "norm": nn.SyncBatchNorm(12), "pad": nn.CircularPad1d(1)}
+    network = Parts(forward, **{**three(vector=nn.Parameter(torch.randn(12))), **layers})
+    assert held(network, tokens()).shrinkable > 0.95

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Operations that give sizes to what they get; any other one that gets a size computes with it.
 _RESIZING = frozenset(
     ("view", "reshape", "expand", "broadcast_to", "view_as", "reshape_as", "expand_as", "layer_norm", "rms_norm")
-)
+) | {f"{name}{d}d" for name in ("max_unpool", "MaxUnpool") for d in (1, 2, 3)}
 _MAKING = frozenset(("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "new_empty"))
 _NONE = np.zeros(0, dtype=np.int64)
 # What a layer says of a dimension of its weight.
@@ -48,7 +48,8 @@ def follow_sizes(walk: Walk, node: fx.Node) -> None:
     if node.meta.get("counted"):
         walk.write(_sizes_of(walk, value, 0), "Python asks for their number by len", node)
     if makes and counted and node.op != "output" and walk.bypass(node) is None:
-        labels, name = np.concatenate(counted), describe(node)
+        module = walk.trace.modules[str(node.target)] if node.op == "call_module" else None
+        labels, name = np.concatenate(counted), describe(node) if module is None else type(module).__name__
         inputs = [walk.plan.values[n] for n in node.all_input_nodes]
         own = np.concatenate([_NONE, *(_channels_of(walk, value) for value in inputs)])
         # Of places, which go along the channels of what is taken by them.

@@ -311,13 +311,12 @@ class Walk(ABC):
 
     def spatial(self, node: fx.Node, x: Labelled, dims: int) -> tuple[int, ...]:
         """Return the output's last `dims` sizes of an operation that keeps all channels before them apart."""
-        was = self.recorded(node.all_input_nodes[0])
-        if x.shape[-dims:] == was.shape[-dims:]:
-            return tuple(self.recorded(node).shape[-dims:])
-        teachers = Labelled.fixed((*was.shape[:-dims], *x.shape[-dims:]))
-        args = fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
-        args = map_structure(args, lambda v: teachers if v is x else v)
-        return tuple(self.rerun(node, *args, counted=False).shape[-dims:])
+        was, found = self.recorded(node.all_input_nodes[0]), self.recorded(node)
+        if x.shape[-dims:] != was.shape[-dims:]:
+            teachers = Labelled.fixed((*was.shape[:-dims], *x.shape[-dims:]))
+            args = fx.node.map_arg((node.args, node.kwargs), lambda n: self.plan.values[n])
+            found = self.rerun(node, *map_structure(args, lambda v: teachers if v is x else v), counted=False)
+        return tuple((found[0] if isinstance(found, tuple) else found).shape[-dims:])
 
     def give_up(self, node: fx.Node, args: Any, kwargs: Any, reason: str) -> Any:
         """Freeze whatever an operation touches and return its result without channels."""

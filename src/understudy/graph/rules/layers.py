@@ -174,7 +174,10 @@ def embedding(walk: Walk, node: fx.Node, module: Any, input: Labelled, *rest: An
     return Labelled.along((*rows, len(outputs)), len(rows), outputs)
 
 
-@for_modules(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+@for_modules(
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 def norm_per_channel(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     """Each channel has its own statistics and scale."""
     name = str(node.target)

@@ -61,7 +61,7 @@ _NAMES = (
     *("logical_and", "logical_not", "logical_or", "logical_xor", "bitwise_and", "bitwise_not", "bitwise_or"),
     *("isnan", "isinf", "isfinite", "conj", "conj_physical", "resolve_conj", "resolve_neg", "real", "imag", "angle"),
     *("complex", "polar", "bool", "int", "long", "cfloat", "cdouble", "cpu", "detach"),
-    *("hardshrink", "deg2rad", "rad2deg"),
+    *("hardshrink", "deg2rad", "rad2deg", "lerp", "addcmul", "addcdiv", "selu", "celu", "rrelu", "erf", "sin", "cos"),
 )
 _NAMED = [
     target
@@ -95,6 +95,7 @@ _OPERATORS = [
     *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
     # These multiply each example, or each example's tensor, by one random number.
     "torchvision.ops.stochastic_depth.stochastic_depth",
+    *(torch.special.expit, torch.special.erf, torch.special.xlogy, torch.dropout),
     arranged=True,
 )
 def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
@@ -158,16 +159,16 @@ def normalize(walk: Walk, node: fx.Node, input: Any, p: float = 2.0, dim: Any = 
 CHANGING.append(normalize)
 
 
-@for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, "softmax", "log_softmax")
+@for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, "softmax", "log_softmax")
 def over_one_dimension(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
     """What mixes elements along a dimension; over channels it freezes them."""
     return _mixing(walk, node, x, node.kwargs.get("dim", args[:1]))
 
 
-@for_modules(nn.Softmax, nn.LogSoftmax)
+@for_modules(nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d)
 def softmax_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     """As the functions."""
-    return _mixing(walk, node, x, module.dim)
+    return _mixing(walk, node, x, -3 if isinstance(module, nn.Softmax2d) else module.dim)
 
 
 def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from understudy.graph.channels import Labelled, ParameterUse
 from understudy.graph.fake import Signature
 from understudy.graph.nodes import describe
+from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls, for_modules
 from understudy.graph.rules.weights import CHANGING, statistic
 from understudy.graph.walk import Walk
@@ -25,9 +26,10 @@ _MODULES: dict[type[nn.Module], int | None] = {
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d), None),
 }
 _CALLS: dict[Any, int | None] = {
-    **dict.fromkeys((F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d), 1),
-    **dict.fromkeys((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d), 2),
-    **dict.fromkeys((F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d), 3),
+    **dict.fromkeys((F.max_pool1d, F.avg_pool1d, F.adaptive_avg_pool1d, F.adaptive_max_pool1d, F.lp_pool1d), 1),
+    **dict.fromkeys((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.lp_pool2d), 2),
+    **dict.fromkeys((F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d, F.lp_pool3d), 3),
+    **{getattr(F, f"{name}_max_pool{d}d_with_indices".lstrip("_")): d for name in ("", "adaptive") for d in (1, 2, 3)},
     F.interpolate: None,
 }
 _PADS = (
@@ -98,15 +100,34 @@ def pad(walk: Walk, node: fx.Node, x: Labelled, widths: Sequence[int], *args: An
 def _spatial(walk: Walk, node: fx.Node, x: Labelled, dims: int | None) -> Any:
     dims = len(x.shape) - 2 if dims is None else dims
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: walk.plan.values[n])
-    if not isinstance(walk.recorded(node), Signature):
-        return walk.give_up(node, args, kwargs, f"no rule for {describe(node)} with several results")
     if dims < 1 or any(d >= len(x.shape) - dims for d in x.varying):
         return walk.give_up(node, args, kwargs, f"{describe(node)} runs over these channels")
-    return Labelled((*x.shape[:-dims], *walk.spatial(node, x, dims)), x.labels)
+    found = Labelled((*x.shape[:-dims], *walk.spatial(node, x, dims)), x.labels)
+    return found if isinstance(walk.recorded(node), Signature) else (found, found)  # with the places of the largest
+
+
+@for_modules(nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d, states=True)
+def unpool_module(walk: Walk, node: fx.Node, module: Any, x: Labelled, indices: Labelled, *size: Any, **kw: Any) -> Any:
+    """As the functions."""
+    return _unpooled(walk, node, len(module.kernel_size), x, indices)
+
+
+@for_calls(F.max_unpool1d, F.max_unpool2d, F.max_unpool3d)
+def unpool(walk: Walk, node: fx.Node, input: Labelled, indices: Labelled, *args: Any, **kwargs: Any) -> Any:
+    """Each channel goes where its own largest values were, over space."""
+    return _unpooled(walk, node, int(describe(node)[-2]), input, indices)
+
+
+def _unpooled(walk: Walk, node: fx.Node, dims: int, x: Labelled, indices: Labelled) -> Any:
+    args, kwargs = walk.value_of((node.args, node.kwargs))
+    if any(d >= len(x.shape) - dims for t in (x, indices) for d in t.varying):
+        return walk.give_up(node, args, kwargs, f"{describe(node)} runs over these channels")
+    labels = meet(walk, node, x, indices).labels
+    return Labelled((*x.shape[:-dims], *walk.outcome(node, args, kwargs).shape[-dims:]), labels)
 
 
 _STATISTICS = (
-    *("mean", "sum", "std", "var", "linalg_vector_norm", "norm", "amax", "amin", "max", "min"),
+    *("mean", "sum", "std", "var", "linalg_vector_norm", "linalg_norm", "norm", "amax", "amin", "max", "min"),
     *("cosine_similarity", "pairwise_distance"),
 )
 
@@ -141,9 +162,11 @@ def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = F
     return Labelled(shape, x.labels.reshape([x.labels.shape[d] for d in kept]))
 
 
-@for_calls(torch.linalg.vector_norm, torch.norm, "norm", parameters=True)
+@for_calls(torch.linalg.vector_norm, torch.norm, "norm", torch.linalg.norm, parameters=True)
 def norm(walk: Walk, node: fx.Node, x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
-    """As a sum."""
+    """As a sum; one of matrices mixes what it is over."""
+    if node.target is torch.linalg.norm and not isinstance(dim, int | None) and ord is not None:
+        return walk.give_up(node, (x,), {}, "a norm of matrices mixes these channels with others")
     return reduce(walk, node, x, dim, keepdim)
 
 

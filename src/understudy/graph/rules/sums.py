@@ -47,12 +47,18 @@ def _laid_out(walk: Walk, node: fx.Node, x: Any, term: str, result: str) -> Any:
     return x
 
 
-@for_calls(operator.matmul, torch.matmul, torch.mm, torch.bmm, "matmul", "mm", "bmm", parameters=True)
+@for_calls(
+    *(operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.mv, "matmul", "mm", "bmm", "mv"),
+    parameters=True,
+)
 def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
     """As a linear layer where one side is a parameter (inputs, outputs), else a product of two computed tensors."""
     weight = multiplied(node, a, b)
     if weight is not None:
         return weight
+    if isinstance(a, Labelled) and isinstance(b, Labelled | ParameterUse) and len(b.shape) == 1 < len(a.shape):
+        letters = string.ascii_lowercase[: len(a.shape)]  # a vector, which scores what comes
+        return _contracted(walk, node, [letters, letters[-1]], letters[:-1], (a, b))
     kinds = [isinstance(x, ParameterUse) and len(x.shape) > 1 for x in (a, b)]
     ranks = [len(x.shape) if isinstance(x, Labelled | ParameterUse) else 0 for x in (a, b)]
     if sum(kinds) != 1 or min(ranks) < 2 or walk.trace.are_numbers((a if kinds[0] else b).name):
@@ -71,7 +77,10 @@ def sum_and_product(walk: Walk, node: fx.Node, bias: Any, a: Any, b: Any, **more
     return elementwise(walk, node, matmul(walk, node, a, b), bias)
 
 
-@for_calls(torch.t, "t", torch.transpose, "transpose", torch.swapaxes, "swapaxes", arranged=True)
+@for_calls(
+    *(torch.t, "t", torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.swapdims, "swapdims"),
+    arranged=True,
+)
 def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
     """Channels move with their dimension; a weight is multiplied by the other way round."""
     uses = (x, *getattr(x, "beside", ()))
