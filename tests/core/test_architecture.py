@@ -122,8 +122,8 @@ def test_what_is_no_architecture_and_no_space_is_refused(text: Any) -> None:
     ("call", "message"),
     [
         (lambda: SPACE.architecture(removed="b"), r"removed must be a list, but got 'b': write \['b'\]"),
-        (lambda: SPACE.architecture(removed=3), "removed must be a list, but got a int"),  # type: ignore[arg-type]
-        (lambda: SPACE.architecture(removed=[3]), "removed must be names, but got a int"),  # type: ignore[list-item]
+        (lambda: SPACE.architecture(removed=3), "removed must be a list, but got an int"),  # type: ignore[arg-type]
+        (lambda: SPACE.architecture(removed=[3]), "removed must be names, but got an int"),  # type: ignore[list-item]
         (lambda: SPACE.architecture(widths=[8]), "widths must be a dict, by name, but got a list"),  # type: ignore[arg-type]
         (lambda: SPACE.architecture(widths={3: 8}), "the keys of widths must be names"),  # type: ignore[dict-item]
         (lambda: SPACE.architecture(widths={"a": 8.0}), "widths of 'a' must be a whole number, but got 8.0"),  # type: ignore[dict-item]

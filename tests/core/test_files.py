@@ -32,6 +32,13 @@ class Where(os.PathLike[str]):
         return str(self.path)
 
 
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert path_of("~/runs", "data", DataError) == tmp_path / "runs"
+    assert path_of("~nobody here/runs", "data", DataError) == Path("~nobody here/runs")
+
+
 def test_what_is_no_path_is_said_so(tmp_path: Path) -> None:
     assert path_of(str(tmp_path), "data", DataError) == path_of(tmp_path, "data", DataError) == tmp_path
     assert path_of(Where(tmp_path), "data", DataError) == tmp_path

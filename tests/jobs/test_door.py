@@ -106,7 +106,7 @@ def test_names_and_paths_are_refused_where_python_takes_objects(
     ("call", "error", "text"),
     [
         (lambda: us.Data.from_inputs(None), DataError, "train must hold inputs, but got NoneType"),
-        (lambda: us.load_student(3), ModelError, "the folder of a student must be a path, but got a int"),  # type: ignore[arg-type]
+        (lambda: us.load_student(3), ModelError, "the folder of a student must be a path, but got an int"),  # type: ignore[arg-type]
         (lambda: us.load_teacher(None), ModelError, "the folder of a teacher must be a path"),  # type: ignore[arg-type]
         (lambda: student_folder([]), ModelError, "a start must be a path, but got a list"),  # type: ignore[arg-type]
     ],
@@ -165,8 +165,9 @@ def test_a_run_stays_where_it_began_whatever_the_data_do(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     data = Data.from_datasets(Elsewhere(tmp_path / "other"), memory_gb=0.0, progress=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     result = us.compress(
-        Tiny(), data, run="here", method=METHOD, candidates=CANDIDATES, final=FINAL, device=DEVICE, progress=False,
+        Tiny(), data, run="~/here", method=METHOD, candidates=CANDIDATES, final=FINAL, device=DEVICE, progress=False,
         untrained=True,
     )  # fmt: skip
     assert result.run == tmp_path / "here"

@@ -10,7 +10,7 @@ import os
 import socket
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def remove(path: Path) -> None:
 
 
 def path_of(given: Any, called: str, error: type[UnderstudyError]) -> Path:
-    """Return what a caller gave as a path.
+    """Return what a caller gave as a path, with the home folder for a `~` at its beginning, as a shell has it.
 
     Raises:
         UnderstudyError: of the kind given, if it is no path, or one that the system does not take.
@@ -62,6 +62,8 @@ def path_of(given: Any, called: str, error: type[UnderstudyError]) -> Path:
     if not isinstance(given, str | os.PathLike):
         raise error(f"{called} must be a path, but got {a_kind(given)}")
     path = Path(given)
+    with suppress(RuntimeError):  # nobody of that name
+        path = path.expanduser()
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):  # who reads it says that there is none

@@ -18,10 +18,10 @@ from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
-from understudy.core.errors import ConfigError, DamageError, ModelError
+from understudy.core.errors import ConfigError, DamageError, ModelError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import share
-from understudy.core.files import understood
+from understudy.core.files import path_of, understood
 from understudy.core.goal import Goal, Reward
 from understudy.core.summary import Summary
 from understudy.data import Data
@@ -206,7 +206,7 @@ def compress(
     """
     refuse_reimport()
     refuse_other_kinds(teacher, data, method, run, settings)
-    run = Path(run).absolute()  # whatever the caller's data and network do to the current folder
+    run = path_of(run, "the folder", RunError).absolute()  # whatever happens to the current folder
     Run.refuse(run)
     check_log(log)
     given = {
