@@ -21,6 +21,7 @@ from tests.support.third_party import library, need
 _TEXT = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 _TEXT |= {"vocab_size": 120, "max_position_embeddings": 64}
 _DECODER = {"use_cache": False, **_TEXT, "num_key_value_heads": 2, "pad_token_id": 0}
+_EXPERTS = {**_DECODER, "experts_implementation": "batched_mm", "num_experts_per_tok": 2}
 _VISION = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 _VISION |= {"image_size": 32, "patch_size": 8}
 
@@ -138,6 +139,39 @@ MODELS = (
     Pretrained("GemmaForCausalLM", {**_DECODER, "head_dim": 12}),
     Pretrained("Phi3ForCausalLM", _DECODER),
     Pretrained("GPTNeoXForCausalLM", {**_TEXT, "use_cache": False}),
+    Pretrained(
+        "BloomForCausalLM",
+        {"use_cache": False, "hidden_size": 48, "n_layer": 3, "n_head": 4, "vocab_size": 120, "pad_token_id": 0},
+    ),
+    Pretrained(
+        "RwkvForCausalLM",  # weights that it scales itself after some layers would be fixed
+        {**_TEXT, "use_cache": False, "attention_hidden_size": 48, "rescale_every": 0, "context_length": 16},
+        kind="words",
+    ),
+    Pretrained(
+        "MambaForCausalLM",
+        {"use_cache": False, "hidden_size": 48, "num_hidden_layers": 3, "vocab_size": 120, "state_size": 8},
+        kind="words",
+    ),
+    Pretrained("MixtralForCausalLM", {**_EXPERTS, "num_local_experts": 4}),
+    Pretrained("GptOssForCausalLM", {**_EXPERTS, "num_local_experts": 4, "head_dim": 12}),
+    Pretrained(
+        "DeepseekV3ForCausalLM",
+        {
+            **_EXPERTS,
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 24,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 24,
+            "q_lora_rank": 24,
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
     Pretrained(
         "OPTForCausalLM",
         {
