@@ -254,7 +254,7 @@ class _Joiner(Walk):
     def in_the_way(self) -> frozenset[str]:
         """Return parameters and buffers whose channels freeze and were tied to several of one layer.
 
-        The smallest come first, of one size buffers: a bias of all channels, or a number for each head, may be tied to
+        Buffers come first, then the smallest: a bias of all channels, or a number for each head, may be tied to
         several only by what is behind it, say by the frequencies of a rotary embedding.
         """
         direct = {str(node.target) for graph in self.trace.graphs for node in graph.find_nodes(op="get_attr")}
@@ -268,7 +268,7 @@ class _Joiner(Walk):
         known = {name: np.unique(_renamed(labels, roots)) for name, labels in self.emitted.items() if name in direct}
         tied = [n for n, own in known.items() if np.isin(own, held).all() and not several.isdisjoint(own.tolist())]
         learned = {name for name, _ in self.trace.root.named_parameters(remove_duplicate=False)}
-        order = {name: (len(self.emitted[name]), name in learned) for name in tied}
+        order = {name: (name in learned, len(self.emitted[name])) for name in tied}
         return frozenset(name for name in tied if order[name] == min(order.values()))
 
     def roots(self) -> Labels:
