@@ -357,9 +357,10 @@ def _by_place(kind: str, target: Any, args: Any, kwargs: Any, *more: Any) -> tup
     Where torch takes numpy's names as well, its own are recorded (`dim` for `axis`).
     """
     if kwargs and kind in ("call_function", "call_method"):
-        own = not inspect.isfunction(getattr(Tensor, target, None) if kind == "call_method" else target)
+        of_torch = getattr(torch, target if kind == "call_method" else getattr(target, "__name__", ""), None)
+        own = inspect.isbuiltin(of_torch) and (kind == "call_method" or target is of_torch)
         args, kwargs = list(args), {_OWN.get(name, name) if own else name: value for name, value in kwargs.items()}
-        for name in _tensors(getattr(torch, target, None) if kind == "call_method" else target)[len(args) :]:
+        for name in _tensors(of_torch if kind == "call_method" else target)[len(args) :]:
             if not isinstance(kwargs.get(name), fx.Proxy | Tensor):
                 break
             args.append(kwargs.pop(name))
