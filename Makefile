@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/understudy teach zoo:resnet20 --data digits --out teachers/demo --augmentation.crop 1 --device.threads 1
-	$(BIN)/understudy compress teachers/demo --data digits --params 10x --score-drop 0.01 --run runs/demo \
+	$(BIN)/understudy compress teachers/demo --data digits --params 10x --score-drop 0.02 --run runs/demo \
 		--augmentation.crop 1 --n2n.shrinkage-updates 14 --device.workers 2
 
 test: $(READY)
