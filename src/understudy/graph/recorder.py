@@ -49,6 +49,7 @@ LOOKED_INTO = (
     nn.TransformerDecoder,
     nn.TransformerDecoderLayer,
 )
+_GROUPED = tuple(filter(None, (getattr(nn.functional, "grouped_mm", None), getattr(torch, "_grouped_mm", None))))
 _OWN = {"axis": "dim", "keepdims": "keepdim"}
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
 # Functions that draw in training; the passes over the graph know them.
@@ -151,7 +152,7 @@ class _Tracer(fx.Tracer):
             return self._looked_into(*args[1:4])  # type: ignore[no-any-return]
         if args[:2] == ("call_method", "numpy"):
             raise TraceError(branch_message(args[2][0].node))
-        if getattr(args[1], "__name__", "").endswith("grouped_mm"):
+        if args[1] in _GROUPED:
             raise TraceError(_grouped_message())
         with self.watch.paused():
             proxy = super().create_proxy(*_by_place(*args), **kwargs)
