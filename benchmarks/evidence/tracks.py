@@ -97,6 +97,7 @@ class Track:
     views: int = 8  # looks of each image in final trainings, so that teacher logits are computed once
     seeds: tuple[int, ...] = SEEDS
     device: Device = DEVICE
+    size: int | None = None  # pixels that images are brought to, which `data` says; None: as they are
 
     @property
     def recipe(self) -> str:
@@ -122,7 +123,7 @@ class Track:
                 f"the track {self.name} needs {self.data} as image files, train/CLASS/* and test/CLASS/* in one "
                 f"folder, but got {folder}: give the folder by --data"
             )
-        return Data.open(folder, cache=cache)
+        return Data.open(folder, cache=cache, size=self.size)
 
 
 _CIFAR = {
@@ -134,6 +135,7 @@ _SGD = Teaching(
     augmentation=Augmentation(crop=4, flip=True),
     device=DEVICE,
 )
+_SMALL = replace(_SGD, training=replace(_SGD.training, epochs=20), augmentation=Augmentation(crop=2, flip=True))
 _MNIST = Track(
     name="mnist-vgg13",
     data="MNIST",
@@ -187,6 +189,15 @@ TRACKS = {
             teacher=Taught(model="zoo:vgg16", arguments={"width": 16}, teaching=_SGD),
             final=_SHORT,
             **_CIFAR,  # type: ignore[arg-type]
+        ),
+        # Small enough for every contender at every point with all seeds on two cores.
+        Track(
+            name="cifar10-16px-resnet18w16",
+            teacher=Taught(model="zoo:resnet18", arguments={"width": 16}, teaching=_SMALL),
+            augmentation=_SMALL.augmentation,
+            final=_SHORT,
+            size=16,
+            **(_CIFAR | {"data": "CIFAR-10, brought to 16x16 pixels"}),  # type: ignore[arg-type]
         ),
         Track(name="cifar10-resnet20a", teacher=Given(depth=20), final=_SHORT, **_CIFAR),  # type: ignore[arg-type]
         _RESNET56,
