@@ -3,11 +3,12 @@
     python -m benchmarks.hundred_updates --data data/cifar10 --weights resnet20.safetensors --out runs/hundred \
         --macs 10x --seeds 1 2 3
 
-Every search proposes 500 students of an option-A ResNet-20: N2N whose draws are trained as they come, not ranked; the
-same with a learning rate of zero; random search that uses budgets up, as N2N does; and "free", which learns nothing. A
-student is scored with shared weights (`benchmarks/elastic.py`), not trained, because 500 trainings are out of reach;
-the best of each search by that score is then trained from compensated weights. Scores are of validation images. What
-is known of a student is kept in OUT, so that the command goes on where it was interrupted. One thread.
+Every search proposes 500 students of a teacher of `benchmarks/evidence/tracks.py`: N2N whose draws are trained as they
+come, not ranked; the same with a learning rate of zero; random search that uses budgets up, as N2N does; and "free",
+which learns nothing. A student is scored with shared weights (`benchmarks/elastic.py`), not trained, because 500
+trainings are out of reach; the best of each search by that score is then trained from compensated weights. Scores are
+of validation images. What is known of a student is kept in OUT, so that the command goes on where it was interrupted.
+One thread.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.search_speed import Bench, bench
+from benchmarks.search_speed import Bench, add_bench, bench
 from understudy.config.checked import checked_together
 from understudy.config.methods import N2N, Free, Method, RandomSearch
 from understudy.config.training import Candidates, Training
@@ -98,12 +99,7 @@ def row(one: Bench, called: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="CIFAR-10, as folders of images")
-    parser.add_argument("--weights", type=Path, required=True, help="of the ResNet-20, as safetensors")
-    parser.add_argument("--out", type=Path, required=True)
-    budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--params", help="budget of the students, such as 10x")
-    budget.add_argument("--macs", help="likewise")
+    add_bench(parser)
     parser.add_argument("--examples", type=int, default=5000, help="training images, of all trainings here")
     parser.add_argument("--long", type=int, default=12, help="epochs that the best of each search is trained for")
     parser.add_argument("--elastic", type=int, default=240_000, help="image passes to train shared weights with")
@@ -115,7 +111,14 @@ def main() -> None:
     print("| search | seed | students (different) | mean reward, a fifth each | best reward | its score, % |", end="")
     print(" after a training, % | CPU s |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
     for seed in options.seeds:
-        own = {"out": out / f"seed-{seed}", "seed": seed, "students": 0, "starts": (), "without": ()}
+        own = {
+            "out": out / f"seed-{seed}",
+            "seed": seed,
+            "students": 0,
+            "starts": (),
+            "without": (),
+            "long_examples": None,
+        }
         one = bench(argparse.Namespace(**{**vars(options), **own}))
         for called in options.searches:
             print(row(one, called), flush=True)

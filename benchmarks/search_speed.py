@@ -4,8 +4,10 @@
     python -m benchmarks.search_speed --data data/cifar10 --weights resnet20.safetensors --out runs/speed --params 4x
     python -m benchmarks.search_speed --data data/cifar10 --weights resnet20.safetensors --out runs/short --macs 8x \
         --students 3 --examples 64 --long 1
+    python -m benchmarks.search_speed --track cifar10-16px-resnet18w16 --data data/cifar10 --out runs/small \
+        --params 10x --long 4 --long-examples 45000 --starts compensated
 
-The teacher is an option-A ResNet-20 (`benchmarks/option_a.py`). Students are drawn as random search draws them, then
+The teacher is that of a track (`benchmarks/evidence/tracks.py`). Students are drawn as random search draws them, then
 widened until the budget is used up. Each way evaluates all of them: as N2N's authors do (fresh weights, the teacher run
 on every batch, fp32, scored after every epoch), today's default, and cheaper ones, down to predicted costs alone. In
 the end all are trained longer, from inherited and from compensated weights; Kendall's tau of each way is with the mean
@@ -29,18 +31,18 @@ from pathlib import Path
 import torch
 from scipy.stats import kendalltau, rankdata
 
-from benchmarks import option_a
 from benchmarks.elastic import Elastic, SharedEvaluator
+from benchmarks.evidence.tracks import TRACKS
 from understudy.config.checked import checked_together
 from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch
 from understudy.config.presets import paper
-from understudy.config.training import Augmentation, Candidates, Device, Final, Start, Training
+from understudy.config.training import Candidates, Final, Start, Training
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
 from understudy.core.files import write_whole
 from understudy.core.goal import Goal, Reward
-from understudy.data import Data, Views
+from understudy.data import Views
 from understudy.jobs.task import Task
 from understudy.methods.baselines.random import RandomSearcher
 from understudy.surgery import build
@@ -71,6 +73,7 @@ class Bench:
     students: list[Architecture]
     examples: int  # training images that candidates see, at most
     long: int  # epochs
+    long_examples: int  # training images that long trainings see, at most
     starts: tuple[Start, ...]  # of the long trainings
     without: tuple[str, ...]  # ways that are left out
     elastic: int  # image passes that elastic weights learn in, 0: without them
@@ -97,8 +100,9 @@ class Bench:
             f"inherited, 5 epochs of {whole:,}": ("inherited", whole, Training()),
             f"compensated, 5 epochs of {whole:,}": ("compensated", whole, Training()),
             f"compensated, 5 epochs of {whole:,}, batches of 32": ("compensated", whole, Training(batch_size=32)),
-            **{self.longer(start): (start, whole, Training(epochs=self.long, loss="mse+ce")) for start in self.starts},
         }
+        long = Training(epochs=self.long, loss="mse+ce")
+        kinds |= {self.longer(start): (start, self.long_examples, long) for start in self.starts}
         with checked_together():
             return {
                 called: Candidates(weights=start, examples=count, training=training, stop_below=0.0)
@@ -108,7 +112,7 @@ class Bench:
 
     def longer(self, start: Start) -> str:
         """Return what the long training from these weights is called."""
-        return f"{start}, {self.long} epochs of {self.examples:,}"
+        return f"{start}, {self.long} epochs of {self.long_examples:,}"
 
     def run(self, called: str, students: int) -> list[Reading]:
         """Return what a way says of the first students, from the folder as far as it is there."""
@@ -297,16 +301,17 @@ def drawn(task: Task, count: int, seed: int | None = None) -> list[Architecture]
 
 def bench(options: argparse.Namespace) -> Bench:
     """Return teacher, data and students."""
+    track = TRACKS[options.track]
     settings = Compression(
         goal=Goal(params=options.params, macs=options.macs),
-        augmentation=Augmentation(crop=4, flip=True),
+        augmentation=track.augmentation,
         widths=Widths(round_to=2, min_width=4),
-        device=Device(threads=1),
+        device=track.device,
         seed=options.seed,
     )
-    data = Data.open(options.data, cache=options.out / "images")
+    data = track.open_data(options.data, options.out / "images")
+    teacher = track.teacher.open(data, options.out / "teacher", options.weights)
     data = replace(data, val=data.val.subset(min(1000, len(data.val)), 0))
-    teacher = option_a.trained(20, options.weights)
     folder = options.out / f"{options.params or options.macs} {'MACs' if options.macs else 'parameters'}"
     folder.mkdir(parents=True, exist_ok=True)
     task = Task.of(teacher, data, settings)
@@ -317,6 +322,7 @@ def bench(options: argparse.Namespace) -> Bench:
         students=drawn(task, options.students),
         examples=options.examples,
         long=options.long,
+        long_examples=options.long_examples or options.examples,
         starts=tuple(options.starts),
         without=tuple(options.without),
         elastic=options.elastic,
@@ -324,18 +330,25 @@ def bench(options: argparse.Namespace) -> Bench:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="CIFAR-10, as folders of images")
-    parser.add_argument("--weights", type=Path, required=True, help="of the ResNet-20, as safetensors")
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add what says which teacher, and how small its students are."""
+    parser.add_argument("--track", choices=TRACKS, default="cifar10-resnet20a", help="whose teacher and images")
+    parser.add_argument("--data", help="folder of the track's images")
+    parser.add_argument("--weights", type=Path, help="of a teacher that others trained, as safetensors")
     parser.add_argument("--out", type=Path, required=True)
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--params", help="budget of the students, such as 4x")
     budget.add_argument("--macs", help="likewise")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_bench(parser)
     parser.add_argument("--students", type=int, default=25)
     parser.add_argument("--published", type=int, default=25, help="how many of them are trained as the authors do")
     parser.add_argument("--examples", type=int, default=5000)
     parser.add_argument("--long", type=int, default=12, help="epochs")
+    parser.add_argument("--long-examples", type=int, help="images of them; default: as many as of the short ones")
     parser.add_argument("--starts", nargs="+", choices=LONG, default=LONG, help="of the long trainings")
     parser.add_argument("--elastic", type=int, default=0, help="image passes to train elastic weights with")
     parser.add_argument("--without", nargs="*", default=(), help="ways to leave out, as the table calls them")
