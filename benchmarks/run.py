@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.evidence.contenders import CONTENDERS, TRANSFERRED
+from benchmarks.evidence.contenders import BEFORE, CONTENDERS, TRANSFERRED
 from benchmarks.evidence.results import BUDGETS, Bench, Budget, is_done
 from benchmarks.evidence.tracks import TRACKS, Track
 from understudy.core.errors import UnderstudyError
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         points=tuple(points[name] for name in options.points or points),
         seeds=tuple(options.seeds or track.seeds),
     )
-    able = [name for name in CONTENDERS if options.policy_from is not None or name != TRANSFERRED]
+    able = [n for n in CONTENDERS if n not in BEFORE and (options.policy_from is not None or n != TRANSFERRED)]
     contenders = options.contenders or able
     if options.list:
         print("\n".join(listed(track, options.results, contenders, options.budgets)))

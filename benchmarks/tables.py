@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.contenders import CONTENDERS, ROLLOUTS, TRANSFERRED
+from benchmarks.evidence.contenders import BEFORE, CONTENDERS, ROLLOUTS, TRANSFERRED
 from benchmarks.evidence.results import BUDGETS, ROOT, TEACHER, Budget, read_results
 from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.transfer import needed, targets
@@ -119,8 +119,9 @@ def overview(
                 yield "| --- |" + " --- |" * len(points)
                 cells = {name: [groups[budget][p].get(name, []) for p in points] for name in CONTENDERS}
                 yield from (row(name, results) for name, results in cells.items() if any(results))
-                if missing := [CONTENDERS[name].label for name, results in cells.items() if not any(results)]:
-                    yield from ("", f"Not run: {'; '.join(missing)}.")
+                missing = [name for name, results in cells.items() if not any(results) and name not in BEFORE]
+                if missing:
+                    yield from ("", f"Not run: {'; '.join(CONTENDERS[name].label for name in missing)}.")
                 yield ""
     yield from transfer(groups["excluded"])
     if drawn:

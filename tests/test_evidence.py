@@ -21,12 +21,13 @@ import torch
 from benchmarks import option_a, tables
 from benchmarks.evidence import contenders as contending
 from benchmarks.evidence.cell import Cell, clocked, seconds_in
-from benchmarks.evidence.contenders import CONTENDERS, torch_pruning
+from benchmarks.evidence.contenders import BEFORE, CONTENDERS, torch_pruning
 from benchmarks.evidence.results import BUDGETS, ROOT, Bench, place_of, read_results
 from benchmarks.evidence.tracks import SEEDS, TRACKS, Point, Taught, Track
 from benchmarks.run import SliceOver, listed, main, run, seconds_of, time_slice
 from tests.support.tiny import CANDIDATES, DEVICE, FACTORY, TEACHING, WIDTHS
 from understudy.config.training import Augmentation, Training
+from understudy.core.architecture import Architecture
 from understudy.core.errors import ConfigError, DataError, ExtraError, ModelError, RunError
 from understudy.methods.archcomp import rules
 from understudy.training.evaluator import Evaluator
@@ -181,7 +182,9 @@ def test_a_slice_ends_wherever_the_code_is(tmp_path: Path) -> None:
 
 
 ONCE = ("free", "uniform", "magnitude", "taylor", "decore", "n2n-decore")  # what proposes no students one by one
-FINDERS = sorted({contender.find: name for name, contender in reversed(CONTENDERS.items())}.values())
+FINDERS = sorted(
+    {contender.find: name for name, contender in reversed(CONTENDERS.items()) if name not in BEFORE}.values()
+)
 
 
 @pytest.mark.parametrize("name", FINDERS)
@@ -208,6 +211,20 @@ def test_every_contender_finds_a_student_within_the_budget(
     assert len(found.rewards) <= cell.track.students and bool(found.rewards) == (name not in ONCE)
     again = contender.find(cell)
     assert (again.passes, type(again.shape)) == (found.passes, type(found.shape))
+
+
+def test_what_earlier_code_found_is_read_from_its_file(cell: Cell, tmp_path: Path) -> None:
+    find, cell = CONTENDERS["n2n-before"].find, replace(cell, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"n2n-before needs the shape that earlier code found .*, as .*json: put it"):
+        find(cell)
+    shape = CONTENDERS["uniform"].find(cell).shape
+    assert isinstance(shape, Architecture)
+    decisions = json.loads(shape.to_json())
+    del decisions["space"]
+    kept = {"decisions": decisions, "passes": 7, "seconds": 2.0, "rewards": [0.5]}
+    (tmp_path / "n2n-before.json").write_text(json.dumps(kept), encoding="utf-8")
+    found = find(cell)
+    assert (found.shape, found.passes, found.rewards, found.seconds["cpu"]) == (shape, 7, (0.5,), 2.0)
 
 
 def test_the_paddings_of_shortcuts_can_be_written_as_convolutions() -> None:

@@ -36,9 +36,9 @@ from understudy.config.methods import (
 )
 from understudy.config.training import Final, LossName, Start
 from understudy.core.architecture import Architecture
-from understudy.core.errors import ExtraError, GoalError
+from understudy.core.errors import ConfigError, ExtraError, GoalError, RunError
 from understudy.core.evaluation import Evaluation
-from understudy.core.files import write_whole
+from understudy.core.files import read_json, write_whole
 from understudy.core.goal import Reward
 from understudy.jobs.glances import Glances
 from understudy.jobs.latency import Latencies
@@ -149,6 +149,36 @@ class Proposed:
         if not shapes:
             raise GoalError(f"a proposal must keep the budget, but {self.method.called} has none")
         return Found(shape=shapes[0], evaluator=cell.evaluator, passes=0, seconds={"wall": 0.0, "cpu": 0.0})
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A shape that other code found, such as an earlier commit's search, in a file beside what is under way.
+
+    FOLDER/NAME.json holds its "decisions" (what `Architecture.to_json` writes without the Space) and its "passes".
+    """
+
+    name: str
+
+    def __call__(self, cell: Cell) -> Found:
+        """Return that shape.
+
+        Raises:
+            ConfigError: there is no such file.
+            RunError: it is damaged.
+            ArchitectureError: it is of another network.
+        """
+        place = cell.folder / f"{self.name}.json"
+        if not place.is_file():
+            raise ConfigError(
+                f"the contender {self.name} needs the shape that earlier code found (docs/performance.md), as "
+                f"{place}: put it there, or leave {self.name} out"
+            )
+        fields = read_json(place, RunError)
+        shape = cell.task.space.architecture(**fields["decisions"])
+        seconds = {"wall": fields["seconds"], "cpu": fields["seconds"]}
+        rewards = tuple(fields["rewards"])
+        return Found(shape=shape, evaluator=cell.evaluator, passes=fields["passes"], seconds=seconds, rewards=rewards)
 
 
 def agents(cell: Cell, task: Task, folder: Path, passes: int) -> Found:
@@ -294,6 +324,7 @@ def _n2n_paper(students: int) -> N2N:
 
 
 TRANSFERRED = "n2n-transferred"
+BEFORE = ("n2n-before", "archcomp-before")  # of what the searches of commit 69476ae found
 N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
@@ -323,6 +354,8 @@ CONTENDERS = {
     ),
     "n2n-slices": Contender(label="N2N, from slices", find=N2N_SEARCH, weights="inherited"),
     "n2n-labels": Contender(label="N2N, final training without teacher", find=N2N_SEARCH, loss="ce"),
+    BEFORE[0]: Contender(label="N2N of commit 69476ae", find=Kept(BEFORE[0])),
+    BEFORE[1]: Contender(label="Architecture Compression of commit 69476ae", find=Kept(BEFORE[1])),
     "scratch": Contender(label="N2N's shape from scratch, with teacher", find=N2N_SEARCH, weights="fresh", given=True),
     "scratch-labels": Contender(
         label="N2N's shape from scratch, without teacher", find=N2N_SEARCH, weights="fresh", loss="ce", given=True
