@@ -60,16 +60,14 @@ class Forecast:
         features_NP = (features_NP - centre_P) / math.sqrt(features_NP.shape[1])
         mean, spread = scores_N.mean(), scores_N.std(correction=0).clamp_min(1e-3)
         wanted_N = (scores_N - mean) / spread
-        gram_NN = features_NP @ features_NP.T
-        noise, signal = _evident(gram_NN, wanted_N)
+        noise, signal = _evident(features_NP, wanted_N)
         # Matheron's rule: a draw from the prior, corrected by what it gets wrong about noisy observations.
         prior_MP = torch.randn(draws + 1, features_NP.shape[1], generator=generator, dtype=torch.float64) * signal
         wrong_MN = torch.randn(draws + 1, len(wanted_N), generator=generator, dtype=torch.float64)
         wrong_MN = wrong_MN * signal * math.sqrt(noise)
         prior_MP[0], wrong_MN[0] = 0.0, 0.0
         left_NM = (wanted_N - prior_MP @ features_NP.T - wrong_MN).T
-        solved_NM = torch.linalg.solve(gram_NN + noise * torch.eye(len(gram_NN), dtype=torch.float64), left_NM)
-        weights_MP = (prior_MP + solved_NM.T @ features_NP) / math.sqrt(features_NP.shape[1])
+        weights_MP = (prior_MP + _ridge(features_NP, left_NM, noise)) / math.sqrt(features_NP.shape[1])
         if before is None:
             return cls(centre_P, weights_MP, mean.item(), spread.item())
         weights_MP = spread * weights_MP + before.spread * before.weights_MP[0]
@@ -91,15 +89,38 @@ class Forecast:
         return self.mean + self.spread * ((features_BP - self.centre_P) @ self.weights_MP.T)
 
 
-def _evident(gram_NN: Tensor, wanted_N: Tensor) -> tuple[float, float]:
+def _ridge(features_NP: Tensor, wanted_NM: Tensor, noise: float) -> Tensor:
+    """Return the weights (m, p) of ridge regressions, from the smaller of the two equal systems."""
+    count, size = features_NP.shape
+    if count <= size:
+        gram_NN = features_NP @ features_NP.T
+        return torch.linalg.solve(gram_NN + noise * torch.eye(count, dtype=torch.float64), wanted_NM).T @ features_NP
+    gram_PP = features_NP.T @ features_NP
+    return torch.linalg.solve(gram_PP + noise * torch.eye(size, dtype=torch.float64), features_NP.T @ wanted_NM).T
+
+
+def _evident(features_NP: Tensor, wanted_N: Tensor) -> tuple[float, float]:
     """Return the noise (variance, in units of the signal's) and signal (deviation) of greatest evidence."""
-    values_N, vectors_NN = torch.linalg.eigh(gram_NN)
-    turned_N = vectors_NN.T @ wanted_N
+    values_N, squares_N = _spectrum(features_NP, wanted_N)
     sums = values_N.clamp_min(0.0) + _NOISES[:, None] * values_N.mean().clamp_min(1e-9)
-    signals = (turned_N.square() / sums).mean(1).clamp_min(1e-9)
+    signals = (squares_N / sums).mean(1).clamp_min(1e-9)
     evidence = -len(wanted_N) * signals.log() - sums.log().sum(1)
     best = int(evidence.argmax())
     return (_NOISES[best] * values_N.mean().clamp_min(1e-9)).item(), math.sqrt(signals[best].item())
+
+
+def _spectrum(features_NP: Tensor, wanted_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of the features' Gram matrix (n, n), and what is wanted along each, squared."""
+    count, size = features_NP.shape
+    if count <= size:
+        values_N, vectors_NN = torch.linalg.eigh(features_NP @ features_NP.T)
+        return values_N, (vectors_NN.T @ wanted_N).square()
+    # The same from (p, p): the other eigenvalues are 0, and what no feature explains lies along them.
+    values_P, vectors_PP = torch.linalg.eigh(features_NP.T @ features_NP)
+    squares_P = (vectors_PP.T @ (features_NP.T @ wanted_N)).square() / values_P.clamp_min(1e-300)
+    squares_P = torch.where(values_P > 1e-12 * values_P.amax(), squares_P, 0.0)
+    left = (wanted_N.square().sum() - squares_P.sum()).clamp_min(0.0) / (count - size)
+    return torch.cat([values_P, torch.zeros_like(wanted_N[size:])]), torch.cat([squares_P, left.repeat(count - size)])
 
 
 def in_turn(value_BM: Tensor, choices_BD: Tensor, *, apart: int, count: int) -> Tensor:

@@ -48,15 +48,20 @@ class Shortlist:
     def __init__(self, problem: Problem, settings: N2N, generator: torch.Generator) -> None:
         self._space, self._teacher_score = problem.space, problem.reward.teacher_score
         self._count, self._generator = settings.rollouts, generator
-        self._known: list[Evaluation] = []
         self._columns = Columns(problem.space, problem.widths, granularity=settings.granularity)
+        self._known_NP = self._features(self._choices([self._space.full]))
+        self._scores = [self._teacher_score]
         policy = problem.policy or {}
         self._others_NS = policy.get(_FEATURES, torch.zeros(0, _SHARED, dtype=torch.float64))
         self._others_shares_N = policy.get(_SHARES, torch.zeros(0, dtype=torch.float64))
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Take in what became of students; failed ones say nothing about score."""
-        self._known += [evaluation for evaluation in evaluations if evaluation.status != "failed"]
+        known = [evaluation for evaluation in evaluations if evaluation.status != "failed"]
+        if known:
+            features_NP = self._features(self._choices([evaluation.architecture for evaluation in known]))
+            self._known_NP = torch.cat([self._known_NP, features_NP])
+            self._scores += [evaluation.score for evaluation in known]
 
     def order(
         self, draws: Sequence[tuple[T, Architecture]], worth: Callable[[Architecture], float]
@@ -67,7 +72,7 @@ class Shortlist:
             draws: distinct architectures.
             worth: the reward that an architecture would earn at the score of the teacher.
         """
-        known = len(self._known) >= _FEWEST or len(self._others_NS) > 0
+        known = len(self._scores) > _FEWEST or len(self._others_NS) > 0
         if not known or len(draws) <= self._count:
             return list(draws)
         with one_thread():
@@ -80,20 +85,16 @@ class Shortlist:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a search on another teacher can use: all students that this one knows, as what columns share."""
-        if not self._known:
+        if len(self._scores) == 1:
             return {}
-        choices_ND = self._choices([evaluation.architecture for evaluation in self._known])
-        shared_NS = self._shared(self._changing(choices_ND))
-        shares_N = self._known_shares()[1:]
         return {
-            _FEATURES: torch.cat([self._others_NS, shared_NS]),
-            _SHARES: torch.cat([self._others_shares_N, shares_N]),
+            _FEATURES: torch.cat([self._others_NS, self._known_NP[1:, :_SHARED]]),
+            _SHARES: torch.cat([self._others_shares_N, self._known_shares()[1:]]),
         }
 
     def predicted(self, architectures: Sequence[Architecture]) -> Float[Tensor, "b m"]:
         """Return draws, one for each student of an update, of the share of the teacher's score."""
-        known_ND = self._choices([self._space.full, *(evaluation.architecture for evaluation in self._known)])
-        features_NP, shares_N = self._features(known_ND), self._known_shares()
+        features_NP, shares_N = self._known_NP, self._known_shares()
         # Nothing is known of what another teacher's students would have of each column, nor of how far all are off.
         others_NP = features_NP.mean(0).repeat(len(self._others_NS), 1)
         others_NP[:, :_SHARED] = self._others_NS
@@ -104,8 +105,7 @@ class Shortlist:
 
     def _known_shares(self) -> Float[Tensor, " n"]:
         """Return the shares of the teacher's score that it and the students have."""
-        scores = [self._teacher_score, *(evaluation.score for evaluation in self._known)]
-        return torch.tensor(scores, dtype=torch.float64) / self._teacher_score
+        return torch.tensor(self._scores, dtype=torch.float64) / self._teacher_score
 
     def _choices(self, architectures: Sequence[Architecture]) -> Int[Tensor, "b d"]:
         return torch.stack([self._columns.choices(architecture) for architecture in architectures])
