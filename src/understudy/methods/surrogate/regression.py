@@ -94,9 +94,13 @@ def _ridge(features_NP: Tensor, wanted_NM: Tensor, noise: float) -> Tensor:
     count, size = features_NP.shape
     if count <= size:
         gram_NN = features_NP @ features_NP.T
-        return torch.linalg.solve(gram_NN + noise * torch.eye(count, dtype=torch.float64), wanted_NM).T @ features_NP
+        solved_NM: Tensor = torch.linalg.solve(gram_NN + noise * torch.eye(count, dtype=torch.float64), wanted_NM)
+        return solved_NM.T @ features_NP
     gram_PP = features_NP.T @ features_NP
-    return torch.linalg.solve(gram_PP + noise * torch.eye(size, dtype=torch.float64), features_NP.T @ wanted_NM).T
+    solved_PM: Tensor = torch.linalg.solve(
+        gram_PP + noise * torch.eye(size, dtype=torch.float64), features_NP.T @ wanted_NM
+    )
+    return solved_PM.T
 
 
 def _evident(features_NP: Tensor, wanted_N: Tensor) -> tuple[float, float]:
