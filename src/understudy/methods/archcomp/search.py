@@ -44,6 +44,7 @@ from understudy.methods.surrogate.regression import Forecast, in_turn, one_threa
 _SNAP = 5  # steps of ascent after which it goes on from the best that was decoded
 _BEST = 8  # known students that ascent starts from
 _SAVED_DRAWS = 50  # of score's posterior, of which a forecast's deviation is computed
+_POOL = 10  # times the first architectures whose costs are known: the most that are remembered, the latest
 _SHORTLIST = 60  # decoded architectures whose exact costs are asked for in one update
 
 
@@ -150,10 +151,12 @@ class ArchCompSearcher(Searcher):
         self._proposals, self._scoring = self._random.proposals, Scoring(problem.reward)
         self._left = settings.students
         self._told: list[Evaluation] = []
+        self._merits: list[float] = []  # of what was told
         self._generator = torch.Generator().manual_seed(problem.seed)
         self.columns = Columns(problem.space, problem.widths)
         self.embedding = Embedding(self.columns, sizes_of(policy, self._rules) if policy else self._rules)
         self._before = loaded(self.embedding, policy) if policy else None
+        self._told_ND = torch.zeros(0, len(self.columns.at), dtype=torch.int64)
         self._pool_BD = torch.zeros(0, len(self.columns.at), dtype=torch.int64)
         self._logs_BF = torch.zeros(0, len(FIGURES), dtype=torch.float64)
 
@@ -180,6 +183,10 @@ class ArchCompSearcher(Searcher):
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         self._left -= len(evaluations)
         self._told += evaluations
+        self._merits += map(self._scoring, evaluations)
+        if evaluations:
+            told_ND = self._choices(*(evaluation.architecture for evaluation in evaluations))
+            self._told_ND = torch.cat([self._told_ND, told_ND])
         if self._random.left:
             self._random.learn(evaluations)
 
@@ -194,8 +201,8 @@ class ArchCompSearcher(Searcher):
             more_BD = self.columns.near(best_BD[picked_B], self._rules.changes, generator)
         else:
             more_BD = torch.cat([self.columns.sample(count, generator), self._choices(self._space.full)])
-        self._pool_BD = torch.cat([self._pool_BD, more_BD])
-        self._logs_BF = torch.cat([self._logs_BF, self.exact(more_BD)])
+        self._pool_BD = torch.cat([self._pool_BD, more_BD])[-_POOL * count :]
+        self._logs_BF = torch.cat([self._logs_BF, self.exact(more_BD)])[-_POOL * count :]
 
     def exact(self, choices_BD: Tensor) -> Tensor:
         """Return the exact log shares of the teacher's figures, (B, F)."""
@@ -212,19 +219,20 @@ class ArchCompSearcher(Searcher):
 
     def _known(self) -> Known:
         """Return everything known; the teacher's own score is, without training."""
-        scored = [evaluation for evaluation in self._told if evaluation.status != "failed"]
+        scored = [index for index, evaluation in enumerate(self._told) if evaluation.status != "failed"]
         teacher = self._reward.teacher_score
+        scores = [teacher, *(self._told[index].score for index in scored)]
         return Known(
             choices_BD=self._pool_BD,
             logs_BF=self._logs_BF,
-            trained_ND=self._choices(self._space.full, *(evaluation.architecture for evaluation in scored)),
-            scores_N=torch.tensor([teacher, *(e.score for e in scored)], dtype=torch.float64) / teacher,
+            trained_ND=torch.cat([self._choices(self._space.full), self._told_ND[scored]]),
+            scores_N=torch.tensor(scores, dtype=torch.float64) / teacher,
         )
 
     def _best(self) -> Tensor:
         """Return the choices of the best known students, best first; at least one."""
-        ranked = sorted(self._told, key=self._scoring, reverse=True)[:_BEST]
-        return self._choices(*[evaluation.architecture for evaluation in ranked] or [self._space.full])
+        ranked = sorted(range(len(self._told)), key=self._merits.__getitem__, reverse=True)[:_BEST]
+        return self._told_ND[ranked] if ranked else self._choices(self._space.full)
 
     def _usage(self, architecture: Architecture) -> float:
         return self._scoring.usage(self._proposals.cost(architecture))
@@ -273,7 +281,7 @@ class ArchCompSearcher(Searcher):
         draw_S = 1 + torch.arange(len(starts_SD)) % rules.draws
         way = ascend(objective, starts_SD, draw_S, steps=rules.steps, radius=self.radius)
         found_BD: Tensor = torch.cat([starts_SD, *way]).unique(dim=0)
-        trained = {tuple(self.columns.choices(e.architecture).tolist()) for e in self._told}
+        trained = set(map(tuple, self._told_ND.tolist()))
         found_BD = found_BD[[tuple(row) not in trained for row in found_BD.tolist()]]
         if not len(found_BD):
             return found_BD
