@@ -257,3 +257,29 @@ def test_a_plain_student_takes_what_its_teacher_is_given() -> None:
     student = build(analysis, analysis.space.full.with_width("stem", 4))
     assert isinstance(student, Plain)
     assert student(x, None, scale).shape == student(x=x, marks=None, scale=scale).shape == (2, 3)
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_a_mask_for_each_head_goes_with_its_head(function: bool) -> None:
+    """In torch's layer, and where its function is called with weights of other layers, as WavLM does."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read, self.bias = nn.Linear(5, 8), nn.Linear(8, 4)
+            self.attention, self.head = nn.MultiheadAttention(8, 4, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.read(x)
+            mask = self.bias(y).transpose(1, 2).unsqueeze(-1).expand(-1, -1, -1, x.shape[1]).flatten(0, 1)
+            if not function:
+                return self.head(self.attention(y, y, y, attn_mask=mask, need_weights=False)[0])
+            own, z = self.attention, y.transpose(0, 1)
+            weights = (own.in_proj_weight, own.in_proj_bias, None, None, False, 0.0)
+            found = F.multi_head_attention_forward(z, z, z, 8, 4, *weights, own.out_proj.weight, own.out_proj.bias,
+                                                   attn_mask=mask)[0]  # fmt: skip
+            return self.head(found.transpose(0, 1))
+
+    analysis, proof = prove(analyse(Masked().eval(), torch.randn(2, 3, 5)))
+    assert not proof.refused
+    assert widths(analysis) == {"read": (8, 1), "bias": (4, 1), "attention.out_proj": (8, 1)}

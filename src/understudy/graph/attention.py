@@ -28,9 +28,9 @@ def can_be_opened(module: nn.Module) -> bool:
 
 
 def is_followed(query: Any, key: Any, value: Any, *, attn_mask: Any = None, **_: Any) -> bool:
-    """Return whether a call is of batches (B, N, E), with one mask for all of them and all heads."""
+    """Return whether a call is of batches (B, N, E), with a mask (N, N) or one for each head (B * H, N, N), if any."""
     batches = all(isinstance(x, fx.Node) and _of(x).dim() == 3 for x in (query, key, value))
-    return batches and (attn_mask is None or _of(attn_mask).dim() == 2)
+    return batches and (attn_mask is None or _of(attn_mask).dim() in (2, 3))
 
 
 def attended(module: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -60,7 +60,7 @@ def _attended(
     width = plain(module.embed_dim)
     if query.shape[-1] != width:
         raise TraceError(f"attention takes {width} channels, but got {tuple(_of(query).shape)}")
-    masks = attn_mask, key_padding_mask, is_causal
+    masks = _of_heads(attn_mask, module.num_heads), key_padding_mask, is_causal
     dropout = module.dropout, module.training
     y, weights = _weighed(
         _projected(module, query, key, value), masks, dropout, average_attn_weights if need_weights else None
@@ -83,10 +83,8 @@ def called(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
     adds = any(value is not None and value is not False for value in added)
     if adds or any(_of(x).dim() != 3 for x in inputs.values()):
         raise TraceError("attention adds something to keys and values, or gets inputs without a batch")
-    masks = given["attn_mask"], given["key_padding_mask"], given["is_causal"]
-    if masks[0] is not None and _of(masks[0]).dim() != 2:
-        raise TraceError("attention gets a mask for each head")
     width, bias, heads = _of(inputs["q"]).shape[-1], given["in_proj_bias"], given["num_heads"]
+    masks = _of_heads(given["attn_mask"], heads), given["key_padding_mask"], given["is_causal"]
     made = []
     for place, (name, x) in enumerate(inputs.items()):
         rows = slice(place * width or None, None if place == 2 else (place + 1) * width)
@@ -147,6 +145,11 @@ def _projected(module: nn.MultiheadAttention, query: Any, key: Any, value: Any) 
     else:
         (q,), (k,), (v,) = made(query, 0, 1), made(key, 1, 1), made(value, 2, 1)
     return q, k, v
+
+
+def _of_heads(mask: Any, heads: int) -> Any:
+    """Return a mask (N, N) as it is, one for each head (B * H, N, N) as (B, H, N, N)."""
+    return mask if mask is None or _of(mask).dim() == 2 else mask.unflatten(0, (-1, heads))
 
 
 def _added(mask: Any, x: Any) -> Any:

@@ -16,10 +16,11 @@ from understudy.core.architecture import Frozen, Group
 from understudy.graph import rules as _rules  # noqa: F401  fills the tables that Walk reads
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Standardised
 from understudy.graph.compare import shapes_of
-from understudy.graph.fake import flat, map_structure, source_line
+from understudy.graph.fake import flat, source_line
 from understudy.graph.nodes import describe, enclosing_modules
 from understudy.graph.numbers import Key
 from understudy.graph.places import by_signature, first_emitters, readers
+from understudy.graph.slots import Reasons, by_slot, renamed, renamed_plan
 from understudy.graph.trace import Trace
 from understudy.graph.walk import Walk
 
@@ -112,9 +113,6 @@ class Groups:
         """Return the groups but those of these names, whose channels stay."""
         kept = [index for index, group in enumerate(self.groups) if group.name not in names]
         return replace(self, groups=tuple(self.groups[i] for i in kept), slots_of=tuple(self.slots_of[i] for i in kept))
-
-
-_Reasons = dict[int, tuple[str, str]]  # of slots: why, and the line
 
 
 class _Joiner(Walk):
@@ -246,9 +244,9 @@ class _Joiner(Walk):
     def _held(self) -> Labels:
         """Return what stands for channels that cannot go: frozen ones, and those of a layer that all go together."""
         roots = self.roots()
-        found = (_renamed(labels, roots) for labels in self.emitted.values())
+        found = (renamed(labels, roots) for labels in self.emitted.values())
         single = (own for own in found if own[0] != FIXED and (own == own[0]).all())
-        frozen = (_renamed(labels, roots) for labels, _, _ in self.frozen)
+        frozen = (renamed(labels, roots) for labels, _, _ in self.frozen)
         return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *single, *frozen]))
 
     def in_the_way(self) -> frozenset[str]:
@@ -263,9 +261,9 @@ class _Joiner(Walk):
         held, roots = self._held(), self.roots()
         several: set[int] = set()
         for labels in self.emitted.values():
-            found, times = np.unique(_renamed(labels, roots), return_counts=True)
+            found, times = np.unique(renamed(labels, roots), return_counts=True)
             several.update(found[times > 1].tolist())
-        known = {name: np.unique(_renamed(labels, roots)) for name, labels in self.emitted.items() if name in direct}
+        known = {name: np.unique(renamed(labels, roots)) for name, labels in self.emitted.items() if name in direct}
         tied = [n for n, own in known.items() if np.isin(own, held).all() and not several.isdisjoint(own.tolist())]
         learned = {name for name, _ in self.trace.root.named_parameters(remove_duplicate=False)}
         order = {name: (name in learned, len(self.emitted[name])) for name in tied}
@@ -299,6 +297,7 @@ def find_groups(traced: Trace) -> Groups:
     """Find out which channels of a traced teacher go together, and which must stay."""
     joiner = _Joiner(traced)
     joiner.run()
+    joiner, tried = _yielded(traced, joiner)
     # The second pass knows from the start how parameters are cut whose shape is read before they are used.
     constants: frozenset[str] = frozenset()
     for _ in range(2):
@@ -306,10 +305,10 @@ def find_groups(traced: Trace) -> Groups:
         if not found:
             break
         constants |= found
-        joiner = _Joiner(traced, joiner, constants=constants)
+        joiner = _Joiner(traced, joiner, tried, constants)
         joiner.run()
     # Where channels freeze along one dimension, it tries another, then a third, and the last keeps those that freed.
-    tried = dict.fromkeys(joiner.stuck(), 1)
+    tried |= dict.fromkeys(joiner.stuck(), 1)
     joiner = _Joiner(traced, joiner, tried, constants)
     plan = joiner.run()
     for place in (2, 0) if tried else ():
@@ -320,11 +319,11 @@ def find_groups(traced: Trace) -> Groups:
             plan = joiner.run()
     slots = joiner.slots()
     total = int(slots.max()) + 1 if slots.size else 0
-    emitted = {name: _renamed(labels, slots) for name, labels in joiner.emitted.items()}
-    plan = _renamed_plan(plan, slots)
-    reasons: _Reasons = dict.fromkeys(range(total if traced.opaque else 0), (traced.opaque, ""))
-    reasons |= {slot: why for slot, why in _by_slot(joiner.frozen, slots).items() if slot not in reasons}
-    members, written = by_signature(emitted, plan, total), _by_slot(joiner.written, slots)
+    emitted = {name: renamed(labels, slots) for name, labels in joiner.emitted.items()}
+    plan = renamed_plan(plan, slots)
+    reasons: Reasons = dict.fromkeys(range(total if traced.opaque else 0), (traced.opaque, ""))
+    reasons |= {slot: why for slot, why in by_slot(joiner.frozen, slots).items() if slot not in reasons}
+    members, written = by_signature(emitted, plan, total), by_slot(joiner.written, slots)
     groups, slots_of, frozen = _named(members, emitted, plan, (reasons, written), _varied(plan))
     told = {group.name for group in groups} | {found.name for found in frozen}
     frozen += tuple(closed for name, closed in joiner.closed.items() if name not in told)
@@ -343,51 +342,26 @@ def find_groups(traced: Trace) -> Groups:
     )
 
 
-def _by_slot(found: list[tuple[Labels, str, str]], slots: Labels) -> _Reasons:
-    """Return the first reason and line of each slot."""
-    reasons: _Reasons = {}
-    for labels, reason, source in found:
-        for slot in _renamed(labels, slots).tolist():
-            reasons.setdefault(slot, (reason, source))
-    return reasons
+def _yielded(traced: Trace, joiner: _Joiner) -> tuple[_Joiner, dict[fx.Node, int]]:
+    """Return the pass after equal elements went along another dimension where that frees them, and which did.
+
+    They meet channels that views and parameters have put there, so these come first: heads, say.
+    """
+    equal = [node for node in joiner.stuck() if f"{node.name}:made" in joiner.emitted]
+    if not equal:
+        return joiner, {}
+    other = _Joiner(traced, joiner, dict.fromkeys(equal, 1))
+    other.run()
+    still = other.stuck()
+    freed = dict.fromkeys((node for node in equal if node not in still), 1)
+    if 0 < len(freed) < len(equal):
+        other = _Joiner(traced, joiner, freed)
+        other.run()
+    return (other if freed else joiner), freed
 
 
 def _told(reason: str, source: str) -> str:
     return f"{reason} ({source})" if source else reason
-
-
-def _renamed(labels: Labels, slots: Labels) -> Labels:
-    if not slots.size:
-        return labels
-    return np.where(labels == FIXED, FIXED, slots[np.maximum(labels, 0)])
-
-
-def _renamed_plan(plan: Plan, slots: Labels) -> Plan:
-    def dims(p: ParameterPlan) -> tuple[Labels | int, ...]:
-        return tuple(_renamed(d, slots) if isinstance(d, np.ndarray) else d for d in p.dims)
-
-    def count(labels: Labels | tuple[Labels, ...]) -> Labels | tuple[Labels, ...]:
-        return tuple(_renamed(x, slots) for x in labels) if isinstance(labels, tuple) else _renamed(labels, slots)
-
-    def value(v: Any) -> Any:
-        return Labelled(v.shape, _renamed(v.labels, slots)) if isinstance(v, Labelled) else v
-
-    def part(p: Part) -> Part:
-        return Part(
-            parameters={name: replace(q, dims=dims(q)) for name, q in p.parameters.items()},
-            attributes=[replace(a, labels=_renamed(a.labels, slots)) for a in p.attributes],
-            work=[replace(w, factors=tuple(_renamed(f, slots) for f in w.factors)) for w in p.work],
-            sizes=[replace(s, labels=count(s.labels)) for s in p.sizes],
-            statistic=p.statistic,
-            feeds_back=None if p.feeds_back is None else _renamed(p.feeds_back, slots),
-        )
-
-    return Plan(
-        values={node: map_structure(v, value) for node, v in plan.values.items()},
-        parts={node: part(p) for node, p in plan.parts.items()},
-        sizes={node: np.unique(_renamed(labels, slots)) for node, labels in plan.sizes.items()},
-        measured=plan.measured,
-    )
 
 
 def _varied(plan: Plan) -> Iterator[Labels]:
@@ -411,7 +385,7 @@ def _named(
     members: list[Labels],
     emitted: dict[str, Labels],
     plan: Plan,
-    reasons: tuple[_Reasons, _Reasons],
+    reasons: tuple[Reasons, Reasons],
     varied: Iterable[Labels],
 ) -> tuple[tuple[Group, ...], tuple[Labels, ...], tuple[Frozen, ...]]:
     groups: list[Group] = []

@@ -37,6 +37,7 @@ from understudy.graph.surroundings import (
     repeatable,
     scripted,
     spaces_of,
+    unchecked,
     wrapped,
 )
 
@@ -67,9 +68,9 @@ def record_inputs(
     tracer.root = root
     patches = factories(tracer, tracer.watch), numbers(root), watching(root, tracer.watch, tracer.is_leaf_module)
     packs = packing(tracer, tracer.watch, spaces_of(root))
-    around = packs, masks(), attention(), scripted(), wrapped(), repeatable(tracer.watch), as_before(root, tracer.watch)
+    around = packs, masks(), attention(), scripted(), wrapped(), unchecked(), repeatable(tracer.watch)
     with contextlib.ExitStack() as stack:
-        for context in (*around, *patches):
+        for context in (*around, as_before(root, tracer.watch), *patches):
             stack.enter_context(context)
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))
@@ -190,6 +191,8 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):
             return a.item()
+        if isinstance(a, np.ndarray) and a.dtype.kind in "biufc":
+            a = torch.from_numpy(np.ascontiguousarray(a))
         if isinstance(a, FakeTensor):
             raise TraceError(_stored_message())
         with self.watch.paused():

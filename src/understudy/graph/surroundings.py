@@ -6,6 +6,7 @@ import dis
 import functools
 import gc
 import inspect
+import os
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -48,6 +49,9 @@ def factories(tracer: fx.Tracer, watch: Watch) -> Iterator[None]:
     def recorded(function: Callable[..., Any], method: str = "") -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if watch.on and any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
+                if function is made[torch, "tensor"] and args and isinstance(args[0], np.ndarray):
+                    kwargs = {"dtype": torch.from_numpy(args[0]).dtype, **kwargs}
+                    args = (args[0].tolist(),)
                 kind = "call_method" if method else "call_function"
                 return tracer.create_proxy(kind, method or function, args, kwargs)
             return function(*args, **kwargs)
@@ -145,13 +149,34 @@ def attention() -> Iterator[None]:
         if any(isinstance(value, fx.Proxy) for value in flat((args, kwargs))):
             with suppress(TraceError):
                 return called(*args, **kwargs)
-        return function(*args, **kwargs)
+        F.multi_head_attention_forward = function  # whose name it looks up to be recorded
+        try:
+            return function(*args, **kwargs)
+        finally:
+            F.multi_head_attention_forward = opened
 
     F.multi_head_attention_forward = opened
     try:
         yield
     finally:
         F.multi_head_attention_forward = function
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Leave out checks of values that libraries have a switch for: they branch, and change nothing that is computed."""
+    kind: Any = torch.distributions.Distribution
+    switch = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+    validates, before = kind._validate_args, os.environ.get(switch)
+    kind._validate_args, os.environ[switch] = False, "1"
+    try:
+        yield
+    finally:
+        kind._validate_args = validates
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 @contextmanager

@@ -305,9 +305,8 @@ class Walk(ABC):
         return self.recorded(node) if same else self.rerun(node, args, kwargs, counted=False)
 
     def _is_as_recorded(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
-        now = map_structure((args, kwargs), shape_of)
         was = map_structure(fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"]), shape_of)
-        return bool(now == was)
+        return bool(map_structure((args, kwargs), shape_of) == was)
 
     def spatial(self, node: fx.Node, x: Labelled, dims: int) -> tuple[int, ...]:
         """Return the output's last `dims` sizes of an operation that keeps all channels before them apart."""
@@ -326,10 +325,14 @@ class Walk(ABC):
             own = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
             for name, tensor in own:
                 self.parameter(f"{node.target}.{name}", ParameterPlan(tuple(tensor.shape)), node)
+        outcome = self.recorded(node) if self._is_as_recorded(node, args, kwargs) else None
         with counting() as counter:
-            outcome = self.rerun(node, args, kwargs)
-        if self._is_as_recorded(node, args, kwargs):
-            outcome = self.recorded(node)
+            try:
+                again = self.rerun(node, args, kwargs)
+                outcome = again if outcome is None else outcome
+            except Exception as error:  # values are made up: a size that the forward pass computes as a tensor is 0
+                if outcome is None or out_of_memory(error):
+                    raise
         self.close(node, reason)
         if counter.get_total_flops():
             self.part.work.append(Work(describe(node), counter.get_total_flops() // 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -96,6 +97,7 @@ _OPERATORS = [
     # These multiply each example, or each example's tensor, by one random number.
     "torchvision.ops.stochastic_depth.stochastic_depth",
     *(torch.special.expit, torch.special.erf, torch.special.xlogy, torch.dropout),
+    torch.fake_quantize_per_tensor_affine,
     arranged=True,
 )
 def elementwise(walk: Walk, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
@@ -180,6 +182,12 @@ def _mixing(walk: Walk, node: fx.Node, x: Labelled, dim: Any) -> Labelled:
         walk.freeze(x.labels, f"{describe(node)} runs over these channels", node)
         return Labelled.fixed(x.shape)
     return x
+
+
+@for_calls(torch.broadcast_tensors)
+def broadcast_tensors(walk: Walk, node: fx.Node, *tensors: Labelled) -> tuple[Labelled, ...]:
+    """Each takes on the channels of all."""
+    return (functools.reduce(functools.partial(meet, walk, node), tensors),) * len(tensors)
 
 
 @for_calls("expand_as")
