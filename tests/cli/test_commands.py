@@ -17,6 +17,7 @@ from understudy.cli import main
 from understudy.cli.compress import Compress
 from understudy.cli.entry import parse
 from understudy.core.errors import ConfigError
+from understudy.core.files import write_json
 from understudy.core.summary import Score
 from understudy.runs.folder import Run
 
@@ -82,7 +83,7 @@ def test_resume_needs_the_folder_only(run: str, capsys: pytest.CaptureFixture[st
 def test_resume_of_a_run_that_python_started(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     source = (Path(run) / "source.json").read_text()
     try:
-        (Path(run) / "source.json").write_text(json.dumps({**json.loads(source), "data": None}))
+        write_json(Path(run) / "source.json", {**json.loads(source), "data": None})
         assert main(["resume", run]) == 2
     finally:
         (Path(run) / "source.json").write_text(source)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.cli.test_commands import PINNED, QUICK
 from understudy.cli import main
+from understudy.core.files import write_json
 
 MODEL = """
 import torch
@@ -113,7 +114,7 @@ def test_resume_is_offered_where_it_can_work(place: Path, capsys: pytest.Capture
     resume = next_line(capsys)
     assert main(resume) == 0 and resume == ["resume", "runs/a", "--trust-code"]
     source = place / "runs/a/source.json"
-    source.write_text(json.dumps({**json.loads(source.read_text()), "data": None}))  # as if Python had started it
+    write_json(source, {**json.loads(source.read_text()), "data": None})  # as if Python had started it
     (place / "runs/a/summary.json").unlink()
     capsys.readouterr()
     assert main(["runs"]) == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from understudy.core.architecture import Space
 from understudy.core.errors import DamageError, DataError, RunError
-from understudy.core.files import path_of, sweep, trouble_of, understood, write_whole
+from understudy.core.files import path_of, read_json, sweep, trouble_of, understood, write_json, write_whole
 from understudy.runs.folder import Run
 
 
@@ -20,6 +21,22 @@ def test_writes_text_and_bytes_into_new_folders(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "grün"
     assert (tmp_path / "a" / "b.bin").read_bytes() == b"\x00\x01"
     assert len(list((tmp_path / "a").iterdir())) == 2
+
+
+def test_a_changed_field_is_noticed_and_the_layout_does_not_matter(tmp_path: Path) -> None:
+    path, values = tmp_path / "teacher.json", {"score": 0.1 + 0.2, "splits": (1, None), "name": "grün"}
+    write_json(path, values)
+    read = {**values, "splits": [1, None]}
+    assert read_json(path, RunError) == read
+    found = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(dict(reversed(found.items())), ensure_ascii=False), encoding="utf-8")
+    assert read_json(path, RunError) == read
+    path.write_text(json.dumps({**found, "score": 0.4}), encoding="utf-8")
+    with pytest.raises(RunError, match=r'teacher\.json must be as it was written, but is damaged: .* its "sum"; take'):
+        read_json(path, RunError)
+    del found["sum"]  # as in what earlier versions wrote, or a user who knows better
+    path.write_text(json.dumps({**found, "score": 0.4}), encoding="utf-8")
+    assert read_json(path, RunError)["score"] == 0.4
 
 
 class Where(os.PathLike[str]):

@@ -16,6 +16,7 @@ from tests.support.cards import card
 from tests.support.tiny import make, squeeze, teach_tiny
 from understudy.cli import main
 from understudy.core.errors import ConfigError, ExportError, ExtraError
+from understudy.core.files import write_json
 from understudy.data import Data
 from understudy.export import folder as exporting
 from understudy.export.certificate import verify
@@ -165,7 +166,7 @@ def test_verify_runs_the_files(copied: Path) -> None:
     text = (copied / "model.py").read_text().replace("return self.classifier(", "return 2 * self.classifier(")
     (copied / "model.py").write_text(text)
     certificate["files"]["model.py"] = hashlib.sha256(text.encode()).hexdigest()
-    (copied / "certificate.json").write_text(json.dumps(certificate))
+    write_json(copied / "certificate.json", certificate)
     verify(copied)
     with pytest.raises(
         ExportError, match=r"model.py and model.safetensors must give the student's outputs within 0\.0001"

@@ -15,6 +15,7 @@ import understudy as us
 from tests.support.alone import run_alone
 from tests.support.cards import card
 from understudy.core.errors import ConfigError, ExportError
+from understudy.core.files import write_json
 from understudy.export.certificate import verify
 from understudy.export.folder import Exported, export_student
 from understudy.models.inputs import inputs_spec
@@ -176,6 +177,6 @@ def test_inputs_to_check_with_must_be_whole(tmp_path: Path) -> None:
     exported("tokens", tmp_path, "source", with_data=False)
     certificate = json.loads((tmp_path / "certificate.json").read_text())
     certificate["input"]["named"]["other"] = [3]
-    (tmp_path / "certificate.json").write_text(json.dumps(certificate))
+    write_json(tmp_path / "certificate.json", certificate)
     with pytest.raises(ExportError, match=r"inputs to check with must be whole, but 'inputs\.1\.other' is missing"):
         verify(tmp_path, trust_code=True)

@@ -19,6 +19,7 @@ from understudy.config.job import Compression
 from understudy.config.methods import RandomSearch, UniformWidth
 from understudy.config.training import Device, Final, Training
 from understudy.core.errors import ConfigError, DataError, GoalError, ModelError, RunError
+from understudy.core.files import write_json
 from understudy.data import Data
 from understudy.models.spec import Teacher
 from understudy.models.student import load_student
@@ -396,6 +397,6 @@ def test_a_run_of_another_format_is_refused(teacher: Teacher, tmp_path: Path) ->
 
 def test_other_versions_are_logged(teacher: Teacher, done: us.Result, tmp_path: Path) -> None:
     identity = json.loads((done.run / "identity.json").read_text())
-    (done.run / "identity.json").write_text(json.dumps({**identity, "versions": {"torch": "0.4"}}))
+    write_json(done.run / "identity.json", {**identity, "versions": {"torch": "0.4"}})
     squeeze(teacher, done.run, goal=us.Goal(params="4x", score_drop=0.9))
     assert "started with torch 0.4 and goes on with" in (done.run / "run.log").read_text()

@@ -17,6 +17,7 @@ from understudy.cli import main
 from understudy.config.job import Compression
 from understudy.config.text import to_toml
 from understudy.core.errors import ModelError
+from understudy.core.files import write_json
 from understudy.core.goal import Goal
 from understudy.data import sources
 from understudy.jobs.task import Task
@@ -141,7 +142,7 @@ def test_code_runs_only_where_it_is_allowed(here: Path) -> None:
         str(here / "models" / "moved_net.py") + ":make",
         "code/../x.py:make",
     ):
-        (folder / "model.json").write_text(json.dumps({**card, "model": bad}))
+        write_json(folder / "model.json", {**card, "model": bad})
         with pytest.raises(ModelError, match="must lie in its code/"):
             us.load_student(folder, trust_code=True)
 

@@ -10,6 +10,7 @@ import pytest
 import understudy as us
 from tests.support.tiny import Tiny, outcome, squeeze, teach_tiny
 from understudy.core.errors import RunError
+from understudy.core.files import write_json
 from understudy.graph.analysis import analyse
 from understudy.jobs import task
 from understudy.jobs.task import proved
@@ -35,10 +36,10 @@ def test_what_was_refused_stays_refused(tmp_path: Path) -> None:
     analysis = analyse(Tiny(), us.Data.digits().train.images[:2].float())
     assert "first.0" in {group.name for group in analysis.space.groups}
     said["refused"] = [{"kind": "group", "name": "first.0", "reason": "off by 0.5"}]
-    file.write_text(json.dumps(said))
+    write_json(file, said)
     narrowed, proof = proved(analysis, tmp_path / "run")
     assert "first.0" not in {group.name for group in narrowed.space.groups}
     assert [found.reason for found in proof.refused] == ["off by 0.5"]
-    file.write_text(json.dumps({**said, "refused": 3}))
+    write_json(file, {**said, "refused": 3})
     with pytest.raises(RunError, match=r"proof\.json"):
         proved(analysis, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,11 @@ def cut(content: bytes) -> bytes:
 def overwritten(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes(byte ^ 0xA5 for byte in content[middle : middle + 64]) + content[middle + 64 :]
+
+
+def miscounted(content: bytes) -> bytes:
+    """Change the first digit, which leaves a file of text readable."""
+    return re.sub(rb"\d", lambda digit: bytes([digit[0][0] ^ 1]), content, count=1)
 
 
 def emptied(content: bytes) -> bytes:
@@ -101,7 +107,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("damage", [cut, overwritten, emptied])
+@pytest.mark.parametrize("damage", [cut, overwritten, emptied, miscounted])
 @pytest.mark.parametrize("which", ["finished", pytest.param("interrupted", marks=pytest.mark.slow)])
 def test_damage_to_a_run(
     task: Task, finished: Path, interrupted: Path, which: str, damage: Damage, tmp_path: Path
@@ -126,7 +132,7 @@ def test_damage_to_a_run(
     assert noticed >= {"config.toml", "identity.json"}
 
 
-@pytest.mark.parametrize("damage", [cut, overwritten, emptied])
+@pytest.mark.parametrize("damage", [cut, overwritten, emptied, miscounted])
 def test_damage_to_a_student(finished: Path, damage: Damage, tmp_path: Path) -> None:
     folder, images = finished / "student", torch.rand(2, 1, 8, 8)
     expected = us.load_student(folder, Tiny())(images)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.stores import SPACE, StoreContract, evaluations
 from understudy.core.architecture import Group, Layer, Space, Unit
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.runs import database as database_module
 from understudy.runs.store import Store
@@ -223,13 +223,44 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "study.db", SPACE)
 
 
+def with_attributes(path: Path, change: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as file, file:
+        file.execute(f"UPDATE trial_user_attributes SET value_json = {change} WHERE key = 'evaluation'")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("replace(value_json, '5', '6')", "its fields are not those of its"),
+        ("CAST(x'2230ff3022' AS TEXT)", "Could not decode to UTF-8"),
+        ("substr(value_json, 1, 9)", "JSONDecodeError"),
+    ],
+)
+def test_a_changed_evaluation_is_noticed(path: Path, change: str, why: str) -> None:
+    with Store(path, SPACE) as store:
+        store.add(toy_evaluation(SPACE.full))
+    with_attributes(path, change)
+    with pytest.raises(DamageError, match=f"study.db.*{why}(.|\n)*Mend it or move it away"):
+        Store(path, SPACE)
+
+
+@pytest.mark.parametrize("change", [b"MAXIMIZ\xc9", b"MAXIMIZF"])
+def test_damage_that_only_optuna_sees(path: Path, change: bytes) -> None:
+    Store(path, SPACE).close()
+    content = path.read_bytes()
+    at = content.rindex(b"MAXIMIZE")
+    path.write_bytes(content[:at] + change + content[at + len(change) :])
+    with pytest.raises(DamageError, match=r"study\.db cannot be used: "):
+        Store(path, SPACE)
+
+
 def test_a_locked_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "_LOCK_SECONDS", 0.01)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # Optuna waits between its attempts
     with Store(path, SPACE) as store:
         lock = sqlite3.connect(path, isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(RunError, match=f"the store {path} cannot be used: database is locked"):
+        with pytest.raises(RunError, match=f"the store {path} cannot be used: database is locked: close what"):
             store.add(toy_evaluation(SPACE.full))
         lock.close()
         assert store.all() == []
@@ -239,7 +270,7 @@ def test_a_locked_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 FULL_DISK = """
 import resource, sys, time
-from understudy.core.errors import RunError
+from understudy.core.errors import DamageError, RunError
 from understudy.runs.store import Store
 from understudy.testing.landscapes import toy_evaluation, toy_space
 

@@ -73,7 +73,7 @@ def squeeze(teacher: nn.Module | Teacher, folder: Path, **settings: Any) -> Resu
 def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return all that a run found: its summary without times, its students' weights, and what the searcher learned."""
     summary = json.loads((folder / "summary.json").read_text())
-    del summary["latency"]
+    del summary["latency"], summary["sum"]
     for figures in (summary["search"], *summary["finals"]):
         del figures["seconds"]
     files = [*(folder / "students").glob("*.safetensors"), *folder.glob("policy.safetensors")]

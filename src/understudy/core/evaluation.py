@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError
-from understudy.core.written import made, written
+from understudy.core.written import made, summed, unsummed, written
 
 Status = Literal["ok", "stopped", "failed"]
 
@@ -74,7 +74,7 @@ class Evaluation:
         }
         fields["architecture"] = json.loads(self.architecture.to_json())
         fields["cost"] = None if self.cost is None else asdict(self.cost)
-        return json.dumps(fields)
+        return json.dumps(summed(fields))
 
     @classmethod
     def from_json(cls, space: Space, text: str) -> Evaluation:
@@ -84,7 +84,7 @@ class Evaluation:
             ArchitectureError: the text is no evaluation, or of another Space.
         """
         with written("an evaluation", text, ArchitectureError):
-            fields = json.loads(text)
+            fields = unsummed(json.loads(text))
             architecture = Architecture.from_json(space, json.dumps(fields["architecture"]))
             cost = None if fields["cost"] is None else made(Cost, fields["cost"])
             return made(cls, {**fields, "architecture": architecture, "cost": cost})

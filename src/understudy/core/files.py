@@ -9,12 +9,13 @@ import json
 import os
 import socket
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from understudy.core.errors import ArchitectureError, UnderstudyError, a_kind
+from understudy.core.written import summed, unsummed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGER = "raise that limit (ulimit -f)"
@@ -38,6 +39,11 @@ def write_whole(path: Path, content: bytes | memoryview | str) -> None:
     except OSError as error:
         error.filename = error.filename or str(path)  # what fails as it is written does not know its name
         raise
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all, with a sum by which `read_json` tells damage."""
+    write_whole(path, json.dumps(summed(values), indent=1) + "\n")
 
 
 def sweep(folder: Path) -> None:
@@ -91,10 +97,10 @@ def read_text(path: Path, error: type[UnderstudyError]) -> str:
 
 
 def read_json(path: Path, error: type[UnderstudyError]) -> dict[str, Any]:
-    """Return the object of a JSON file.
+    """Return the object of a JSON file; one that `write_json` wrote is held against its sum.
 
     Raises:
-        UnderstudyError: of the kind given, if it cannot be read, or is no JSON object.
+        UnderstudyError: of the kind given, if it cannot be read, is no JSON object or is damaged.
     """
     text = read_text(path, error)
     try:
@@ -103,7 +109,10 @@ def read_json(path: Path, error: type[UnderstudyError]) -> dict[str, Any]:
         raise error(f"{path} must be a JSON file, but is damaged or cut short: {e}") from e
     if not isinstance(found, dict):
         raise error(f"{path} must hold a JSON object, but holds {type(found).__name__}")
-    return found
+    try:
+        return unsummed(found)
+    except ValueError as e:
+        raise error(f"{path} must be as it was written, but is damaged: {e}") from e
 
 
 def check_sums(path: Path) -> None:

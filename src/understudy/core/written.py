@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import UnionType
@@ -10,7 +12,36 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from understudy.core.errors import UnderstudyError, brief
 
 T = TypeVar("T")
+_SUM = "sum"
 _SHOWN = 60  # characters of a text that is none
+
+
+def summed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a JSON object with a sum of them, by which `unsummed` tells that one has changed."""
+    plain = _plain(fields)
+    return {**plain, _SUM: _sum_of(plain)}
+
+
+def unsummed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a JSON object without their sum, if they have one.
+
+    Raises:
+        ValueError: it is the sum of others.
+    """
+    plain = _plain(fields)
+    if _SUM in fields and fields[_SUM] != _sum_of(plain):
+        raise ValueError(f'its fields are not those of its "{_SUM}"; take that out where you changed a field yourself')
+    return plain
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != _SUM}
+
+
+def _sum_of(fields: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of the fields as JSON has them, in whatever order and layout."""
+    plain = json.loads(json.dumps(fields))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager

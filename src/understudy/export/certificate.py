@@ -7,7 +7,6 @@ can be checked anywhere.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from understudy.core.errors import ExportError, ExtraError, ModelError
-from understudy.core.files import check_format, read_json, read_text, understood, write_whole
+from understudy.core.files import check_format, read_json, read_text, understood, write_json, write_whole
 from understudy.export.hugging_face import read_pretrained
 from understudy.export.interface import Interface, filled, named, outputs_of
 from understudy.export.onnx import OnnxModel
@@ -141,7 +140,7 @@ def write_certificate(folder: Path, expected: Sequence[Expected], content: Mappi
         "versions": versions(),
         "files": {name: _digest(folder / name) for name in names},
     }
-    write_whole(folder / CERTIFICATE, json.dumps(certificate, indent=1) + "\n")
+    write_json(folder / CERTIFICATE, certificate)
 
 
 def versions() -> dict[str, str]:

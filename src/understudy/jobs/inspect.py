@@ -21,6 +21,7 @@ from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ConfigError, ModelError, SurgeryError
 from understudy.core.evaluation import Cost
 from understudy.core.figures import amount, share
+from understudy.core.files import read_text
 from understudy.cost.predict import LayerCost, per_layer, predict
 from understudy.graph.analysis import Analysis, analyse
 from understudy.jobs.task import computed, proved
@@ -158,7 +159,7 @@ def forecast(analysis: Analysis, path: Path, run: Path | None) -> Forecast:
     file = path / "architecture.json" if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"an architecture must be a student's folder or a JSON file, but there is no {file}")
-    architecture = Architecture.from_json(analysis.space, file.read_text(encoding="utf-8"))
+    architecture = Architecture.from_json(analysis.space, read_text(file, ConfigError))
     known = Forecast(architecture=architecture.digest, cost=predict(analysis, architecture))
     if run is None:
         return known

@@ -8,6 +8,7 @@ policy.safetensors          the agents' weights, by group
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from understudy.config.training import Final
 from understudy.core.architecture import Architecture, Group
 from understudy.core.errors import ConfigError, DamageError, ModelError, RunError, SurgeryError
 from understudy.core.figures import amount, share
-from understudy.core.files import read_text, understood, write_whole
+from understudy.core.files import read_json, understood, write_json
 from understudy.core.goal import Budgets
 from understudy.core.nested import called, first, mapped
 from understudy.cost import predict as cost
@@ -77,9 +78,9 @@ class Pruning:
             load_kept(network, weights)
         except ModelError as error:
             raise DamageError(str(error)) from error
-        text = read_text(plan, DamageError)
+        known = read_json(plan, DamageError)
         with understood(plan, DamageError):
-            architecture = Architecture.from_json(self.task.space, text)
+            architecture = Architecture.from_json(self.task.space, json.dumps(known))
         evaluator = replace(self.evaluator, analysis=self.analysed(network), teacher=self.task.network)
         return evaluator, architecture
 
@@ -120,7 +121,7 @@ class Pruning:
         policy = {group.name: part.contiguous() for group, part in zip(groups, parts, strict=True)}
         write_tensors(self.run.policy, policy)
         save_weights(self.folder / "network.safetensors", network)
-        write_whole(self.folder / "architecture.json", architecture.to_json())
+        write_json(self.folder / "architecture.json", json.loads(architecture.to_json()))
         self._checkpoint.unlink(missing_ok=True)
 
     def _decided(self, gated: Gated) -> tuple[tuple[Group, ...], Tensor]:

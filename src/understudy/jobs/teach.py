@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
 from understudy.core.errors import ConfigError, DataError, ModelError, RunError, a_kind
-from understudy.core.files import path_of, read_json, write_whole
+from understudy.core.files import path_of, read_json, write_json
 from understudy.data import Data, Views
 from understudy.data.data import first_images
 from understudy.data.split import as_usual
@@ -209,7 +208,7 @@ def _check_same(
     now |= {name: list(value) if isinstance(value, tuple) else value for name, value in flat(teaching)}
     path = out / _STARTED
     if not path.is_file():
-        write_whole(path, json.dumps(now, indent=1) + "\n")
+        write_json(path, now)
         return now
     was = read_json(path, RunError)
     unlike = [f"{name} was {was.get(name)!r}, is {value!r}" for name, value in now.items() if was.get(name) != value]
@@ -225,5 +224,5 @@ def _check_same(
 def _compute(out: Path, module: nn.Module, data: Data, device: Device, started: dict[str, Any]) -> Compute:
     images = first_images(data, data.train, 128)
     compute = choose_compute(module, images, pinned(device, started.get("compute")))
-    write_whole(out / _STARTED, json.dumps({**started, "compute": choice(compute)}, indent=1) + "\n")
+    write_json(out / _STARTED, {**started, "compute": choice(compute)})
     return compute

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy.core.errors import ModelError
-from understudy.core.files import check_format, read_json, understood, write_whole
+from understudy.core.files import check_format, read_json, understood, write_json
 from understudy.core.summary import Asked, Network
 from understudy.core.timing import Comparison
 
@@ -126,7 +125,7 @@ class StudentCard(NetworkCard):
 
     def write(self, folder: Path) -> None:
         """Write it into a student's folder."""
-        write_whole(folder / "model.json", json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(folder / "model.json", self.to_json())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +179,7 @@ class TeacherCard(NetworkCard):
 
     def write(self, folder: Path) -> None:
         """Write it into a teacher's folder."""
-        write_whole(folder / "teacher.json", json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(folder / "teacher.json", self.to_json())
 
 
 def _read(folder: Path, kind: str, name: str) -> dict[str, Any]:

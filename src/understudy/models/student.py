@@ -92,7 +92,12 @@ def load_student(
         cut = analyse(teacher, example, leaf_modules)
         teacher = surgery.build(cut, Architecture.from_json(cut.space, start), weights="fresh")
     analysis = analyse(teacher, example, leaf_modules)
-    architecture = Architecture.from_json(analysis.space, read_text(folder / "architecture.json", ModelError))
+    plan = folder / "architecture.json"
+    architecture = Architecture.from_json(analysis.space, read_text(plan, ModelError))
+    if architecture.digest != card.name:
+        raise ModelError(
+            f"{plan} must be the one that model.json is about, {card.name}, but is another, {architecture.digest}"
+        )
     return surgery.rebuild(analysis, architecture, read_weights(folder / "student.safetensors", ours=True)).eval()
 
 

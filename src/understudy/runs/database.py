@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 _LOCK_SECONDS = 20.0  # how long to wait for another process that writes to the same SQLite file
+_WAYS = {  # out of what is no damage, by the beginning of SQLite's name of it
+    "SQLITE_BUSY": ": close what else has it open",
+    "SQLITE_LOCKED": ": close what else has it open",
+    "SQLITE_READONLY": ": make it and its folder writable",
+    "SQLITE_CANTOPEN": ": make it and its folder accessible",
+    "SQLITE_IOERR": ": see whether the disk works, and `ulimit -f`",
+    "SQLITE_FULL": "",
+    "SQLITE_NOMEM": "",
+}
+_NONSENSE = (sqlite3.Error, UnicodeDecodeError, json.JSONDecodeError, LookupError)  # that a damaged file ends in
 
 
 def open_storage(address: str, *, copy: bool = False) -> RDBStorage:
@@ -115,7 +126,7 @@ def database_errors(address: str) -> Iterator[None]:
     """Keep Optuna quiet, and name the place in what goes wrong with a database.
 
     Raises:
-        RunError: something did.
+        RunError: something did; a DamageError if what is in a file makes no sense.
     """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
@@ -123,13 +134,13 @@ def database_errors(address: str) -> Iterator[None]:
     try:
         with quiet_optuna():
             yield
-    except (sqlite3.Error, SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
+    except (*_NONSENSE, SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, OSError, RuntimeError) as error:
         cause = _cause(error)
-        damaged = isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
-        kind = DamageError if damaged else RunError
-        said = str(cause).strip() or type(cause).__name__
-        said += ": see whether the disk works, and `ulimit -f`" if said == "disk I/O error" else ""
-        raise kind(f"the store {shown(address)} cannot be used: {said.splitlines()[0]}") from error
+        name = getattr(cause, "sqlite_errorname", "")
+        way = next((way for beginning, way in _WAYS.items() if name.startswith(beginning)), None)
+        kind = DamageError if way is None and isinstance(cause, _NONSENSE) else RunError
+        said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise kind(f"the store {shown(address)} cannot be used: {said}{way or ''}") from error
 
 
 def shown(address: str) -> str:

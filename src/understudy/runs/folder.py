@@ -25,7 +25,6 @@ Every file is written whole or not at all, so a run that was killed at any momen
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -42,7 +41,7 @@ from understudy.config.text import differences, of_toml, to_toml
 from understudy.core.architecture import Space
 from understudy.core.errors import ConfigError, DamageError, RunError
 from understudy.core.evaluation import Evaluation
-from understudy.core.files import check_format, read_json, read_text, understood, write_whole
+from understudy.core.files import check_format, read_json, read_text, understood, write_json, write_whole
 from understudy.core.int8 import FileSizes
 from understudy.runs.claim import AGAIN, claimed, is_locked, refuse_unusable
 from understudy.runs.database import refuse_silent, study_claimed
@@ -204,7 +203,13 @@ class Run:
             return None
         text = read_text(path, DamageError)
         with understood(path, DamageError):
-            return Space.from_json(text)
+            found = Space.from_json(text)
+        known = (self.recall("identity") or {}).get("space", found.digest)
+        if found.digest != known:
+            raise DamageError(
+                f"{path} must be as it was written, but is damaged: it is Space {found.digest}, not {known}"
+            )
+        return found
 
     @property
     def state(self) -> State:
@@ -236,7 +241,7 @@ class Run:
 
     def remember(self, name: str, values: Mapping[str, Any]) -> None:
         """Write values to NAME.json."""
-        write_whole(self.folder / f"{name}.json", json.dumps(values, indent=1) + "\n")
+        write_json(self.folder / f"{name}.json", values)
 
     def recall(self, name: str) -> dict[str, Any] | None:
         """Return what `remember` wrote under that name, or None.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from understudy.core.errors import DamageError
-from understudy.core.files import read_json, write_whole
+from understudy.core.files import read_json, write_json
 
 
 class Journal:
@@ -82,8 +81,7 @@ class Journal:
         if not self._crashes and not self._begun:
             self._path.unlink(missing_ok=True)
         else:
-            known = {"crashes": self._crashes, "begun": self._begun}
-            write_whole(self._path, json.dumps(known, indent=1) + "\n")
+            write_json(self._path, {"crashes": self._crashes, "begun": self._begun})
 
 
 def _trace(path: Path) -> Path:
