@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -97,3 +100,34 @@ def test_equal_elements_go_along_the_heads_that_they_meet() -> None:
     analysis = analysed(GraphAttention(), 4, 6)
     assert check(analysis) == {"first"}
     assert [group.step for group in analysis.space.groups] == [8]
+
+
+@pytest.mark.parametrize("guard", [lambda y: not torch.isfinite(y).all(), lambda y: y.isnan().any() or y.isinf().any()])
+def test_a_guard_against_overflow_is_recorded_for_finite_values(guard: Callable[[Tensor], Any]) -> None:
+    """As the layers of DETR have it in training mode."""
+
+    class Guarded(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.first(x))
+            if self.training and guard(y):
+                y = y.clamp(-1000, 1000)
+            return self.last(y)
+
+    assert check(analysed(Guarded(), 3, 6)) == {"first"}
+
+
+def test_pads_and_slices_of_a_computed_size_leave_channels_as_they_are() -> None:
+    """As the causal convolutions of Mimi compute them, of buffers."""
+
+    class Causal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv1d(3, 12, 3, stride=2), nn.Conv1d(12, 4, 1)
+            self.register_buffer("stride", torch.tensor(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            missing = -(x.shape[-1] - 3) % self.stride  # type: ignore[operator]
+            y = torch.relu(self.first(nn.functional.pad(x, (0, missing))))  # type: ignore[arg-type]
+            return self.last(nn.functional.pad(y, (self.stride, missing))[..., : y.shape[-1] + missing])  # type: ignore[arg-type, misc]
+
+    assert check(analysed(Causal(), 2, 3, 8)) == {"first"}

@@ -68,6 +68,15 @@ def _is_of_inputs(node: fx.Node) -> bool:
     return False
 
 
+_OF_FINITE = {"isfinite": True, "isnan": False, "isinf": False}
+
+
+def told_of_finite(node: fx.Node) -> bool | None:
+    """Return what a test for overflow (`torch.isfinite(x).all()`) says without one; None for any other node."""
+    inner = node.args[0] if describe(node) in ("all", "any") and len(node.args) == 1 and not node.kwargs else None
+    return _OF_FINITE.get(describe(inner)) if isinstance(inner, fx.Node) else None
+
+
 def enclosing_modules(node: fx.Node) -> tuple[str, ...]:
     """Return the paths of the modules whose forward a node belongs to, outermost first."""
     return tuple(node.meta.get("nn_module_stack", {}))

@@ -22,7 +22,7 @@ from understudy.core.memory import out_of_memory
 from understudy.core.nested import leaves
 from understudy.graph.attention import attended, can_be_opened, is_followed
 from understudy.graph.fake import Signature, flat, like, map_structure, run_fake
-from understudy.graph.nodes import is_in_place, tells_values
+from understudy.graph.nodes import describe, is_in_place, tells_values, told_of_finite
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered, remembered_call
 from understudy.graph.packed import packing, run_packed, with_nodes
@@ -74,6 +74,10 @@ def record_inputs(
             stack.enter_context(context)
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))
+    for node in reversed(graph.nodes):
+        if node.meta.get("tests") and not node.users:  # a test for overflow, and what it asks of each element
+            node.all_input_nodes[0].meta["tests"] = describe(node) in ("all", "any")
+            graph.erase_node(node)
     for node in graph.nodes:
         if node.op == "output":
             node.meta["value"] = fx.node.map_arg(node.args[0], lambda n: n.meta["value"])
@@ -265,7 +269,10 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         value = obj.node.meta["value"]
         if isinstance(value, Tensor):
-            raise TraceError(branch_message(obj.node))
+            if (told := told_of_finite(obj.node)) is None:
+                raise TraceError(branch_message(obj.node))
+            obj.node.meta["tests"] = True
+            return told
         obj.node.meta["escapes"] = True
         return bool(value)
 

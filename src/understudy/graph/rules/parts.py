@@ -133,6 +133,8 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
         return Labelled((rows, *x.shape[behind:]), x.labels.reshape((1, *x.labels.shape[behind:])))
     if not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
         return _indexed(walk, node, x, tuple(_places(walk, node, k) for k in keys))
+    if any(_is_computed(k) for k in keys):
+        return _at_computed_places(walk, node, x, keys)
     shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
     labels = x.labels[_on_labels(x, keys)]
     if not _counted(walk, node, x, keys):
@@ -140,6 +142,28 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
             if dim in x.varying and keys[index] != slice(None):
                 _cut(walk, node, x, dim, index)
     return Labelled(shape, compressed(labels))
+
+
+def _is_computed(key: Any) -> bool:
+    """Return whether a slice begins or ends where a tensor says."""
+    return isinstance(key, slice) and any(isinstance(end, Labelled) for end in (key.start, key.stop, key.step))
+
+
+def _at_computed_places(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
+    """A slice that ends where a tensor says: as long as in the teacher, where nothing else has another size."""
+    uncut = tuple(slice(None) if _is_computed(k) else k for k in keys)
+    dims = [dim for dim, index in _dims_of(x, keys) if _is_computed(keys[index])]
+    was, found = walk.recorded(node.all_input_nodes[0]).shape, walk.recorded(node).shape
+    if set(dims) & set(x.varying):
+        return walk.give_up(node, (x, keys), {}, "a slice cuts these channels at computed places")
+    if any(x.shape[d] != was[d] for d in dims):
+        raise ValueError(f"a slice at computed places of {x.shape[dims[0]]} elements is known of {was[dims[0]]} alone")
+    full = getitem(walk, node, x, uncut)
+    teachers = np.broadcast_to(np.zeros((), dtype=bool), was)[uncut].shape
+    return Labelled(
+        tuple(own if cut == whole else cut for own, whole, cut in zip(full.shape, teachers, found, strict=True)),
+        full.labels,
+    )
 
 
 @for_calls(operator.setitem)

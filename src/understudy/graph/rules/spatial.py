@@ -73,11 +73,21 @@ def _pairs(widths: Sequence[int], rank: int) -> list[tuple[int, int]]:
     return pairs
 
 
+def _known(walk: Walk, node: fx.Node, x: Labelled, dim: int, pair: tuple[Any, Any]) -> tuple[int, int]:
+    """Return what is added to a dimension; where a tensor says it, as many as in the teacher, at one of its ends."""
+    if not any(isinstance(width, Labelled) for width in pair):
+        return pair
+    was, now = (walk.recorded(n).shape[dim] for n in (node.all_input_nodes[0], node))
+    if dim in x.varying or x.shape[dim] != was:
+        raise ValueError(f"what is computed to be added to {x.shape[dim]} elements is known of {was} others alone")
+    return 0, now - was
+
+
 @for_calls(F.pad)
-def pad(walk: Walk, node: fx.Node, x: Labelled, widths: Sequence[int], *args: Any, **kwargs: Any) -> Any:
+def pad(walk: Walk, node: fx.Node, x: Labelled, widths: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
     """Each channel by itself. Constants beside the channels are channels of their own, which a plain graph can lack."""
     mode = args[0] if args else kwargs.get("mode", "constant")
-    pairs = _pairs(widths, len(x.shape))
+    pairs = [_known(walk, node, x, d, pair) for d, pair in enumerate(_pairs(widths, len(x.shape)))]
     beside = [d for d, pair in enumerate(pairs) if d in x.varying and any(pair)]
     if beside and (mode != "constant" or len(x.varying) > 1 or min(pairs[beside[0]]) < 0):
         return walk.give_up(node, (x, widths, *args), kwargs, "pad runs over these channels")
