@@ -69,7 +69,7 @@ def test_one_image_of_each_class_cannot_be_cut() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 0.001])
 def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
-    with pytest.raises(DataError, match=f"at least one image to train and one to validate on, but got {share} of 40"):
+    with pytest.raises(DataError, match=f"at least one example to train and one to validate on, but got {share} of 40"):
         Data.from_arrays(*arrays(), val_fraction=share)
 
 
@@ -83,7 +83,7 @@ made = us.Data.from_arrays
 data = made(images, labels)
 norm = "normalisation must be a mean and a positive deviation for each of 3 channels"
 for call, rule in (
-    (lambda: made(images, labels, val_fraction="a"), "val_fraction must leave at least one image"),
+    (lambda: made(images, labels, val_fraction="a"), "val_fraction must leave at least one example"),
     (lambda: made(images, labels, seed=1.5), "a seed must be a whole number, but got 1.5"),
     (lambda: made(images, labels, seed=2**70), "a seed must have at most 63 bits"),
     (lambda: made(images, labels, classes=3), "classes must be a list of names, but got an int"),

@@ -284,7 +284,7 @@ def test_images_in_folders_of_a_class_are_not_left_out_in_silence(tmp_path: Path
 
 @pytest.mark.parametrize("share", [0.0, 1.0, 1.5, float("nan")])
 def test_a_share_of_validation_images_leaves_some(share: float, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="val_fraction must leave at least one image to train and one to validate on"):
+    with pytest.raises(DataError, match="val_fraction must leave at least one example to train and one to validate on"):
         opened(make_folder(tmp_path / "x", parts=("train",)), val_fraction=share)
 
 

@@ -194,3 +194,12 @@ class Broken(Dataset[Any]):
 def test_an_item_that_cannot_be_read_is_named(read: Any) -> None:
     with pytest.raises(DataError, match="item 3 of train cannot be read: ZeroDivisionError: no such scan"):
         read(Broken(), progress=False)
+
+
+def test_an_iteration_that_fails_is_one_error() -> None:
+    def batches() -> Iterator[Tensor]:
+        yield torch.rand(4, 3)
+        raise OSError("the stream broke")
+
+    with pytest.raises(DataError, match=r"^batch 1 of train cannot be read: OSError: the stream broke$"):
+        Data.from_inputs(batches())

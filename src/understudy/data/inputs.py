@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ def _read_once(given: Iterable[Any], labelled: bool, name: str, memory_gb: float
     """Return the batches of what can only be iterated, which may have no end."""
     batches: list[tuple[Any, Any]] = []
     size = 0.0
-    for batch in given:
+    for batch in _each(given, name):
         batches.append(_divided(batch, labelled, name))
         size += sum(tensor.nbytes for _, tensor in leaves(batches[-1])) / 1e9
         if size > memory_gb:
@@ -120,6 +120,19 @@ def _read_once(given: Iterable[Any], labelled: bool, name: str, memory_gb: float
                 "more: give a dataset with a length and items, fewer of them, or a larger memory_gb"
             )
     return batches
+
+
+def _each(given: Iterable[Any], name: str) -> Iterator[Any]:
+    """Give the batches of the caller's own iteration, whose code may raise anything."""
+    read = 0
+    try:
+        for batch in given:
+            read += 1
+            yield batch
+    except (UnderstudyError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"batch {read} of {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _of_dataset(reader: NestedReader, count: int, memory_gb: float, progress: bool) -> AnySplit:

@@ -167,11 +167,16 @@ def as_images(images: Array, name: str, *, channels_first: bool = False) -> Tens
 
 def as_labels(labels: Any, name: str) -> Tensor:
     """Return labels as (n,) int64; a column (n, 1) is taken as well."""
-    given = tensor_of(labels, f"labels of {name} must be whole numbers")
+    given = tensor_of(
+        labels, f"labels of {name} must be whole numbers (of names: np.unique(names, return_inverse=True)[1])"
+    )
     if given.ndim == 2 and given.shape[1] == 1:
         given = given[:, 0]
     if given.ndim != 1:
-        raise DataError(f"labels of {name} must be one whole number for each image, but got shape {tuple(given.shape)}")
+        raise DataError(
+            f"labels of {name} must be one whole number for each image, but got shape {tuple(given.shape)}: give "
+            "labels.argmax(1) of one-hot rows, and other targets to Data.from_inputs(images, targets)"
+        )
     whole = given.to(torch.int64)
     wrong = torch.nonzero(whole != given).flatten()
     if len(wrong):

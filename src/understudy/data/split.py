@@ -207,8 +207,8 @@ def held_out(split: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySpl
     count = round(len(split) * number) if 0.0 < number < 1.0 else 0
     if not 0 < count < len(split):
         raise DataError(
-            f"val_fraction must leave at least one image to train and one to validate on, but got {share} "
-            f"of {len(split)} images"
+            f"val_fraction must leave at least one example to train and one to validate on, but got {share} of "
+            f"{len(split)} examples: give another share, or examples of their own (val=)"
         )
     chosen = drawn(split, count, checked_seed(seed), leave=1)
     rest = torch.ones(len(split), dtype=torch.bool)

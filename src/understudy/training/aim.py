@@ -183,7 +183,7 @@ def _how(data: Data) -> str:
         )
     return (
         "A tuple is passed as one argument after the other, a dict by name; the items of a list or dataset are one "
-        "example each, batches come from a DataLoader"
+        "example each, batches come from a DataLoader. Pairs of inputs and labels or targets go to Data.from_datasets"
     )
 
 
