@@ -14,7 +14,10 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
@@ -197,6 +200,18 @@ def test_what_the_caller_set_in_torch_changes_nothing(
     here = squeeze(teacher, tmp_path / "here", method=us.RandomSearch(students=2))
     assert weights_digest(here.student) == weights_digest(there.student)
     assert here.summary.teacher == there.summary.teacher
+
+
+class Seen(TorchFunctionMode):
+    """Sees every function of torch."""
+
+
+@pytest.mark.parametrize("mode", [lambda: FlopCounterMode(display=False), FakeTensorMode, Seen])
+def test_what_sees_every_operation_is_refused(mode: Callable[[], Any], tmp_path: Path) -> None:
+    teacher, data = Tiny(), Data.digits()
+    with mode() as found, pytest.raises(ConfigError, match=f"inside of `with {type(found).__name__}`: end that"):
+        us.compress(teacher, data, run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_without_a_folder_is_refused() -> None:
