@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,3 +40,16 @@ def test_folders_of_others_in_use_or_closed_are_refused(tmp_path: Path, monkeypa
         assert "is in use by another" in refusal(tmp_path / "busy")
     monkeypatch.setattr(os, "access", lambda place, how: Path(place) != tmp_path)
     assert f"{tmp_path / 'a' / 'b'} cannot be made in {tmp_path}" in refusal(tmp_path / "a" / "b")
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert refusal(tmp_path) == (
+        f"a folder must lie on a file system that has locks, but that of {tmp_path} has none (Function not "
+        "implemented): give a folder on another disk, such as a local one"
+    )

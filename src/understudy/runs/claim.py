@@ -88,6 +88,12 @@ def _locked(folder: Path) -> Any:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(_LOCK_PAUSE * (attempt + 1 < _LOCK_ATTEMPTS))
+        except OSError as error:  # some network file systems, and then SQLite cannot work there either
+            file.close()
+            raise RunError(
+                f"a folder must lie on a file system that has locks, but that of {folder} has none ({error.strerror}): "
+                "give a folder on another disk, such as a local one"
+            ) from error
         else:
             return file
     file.close()
