@@ -95,6 +95,29 @@ def test_decoded_images_come_from_the_cache_until_a_file_changes(
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
+def test_other_images_of_the_same_names_sizes_and_times_are_not_those_of_the_cache(tmp_path: Path) -> None:
+    def filled(place: Path, value: int) -> Path:
+        for name in ("cat", "dog"):
+            (place / "train" / name).mkdir(parents=True, exist_ok=True)
+            for number in range(5):
+                file = place / "train" / name / f"{number}.bmp"
+                Image.new("RGB", (4, 4), (value + number, 0, 0)).save(file)
+                os.utime(file, ns=(0, 0))  # as archives do that are made to be the same each time
+        return place
+
+    digests = [opened(filled(tmp_path / place, value)).digest for place, value in (("x", 0), ("y", 9), ("x", 50))]
+    assert len(set(digests)) == 3
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(images.Path, "home", home)
+    assert images.cache_folder().name == f"understudy-{os.getuid()}"
+
+
 def test_a_cache_file_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "x", parts=("train",))
     digest = opened(path).digest

@@ -48,7 +48,10 @@ def cores() -> int:
 
 def cache_folder() -> Path:
     """Return where decoded images are kept unless a folder is named: `understudy` in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "understudy"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "understudy"
+    except RuntimeError:  # a user without a home, as in containers
+        return Path(tempfile.gettempdir()) / f"understudy-{os.getuid()}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Listing:
     classes: tuple[str, ...]
     names: tuple[str, ...]  # below the folder
     labels: tuple[int, ...]
-    stamps: tuple[tuple[int, int], ...]  # bytes, nanoseconds
+    stamps: tuple[tuple[int, int, int], ...]  # bytes; nanoseconds of the content's last change and of any other
 
     def path(self, index: int) -> Path:
         """Return the path of one image."""
@@ -91,7 +94,7 @@ def list_folder(folder: Path, faults: list[str]) -> Listing:
                 faults.append(f"{file.path} is empty (0 bytes)")
             names.append(f"{name}/{file.name}")
             labels.append(label)
-            stamps.append((status.st_size, status.st_mtime_ns))
+            stamps.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return Listing(folder, classes, tuple(names), tuple(labels), tuple(stamps))
 
 
@@ -267,7 +270,9 @@ def shown(items: Iterable[Any], total: int, title: str, progress: bool) -> Itera
 
 def cached(listing: Listing, form: Form, folder: Path, make: Callable[[], Pixels]) -> Pixels:
     """Return what `make` decodes, from the cache if the files and the form are those of last time."""
-    contents = repr((_CACHE_VERSION, listing.names, listing.stamps, form))
+    # Archives and tools set times of change that are the same everywhere, and raw images have the same sizes.
+    place = str(listing.folder.resolve())
+    contents = repr((_CACHE_VERSION, place, listing.names, listing.stamps, form))
     path = folder / f"{hashlib.sha256(contents.encode()).hexdigest()[:32]}.npy"
     shape = (len(listing.names), *form.shape)
     try:
