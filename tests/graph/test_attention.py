@@ -283,3 +283,28 @@ def test_a_mask_for_each_head_goes_with_its_head(function: bool) -> None:
     analysis, proof = prove(analyse(Masked().eval(), torch.randn(2, 3, 5)))
     assert not proof.refused
     assert widths(analysis) == {"read": (8, 1), "bias": (4, 1), "attention.out_proj": (8, 1)}
+
+
+def test_coordinates_in_a_buffer_have_no_channels() -> None:
+    """Swin v2 makes the bias of its heads by layers over a map of coordinates (1, 3, 3, 2), which held the heads."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out, self.heads = nn.Linear(5, 36), nn.Linear(12, 3), 4
+            self.made = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 4, bias=False))
+            self.scale = nn.Parameter(torch.ones(4, 1, 1))
+            self.register_buffer("coordinates", torch.randn(1, 3, 3, 2))
+            self.register_buffer("places", torch.randint(9, (6, 6)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).reshape(len(x), 6, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            table = self.made(self.coordinates).view(-1, self.heads)
+            bias = table[self.places.view(-1)].view(6, 6, -1).permute(2, 0, 1)  # type: ignore[operator]
+            scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.scale.exp()
+            y = (scores + 16 * torch.sigmoid(bias).unsqueeze(0)).softmax(-1) @ v
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    analysis, proof = prove(analyse(Positions().eval(), torch.randn(2, 6, 5)))
+    assert not proof.refused
+    assert widths(analysis) == {"qkv": (36, 9), "made.0": (10, 1)}

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from understudy.graph.channels import Attribute, Labelled, Labels, ParameterPlan, Work
+from understudy.graph.channels import Attribute, Labelled, Labels, ParameterPlan, ParameterUse, Work
+from understudy.graph.copies import tensor_at
 from understudy.graph.rules.tables import for_modules
 from understudy.graph.walk import Walk
 
@@ -108,10 +109,11 @@ def _transposed_dims(module: Any, inputs: Labels, outputs: Labels, evenly: bool)
     return (inputs, outputs[:own] if evenly or module.groups == 1 else module.out_channels // module.groups)
 
 
-@for_modules(nn.Linear)
-def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+@for_modules(nn.Linear, parameters=True)
+def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled | ParameterUse) -> Labelled:
     """Reads the last dimension's features, emits new ones."""
     name = str(node.target)
+    x = _rows(walk, node, x) if isinstance(x, ParameterUse) else x
     if passes_channels(walk, node, x, -1, name, module.out_features):
         return apart(walk, node, x, -1, (name, module.out_features))
     inputs, outputs = walk.channels(x, -1, node), walk.emit(name, module.out_features)
@@ -122,6 +124,15 @@ def linear(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
     walk.count_in((name, "out_features"), outputs, node)
     walk.part.work.append(Work(name, math.prod(x.shape[:-1]), (outputs, inputs)))
     return Labelled.along(x.shape, len(x.shape) - 1, outputs)
+
+
+def _rows(walk: Walk, node: fx.Node, x: ParameterUse) -> Labelled:
+    """Return a table that a layer reads; a buffer with several dimensions (a map of coordinates) has no channels."""
+    learned = isinstance(tensor_at(walk.trace.root, x.name), nn.Parameter)
+    if type(x) is not ParameterUse or learned or sum(size > 1 for size in x.shape) < 2:
+        return walk.as_tensor(x, node)
+    walk.parameter(x.name, ParameterPlan(x.shape), node)
+    return Labelled.fixed(x.shape)
 
 
 def passes_channels(walk: Walk, node: fx.Node, x: Labelled, dim: int, name: str, size: int) -> bool:

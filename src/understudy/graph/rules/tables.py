@@ -20,13 +20,15 @@ from understudy.graph.registry import (
 R = TypeVar("R", bound=Rule)
 
 
-def for_modules(*classes: type[nn.Module], states: bool = False) -> Callable[[R], R]:
+def for_modules(*classes: type[nn.Module], states: bool = False, parameters: bool = False) -> Callable[[R], R]:
     """Register a rule (walk, node, module, *inputs) for modules of exactly these classes.
 
-    Those with `states` may be given more than one input.
+    Those with `states` may be given more than one input, those with `parameters` get such as they are.
     """
 
     def register(rule: R) -> R:
+        if parameters:
+            PARAMETER_RULES.add(rule)
         if states:
             STATE_RULES.add(rule)
         MODULE_RULES.update(dict.fromkeys(classes, rule))
