@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,7 +71,10 @@ def test_refuses_what_is_no_amount(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [(2.0, r"2\.0 \(2% is 0\.02\)"), ("0.9", "'0.9'"), (True, "True"), (float("nan"), "nan"), ([1], r"\[1\]")],
+    [
+        *((2.0, r"2\.0 \(2% is 0\.02\)"), ("0.9", "'0.9'"), (True, "True"), (float("nan"), "nan"), ([1], r"\[1\]")),
+        *((10**400, "1000"), (torch.tensor([0.1, 0.2]), r"tensor\(\[")),
+    ],
 )
 def test_refuses_accuracies_that_are_no_share(given: Any, said: str) -> None:
     with pytest.raises(GoalError, match=rf"'score_drop' must be a number in 0\.\.1, but got {said}"):

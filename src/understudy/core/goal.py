@@ -272,7 +272,7 @@ def _share(number: object, name: str) -> float:
     """
     try:
         share = math.nan if isinstance(number, str | bool) else float(number)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one is torch's
         share = math.nan
     if not 0.0 <= share <= 1.0:
         percent = f" ({share:g}% is {share / 100:g})" if 1.0 < share <= 100.0 else ""
