@@ -181,7 +181,15 @@ def test_a_slice_ends_wherever_the_code_is(tmp_path: Path) -> None:
     assert (seconds_of("90s"), seconds_of("8m"), seconds_of("1.5h")) == (90.0, 480.0, 5400.0)
 
 
-ONCE = ("free", "uniform", "magnitude", "taylor", "decore", "n2n-decore")  # what proposes no students one by one
+ONCE = (
+    "free",
+    "uniform",
+    "tapered",
+    "magnitude",
+    "taylor",
+    "decore",
+    "n2n-decore",
+)  # what proposes no students one by one
 FINDERS = sorted(
     {contender.find: name for name, contender in reversed(CONTENDERS.items()) if name not in BEFORE}.values()
 )
@@ -203,7 +211,7 @@ def test_every_contender_finds_a_student_within_the_budget(
         assert name == "n2n-paper"
         return
     assert 0 <= found.passes <= most
-    assert (found.passes == 0) == (name in ("free", "uniform", "magnitude"))
+    assert (found.passes == 0) == (name in ("free", "uniform", "tapered", "magnitude"))
     final = cell.final(contender.weights, contender.loss, epochs=1)
     student, score, cost = cell.trained(found, final, tmp_path / "checkpoint")
     assert not cell.reward.budgets.broken_by(cost)

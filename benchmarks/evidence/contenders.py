@@ -344,6 +344,7 @@ CONTENDERS = {
     "allocate": Contender(label="allocate", find=Searched("allocate", lambda _: Allocate())),
     "free": Contender(label="free", find=Proposed(Free())),
     "uniform": Contender(label="uniform width", find=Proposed(UniformWidth(students=1))),
+    "tapered": Contender(label="tapered width", find=Proposed(UniformWidth(students=1, taper=0.5))),
     "magnitude": Contender(label="torch-pruning, group magnitude", find=TorchPruned("magnitude")),
     "taylor": Contender(label="torch-pruning, Taylor", find=TorchPruned("taylor")),
     TRANSFERRED: Contender(

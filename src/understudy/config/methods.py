@@ -218,10 +218,13 @@ class Allocate(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class UniformWidth(Method):
-    """A baseline: one width factor for all groups, nothing removed."""
+    """A baseline: one width factor for all groups, or tapered ones, nothing removed."""
 
     students: Count = 10
     """Number of students trained, evenly spaced from the widest that keeps the predicted budgets to the narrowest."""
+    taper: Share = 0.0
+    """0: all widths alike. Else a group's factor is multiplied by this power of its share of the MACs over its share of
+    the budget: under a budget on parameters alone, 0.5 keeps the MACs that such a budget leaves free."""
 
     name: ClassVar[str] = "uniform"
     made_by: ClassVar[str] = "understudy.methods.baselines.uniform:UniformSearcher"

@@ -1,14 +1,14 @@
-"""Uniform widths: the baseline that anybody would try first. No torch."""
+"""Uniform widths, the baseline that anybody would try first, and tapered ones. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from understudy.config.methods import UniformWidth
 from understudy.core.architecture import Architecture
-from understudy.core.evaluation import Evaluation
+from understudy.core.evaluation import Cost, Evaluation
 from understudy.methods.base import Problem, Searcher
 from understudy.methods.proposals import Scoring, calibrated
 
@@ -17,12 +17,16 @@ AT_A_TIME = 5
 
 
 class UniformSearcher(Searcher):
-    """One factor for all widths, from the widest that keeps the budgets down in even steps; draws nothing."""
+    """One factor for all widths, from the widest that keeps the budgets down in even steps; draws nothing.
+
+    Tapered, a group's factor is larger where it takes more of the MACs than of the budgets.
+    """
 
     def __init__(self, problem: Problem, settings: UniformWidth) -> None:
         super().__init__(problem)
-        factors = np.linspace(_widest_factor(problem), 0.0, settings.students).tolist()
-        self._left = list(dict.fromkeys(_uniform(problem, factor) for factor in factors))
+        shares = _shares(problem, settings.taper)
+        factors = np.linspace(_widest_factor(problem, shares), 0.0, settings.students).tolist()
+        self._left = list(dict.fromkeys(_narrowed(problem, factor, shares) for factor in factors))
         self._updates = -(-len(self._left) // AT_A_TIME)
 
     def propose(self) -> list[Architecture]:
@@ -40,10 +44,37 @@ class UniformSearcher(Searcher):
         return "uniform"
 
 
-def _widest_factor(problem: Problem) -> float:
-    scoring = Scoring(problem.reward)
-    return calibrated(lambda factor: [scoring.usage(problem.predict(_uniform(problem, factor)))], 0.0, 1.0)
+def _widest_factor(problem: Problem, shares: Mapping[str, float]) -> float:
+    def usages(factor: float) -> list[float]:
+        return [_usage(problem, problem.predict(_narrowed(problem, factor, shares)))]
+
+    return calibrated(usages, 0.0, 1.0)
 
 
-def _uniform(problem: Problem, factor: float) -> Architecture:
-    return problem.space.architecture(widths={g.name: problem.widths.of(g, factor) for g in problem.space.groups})
+def _narrowed(problem: Problem, factor: float, shares: Mapping[str, float]) -> Architecture:
+    widths = {g.name: problem.widths.of(g, min(factor * shares[g.name], 1.0)) for g in problem.space.groups}
+    return problem.space.architecture(widths=widths)
+
+
+def _shares(problem: Problem, taper: float) -> dict[str, float]:
+    """Return what each group's factor is multiplied by, 1 for the narrowest.
+
+    The power `taper` of its share of the teacher's MACs over its share of the budgets, of what halving it alone saves.
+    """
+
+    def saved(of: Callable[[Cost | None], float], narrower: Architecture) -> float:
+        whole = of(problem.reward.teacher_cost)
+        return 1.0 - of(problem.predict(narrower)) / whole if whole else 0.0
+
+    powers = {}
+    for group in problem.space.groups:
+        narrower = problem.space.architecture(widths={group.name: problem.widths.nearest(group, group.width / 2)})
+        macs = saved(lambda cost: cost.macs if cost else 0.0, narrower)
+        budgets = saved(lambda cost: _usage(problem, cost), narrower)
+        powers[group.name] = (macs / budgets) ** taper if min(macs, budgets) > 0.0 else 1.0
+    least = min(powers.values(), default=1.0)
+    return {name: power / least for name, power in powers.items()}
+
+
+def _usage(problem: Problem, cost: Cost | None) -> float:
+    return Scoring(problem.reward).usage(cost)
