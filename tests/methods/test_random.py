@@ -66,6 +66,36 @@ def test_uniform_goes_down_in_even_steps() -> None:
     assert students[0].architecture == space.full
 
 
+def tapered(taper: float, goal: Goal) -> tuple[Architecture, Cost | None]:
+    """Return the student, and its cost, of a teacher whose groups' MACs halve from one to the next."""
+    space = toy_space("residual")
+
+    def predict(architecture: Architecture) -> Cost | None:
+        macs = sum(1e6 * architecture.width(group.name) / 2.0**place for place, group in enumerate(space.groups))
+        cost = toy_cost(architecture)
+        return None if cost is None else replace(cost, macs=round(macs))
+
+    whole = predict(space.full)
+    assert whole is not None
+    reward = replace(toy_reward(space, goal), teacher_cost=whole, budgets=goal.budgets(whole, 0.9))
+    problem = toy_problem(space, predict=predict, reward=reward, widths=Widths(round_to=1, min_width=1))
+    (student,) = UniformSearcher(problem, UniformWidth(students=1, taper=taper)).propose()
+    assert not reward.budgets.broken_by(predict(student) or whole)
+    return student, predict(student)
+
+
+def test_tapered_groups_that_take_much_of_the_budget_for_each_of_their_macs_are_narrower() -> None:
+    (_, one), (student, other) = tapered(0.0, Goal(params="20x")), tapered(0.5, Goal(params="20x"))
+    assert one and other and other.macs > 1.5 * one.macs
+    assert other.parameters > 0.85 * one.parameters  # it uses the budget up as well
+    factors = [student.width(group.name) / group.width for group in student.space.groups]
+    assert factors[0] > 3.0 * factors[-1]
+
+
+def test_of_a_budget_on_macs_tapered_widths_are_uniform_ones() -> None:
+    assert tapered(0.5, Goal(macs="20x"))[0] == tapered(0.0, Goal(macs="20x"))[0]
+
+
 def test_uniform_widths_that_round_to_the_same_are_one_student() -> None:
     searcher = UniformSearcher(toy_problem(widths=Widths(min_width=256)), UniformWidth(students=20))
     students = run_searcher(searcher)
