@@ -46,7 +46,7 @@ def test_a_size_that_is_computed_as_a_tensor_freezes_what_it_shapes() -> None:
     ]
 
 
-def test_distributions_do_not_look_at_values_while_they_are_recorded() -> None:
+def test_distributions_do_not_look_at_values_while_they_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     class Latent(Around):
         def __init__(self) -> None:
             super().__init__()
@@ -57,6 +57,7 @@ def test_distributions_do_not_look_at_values_while_they_are_recorded() -> None:
             latent = torch.distributions.Normal(self.mean(y), nn.functional.softplus(self.spread(y)))
             return self.last(latent.rsample() if self.training else latent.mean)
 
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # some libraries unset it
     space = analyse(Latent().eval(), torch.randn(3, 6)).space
     assert [group.name for group in space.groups] == ["first"]
     assert next(f.reason for f in space.frozen if f.name == "mean") == "mul joins it with a tensor of fixed size"

@@ -390,7 +390,8 @@ def test_a_run_of_another_format_is_refused(teacher: Teacher, tmp_path: Path) ->
     texts = {path: path.read_text() for path in (tmp_path / "run").glob("*.json")}
     for found, way in ((99, "pip install --upgrade understudy"), (1, "make it anew, or use the version that made it")):
         for path, text in texts.items():  # format 1 said accuracy
-            path.write_text(text.replace('"format": 2', f'"format": {found}').replace('"score"', '"accuracy"'))
+            changed = text.replace('"format": 2', f'"format": {found}').replace('"score"', '"accuracy"')
+            write_json(path, json.loads(changed))
         with pytest.raises(RunError, match=f"has format {found}, but this version of understudy reads format 2: {way}"):
             squeeze(teacher, tmp_path / "run", method=UniformWidth(students=2))
 

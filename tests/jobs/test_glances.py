@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import understudy as us
 from tests.support.tiny import make, outcome, squeeze
 from understudy.core.architecture import Architecture
 from understudy.core.errors import RunError
+from understudy.core.files import read_json
 from understudy.jobs.glances import Glances
 from understudy.runs.folder import Run
 from understudy.testing.landscapes import toy_space
@@ -28,7 +28,7 @@ def test_a_run_that_looked_at_untrained_students_goes_on_without_looking_again(
     student, whole = result.summary.student.cost, result.summary.teacher.cost
     assert student.parameters <= whole.parameters / 3
     assert student.macs <= whole.macs / 2
-    looks = json.loads((tmp_path / "glances.json").read_text())
+    looks = read_json(tmp_path / "glances.json", RunError)
     assert len(looks) >= 5
     assert all(error >= 0.0 for error in looks.values())
 

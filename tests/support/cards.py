@@ -13,10 +13,12 @@ def network(parameters: int = 1) -> Network:
     return Network(cost=cost, val=Score(value=0.5, examples=10), test=None)
 
 
-def card(*, input: tuple[int, ...] = (1, 8, 8), model: str | None = None, **arguments: object) -> StudentCard:
-    """Return the card of a student with ten classes, of a teacher made by these arguments."""
+def card(
+    *, input: tuple[int, ...] = (1, 8, 8), model: str | None = None, name: str = "0" * 16, **arguments: object
+) -> StudentCard:
+    """Return the card of a student with ten classes, named by its digest, of a teacher made by these arguments."""
     return StudentCard(
-        name="0" * 16,
+        name=name,
         model=model,
         arguments=arguments,
         starts=(),

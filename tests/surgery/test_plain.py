@@ -178,7 +178,7 @@ def test_a_plain_student_is_a_teacher_again(analysis: Analysis) -> None:
 def test_it_is_saved_without_code_and_loaded_from_the_teachers_class(analysis: Analysis, tmp_path: Path) -> None:
     architecture = narrow(analysis.space)
     student = build(analysis, architecture).float()
-    save_student(tmp_path, student, architecture, card(input=(3, 8, 8)))
+    save_student(tmp_path, student, architecture, card(input=(3, 8, 8), name=architecture.digest))
     assert not list(tmp_path.rglob("*.py"))
     again = load_student(tmp_path, teacher=Transformer())
     x = torch.randn(3, 3, 8, 8)
