@@ -223,7 +223,9 @@ def test_every_contender_finds_a_student_within_the_budget(
 
 def test_what_earlier_code_found_is_read_from_its_file(cell: Cell, tmp_path: Path) -> None:
     find, cell = CONTENDERS["n2n-before"].find, replace(cell, folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"n2n-before needs the shape that earlier code found .*, as .*json: put it"):
+    with pytest.raises(
+        ConfigError, match=r"n2n-before needs the shape that commit \w+ found, but there is no .*json: put"
+    ):
         find(cell)
     shape = CONTENDERS["uniform"].find(cell).shape
     assert isinstance(shape, Architecture)

@@ -52,6 +52,7 @@ from understudy.runs.folder import Run
 
 ROLLOUTS = N2N().rollouts
 TORCH_PRUNING = "1.6.1"
+EARLIER = "69476ae"  # the last one before compensated weights
 _TAYLOR_IMAGES, _TAYLOR_BATCH = 1280, 128
 
 
@@ -171,8 +172,8 @@ class Kept:
         place = cell.folder / f"{self.name}.json"
         if not place.is_file():
             raise ConfigError(
-                f"the contender {self.name} needs the shape that earlier code found (docs/performance.md), as "
-                f"{place}: put it there, or leave {self.name} out"
+                f"the contender {self.name} needs the shape that commit {EARLIER} found, but there is no {place}: put "
+                f"its decisions, passes, rewards and seconds there, or leave {self.name} out"
             )
         fields = read_json(place, RunError)
         shape = cell.task.space.architecture(**fields["decisions"])
@@ -324,7 +325,7 @@ def _n2n_paper(students: int) -> N2N:
 
 
 TRANSFERRED = "n2n-transferred"
-BEFORE = ("n2n-before", "archcomp-before")  # of what the searches of commit 69476ae found
+BEFORE = ("n2n-before", "archcomp-before")  # of what the searches of that commit found
 N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
@@ -355,8 +356,8 @@ CONTENDERS = {
     ),
     "n2n-slices": Contender(label="N2N, from slices", find=N2N_SEARCH, weights="inherited"),
     "n2n-labels": Contender(label="N2N, final training without teacher", find=N2N_SEARCH, loss="ce"),
-    BEFORE[0]: Contender(label="N2N of commit 69476ae", find=Kept(BEFORE[0])),
-    BEFORE[1]: Contender(label="Architecture Compression of commit 69476ae", find=Kept(BEFORE[1])),
+    BEFORE[0]: Contender(label=f"N2N of commit {EARLIER}", find=Kept(BEFORE[0])),
+    BEFORE[1]: Contender(label=f"Architecture Compression of commit {EARLIER}", find=Kept(BEFORE[1])),
     "scratch": Contender(label="N2N's shape from scratch, with teacher", find=N2N_SEARCH, weights="fresh", given=True),
     "scratch-labels": Contender(
         label="N2N's shape from scratch, without teacher", find=N2N_SEARCH, weights="fresh", loss="ce", given=True
