@@ -105,6 +105,16 @@ def test_runs_are_listed(run: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "next: understudy --help" in capsys.readouterr().out
 
 
+def test_a_current_folder_that_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["inspect", "zoo:resnet20"]) == 2
+    assert "error: understudy must be called from a folder that exists" in capsys.readouterr().err
+
+
 def test_evaluate_gives_the_reported_accuracy(run: str, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json.loads((Path(run) / "summary.json").read_text())["student"]
     for split in ("test", "val"):

@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.modules import module as modules
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -209,8 +211,45 @@ class Seen(TorchFunctionMode):
 @pytest.mark.parametrize("mode", [lambda: FlopCounterMode(display=False), FakeTensorMode, Seen])
 def test_what_sees_every_operation_is_refused(mode: Callable[[], Any], tmp_path: Path) -> None:
     teacher, data = Tiny(), Data.digits()
+    images = data.train.images[:2].float()
     with mode() as found, pytest.raises(ConfigError, match=f"inside of `with {type(found).__name__}`: end that"):
         us.compress(teacher, data, run=tmp_path / "run")
+    with mode(), pytest.raises(ConfigError, match="end that before"):  # units and kernels would be missing
+        us.analyse(teacher, images)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("register", "place"),
+    [
+        (modules.register_module_forward_hook, "nn.modules.module._global_forward_hooks"),
+        (modules.register_module_forward_pre_hook, "nn.modules.module._global_forward_pre_hooks"),
+        (modules.register_module_full_backward_hook, "nn.modules.module._global_backward_hooks"),
+        (modules.register_module_parameter_registration_hook, "nn.modules.module._global_parameter_registration_hooks"),
+        (register_optimizer_step_post_hook, "optim.optimizer._global_optimizer_post_hooks"),
+    ],
+)
+def test_hooks_on_every_module_or_optimizer_are_refused(register: Any, place: str, tmp_path: Path) -> None:
+    teacher, images = Tiny(), Data.digits().train.images[:2].float()
+    handle = register(lambda *_: None)
+    try:
+        for call in (lambda: squeeze(teacher, tmp_path / "run"), lambda: us.analyse(teacher, images)):
+            with pytest.raises(ConfigError, match=rf"among torch\.{place}: call remove\(\)"):
+                call()
+    finally:
+        handle.remove()
+    assert not (tmp_path / "run").exists()
+    us.analyse(teacher, images)
+
+
+def test_a_current_folder_that_was_removed_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, images = Tiny(), Data.digits().train.images[:2].float()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for call in (lambda: squeeze(teacher, tmp_path / "run"), lambda: us.analyse(teacher, images)):
+        with pytest.raises(ConfigError, match=r"a folder that exists, but the current folder was removed: go to"):
+            call()
     assert not (tmp_path / "run").exists()
 
 

@@ -35,7 +35,7 @@ from understudy.config.presets import paper
 from understudy.config.text import build, merged, read_toml, settings_of
 from understudy.core.console import UNREAD
 from understudy.core.errors import ConfigError, UnderstudyError, did_you_mean
-from understudy.core.files import trouble_of
+from understudy.core.files import refuse_removed_folder, trouble_of
 
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
@@ -107,6 +107,7 @@ def _carried_out(typed: list[str], begun: list[Command]) -> int:
     """Run a command, which is put into `begun` once it is read, and return its exit code; tell what went wrong."""
     try:
         begun.append(parse(typed))
+        refuse_removed_folder()
         code = begun[0].run(typed)
         if sys.stdout is not None:  # as it is where it was closed: `>&-`
             sys.stdout.flush()

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from understudy.core.errors import ArchitectureError, UnderstudyError, a_kind
+from understudy.core.errors import ArchitectureError, ConfigError, UnderstudyError, a_kind
 from understudy.core.written import summed, unsummed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -80,6 +80,21 @@ def path_of(given: Any, called: str, error: type[UnderstudyError]) -> Path:
             f"{called} must be a path that can be reached, but {name} is not: {getattr(e, 'strerror', e)}"
         ) from e
     return path
+
+
+def refuse_removed_folder() -> None:
+    """Refuse to work in a folder that is gone, in which torch cannot load all of itself, nor processes be started.
+
+    Raises:
+        ConfigError: the current folder is gone.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as e:
+        raise ConfigError(
+            "understudy must be called from a folder that exists, but the current folder was removed: go to another "
+            "one (cd, or os.chdir in Python)"
+        ) from e
 
 
 def read_text(path: Path, error: type[UnderstudyError]) -> str:

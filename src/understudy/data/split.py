@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
-from torch.overrides import _get_current_function_mode_stack as function_modes
-from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as dispatch_modes
 
-from understudy.core.errors import ConfigError, DataError, whole
+from understudy.core.caller import refuse_surroundings
+from understudy.core.errors import DataError, whole
 from understudy.core.nested import first, leaves, mapped, zipped
 
 Images = UInt8[Tensor, "n c h w"] | Float32[Tensor, "n c h w"]
@@ -166,21 +164,15 @@ def are_classes(labels: Targets) -> bool:
 def as_usual(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
     """Return the function computing as torch does of itself, whatever the caller set: on the CPU, in float32.
 
-    Processes that are started see nothing of a default device, a default kind of numbers or an autocast here. What
-    sees every operation (`with FlopCounterMode():`) would see those of students, and changes what can be traced.
+    Processes that are started see nothing of a default device, a default kind of numbers or an autocast here.
 
     Raises:
-        ConfigError: it is called inside of that.
+        ConfigError: it is called where that cannot be had, see `refuse_surroundings`.
     """
 
     @wraps(function)
     def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Out:
-        seen = [mode for mode in (*dispatch_modes(), *function_modes()) if not isinstance(mode, DeviceContext)]
-        if seen:
-            raise ConfigError(
-                "understudy must be called outside of what sees every operation of torch, but was called inside of "
-                f"`with {type(seen[0]).__name__.lstrip('_')}`: end that before"
-            )
+        refuse_surroundings()
         with ExitStack() as usual:
             if torch.empty(0).device.type != "cpu":  # the context costs something at each operation
                 usual.enter_context(torch.device("cpu"))

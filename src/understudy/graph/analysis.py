@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
+from understudy.core.caller import refuse_surroundings
 from understudy.core.errors import ConfigError, TraceError, check_kind
 from understudy.core.memory import enough_memory
 from understudy.graph.folded import folded
@@ -135,7 +136,9 @@ def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Mo
     Raises:
         TraceError: the teacher cannot be traced, or fails on the example, or the example is empty.
         MachineError: memory ran out.
+        ConfigError: it is called inside of a mode of torch that sees every operation, or with hooks on every module.
     """
+    refuse_surroundings()
     leaf_modules = leaf_classes(leaf_modules)
     with enough_memory(*_MEMORY), uncollected():
         check_example(teacher, example)
