@@ -13,7 +13,7 @@ from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture, Space
 from understudy.methods.base import Problem
 from understudy.methods.firsts import first_students
-from understudy.methods.n2n.choices import Removal, Shrinkage
+from understudy.methods.n2n.choices import Near, Removal, Shrinkage
 from understudy.methods.n2n.policies import Policy, RemovalPolicy, ShrinkagePolicy
 from understudy.methods.n2n.rules import TUNED
 from understudy.methods.n2n.state import TYPES, encode, rows_of, teacher_rows
@@ -242,10 +242,31 @@ def test_filled_widths_that_are_alike_are_the_widest_uniform_ones(choice: int) -
     choices_D = torch.tensor([choice if kind == "width" else 9 for kind, _ in shrinkage.names])
     used = used_of(problem)
     found = shrinkage.filled(choices_D, used)
-    expected = first_students(problem.space.full, [], problem.widths, used)[0]
+    expected = first_students(problem.space.full, [], problem.widths, used=used, macs=used)[0]
     gap = [abs(found.width(group.name) - expected.width(group.name)) for group in problem.space.groups]
     assert used(found) <= 1.0
     assert max(gap) <= 1  # where the bisection ends
+
+
+def test_near_a_student_what_is_kept_stays_as_it_is_but_for_one_factor_that_uses_the_budget_up() -> None:
+    problem = toy_problem("residual", "20x", widths=Widths(round_to=1, min_width=1))
+    shrinkage, used = Shrinkage(problem.space.full, N2N(), problem.widths), used_of(problem)
+    student = first_students(problem.space.full, [], problem.widths, used=used, macs=used)[0]
+    odd = student.with_widths({group.name: student.width(group.name) // 2 for group in problem.space.groups[::2]})
+    choices_D = torch.tensor([0 if kind == "width" else 9 for kind, _ in shrinkage.names])
+    kept_D = torch.ones(shrinkage.decisions, dtype=torch.bool)
+    again = shrinkage.filled(choices_D, used, Near(student, kept_D))
+    gap = [abs(again.width(group.name) - student.width(group.name)) for group in problem.space.groups]
+    assert max(gap) <= 1  # where the bisection ends
+    wider = shrinkage.filled(choices_D, used, Near(odd, kept_D))
+    ratios = [wider.width(group.name) / odd.width(group.name) for group in problem.space.groups]
+    assert 1.0 < min(ratios) and max(ratios) < 1.2 * min(ratios)
+    changed = next(place for place, (kind, _) in enumerate(shrinkage.names) if kind == "width")
+    kept_D[changed] = False
+    other = shrinkage.filled(choices_D, used, Near(student, kept_D))
+    narrow = [g.name for g in problem.space.groups if other.width(g.name) < student.width(g.name)]
+    assert narrow == [shrinkage.names[changed][1]]  # its own choice is the least factor
+    assert 0.85 < used(other) <= 1.0
 
 
 def used_of(problem: Problem) -> Callable[[Architecture], float]:

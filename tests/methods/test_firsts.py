@@ -11,7 +11,7 @@ from understudy.core.architecture import Architecture, Unit
 from understudy.methods.base import Problem
 from understudy.methods.firsts import first_students
 from understudy.methods.proposals import Scoring, offered_units
-from understudy.testing.landscapes import ToyKind, toy_problem
+from understudy.testing.landscapes import ToyKind, toy_problem, toy_space
 
 ANY = Widths(round_to=1, min_width=1)
 
@@ -21,6 +21,15 @@ def used_of(problem: Problem) -> Callable[[Architecture], float]:
     return lambda architecture: usage(problem.predict(architecture))
 
 
+def macs_of(problem: Problem) -> Callable[[Architecture], float]:
+    def macs(architecture: Architecture) -> float:
+        cost = problem.predict(architecture)
+        assert cost is not None
+        return cost.macs
+
+    return macs
+
+
 def students_of(kind: ToyKind, params: str, start: Architecture | None = None) -> tuple[Problem, list[Architecture]]:
     problem = toy_problem(kind, params, widths=ANY)
     return problem, firsts(problem, start or problem.space.full)
@@ -28,7 +37,7 @@ def students_of(kind: ToyKind, params: str, start: Architecture | None = None) -
 
 def firsts(problem: Problem, start: Architecture) -> list[Architecture]:
     units = [unit.name for unit in offered_units(problem.space, "units")]
-    return first_students(start, units, problem.widths, used_of(problem))
+    return first_students(start, units, problem.widths, used=used_of(problem), macs=macs_of(problem))
 
 
 @pytest.mark.parametrize("kind", ["chain", "residual"])
@@ -77,9 +86,26 @@ def test_depths_that_no_width_brings_within_the_budget_are_left_out() -> None:
     assert all(used_of(problem)(student) <= 1.0 for student in students)
 
 
+def test_where_macs_are_free_tapered_students_of_the_same_depths_follow() -> None:
+    problem, places = toy_problem("residual", "20x", widths=ANY), range(len(toy_space("residual").groups))
+    units = [unit.name for unit in offered_units(problem.space, "units")]
+
+    def macs(architecture: Architecture) -> float:
+        groups = architecture.space.groups
+        return sum(architecture.width(groups[place].name) / 2.0**place for place in places)
+
+    found = first_students(problem.space.full, units, ANY, used=used_of(problem), macs=macs)
+    uniform, tapered = found[:5], found[5:]
+    assert uniform == firsts(problem, problem.space.full)
+    assert [student.removed for student in tapered] == [student.removed for student in uniform]
+    assert all(0.85 < used_of(problem)(student) <= 1.0 for student in tapered)
+    assert all(macs(student) > 1.2 * macs(other) for student, other in zip(tapered, uniform, strict=True))
+
+
 def test_units_that_may_not_go_stay() -> None:
     problem = toy_problem("chain", "20x", widths=ANY)
-    assert [student.removed for student in first_students(problem.space.full, [], ANY, used_of(problem))] == [set()]
+    found = first_students(problem.space.full, [], ANY, used=used_of(problem), macs=macs_of(problem))
+    assert [student.removed for student in found] == [set()]
 
 
 def test_a_stage_of_alike_blocks_is_not_one_block() -> None:
@@ -91,7 +117,8 @@ def test_a_stage_of_alike_blocks_is_not_one_block() -> None:
     stage = Unit(name="stage", kind="block", layers=tuple(layer for unit in first for layer in unit.layers))
     staged = replace(space, units=(stage, *space.units))
     units = [unit.name for unit in offered_units(staged, "units")]
-    found = first_students(staged.full, units, ANY, lambda architecture: 0.5)
-    expected = first_students(space.full, units[1:], ANY, lambda architecture: 0.5)
+    half: dict[str, Callable[[Architecture], float]] = {"used": lambda a: 0.5, "macs": lambda a: 1e6}
+    found = first_students(staged.full, units, ANY, **half)
+    expected = first_students(space.full, units[1:], ANY, **half)
     assert [student.removed for student in found] == [student.removed for student in expected]
     assert len(found) == 5

@@ -4,6 +4,7 @@ import functools
 import math
 import statistics
 from dataclasses import replace
+from operator import ne
 
 import pytest
 import torch
@@ -234,6 +235,30 @@ def test_uniform_students_of_all_depths_come_first_however_many_at_a_time(rollou
         students += proposed
     blocks = [len(a.removed) for a in students[:5]]
     assert blocks == sorted(set(blocks)) and blocks[0] == 0
+
+
+def changes(near: int) -> list[int]:
+    """Return, for each student of the second update, the decisions in which it differs from the nearest of the first.
+
+    On no landscape, so that neither says which is better, and without budgets, so that widths stay as they are drawn.
+    """
+    searcher = n2n(N2N(rollouts=20, draws_per_rollout=1), replace(RULES, near=near), kind="residual")
+    first = searcher.propose()
+    searcher.learn([replace(toy_evaluation(a), score=0.5) for a in first])
+    names = [*(unit.name for unit in offered_units(first[0].space, "units")), *(g.name for g in first[0].space.groups)]
+
+    def values(architecture: Architecture) -> list[object]:
+        decided = {name: int(name not in architecture.removed) for name in names}
+        return list((decided | {g.name: architecture.width(g.name) for g in architecture.space.groups}).values())
+
+    return [min(sum(map(ne, values(a), values(b))) for b in first) for a in searcher.propose()]
+
+
+def test_draws_of_later_updates_change_a_few_decisions_of_the_best_students_or_all() -> None:
+    near, far = sorted(changes(near=5)), sorted(changes(near=0))
+    assert near[5] < far[0] / 3  # a quarter of them change few
+    assert near[-1] > far[0] / 2  # and some much
+    assert statistics.median(near) < 0.7 * statistics.median(far)
 
 
 def test_without_revisits_units_stay_as_stage_one_left_them() -> None:

@@ -251,6 +251,11 @@ class Proposals:
         """Return the predicted cost, which is asked for once."""
         return self._costs(architecture)
 
+    def macs(self, architecture: Architecture) -> float:
+        """Return the predicted MACs, infinity for an architecture that cannot be built."""
+        cost = self.cost(architecture)
+        return cost.macs if cost else math.inf
+
     def pick(
         self,
         draws: Iterator[tuple[T, Architecture]],

@@ -74,7 +74,7 @@ class RandomSearcher(Searcher):
         self._keep = calibrated(lambda keep: usages(keep, bias), 0.0, keep)
         self._logits = peak + bias * slope
         units = [unit.name for unit in offered_units(self._space, "units")]
-        self._first = first_students(self._space.full, units, self._widths, self._usage)
+        self._first = first_students(self._space.full, units, self._widths, used=self._usage, macs=self.proposals.macs)
 
     def _draw(self) -> NDArray[np.float64]:
         """Return uniform numbers, one for each decision: units, groups, kernels."""

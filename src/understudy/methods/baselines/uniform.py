@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,8 @@ from understudy.config.methods import UniformWidth
 from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.methods.base import Problem, Searcher
-from understudy.methods.proposals import Scoring, calibrated
+from understudy.methods.firsts import tapered
+from understudy.methods.proposals import Proposals, Scoring, calibrated
 
 AT_A_TIME = 5
 """Students of one update of a baseline: as many as N2N's rollouts."""
@@ -57,23 +58,12 @@ def _narrowed(problem: Problem, factor: float, shares: Mapping[str, float]) -> A
 
 
 def _shares(problem: Problem, taper: float) -> dict[str, float]:
-    """Return what each group's factor is multiplied by, 1 for the narrowest.
+    proposals = Proposals(problem.predict)
 
-    The power `taper` of its share of the teacher's MACs over its share of the budgets, of what halving it alone saves.
-    """
+    def used(architecture: Architecture) -> float:
+        return _usage(problem, proposals.cost(architecture))
 
-    def saved(of: Callable[[Cost | None], float], narrower: Architecture) -> float:
-        whole = of(problem.reward.teacher_cost)
-        return 1.0 - of(problem.predict(narrower)) / whole if whole else 0.0
-
-    powers = {}
-    for group in problem.space.groups:
-        narrower = problem.space.architecture(widths={group.name: problem.widths.nearest(group, group.width / 2)})
-        macs = saved(lambda cost: cost.macs if cost else 0.0, narrower)
-        budgets = saved(lambda cost: _usage(problem, cost), narrower)
-        powers[group.name] = (macs / budgets) ** taper if min(macs, budgets) > 0.0 else 1.0
-    least = min(powers.values(), default=1.0)
-    return {name: power / least for name, power in powers.items()}
+    return tapered(problem.space.full, problem.widths, used=used, macs=proposals.macs, power=taper)
 
 
 def _usage(problem: Problem, cost: Cost | None) -> float:

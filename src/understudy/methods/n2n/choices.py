@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,15 @@ from understudy.methods.n2n.state import encode, rows_of, teacher_rows
 
 _KINDS = {"width": WIDTH, "kernel": KERNEL, "unit": UNIT}  # how a row says what is decided there
 _MOST = 0.5  # chance of a change at which the start says nothing any more
-Used = Callable[[Architecture], float]
+Figure = Callable[[Architecture], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """A student that a draw stays near to."""
+
+    student: Architecture
+    kept_D: Tensor  # which of its decisions are not drawn anew
 
 
 class Removal:
@@ -47,11 +55,11 @@ class Removal:
         """Return what the choices stand for."""
         return self._decided.architecture(choices_D.tolist())
 
-    def filled(self, choices_D: Tensor, used: Used) -> Architecture:
+    def filled(self, choices_D: Tensor, used: Figure, near: Near | None = None) -> Architecture:
         """Return what the choices stand for: what stage 1 leaves, stage 2 makes narrower."""
         return self.architecture(choices_D)
 
-    def first(self, used: Used) -> list[tuple[Tensor, Architecture]]:
+    def first(self, used: Figure, macs: Figure) -> list[tuple[Tensor, Architecture]]:
         """Return the students that the search should try before any that are drawn, with their choices: none."""
         return []
 
@@ -63,7 +71,7 @@ class Removal:
         """Return 1 for each choice that changes the student, (B, D); 0 inside of a block that goes anyway."""
         return torch.from_numpy(self._decided.matter(choices_BD.numpy())).double()
 
-    def repaired(self, choices_D: Tensor, used: Used) -> Tensor:
+    def repaired(self, choices_D: Tensor, used: Figure) -> Tensor:
         """Return choices near by that keep the budgets, where there are: the largest units change first.
 
         Units come back as well, where that is cheaper: pooling layers.
@@ -145,7 +153,7 @@ class Shrinkage:
         """Return 1 for each choice that changes the student, (B, D); 0 for what goes with a unit."""
         return torch.from_numpy(self._decided.matter(choices_BD.numpy())).double()
 
-    def repaired(self, choices_D: Tensor, used: Used) -> Tensor:
+    def repaired(self, choices_D: Tensor, used: Figure) -> Tensor:
         """Return choices near by that keep the budgets, where there are: all give way in turn, a factor at a time.
 
         Widths first, as far as they can, then kernels, then units.
@@ -160,33 +168,39 @@ class Shrinkage:
         ]
         return _repaired(choices_D, steps, self.architecture, used)
 
-    def filled(self, choices_D: Tensor, used: Used) -> Architecture:
-        """Return what the choices stand for with the factors of all widths times what uses the budgets up."""
+    def filled(self, choices_D: Tensor, used: Figure, near: Near | None = None) -> Architecture:
+        """Return what the choices stand for with the factors of all widths times what uses the budgets up.
+
+        The widths that are kept of a student near by are its own, which no factor may be.
+        """
         architecture, space = self.architecture(choices_D), self._start.space
-        factors = {
-            space.group(name): self._factors[int(choice)] * self._start.width(name)
-            for choice, (kind, name) in zip(choices_D, self.names, strict=True)
-            if kind == "width"
-        }
+        shares = self._shares(choices_D, near)
 
         def at(scale: float) -> Architecture:
-            widths = {
-                group.name: self._widths.nearest(group, min(scale * width, self._start.width(group.name)))
-                for group, width in factors.items()
-            }
-            return architecture.with_widths(widths)
+            widths = {name: min(scale * share, 1.0) * self._start.width(name) for name, share in shares.items()}
+            return architecture.with_widths({n: self._widths.nearest(space.group(n), w) for n, w in widths.items()})
 
-        return budget.scaled(at, 1.0 / self._factors[0], used) if factors else architecture
+        return budget.scaled(at, 1.0 / self._factors[0], used) if shares else architecture
 
-    def first(self, used: Used) -> list[tuple[Tensor, Architecture]]:
+    def _shares(self, choices_D: Tensor, near: Near | None) -> dict[str, float]:
+        """Return each width as a share of the start's."""
+        shares = {}
+        for decision, (kind, name) in enumerate(self.names):
+            if kind == "width" and near and near.kept_D[decision]:
+                shares[name] = near.student.width(name) / self._start.width(name)
+            elif kind == "width":
+                shares[name] = self._factors[int(choices_D[decision])]
+        return shares
+
+    def first(self, used: Figure, macs: Figure) -> list[tuple[Tensor, Architecture]]:
         """Return the students that the search should try before any that are drawn, with the choices nearest to them.
 
-        All widths alike, at several depths, if budgets ask for something.
+        All widths alike, then tapered ones, at several depths, if budgets ask for something.
         """
         if not self._gathers:
             return []
         units = [name for kind, name in self.names if kind == "unit"]
-        students = first_students(self._start, units, self._widths, used)
+        students = first_students(self._start, units, self._widths, used=used, macs=macs)
         return [(torch.tensor(self._decided.choices(student)), student) for student in students]
 
 
@@ -211,7 +225,7 @@ def _repaired(
     choices_D: Tensor,
     steps: Iterable[tuple[int, Callable[[int], int]]],
     architecture: Callable[[Tensor], Architecture],
-    used: Used,
+    used: Figure,
 ) -> Tensor:
     """Take steps (decision, its next choice), in order, that lower the usage of the budgets, until it is at most 1."""
     now = architecture(choices_D)

@@ -24,6 +24,7 @@ class Rules:
     resamples: int  # draws more for each student while what is drawn breaks a predicted budget or is known
     repair: bool  # where no resampled draw keeps the budgets, bring a draw to a legal architecture near by
     fill: bool  # scale the widths of every second draw so that it just fits the predicted budgets
+    near: int  # draws change some decisions of one of so many best students; 0: they are the policy's alone
     phase_updates: int  # over which the penalty for breaking a budget sets in, in each stage; 0: at once
     look_ahead: bool  # stage 1 is judged by what stage 2 can make of its students
     # Learning (section 3.3).
@@ -42,6 +43,7 @@ PAPER = Rules(
     resamples=0,
     repair=False,
     fill=False,
+    near=0,
     phase_updates=15,
     look_ahead=False,
     per_rollout=False,
@@ -58,6 +60,7 @@ TUNED = Rules(
     resamples=20,
     repair=True,
     fill=True,
+    near=5,
     phase_updates=8,
     look_ahead=True,
     per_rollout=True,

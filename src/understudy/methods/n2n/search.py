@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from understudy.core.errors import ConfigError
 from understudy.core.evaluation import Evaluation
 from understudy.methods import proposals as budget
 from understudy.methods.base import Problem, Searcher
-from understudy.methods.n2n.choices import Removal, Shrinkage
+from understudy.methods.n2n.choices import Near, Removal, Shrinkage
 from understudy.methods.n2n.policies import Policy
 from understudy.methods.n2n.rules import BASELINE_DECAY, RULES, STAGE_ONE_SHARE, Rules
 from understudy.methods.proposals import Proposals, Scoring
@@ -60,6 +61,14 @@ class Rollouts:
     rewards_B: Tensor
 
 
+class Trained(NamedTuple):
+    """A student that draws may stay near to."""
+
+    reward: float
+    choices_D: Tensor  # nearest to it
+    student: Architecture
+
+
 class Stage:
     """One policy: proposes by it, improves it."""
 
@@ -82,11 +91,12 @@ class Stage:
         self._baseline = Baseline(BASELINE_DECAY)
         self._replay: list[Rollouts] = []
         self.proposed_BD = torch.zeros(0)
+        self._best: list[Trained] = []
         own = {name.removeprefix(f"{self.name}."): known[name] for name in known if name.startswith(f"{self.name}.")}
         self.policy.start(generator, own or None)
         self._adam = torch.optim.Adam(self.policy.parameters(), lr=settings.lr)
         self._set_prior(choices.prior)
-        self._first = choices.first(self._usage)
+        self._first = choices.first(self._usage, proposals.macs)
 
     def _set_prior(self, prior: float) -> None:
         """Lean the policy until the median of its first proposals keeps the predicted budgets, if only just."""
@@ -113,17 +123,37 @@ class Stage:
         return self._scoring.worth(self._proposals.cost(architecture), architecture)
 
     def _draws(self) -> Iterator[tuple[Tensor, Architecture]]:
-        settings, fill = self._settings, self._rules.fill
+        settings = self._settings
         yield from self._first
         while True:
             uniform_BD = self._uniform(settings.rollouts * settings.draws_per_rollout)
             if settings.draws_per_rollout > 1:
                 uniform_BD = self.choices.spread(uniform_BD, self._generator)
-            for number, choices_D in enumerate(self.policy.sample(uniform_BD)):
-                yield choices_D, self._student(choices_D, fill=fill and number % 2 == 1)
+            choices_BD = self.policy.sample(uniform_BD)
+            yield from self._near(choices_BD) if self._best else self._far(choices_BD)
 
-    def _student(self, choices_D: Tensor, *, fill: bool) -> Architecture:
-        return self.choices.filled(choices_D, self._usage) if fill else self.choices.architecture(choices_D)
+    def _far(self, choices_BD: Tensor) -> Iterator[tuple[Tensor, Architecture]]:
+        """Yield what the policy draws."""
+        for number, choices_D in enumerate(choices_BD):
+            filled = self._rules.fill and number % 2 == 1
+            yield (
+                choices_D,
+                self.choices.filled(choices_D, self._usage) if filled else self.choices.architecture(choices_D),
+            )
+
+    def _near(self, choices_BD: Tensor) -> Iterator[tuple[Tensor, Architecture]]:
+        """Yield one of the best students each, some of whose decisions are those that the policy draws.
+
+        Each has a chance of its own that a decision is drawn anew, from one of them all to all.
+        """
+        count, decisions = choices_BD.shape
+        chance_B1 = float(decisions) ** -torch.rand(count, 1, generator=self._generator, dtype=torch.float64)
+        among_B = torch.randint(len(self._best), (count,), generator=self._generator).tolist()
+        best_BD = torch.stack([self._best[place].choices_D for place in among_B])
+        kept_BD = (self._uniform(count) >= chance_B1) & (self.choices.counts(best_BD) > 0)
+        mixed_BD = torch.where(kept_BD, best_BD, choices_BD)
+        for mixed_D, kept_D, place in zip(mixed_BD, kept_BD, among_B, strict=True):
+            yield mixed_D, self.choices.filled(mixed_D, self._usage, Near(self._best[place].student, kept_D))
 
     def _repaired(self, draw: tuple[Tensor, Architecture]) -> tuple[Tensor, Architecture]:
         choices_D = self.choices.repaired(draw[0], self._usage)
@@ -151,7 +181,11 @@ class Stage:
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         """Update baseline and policy by the students proposed last."""
-        rewards_B = torch.tensor(self.rewards(evaluations), dtype=torch.float64)
+        rewards = self.rewards(evaluations)
+        students = (evaluation.architecture for evaluation in evaluations)
+        known = [*self._best, *map(Trained, rewards, self.proposed_BD, students)]
+        self._best = sorted(known, key=lambda trained: -trained.reward)[: self._rules.near]
+        rewards_B = torch.tensor(rewards, dtype=torch.float64)
         with torch.no_grad():
             logs_BD = self.policy.judge(self.proposed_BD).logs_BD
         self._replay = [*self._replay, Rollouts(self.proposed_BD, logs_BD, rewards_B)][-self._rules.replay :]
