@@ -227,6 +227,47 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
+class Tagger(nn.Module):
+    """Logits of 9 tags for each of a text's tokens, of which there are 20, and for each example a kind, one of 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.kinds, self.last = nn.Embedding(20, 8), nn.Embedding(3, 8), nn.Linear(8, 9)
+
+    def forward(self, tokens: Tensor, kinds: Tensor) -> Tensor:
+        return self.last(torch.relu(self.tokens(tokens) + self.kinds(kinds)[:, None]))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize(
+    ("part", "wrong", "message"),
+    [
+        ("targets", 9, r"for language targets must be in 0\.\.8, or -100 for none, but got 9 \(in SPLIT\)"),
+        ("targets", -1, r"but got -1 \(in SPLIT\)"),
+        ("tokens", 20, r"every example of SPLIT, but it fails where .*\.\.20, 0\.\.2, are largest .*: index out of"),
+        ("kinds", 3, r"every example of SPLIT, but it fails where .*\.\.19, 0\.\.3, are largest"),
+        ("kinds", -1, r"every example of SPLIT, but it fails where .*\.\.19, -1\.\.2, are largest"),
+    ],
+)
+def test_a_number_out_of_range_anywhere_is_refused_at_the_door(
+    part: str, wrong: int, message: str, split: str, tmp_path: Path
+) -> None:
+    drawn_by = torch.Generator().manual_seed(0)
+
+    def examples(name: str) -> Any:
+        found = {key: torch.randint(0, most, (60, 5), generator=drawn_by) for key, most in
+                 {"tokens": 20, "kinds": 3, "targets": 9}.items()}  # fmt: skip
+        found["kinds"] = found["kinds"][:, 0]
+        if name == split:
+            found[part].view(-1)[-1] = wrong  # beyond the first examples, which the outputs are measured on
+        return {key: found[key] for key in ("tokens", "kinds")}, found["targets"]
+
+    data = us.Data.from_inputs(*examples("train"), val=examples("val"), test=examples("test"))
+    with pytest.raises(DataError, match=message.replace("SPLIT", split)):
+        squeeze(Tagger(), data, tmp_path / "run", objective="language")
+    assert not (tmp_path / "run").exists()
+
+
 class OneNumber(nn.Module):
     """One number for each example, (B,), as regressions and two-class networks that squeeze give it."""
 

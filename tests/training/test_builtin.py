@@ -129,7 +129,10 @@ WRONG: list[tuple[str, tuple[int, ...], Any, str]] = [
     ("segmentation", (2, 3), torch.zeros(2), r"logits for each place, \(b, classes, height, width\), but got \(2, 3\)"),
     ("segmentation", (2, 3, 4), torch.zeros(2, 4), r"whole numbers \(2, 4\), but got torch.float32"),
     ("segmentation", (2, 3, 4), torch.full((2, 4), 3), r"in 0..2, or -100 for none, but got 3"),
+    ("segmentation", (2, 3, 4), torch.full((2, 4), IGNORED), r"some targets must be in 0..2, but all are -100"),
     ("language", (2, 3), torch.zeros(2), r"\(b, places, vocabulary\)"),
+    ("multilabel", (2, 3), torch.full((2, 3), 2), "must be 0 or 1 for each label, but got 2"),
+    ("multilabel", (2, 3), torch.full((2, 3), -1.0), "must be 0 or 1 for each label, but got -1"),
 ]
 
 

@@ -66,6 +66,11 @@ class Data:
         )
 
     @property
+    def splits(self) -> list[tuple[str, AnySplit]]:
+        """The splits that there are, by name."""
+        return [(name, split) for name in ("train", "val", "test") if (split := getattr(self, name)) is not None]
+
+    @property
     def are_images(self) -> bool:
         """Whether inputs are images, (n, c, h, w), which can be varied and, as pixels, normalised."""
         return bool(self.mean)

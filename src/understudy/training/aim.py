@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from understudy.config.training import Training
-from understudy.core.errors import MachineError, ModelError, did_you_mean
-from understudy.core.memory import enough_memory
+from understudy.core.errors import DataError, MachineError, ModelError, did_you_mean
+from understudy.core.memory import enough_memory, out_of_memory
 from understudy.core.nested import called, first, leaves, mapped
-from understudy.data import Data
+from understudy.data import AnySplit, Data, Split
 from understudy.data.data import first_images
 from understudy.graph.copies import copied
 from understudy.training.builtin import BUILT_IN
@@ -81,6 +81,7 @@ class Aim:
 
 
 _FITTED = 32  # validation examples that outputs are measured on
+_COLUMNS = 64  # of whole numbers in an example; so few may have a table each, more are a text's
 
 CLASSES = Aim(objective=BUILT_IN["classification"])
 """Classification by a network that gives logits."""
@@ -116,8 +117,8 @@ def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
     counted = {name: rows[name].float() for name in names}
     if any(not bool(torch.isfinite(tensor).all()) for tensor in counted.values()):
         raise ModelError("the model must give finite outputs, but there are NaN or infinite ones")
-    targets = some.batch(torch.arange(count, device=some.indexed_on))[1]
-    objective.check(counted, mapped(targets, lambda tensor: tensor.cpu()), data)
+    _check_targets(objective, counted, data, some)
+    _check_numbers(network, data)
     aim = Aim(
         objective=objective,
         names=names,
@@ -131,6 +132,62 @@ def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
 def _rows(output: Tensor) -> Float[Tensor, "b k"]:
     """Return a row for each example; an output may be one number for each, (b,)."""
     return output.float().reshape(len(output), -1) if output.ndim == 1 else output.float().flatten(1)
+
+
+def _check_targets(objective: Objective, outputs: Mapping[str, Tensor], data: Data, some: AnySplit) -> None:
+    """Check that targets fit the outputs for some examples: those of every split, by what comes with this package."""
+    if objective is not BUILT_IN.get(objective.name):  # whose check may read more of outputs than their shapes
+        targets = some.batch(torch.arange(len(some), device=some.indexed_on))[1]
+        objective.check(dict(outputs), mapped(targets, lambda tensor: tensor.cpu()), data)
+        return
+    objective.check(dict(outputs), None, data)
+    for name, split in data.splits:
+        alike = {key: output[:1].expand(len(split), *output.shape[1:]) for key, output in outputs.items()}
+        try:
+            objective.check(alike, split.labels, data)
+        except DataError as error:
+            raise DataError(f"{error} (in {name})") from error
+
+
+def _check_numbers(network: nn.Module, data: Data) -> None:
+    """Check that a network takes the largest and smallest whole numbers, such as tokens, that a split in memory has.
+
+    One that its table does not have would end a run when it is met, on the test split after all that was trained.
+
+    Raises:
+        DataError: it does not take them.
+    """
+    for name, split in data.splits:
+        if data.are_images or not isinstance(split, Split):
+            continue
+        numbers = [
+            tensor.reshape(len(tensor), -1)
+            for _, tensor in leaves(split.images)
+            if tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        ]
+        found = sorted({at for rows in numbers for at in _extremes(rows)})
+        if not found:
+            continue
+        inputs = split.batch(torch.tensor(found, device=split.indexed_on))[0]
+        try:
+            with torch.no_grad():
+                called(copied(network).cpu().eval(), mapped(inputs, lambda tensor: tensor.cpu()))
+        except Exception as error:  # the caller's code may raise anything
+            if out_of_memory(error):
+                raise
+            ranges = ", ".join(f"{int(rows.min())}..{int(rows.max())}" for rows in numbers)
+            raise DataError(
+                f"the model must take every example of {name}, but it fails where the whole numbers in them, {ranges}, "
+                f"are largest or smallest: {str(error) or type(error).__name__}"
+            ) from error
+
+
+def _extremes(rows: Int[Tensor, "n k"]) -> list[int]:
+    """Return which rows have the largest and smallest numbers: of all, and of each of few columns."""
+    found = [int(rows.amax(1).argmax()), int(rows.amin(1).argmin())]
+    if rows.shape[1] <= _COLUMNS:
+        found += [*rows.argmax(0).tolist(), *rows.argmin(0).tolist()]
+    return found
 
 
 def _check_training(aim: Aim, network: nn.Module, inputs: Any, data: Data) -> None:

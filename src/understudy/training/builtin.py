@@ -90,8 +90,11 @@ class MultiLabel(_OfOne):
     metric = "F1"
 
     def check(self, outputs: Outputs, targets: Any, data: Data) -> None:
-        """Check that there is one target for each logit."""
+        """Check that there is one target for each logit, in 0..1."""
         _same_shape(self, _one(outputs), targets)
+        wrong = () if targets is None else targets[(targets < 0) | (targets > 1)]
+        if len(wrong):
+            raise DataError(f"for {self.name} targets must be 0 or 1 for each label, but got {float(wrong[0]):g}")
 
     def learned(self, outputs: Outputs, targets: Any, scales: Mapping[str, float]) -> Tensor:
         """Return the binary cross-entropy."""
@@ -403,6 +406,8 @@ def _classes(objective: Objective, targets: Any, classes: int, shape: tuple[int,
         raise DataError(
             f"for {objective.name} targets must be in 0..{classes - 1}, or {IGNORED} for none, but got {int(wrong[0])}"
         )
+    if bool((targets == IGNORED).all()):
+        raise DataError(f"for {objective.name} some targets must be in 0..{classes - 1}, but all are {IGNORED}, none")
 
 
 BUILT_IN: dict[str, Objective] = {
