@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import understudy as us
-from understudy.core.errors import ConfigError, DataError, ModelError, RunError, TraceError
+from understudy.core.errors import ConfigError, DataError, MachineError, ModelError, RunError, TraceError
 from understudy.models.card import StudentCard
 from understudy.runs.folder import Run
 
@@ -266,6 +266,23 @@ def test_a_number_out_of_range_anywhere_is_refused_at_the_door(
     with pytest.raises(DataError, match=message.replace("SPLIT", split)):
         squeeze(Tagger(), data, tmp_path / "run", objective="language")
     assert not (tmp_path / "run").exists()
+
+
+class Hungry(Tagger):
+    """Has no memory for the token 19."""
+
+    def forward(self, tokens: Tensor, kinds: Tensor) -> Tensor:
+        if (tokens == 19).any():
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+        return super().forward(tokens, kinds)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_numbers(tmp_path: Path) -> None:
+    inputs = {"tokens": torch.zeros(60, 5, dtype=torch.int64), "kinds": torch.zeros(60, dtype=torch.int64)}
+    data = us.Data.from_inputs(inputs, val={**inputs, "tokens": inputs["tokens"].clone()})
+    data.val.images["tokens"][-1] = 19
+    with pytest.raises(MachineError, match=r"memory ran out while the teacher ran on a few examples; .*20.00 GiB"):
+        squeeze(Hungry(), data, tmp_path / "run")
 
 
 class OneNumber(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from understudy.config.training import Training
 from understudy.core.errors import DataError, MachineError, ModelError, did_you_mean
-from understudy.core.memory import enough_memory, out_of_memory
+from understudy.core.memory import enough_memory
 from understudy.core.nested import called, first, leaves, mapped
 from understudy.data import AnySplit, Data, Split
 from understudy.data.data import first_images
@@ -80,6 +80,7 @@ class Aim:
         return self.objective.measure(self.outputs(matrix), targets)
 
 
+_MEMORY = ("while the teacher ran on a few examples", "use a machine with more of it")
 _FITTED = 32  # validation examples that outputs are measured on
 _COLUMNS = 64  # of whole numbers in an example; so few may have a table each, more are a text's
 
@@ -156,6 +157,7 @@ def _check_numbers(network: nn.Module, data: Data) -> None:
 
     Raises:
         DataError: it does not take them.
+        MachineError: memory ran out.
     """
     for name, split in data.splits:
         if data.are_images or not isinstance(split, Split):
@@ -170,11 +172,11 @@ def _check_numbers(network: nn.Module, data: Data) -> None:
             continue
         inputs = split.batch(torch.tensor(found, device=split.indexed_on))[0]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), enough_memory(*_MEMORY):
                 called(copied(network).cpu().eval(), mapped(inputs, lambda tensor: tensor.cpu()))
+        except MachineError:
+            raise
         except Exception as error:  # the caller's code may raise anything
-            if out_of_memory(error):
-                raise
             ranges = ", ".join(f"{int(rows.min())}..{int(rows.max())}" for rows in numbers)
             raise DataError(
                 f"the model must take every example of {name}, but it fails where the whole numbers in them, {ranges}, "
@@ -219,7 +221,7 @@ def _check_training(aim: Aim, network: nn.Module, inputs: Any, data: Data) -> No
 def _given(network: nn.Module, inputs: Any, data: Data) -> Any:
     _check_names(network, inputs)
     try:
-        with torch.no_grad(), enough_memory("while the teacher ran on a few examples", "use a machine with more of it"):
+        with torch.no_grad(), enough_memory(*_MEMORY):
             return called(network, inputs)
     except MachineError:
         raise
