@@ -92,8 +92,7 @@ class MultiLabel(_OfOne):
     def check(self, outputs: Outputs, targets: Any, data: Data) -> None:
         """Check that there is one target for each logit, in 0..1."""
         _same_shape(self, _one(outputs), targets)
-        wrong = () if targets is None else targets[(targets < 0) | (targets > 1)]
-        if len(wrong):
+        if targets is not None and len(wrong := targets[(targets < 0) | (targets > 1)]):
             raise DataError(f"for {self.name} targets must be 0 or 1 for each label, but got {float(wrong[0]):g}")
 
     def learned(self, outputs: Outputs, targets: Any, scales: Mapping[str, float]) -> Tensor:
