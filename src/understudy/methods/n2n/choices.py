@@ -184,12 +184,13 @@ class Shrinkage:
 
     def _shares(self, choices_D: Tensor, near: Near | None) -> dict[str, float]:
         """Return each width as a share of the start's."""
+        kept = near.kept_D.tolist() if near else [False] * self.decisions
         shares = {}
-        for decision, (kind, name) in enumerate(self.names):
-            if kind == "width" and near and near.kept_D[decision]:
+        for (kind, name), choice, keeps in zip(self.names, choices_D.tolist(), kept, strict=True):
+            if kind == "width" and near and keeps:
                 shares[name] = near.student.width(name) / self._start.width(name)
             elif kind == "width":
-                shares[name] = self._factors[int(choices_D[decision])]
+                shares[name] = self._factors[choice]
         return shares
 
     def first(self, used: Figure, macs: Figure) -> list[tuple[Tensor, Architecture]]:
