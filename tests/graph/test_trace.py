@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tests.support.models import images, zoo_analysis
@@ -147,13 +147,33 @@ def analysed(name: str) -> Analysis:
     return analyse(case.network(), case.input())
 
 
-@pytest.mark.parametrize("name", ["odd_write_rows", "odd_boolean_index", "odd_batch_halves", "py_width_as_numpy"])
+TOUCHED = [
+    "odd_write_rows",
+    "odd_boolean_index",
+    "odd_batch_halves",
+    "py_width_as_numpy",
+    "py_transformed_distribution",
+]
+
+
+@pytest.mark.parametrize("name", TOUCHED)
 def test_only_what_is_touched_freezes(name: str) -> None:
     analysis, _ = prove(analysed(name))
     assert {"b", "c"} <= {group.name for group in analysis.space.groups}
 
 
-@pytest.mark.parametrize("name", ["py_sliced_sequential", "py_dimension", "odd_transpose_batch"])
+# What goes by another name, or is a plain value, in the code that is recorded.
+NOTED = ["py_identity_of_none", "py_and_without_gradient"]
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_the_recorded_graph_gives_what_the_network_gives(name: str) -> None:
+    recorded = analysed(name).trace
+    x = recorded.example
+    assert torch.equal(fx.GraphModule(recorded.root, recorded.graph)(x), recorded.teacher(x))
+
+
+@pytest.mark.parametrize("name", ["py_sliced_sequential", "py_dimension", "odd_transpose_batch", *NOTED])
 def test_what_moves_or_is_called_in_another_way_is_followed(name: str) -> None:
     analysis, _ = prove(analysed(name))
     assert {"a", "b", "c"} <= {group.name for group in analysis.space.groups}

@@ -33,7 +33,8 @@ def is_in_place(node: fx.Node) -> bool:
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op == "call_function":
         name = describe(node)
-        return name in _IN_PLACE or bool(node.kwargs.get("inplace")) or name.endswith("_")
+        is_word = node.target is getattr(operator, name, None)  # operator.and_ is named so for Python's sake
+        return name in _IN_PLACE or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not is_word)
     return False
 
 

@@ -30,7 +30,7 @@ from understudy.graph.seeds import seeded
 _FACTORIES = (
     *("zeros", "ones", "full", "empty", "arange", "eye", "linspace", "tril_indices", "triu_indices"),
     *("rand", "randn", "randint"),
-    *("tensor", "as_tensor", "scalar_tensor", "finfo", "iinfo"),
+    *("tensor", "as_tensor", "scalar_tensor", "finfo", "iinfo", "broadcast_shapes"),
 )
 # Of torch.nn.functional those that are written in Python: they would look into the proxy.
 _FUNCTIONS = ("interpolate", "affine_grid")

@@ -255,6 +255,19 @@ def _gradient(net: Net, y: Tensor) -> Tensor:
     return y + slope
 
 
+def _within_limits(n: Net, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        inside = (y > -0.2) & (y < 0.4)
+    return y * inside
+
+
+def _noisy_in_training(n: Net, y: Tensor) -> Tensor:
+    if not n.training:
+        return y
+    zero, one = (torch.tensor(value, dtype=y.dtype) for value in (0.0, 1.0))
+    return y + torch.distributions.Gumbel(zero, one).sample(y.shape)
+
+
 def _two(name: str, forward: Any, **more: Any) -> Case:
     return between(f"py_{name}", forward, **more)
 
@@ -396,7 +409,15 @@ CASES: list[Case] = [
     _two("instance_norm_function", lambda n, y: F.instance_norm(y, weight=n.scale)),
     _two("layer_norm_function", lambda n, y: F.layer_norm(y, y.shape[1:])),
     _two("layer_norm_last", lambda n, y: F.layer_norm(y.movedim(1, -1), (y.shape[1],), n.scale).movedim(-1, 1)),
+    _two(
+        "identity_of_none",
+        lambda n, y: y if n.other(None) is None else n.conv(n.other(y)),
+        other=nn.Identity,
+        conv=_conv,
+    ),
     _two("is_scripting", lambda n, y: y * 2 if torch.jit.is_scripting() or torch.jit.is_tracing() else y),
+    _two("and_without_gradient", _within_limits),
+    _two("transformed_distribution", _noisy_in_training),
     _two("on_cuda", lambda n, y: y.half() if y.is_cuda else y),
     _two("strides", lambda n, y: y if y.is_contiguous() else y.contiguous()),
     _two("stride_number", lambda n, y: y / y.stride(0)),
