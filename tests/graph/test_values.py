@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.support.held import analysed, check
 from understudy.graph.analysis import analyse
+from understudy.surgery.build import build
 
 
 class Around(nn.Module):
@@ -62,6 +63,21 @@ def test_distributions_do_not_look_at_values_while_they_are_recorded(monkeypatch
     assert [group.name for group in space.groups] == ["first"]
     assert next(f.reason for f in space.frozen if f.name == "mean") == "mul joins it with a tensor of fixed size"
     assert torch.distributions.Distribution._validate_args  # type: ignore[attr-defined]
+
+
+def test_a_sample_has_the_sizes_that_the_forward_pass_computes() -> None:
+    class Noisy(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.first(x))
+            if self.training:  # as in GroupViT
+                zero, one = (torch.tensor(value, dtype=y.dtype) for value in (0.0, 1.0))
+                y = y + torch.distributions.Gumbel(zero, one).sample((len(y), 1))
+            return self.last(y) * (y.shape[1] / y.shape[1])
+
+    analysis = analyse(Noisy().eval(), torch.randn(3, 6))
+    student = build(analysis, analysis.space.full.with_width("first", 8))
+    assert analysis.space.group("first").plain  # so that the student is made of the recorded graph
+    assert student.train()(torch.randn(5, 6)).shape == (5, 4)
 
 
 def test_checks_of_transformers_are_left_out_while_a_forward_pass_is_recorded() -> None:

@@ -31,6 +31,7 @@ from understudy.graph.rearranged import know_einops
 from understudy.graph.surroundings import (
     as_before,
     attention,
+    distributions,
     factories,
     masks,
     numbers,
@@ -68,7 +69,7 @@ def record_inputs(
     tracer.root = root
     patches = factories(tracer, tracer.watch), numbers(root), watching(root, tracer.watch, tracer.is_leaf_module)
     packs = packing(tracer, tracer.watch, spaces_of(root))
-    around = packs, masks(), attention(), scripted(), wrapped(), unchecked(), repeatable(tracer.watch)
+    around = packs, masks(), attention(), scripted(), wrapped(), unchecked(), distributions(), repeatable(tracer.watch)
     with contextlib.ExitStack() as stack:
         for context in (*around, as_before(root, tracer.watch), *patches):
             stack.enter_context(context)

@@ -180,6 +180,25 @@ def unchecked() -> Iterator[None]:
 
 
 @contextmanager
+def distributions() -> Iterator[None]:
+    """Let the shape of a sample stay what the forward pass computes: torch.Size would make it the example's."""
+    kind: Any = torch.distributions.Distribution
+    before = kind._extended_shape
+
+    def extended(self: Any, sample_shape: Any = ()) -> Any:
+        parts = (sample_shape, self._batch_shape, self._event_shape)
+        if any(isinstance(value, fx.Proxy) for value in flat(parts)):
+            return tuple(size for part in parts for size in part)
+        return before(self, torch.Size(sample_shape))
+
+    kind._extended_shape = extended
+    try:
+        yield
+    finally:
+        kind._extended_shape = before
+
+
+@contextmanager
 def as_before(root: nn.Module, watch: Watch) -> Iterator[None]:
     """Take back what the forward pass stores in its modules: proxies there would be taken for tensors later on."""
     before = _attributes(root)
