@@ -329,8 +329,10 @@ BEFORE = ("n2n-before", "archcomp-before")  # of what the searches of that commi
 N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
-    # The students of several depths that it begins with, one update: nearly all passes are left to the training.
-    "n2n-first": Contender(label="N2N, its first update alone", find=Searched("n2n-first", lambda _: _n2n(ROLLOUTS))),
+    # Uniform and tapered students of several depths, two updates: most passes are left to the training.
+    "n2n-first": Contender(
+        label="N2N, its first students alone", find=Searched("n2n-first", lambda _: _n2n(2 * ROLLOUTS))
+    ),
     "n2n-paper": Contender(label="N2N, the paper's two stages", find=Searched("n2n-paper", _n2n_paper)),
     "decore": Contender(label="DECORE", find=decore, weights="inherited"),
     "archcomp": Contender(
