@@ -133,23 +133,23 @@ class Stage:
             yield from self._near(choices_BD) if self._best else self._far(choices_BD)
 
     def _far(self, choices_BD: Tensor) -> Iterator[tuple[Tensor, Architecture]]:
-        """Yield what the policy draws."""
+        """Yield what the policy draws, every second one filled."""
         for number, choices_D in enumerate(choices_BD):
-            filled = self._rules.fill and number % 2 == 1
-            yield (
-                choices_D,
-                self.choices.filled(choices_D, self._usage) if filled else self.choices.architecture(choices_D),
-            )
+            if self._rules.fill and number % 2 == 1:
+                yield choices_D, self.choices.filled(choices_D, self._usage)
+            else:
+                yield choices_D, self.choices.architecture(choices_D)
 
     def _near(self, choices_BD: Tensor) -> Iterator[tuple[Tensor, Architecture]]:
-        """Yield one of the best students each, some of whose decisions are those that the policy draws.
+        """Yield students that have some decisions of one of the best students, the others of what the policy draws.
 
-        Each has a chance of its own that a decision is drawn anew, from one of them all to all.
+        The chance that a decision is the policy's is drawn for each, log-uniform between one of all decisions and all.
         """
         count, decisions = choices_BD.shape
         chance_B1 = float(decisions) ** -torch.rand(count, 1, generator=self._generator, dtype=torch.float64)
         among_B = torch.randint(len(self._best), (count,), generator=self._generator).tolist()
         best_BD = torch.stack([self._best[place].choices_D for place in among_B])
+        # What is gone from the student with a unit says nothing that could be kept.
         kept_BD = (self._uniform(count) >= chance_B1) & (self.choices.counts(best_BD) > 0)
         mixed_BD = torch.where(kept_BD, best_BD, choices_BD)
         for mixed_D, kept_D, place in zip(mixed_BD, kept_BD, among_B, strict=True):
