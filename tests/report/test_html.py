@@ -150,7 +150,10 @@ def test_layers_stand_beside_what_became_of_them(run: Path) -> None:
     rows = layer_rows(facts.best.architecture, facts.parameters)
     assert sum(row.parameters for row in rows) == facts.summary.teacher.cost.parameters
     assert sum(row.student_parameters or 0 for row in rows) == facts.summary.student.cost.parameters
-    assert any(row.state != "kept" and row.student_width < row.width for row in rows)
+    space = facts.best.architecture.space
+    group = next(group for group in space.groups if group.width > group.least)
+    narrow = layer_rows(space.full.with_width(group.name, group.nearest(group.width / 2)), facts.parameters)
+    assert any(row.state != "kept" and row.student_width < row.width for row in narrow)
 
 
 def test_images_that_one_of_both_gets_wrong_are_shown(run: Path) -> None:
