@@ -331,7 +331,7 @@ CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
     # Uniform and tapered students of several depths, two updates: most passes are left to the training.
     "n2n-first": Contender(
-        label="N2N, its first students alone", find=Searched("n2n-first", lambda _: _n2n(2 * ROLLOUTS))
+        label="N2N, its first students alone", find=Searched("n2n-first", lambda n: _n2n(min(2 * ROLLOUTS, n)))
     ),
     "n2n-paper": Contender(label="N2N, the paper's two stages", find=Searched("n2n-paper", _n2n_paper)),
     "decore": Contender(label="DECORE", find=decore, weights="inherited"),
