@@ -90,7 +90,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("track", choices=TRACKS)
     parser.add_argument("--data", help="folder of the track's images, train/CLASS/* and test/CLASS/*")
-    parser.add_argument("--weights", type=Path, help="of a teacher that others trained, as safetensors")
+    parser.add_argument(
+        "--weights", type=Path, help="of the teacher, as safetensors; default: those beside its results"
+    )
     parser.add_argument("--points", nargs="+", help="such as params-10x macs-5x; default: all")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the track's; default: all")

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import option_a, tables
 from benchmarks.evidence import contenders as contending
+from benchmarks.evidence import tracks
 from benchmarks.evidence.cell import Cell, clocked, seconds_in
 from benchmarks.evidence.contenders import BEFORE, CONTENDERS, torch_pruning
 from benchmarks.evidence.results import BUDGETS, ROOT, Bench, place_of, read_results
@@ -123,6 +125,24 @@ def test_one_of_the_budgets_alone(folders: tuple[Path, Path], tmp_path: Path) ->
     assert list(listed(track, results, SHORT)) == [
         f"params-3x, seed 1: {2 - len(missing)} done; missing: {', '.join(missing)}"
     ]
+
+
+def test_a_teacher_whose_weights_lie_beside_its_figures_is_not_trained_again(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained on another machine it would be another one, and its results could not stand beside the others."""
+    results, work = folders
+    kept = tmp_path / TRACK.name
+    kept.mkdir()
+    shutil.copy(results / TRACK.name / "teacher.json", kept)
+    shutil.copy(work / "teacher" / "teacher.safetensors", kept)
+    first = Bench.of(TRACK, results, work).task.identity
+    monkeypatch.setattr(tracks, "teach", None)
+    assert Bench.of(TRACK, tmp_path, tmp_path / "work").task.identity == first
+    other = load_file(kept / "teacher.safetensors")
+    save_file({name: value + 1 for name, value in other.items()}, tmp_path / "other.safetensors")
+    with pytest.raises(RunError, match=r"must be of one teacher, but those in .* give its weights by --weights"):
+        Bench.of(TRACK, tmp_path, tmp_path / "work", weights=tmp_path / "other.safetensors")
 
 
 def test_results_of_another_recipe_are_refused(folders: tuple[Path, Path]) -> None:

@@ -30,13 +30,14 @@ from understudy.data.data import first_images
 from understudy.export.onnx import OnnxModel, to_onnx
 from understudy.graph.copies import copied
 from understudy.jobs.task import Task
+from understudy.models.weights import weights_digest
 from understudy.runs.folder import Run, versions
 from understudy.training.evaluator import Evaluator
 from understudy.training.loop import accuracy, choose_compute
 
 Budget = Literal["excluded", "included"]
 BUDGETS: tuple[Budget, ...] = ("excluded", "included")
-TEACHER = "teacher.json"
+TEACHER, TEACHER_WEIGHTS = "teacher.json", "teacher.safetensors"
 _NOTHING_FOUND = (GoalError, SurgeryError)  # a contender's own failures, which are results
 ROOT = Path(__file__).parent.parent.parent
 
@@ -76,19 +77,28 @@ class Bench:
     ) -> Bench:
         """Open data and teacher, which is trained first if it must be, and publish the teacher's figures.
 
+        Weights that lie beside its figures are the teacher's: trained again on another machine they are others.
+
         Raises:
             DataError: the data are missing.
             ModelError: the teacher's weights are missing.
-            RunError: the results that are there are of another recipe.
+            RunError: the results that are there are of another recipe, or of another teacher.
         """
         folder = results / track.name
-        if (folder / TEACHER).is_file() and (was := read_json(folder / TEACHER, RunError)["recipe"]) != track.recipe:
+        known = read_json(folder / TEACHER, RunError) if (folder / TEACHER).is_file() else None
+        way_out = "move them away, or give another folder by --results"
+        if known is not None and known["recipe"] != track.recipe:
             raise RunError(
-                f"all results of a track must be of one recipe, but those in {folder} are of {was}, not of "
-                f"{track.recipe}: move them away, or give another folder by --results"
+                f"all results of a track must be of one recipe, but those in {folder} are of {known['recipe']}, not of "
+                f"{track.recipe}: {way_out}"
             )
-        images = track.open_data(data, work / "images")
-        teacher = track.teacher.open(images, work / "teacher", weights)
+        images, kept = track.open_data(data, work / "images"), folder / TEACHER_WEIGHTS
+        teacher = track.teacher.open(images, work / "teacher", weights or (kept if kept.is_file() else None))
+        if known is not None and known["weights"] != (own := weights_digest(teacher.module)):
+            raise RunError(
+                f"all results of a track must be of one teacher, but those in {folder} are of one with the digest "
+                f"{known['weights']}, not of {own}: give its weights by --weights, {way_out}"
+            )
         proofs, settings = work / "task", settings_of(track)
         task = Task.of(teacher, images, settings, run=proofs, progress=True)
         with Run.open(proofs, settings, task.identity) as run:
@@ -106,6 +116,7 @@ class Bench:
             "recipe": self.track.recipe,
             "data": self.track.data,
             "note": self.track.teacher.note,
+            "weights": weights_digest(self.task.teacher.module),
             "parameters": self.task.cost.parameters,
             "macs": self.task.cost.macs,
             **self._accuracies(network, compute),

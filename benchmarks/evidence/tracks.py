@@ -16,7 +16,7 @@ from understudy.core.errors import DataError, ModelError
 from understudy.core.goal import Goal
 from understudy.data import Data
 from understudy.jobs.teach import teach
-from understudy.models.spec import Teacher
+from understudy.models.spec import Teacher, load_model
 
 DEVICE = Device(threads=1)
 
@@ -53,7 +53,13 @@ class Taught:
     note: str = "trained here by labels; it has not seen the validation images"
 
     def open(self, data: Data, folder: Path, weights: Path | None) -> Teacher:
-        """Return the teacher, trained now or before."""
+        """Return the teacher: with the weights of a file, or trained now or before.
+
+        Raises:
+            ModelError: the file does not hold its weights.
+        """
+        if weights is not None:
+            return load_model(self.model, data, weights=weights, arguments=self.arguments)
         return teach(self.model, data, folder, teaching=self.teaching, arguments=self.arguments)
 
 
