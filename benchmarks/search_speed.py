@@ -82,6 +82,11 @@ class Bench:
     @property
     def candidates(self) -> dict[str, Candidates]:
         """The ways that are settings of candidates, cheapest first."""
+        return {called: way for called, way in self.ways.items() if called not in self.without}
+
+    @cached_property
+    def ways(self) -> dict[str, Candidates]:
+        """The same, with those that are left out: shared weights may be scored by their training."""
         with checked_together():  # no epochs: nobody can ask for that
             none = Training(epochs=0, loss="ce")
         few, some, whole = min(1500, self.examples), min(2000, self.examples), self.examples
@@ -107,7 +112,6 @@ class Bench:
             return {
                 called: Candidates(weights=start, examples=count, training=training, stop_below=0.0)
                 for called, (start, count, training) in kinds.items()
-                if called not in self.without
             }
 
     def longer(self, start: Start) -> str:
@@ -124,7 +128,7 @@ class Bench:
             def way(architecture: Architecture) -> float:
                 return -self.evaluator.glance(architecture)
         elif called.startswith(ELASTIC):
-            taught = replace(self.elastic_weights, candidates=self.candidates[called.replace(ELASTIC, "inherited")])
+            taught = replace(self.elastic_weights, candidates=self.ways[called.replace(ELASTIC, "inherited")])
 
             def way(architecture: Architecture) -> float:
                 return taught(architecture).score

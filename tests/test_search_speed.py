@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.elastic import Elastic
-from benchmarks.search_speed import Reading, climbed, tau
+from benchmarks.search_speed import Bench, Reading, climbed, tau
 from tests.support.tiny import Tiny
 from understudy.graph.analysis import Analysis, analyse
 from understudy.surgery.build import build
@@ -57,6 +60,15 @@ def test_students_without_a_layer_share_the_weights_that_read_past_it() -> None:
         for row in kept.unbind(1)
     )
     assert torch.equal(network(torch.ones(2, 8, 4, 4)), whole(torch.ones(2, 8, 4, 4)))
+
+
+def test_a_way_that_is_left_out_can_still_score_shared_weights(tmp_path: Path) -> None:
+    unused: Any = None
+    bench = Bench(
+        task=unused, evaluator=unused, students=[], examples=100, long=1, long_examples=100, starts=("compensated",),
+        without=("inherited, not trained",), elastic=0, folder=tmp_path,
+    )  # fmt: skip
+    assert bench.ways.keys() - bench.candidates.keys() == {"inherited, not trained"}
 
 
 def test_who_is_left_after_rungs_and_what_they_took() -> None:
