@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 
 from understudy.core.evaluation import Cost
-from understudy.core.figures import FIGURES, amount, standard_error
+from understudy.core.figures import FIGURES, amount, digits, standard_error
 from understudy.core.goal import Budgets, Goal
 
 
@@ -21,7 +21,8 @@ def test_a_figure_is_read_from_a_cost_and_put_into_words() -> None:
     cost = Cost(parameters=74_000, macs=2, weight_bytes=296_000)
     found = {f.name: f.of(cost) for f in FIGURES}
     assert found == {"parameters": 74_000, "macs": 2, "size_mb": 0.296, "memory_mb": 0.0, "latency_ms": None}
-    assert [f.text(1234.5) for f in FIGURES[:3]] == ["1,234 parameters", "1,234 MACs", "1.23e+03 MB"]
+    assert [f.text(1234.5) for f in FIGURES[:3]] == ["1,234 parameters", "1,234 MACs", "1,234 MB"]
+    assert [f.text(1) for f in FIGURES[:3]] == ["1 parameter", "1 MAC", "1 MB"]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,22 @@ def test_a_figure_is_read_from_a_cost_and_put_into_words() -> None:
 )  # fmt: skip
 def test_amounts_have_three_digits_and_no_exponent(number: float, text: str) -> None:
     assert amount(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.0, "0"),
+        (0.0123, "0.0123"),
+        (2.0, "2"),
+        (999.4, "999"),
+        (999.6, "1,000"),
+        (-1234.6, "-1,235"),
+        (1e6, "1,000,000"),
+    ],
+)
+def test_numbers_of_three_digits_have_no_exponent_where_they_are_large(number: float, text: str) -> None:
+    assert digits(number) == text
 
 
 def test_the_standard_error_of_an_accuracy() -> None:

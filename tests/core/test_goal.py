@@ -55,6 +55,8 @@ def test_what_has_a_unit_is_read_in_it(name: str, text: str, number: float) -> N
         ("params", "1e999", "must be a positive amount"),
         ("params", "nan", "must be a positive amount"),
         ("params", "0.1", r"1 or more, but got '0\.1': .* as a factor, '10x'"),
+        ("params", "0.0001", r"as a factor, '10000x'"),
+        ("params", "0.0001x", r"would be 10,000 times as much"),
         ("macs", "0.5x", r"a factor of 1 or more, but got '0\.5x': '2x' is half of the teacher's"),
     ],
 )

@@ -47,6 +47,8 @@ def test_only_budgets_out_of_reach_are_named() -> None:
     assert "macs: " not in str(caught.value)
     with pytest.raises(GoalError, match=r"macs: asked for 5 MACs \(for a factor, write '5x'\), the least is"):
         refuse_what_is_out_of_reach(Goal(macs="5").budgets(cost, 0.9), space, method, Widths(), toy_cost)
+    with pytest.raises(GoalError, match="asked for 1 parameter, the least is"):  # as a factor it would ask for nothing
+        refuse_what_is_out_of_reach(Goal(params="1").budgets(cost, 0.9), space, method, Widths(), toy_cost)
     factor = f"{cost.macs / 7.6:.6f}x"  # whoever gave a factor need not be told of them
     with pytest.raises(GoalError, match=r"macs: asked for 8 MACs, the least is"):
         refuse_what_is_out_of_reach(Goal(macs=factor).budgets(cost, 0.9), space, method, Widths(), toy_cost)

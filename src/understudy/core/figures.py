@@ -19,7 +19,7 @@ class Figure:
     field: str  # field of Cost that it is read from, in another unit perhaps
     label: str  # what tables call it
     unit: str  # what follows a number in a sentence
-    form: str  # how its numbers are formatted
+    whole: bool = False  # a count, of which every digit is told
     measured: bool = False  # or predicted exactly, from the architecture alone
     stand_in: str | None = None  # predicted figure that it is taken to be proportional to, where only that is known
 
@@ -28,22 +28,26 @@ class Figure:
         number: float | None = getattr(cost, self.name)
         return number
 
+    def number(self, number: float) -> str:
+        """Return a number as tables have it, such as "74,000"."""
+        return f"{number:,.0f}" if self.whole else digits(number)
+
     def text(self, number: float) -> str:
         """Return a number with its unit, such as "74,000 parameters"."""
-        return f"{number:{self.form}} {self.unit}"
+        told = self.number(number)
+        return f"{told} {self.unit.removesuffix('s') if self.whole and told == '1' else self.unit}"
 
 
 FIGURES = (
-    Figure(name="parameters", goal="params", field="parameters", label="parameters", unit="parameters", form=",.0f"),
-    Figure(name="macs", goal="macs", field="macs", label="MACs", unit="MACs", form=",.0f"),
-    Figure(name="size_mb", goal="size_mb", field="weight_bytes", label="MB of weights", unit="MB", form=".3g"),
+    Figure(name="parameters", goal="params", field="parameters", label="parameters", unit="parameters", whole=True),
+    Figure(name="macs", goal="macs", field="macs", label="MACs", unit="MACs", whole=True),
+    Figure(name="size_mb", goal="size_mb", field="weight_bytes", label="MB of weights", unit="MB"),
     Figure(
         name="memory_mb",
         goal="memory_mb",
         field="peak_activation_bytes",
         label="MB of activations",
         unit="MB of activations",
-        form=".3g",
     ),
     Figure(
         name="latency_ms",
@@ -51,7 +55,6 @@ FIGURES = (
         field="latency_ms",
         label="ms for 1 example, 1 thread",
         unit="ms",
-        form=".3g",
         measured=True,
         stand_in="macs",
     ),
@@ -60,6 +63,7 @@ FIGURES = (
 that it names in Cost, Budgets and Goal."""
 
 FIGURE = {figure.name: figure for figure in FIGURES}
+BY_GOAL = {figure.goal: figure for figure in FIGURES}
 
 
 def amount(number: float) -> str:
@@ -69,6 +73,11 @@ def amount(number: float) -> str:
     unit, size = next((pair for pair in (("K", 1e3), ("M", 1e6)) if number < 999.5 * pair[1]), ("G", 1e9))
     scaled = number / size
     return f"{scaled:.3g}{unit}" if scaled < 999.5 else f"{scaled:,.0f}{unit}"
+
+
+def digits(number: float) -> str:
+    """Return a number in three digits, a larger one as a whole number: 1234.5 is "1,234" and not "1.23e+03"."""
+    return f"{number:.3g}" if abs(number) < 999.5 else f"{number:,.0f}"
 
 
 def share(number: float | None) -> str:

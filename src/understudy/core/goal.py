@@ -9,7 +9,7 @@ from typing import Literal
 
 from understudy.core.errors import GoalError, check_kind, did_you_mean
 from understudy.core.evaluation import Cost, Evaluation
-from understudy.core.figures import FIGURE, FIGURES, share
+from understudy.core.figures import BY_GOAL, FIGURE, FIGURES, digits, share
 
 RUNTIMES = ("torch", "onnxruntime")
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
@@ -229,7 +229,7 @@ def parse_amount(text: str, *, of: float | None, name: str) -> float:
     if factor and 0.0 < number < 1.0:
         raise GoalError(
             f"goal {name!r} must be a factor of 1 or more, but got {text!r}: '2x' is half of the teacher's, and "
-            f"{text!r} would be {1.0 / number:.3g} times as much as the teacher has"
+            f"{text!r} would be {digits(1.0 / number)} times as much as the teacher has"
         )
     own = _UNITS.get(after.upper()) if not unit else 1.0 if after.lower() in ("", unit) else None
     if not 0.0 < number < math.inf or (own is None and not factor):
@@ -237,7 +237,7 @@ def parse_amount(text: str, *, of: float | None, name: str) -> float:
     if not unit and not factor and number < 1.0 and own == 1.0:
         raise GoalError(
             f"goal {name!r} must be 1 or more, but got {text!r}: for that share of the teacher's, write it as "
-            f"a factor, '{1.0 / number:.3g}x'"
+            f"a factor, '{_factor(1.0 / number)}'"
         )
     if not factor:
         return number * (own or 1.0)
@@ -250,7 +250,12 @@ def parse_amount(text: str, *, of: float | None, name: str) -> float:
 
 def _counts(name: str) -> bool:
     """Say whether a goal is about a whole number of things, which have no unit."""
-    return next((figure.form == ",.0f" for figure in FIGURES if figure.goal == name), True)
+    return name not in BY_GOAL or BY_GOAL[name].whole
+
+
+def _factor(number: float) -> str:
+    """Return a factor as a goal spells it."""
+    return f"{digits(number).replace(',', '')}x"
 
 
 def _no_amount(text: str, name: str, unit: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from understudy.core.evaluation import Cost, Status
-from understudy.core.figures import FIGURE, FIGURES, share, standard_error
+from understudy.core.figures import BY_GOAL, FIGURE, share, standard_error
 from understudy.core.goal import Goal, Reward, lowered
 from understudy.core.timing import Comparison
 
@@ -69,7 +69,7 @@ class Asked:
     @property
     def is_floor(self) -> bool:
         """Whether at least that much was asked for, as of score, and not at most."""
-        return self.name not in {figure.goal for figure in FIGURES}
+        return self.name not in BY_GOAL
 
     @property
     def kept(self) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from understudy.core.figures import digits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
@@ -61,4 +63,4 @@ class Comparison:
         if not self.measurable:
             return "no measurable difference"
         ratio = self.ratio.median
-        return f"{ratio:.3g}x faster" if ratio > 1.0 else f"{1.0 / ratio:.3g}x slower"
+        return f"{digits(ratio)}x faster" if ratio > 1.0 else f"{digits(1.0 / ratio)}x slower"

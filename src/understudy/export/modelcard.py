@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from understudy.core.figures import amount, share
+from understudy.core.figures import BY_GOAL, amount, share
 from understudy.core.summary import Score
 from understudy.export.interface import Interface, specs
 from understudy.export.source import Source
@@ -115,7 +115,8 @@ def _goal(card: StudentCard) -> str:
     for budget in card.goal:
         kept = "yes" if budget.kept else "no"
         form = " (in 8 bits)" if budget.int8 else ""
-        rows.append(f"| {budget.name} {budget.asked}{form} | {budget.obtained:,.4g} | {kept} |")
+        obtained = f"{budget.obtained:.4g}" if budget.is_floor else BY_GOAL[budget.name].number(budget.obtained)
+        rows.append(f"| {budget.name} {budget.asked}{form} | {obtained} | {kept} |")
     return "## Budgets\n\n" + "\n".join(rows) + "\n"
 
 

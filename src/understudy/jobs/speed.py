@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from understudy.core.errors import ModelError
 from understudy.core.extras import optional
+from understudy.core.figures import digits
 from understudy.core.timing import Comparison
 from understudy.cost.layers import REASONS, Pair, falls_short, layer_times, layers_of, pairs
 from understudy.cost.measure import compare
@@ -45,7 +46,7 @@ class Speed:
     def sentence(self) -> str:
         """What fewer MACs bring here, and why not more."""
         fewer, faster = self.macs[0] / max(self.macs[1], 1), self.total.ratio.median
-        said = f"{fewer:.3g}x fewer MACs: {self.total}"
+        said = f"{digits(fewer)}x fewer MACs: {self.total}"
         if not falls_short(fewer, faster):
             return said
         lost = dict.fromkeys(REASONS, 0.0)

@@ -63,13 +63,12 @@ def refuse_what_is_out_of_reach(
             least = figure.of(cost)
         if full is not None and least is not None and least > most:
             # A small whole number was perhaps meant as a factor; a factor that was given seldom makes one.
-            whole = figure.form == ",.0f"
             factor = (
                 f" (for a factor, write '{most:g}x')"
-                if whole and most < 1000 and most**2 < full and float(most).is_integer()
+                if figure.whole and 1 < most < 1000 and most**2 < full and float(most).is_integer()
                 else ""
             )
-            asked = "less than 1" if whole and most < 1 else figure.text(most)
+            asked = "less than 1" if figure.whole and most < 1 else figure.text(most)
             points.append(f"{figure.goal}: asked for {asked}{factor}, the least is {said(cost)}")
     if points:
         raise GoalError(

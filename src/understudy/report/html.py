@@ -10,7 +10,7 @@ from typing import Any
 
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.extras import optional
-from understudy.core.figures import FIGURE, FIGURES, amount, share
+from understudy.core.figures import BY_GOAL, FIGURE, FIGURES, amount, digits, share
 from understudy.core.files import write_whole
 from understudy.core.summary import Asked, Summary
 from understudy.report import charts
@@ -21,7 +21,6 @@ from understudy.report.tables import in_eight_bits
 
 _PARTS = Path(__file__).parent / "page"
 _LISTED = 20  # rows of a list of which a page shows the first ones
-_BY_GOAL = {figure.goal: figure for figure in FIGURES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,7 @@ def _cards(facts: Facts, summary: Summary) -> Iterator[Card]:
     teacher, student = summary.teacher.cost, summary.student.cost
     for name, label in (("parameters", "fewer parameters"), ("macs", "fewer multiply-accumulates")):
         was, now = getattr(teacher, name), getattr(student, name)
-        number = f"{was / now:.3g}x" if now else "-"
+        number = f"{digits(was / now)}x" if now else "-"
         yield Card(number=number, label=label, note=f"{amount(was)} in the teacher, {amount(now)} in the student")
     for pair in summary.latency[:1]:
         told = str(pair).partition(" ")
@@ -154,15 +153,16 @@ def _asked(budget: Asked) -> tuple[str, str, str]:
     form = " in 8 bits" if budget.int8 else ""
     if budget.is_floor:
         return budget.name.replace("_", " ") + form, f"≥ {share(budget.limit)}", share(budget.obtained)
-    figure = _BY_GOAL[budget.name]
-    return figure.label + form, f"≤ {budget.limit:{figure.form}}", f"{budget.obtained:{figure.form}}"
+    figure = BY_GOAL[budget.name]
+    return figure.label + form, f"≤ {figure.number(budget.limit)}", figure.number(budget.obtained)
 
 
 def _compared(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
     for figure in FIGURES:
         was, now = figure.of(summary.teacher.cost), figure.of(summary.student.cost)
         if was is not None and now is not None and not figure.measured:
-            yield figure.label, f"{was:{figure.form}}", f"{now:{figure.form}}", f"{was / now:.3g}x" if now else "-"
+            times = f"{digits(was / now)}x" if now else "-"
+            yield figure.label, figure.number(was), figure.number(now), times
     for pair in summary.latency:
         yield f"ms for 1 example, {pair.where}", str(pair.first), str(pair.second), str(pair)
     for split, name in (("val", summary.called("validation")), ("test", summary.called("test"))):

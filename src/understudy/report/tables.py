@@ -11,14 +11,12 @@ from rich.text import Text
 
 from understudy.core.errors import DamageError
 from understudy.core.evaluation import Cost, Evaluation
-from understudy.core.figures import FIGURE, FIGURES, Figure, amount, share
+from understudy.core.figures import BY_GOAL, FIGURE, FIGURES, Figure, amount, digits, share
 from understudy.core.files import understood
 from understudy.core.goal import Reward
 from understudy.core.summary import Asked, InEightBits, Score, Summary
 from understudy.methods.ranking import merit_for
 from understudy.runs.folder import Run
-
-_BY_GOAL = {figure.goal: figure for figure in FIGURES}
 
 
 class PlainTable(Table):
@@ -160,8 +158,10 @@ def _brief(score: float, parameters: int) -> str:
 def _compared(figure: Figure, teacher: Cost, student: Cost) -> tuple[str, str, str]:
     was, now = figure.of(teacher), figure.of(student)
     assert was is not None and now is not None, "it is predicted"
-    change = "" if not was or not now else f"{was / now:.3g}x smaller" if now <= was else f"{now / was:.3g}x larger"
-    return format(was, figure.form), format(now, figure.form), change
+    change = (
+        "" if not was or not now else f"{digits(was / now)}x smaller" if now <= was else f"{digits(now / was)}x larger"
+    )
+    return figure.number(was), figure.number(now), change
 
 
 def _points(was: Score, now: Score) -> str:
@@ -171,5 +171,5 @@ def _points(was: Score, now: Score) -> str:
 def _obtained(budget: Asked) -> str:
     if budget.is_floor:
         return f"{share(budget.obtained)} (≥ {share(budget.limit)})"
-    form = _BY_GOAL[budget.name].form
-    return f"{budget.obtained:{form}} (≤ {budget.limit:{form}})"
+    number = BY_GOAL[budget.name].number
+    return f"{number(budget.obtained)} (≤ {number(budget.limit)})"
