@@ -266,11 +266,16 @@ class Bench:
             print(f"| {called} | {100 * score:.2f} | {statistics.fmean(seconds for _, seconds in chosen):.0f} |")
 
     def rungs(self, count: int) -> list[list[tuple[str, int]]]:
-        """Return the successive halvings that are looked at: ways, each with how many students it leaves."""
+        """Return the successive halvings by ways that are not left out: each way with how many students it leaves."""
         first, short = "compensated, not trained", f"compensated, 1 epoch of {min(1500, self.examples):,}"
         last = f"compensated, 5 epochs of {self.examples:,}"
         half, quarter = max(count // 2, 1), max(count // 4, 1)
-        return [[(first, half), (last, 1)], [(first, half), (short, quarter), (last, 1)], [(short, quarter), (last, 1)]]
+        all_rungs = [
+            [(first, half), (last, 1)],
+            [(first, half), (short, quarter), (last, 1)],
+            [(short, quarter), (last, 1)],
+        ]
+        return [rungs for rungs in all_rungs if all(way in self.candidates for way, _ in rungs)]
 
 
 def climbed(field: list[int], rungs: list[tuple[list[Reading], int]]) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def test_a_way_that_is_left_out_can_still_score_shared_weights(tmp_path: Path) -
         without=("inherited, not trained",), elastic=0, folder=tmp_path,
     )  # fmt: skip
     assert bench.ways.keys() - bench.candidates.keys() == {"inherited, not trained"}
+    assert len(bench.rungs(4)) == 3
+    assert not replace(bench, without=("compensated, 5 epochs of 100",)).rungs(4)
 
 
 def test_who_is_left_after_rungs_and_what_they_took() -> None:
