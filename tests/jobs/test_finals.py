@@ -57,8 +57,11 @@ def finisher(trainer: Trainer, folder: Path, **fields: Any) -> Finisher:
 def test_what_was_trained_is_loaded(tmp_path: Path) -> None:
     trainer = Trainer()
     first = finisher(trainer, tmp_path)(FIRST)
+    for kind in ("checkpoint.pt", "epoch"):  # of a process that was killed as it tidied up
+        (tmp_path / f"{FIRST.digest}.{kind}").touch()
     assert finisher(trainer, tmp_path)(FIRST) == first
     assert trainer.trained == [FIRST]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors", ".curve"}
 
 
 def test_epochs_are_counted_whoever_trains(tmp_path: Path) -> None:

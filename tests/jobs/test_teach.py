@@ -70,7 +70,9 @@ def test_goes_on_after_an_interruption(tmp_path: Path) -> None:
 def test_a_finished_teacher_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
     teach_tiny(tmp_path / "t")
     monkeypatch.setattr(import_module("understudy.jobs.teach"), "train", None)
+    (tmp_path / "t" / "checkpoint.pt").touch()  # of a process that was killed as it tidied up
     assert not teach_tiny(tmp_path / "t").module.training
+    assert not (tmp_path / "t" / "checkpoint.pt").exists()
 
 
 def test_another_training_is_refused(tmp_path: Path) -> None:

@@ -42,10 +42,16 @@ class Finisher:
     def __call__(self, architecture: Architecture) -> Evaluation:
         """Return the evaluation of the trained student."""
         place = self.folder / f"{architecture.digest}.json"
-        if (known := finished_before(self.folder, architecture.digest, architecture.space)) is not None:
-            return known
         checkpoint, epoch = place.with_suffix(".checkpoint.pt"), place.with_suffix(".epoch")
+        found = finished_before(self.folder, architecture.digest, architecture.space)
+        if found is None:
+            found = self._trained(architecture, place, checkpoint, epoch)
+        # Also of a student whose process was killed once it was complete.
+        checkpoint.unlink(missing_ok=True)
+        epoch.unlink(missing_ok=True)
+        return found
 
+    def _trained(self, architecture: Architecture, place: Path, checkpoint: Path, epoch: Path) -> Evaluation:
         last = 0.0
 
         def told(done: float) -> None:
@@ -66,8 +72,6 @@ class Finisher:
         if student is not None:
             save_weights(place.with_suffix(".safetensors"), student)
         write_whole(place, evaluation.to_json())
-        checkpoint.unlink(missing_ok=True)
-        epoch.unlink(missing_ok=True)
         return evaluation
 
     @property

@@ -74,6 +74,7 @@ class Pruning:
         weights, plan = self.folder / "network.safetensors", self.folder / "architecture.json"
         if not (weights.is_file() and plan.is_file()):
             self._learn(network)
+        self._checkpoint.unlink(missing_ok=True)
         try:
             load_kept(network, weights)
         except ModelError as error:
@@ -122,7 +123,6 @@ class Pruning:
         write_tensors(self.run.policy, policy)
         save_weights(self.folder / "network.safetensors", network)
         write_json(self.folder / "architecture.json", json.loads(architecture.to_json()))
-        self._checkpoint.unlink(missing_ok=True)
 
     def _decided(self, gated: Gated) -> tuple[tuple[Group, ...], Tensor]:
         """Return the groups that agents can decide on, and the slot of each agent."""

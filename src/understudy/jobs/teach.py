@@ -94,7 +94,7 @@ def teach(
             write_code(out, code_of(spec.name))
             save_weights(out / "teacher.safetensors", module)
             card.write(out)
-            (out / "checkpoint.pt").unlink(missing_ok=True)
+        (out / "checkpoint.pt").unlink(missing_ok=True)
     return load_teacher(out, model=model)
 
 
