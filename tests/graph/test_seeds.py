@@ -1,7 +1,10 @@
-"""Seeding torch's global generators for a while."""
+"""Seeding the global generators for a while."""
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import torch
 
 from understudy.graph.seeds import seeded
@@ -16,6 +19,16 @@ def test_seeding_gives_the_same_numbers_and_restores_the_state(device: torch.dev
     assert torch.equal(drawn[0][0], drawn[1][0])
     assert torch.equal(drawn[0][1], drawn[1][1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numbers_of_numpy_and_python_are_seeded_too() -> None:
+    before, drawn = (random.getstate(), np.random.get_state()[1].tolist()), []  # type: ignore[index]
+    with seeded(2**40 + 7) as reseed:
+        for _ in range(2):
+            drawn.append((random.random(), np.random.rand()))
+            reseed(2**40 + 7)
+    assert drawn[0] == drawn[1]
+    assert before == (random.getstate(), np.random.get_state()[1].tolist())  # type: ignore[index]
 
 
 def test_numbers_are_those_of_torchs_own_seed() -> None:

@@ -359,6 +359,24 @@ def test_probabilities_in_place_of_logits_are_noted() -> None:
     assert look_at(task_of(logs, shades(val=True), mean=(0.0,), std=(1.0,))).notes == ()
 
 
+class Flickering(nn.Module):
+    """What drops features in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Brightness(at=99.5 / 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return other logits each time."""
+        return nn.functional.dropout(self.inner(images), 0.01) + 1e-3 * torch.rand(2)
+
+
+def test_a_teacher_that_draws_in_evaluation_mode_is_noted() -> None:
+    for data in (shades(val=True), us.Data.from_inputs(torch.rand(40, 1, 8, 8))):
+        look = look_at(Task.of(Teacher(module=Flickering()), data, Compression(device=DEVICE)))
+        assert "draws random numbers in evaluation mode" in look.notes[-1]
+
+
 def test_the_likeliest_cause_comes_first() -> None:
     better = Normalisation(name="ImageNet's", mean=(0.5,), std=(0.25,), reached=Score(value=0.9, examples=200))
     guess = Score(value=0.5, examples=200)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from tests.support.tiny import Tiny, squeeze
+from tests.support.tiny import Tiny, outcome, squeeze
 from understudy.config.methods import RandomSearch
 from understudy.config.training import Candidates, Final, Training
 from understudy.core.goal import Goal
@@ -195,3 +195,29 @@ def test_computed_weights_go_on_export_and_are_cut_again(tmp_path: Path) -> None
     result.save(tmp_path / "student")
     again = squeeze(teacher, tmp_path / "again", goal=Goal(params="2x"), start=tmp_path / "student", **few)
     assert again.evaluation.cost.parameters < result.evaluation.cost.parameters
+
+
+class Noisy(Tiny):
+    """What draws in evaluation mode too: dropout of a function that nobody told the mode."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, other ones each time."""
+        logits = super().forward(F.dropout(images, 0.1))
+        return logits + 0.1 * torch.rand_like(logits)
+
+
+def test_a_network_that_draws_gives_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher, results = Noisy(), []
+    for name in ("one", "other"):
+        torch.rand(5)
+        squeeze(
+            teacher,
+            tmp_path / name,
+            goal=Goal(params="1.5x"),
+            method=RandomSearch(students=1),
+            candidates=QUICK,
+            final=FINAL,
+        )
+        results.append(outcome(tmp_path / name))
+    assert results[0] == results[1]

@@ -205,6 +205,18 @@ def test_a_scope_sets_the_threads_and_restores_them() -> None:
     assert torch.get_num_threads() == before
 
 
+def test_a_scope_draws_the_same_numbers_each_time_and_restores_the_callers() -> None:
+    before = torch.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with Compute().scope() as reseed:
+            drawn.append(torch.rand(3).tolist())
+            reseed(0)
+            drawn.append(torch.rand(3).tolist())
+    assert drawn == drawn[:1] * 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_scope_computes_float32_in_float32_and_restores_the_callers_choice() -> None:
     cudnn = torch.backends.cudnn
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32

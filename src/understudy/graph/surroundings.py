@@ -340,17 +340,10 @@ def _calls(code: CodeType, name: str) -> bool:
 @contextmanager
 def repeatable(watch: Watch) -> Iterator[None]:
     """Draw the same random numbers every time, note whether any are, and leave all random states as they were."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with seeded():
-            random.seed(0)
-            np.random.seed(0)
-            start = _random_states()
-            yield
-            watch.draws |= _random_states() != start
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
+    with seeded():
+        start = _random_states()
+        yield
+        watch.draws |= _random_states() != start
 
 
 def _random_states() -> tuple[Any, ...]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from understudy.core.errors import DataError, ModelError
 from understudy.core.figures import share, standard_error
+from understudy.core.nested import called
 from understudy.core.summary import Score
 from understudy.data import AnySplit, Data
 from understudy.data.data import first_images
 from understudy.graph.copies import copied
+from understudy.graph.seeds import seeded
 from understudy.jobs.glance import Glance, glance_at
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
@@ -28,6 +31,11 @@ _TRIED = 200  # images on which another normalisation is tried
 _BEYOND_DOUBT = 0.9  # score from which on no other normalisation is tried
 _SUMS = 1e-3  # by which probabilities may miss a sum of 1
 _BETTER = 0.05  # score that another normalisation must gain to be named
+_DRAWN = (
+    "the teacher draws random numbers in evaluation mode as well, so its answers are others each time: it and its "
+    "students are taught and judged by one draw, the same in every run. If that is not meant, look for dropout that is "
+    "not told the mode: functional.dropout(x, training=self.training)"
+)
 _NORMALISATIONS = (
     ("ImageNet's", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ("CIFAR-10's", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
@@ -79,6 +87,7 @@ class Look:
     train_loss: Losses | None = None
     pixels: float | None = None  # the largest, where float images are whole numbers that nobody has normalised
     probabilities: bool = False  # whether its outputs are probabilities, not logits
+    draws: bool = False  # whether its answers hang on random numbers
 
     @property
     def guesses(self) -> bool:
@@ -133,6 +142,8 @@ class Look:
                 "the teacher gives probabilities, from which students learn less than from logits: give it without "
                 "its softmax, and put that behind the student"
             )
+        if self.draws:
+            found.append(_DRAWN)
         return tuple(found)
 
     @property
@@ -173,8 +184,9 @@ def look_at(task: Task) -> Look | Glance:
     """
     some = first_images(task.data, task.data.train, _STEP)
     refuse_untrainable(task.network, some, task.settings.device)
+    draws = _draws(task.network, some, task.aim)
     if task.aim.objective.name != "classification" or not task.data.has_targets:
-        return glance_at(task)
+        return replace(glance_at(task), notes=(_DRAWN,) * draws)
     teacher, data, settings = task.teacher, task.data, task.settings
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
     network = compute.place(copied(task.network))
@@ -189,6 +201,7 @@ def look_at(task: Task) -> Look | Glance:
         classes=data.classes,
         mean=data.mean,
         std=data.std,
+        draws=draws,
         probabilities=bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=_SUMS),
     )
     if found.score.value < _BEYOND_DOUBT and data.are_images and data.train.dtype == torch.uint8:
@@ -200,6 +213,15 @@ def look_at(task: Task) -> Look | Glance:
     if data.val_from_train and teacher.taught_on != data.digest and min(len(losses), len(train_losses)) > 1:
         found = replace(found, val_loss=Losses.of(losses), train_loss=Losses.of(train_losses))
     return found
+
+
+def _draws(network: nn.Module, inputs: Any, aim: Aim) -> bool:
+    """Return whether a network's answers in evaluation mode hang on random numbers."""
+    network, answers = copied(network).cpu().eval(), []
+    for seed in (0, 1):
+        with torch.no_grad(), seeded(seed):
+            answers.append(aim.read(called(network, inputs)))
+    return not torch.equal(*answers)
 
 
 def _logits(network: nn.Module, split: AnySplit, data: Data, aim: Aim, compute: Compute) -> Tensor:

@@ -22,6 +22,7 @@ from understudy.core.nested import called, first, leaves, mapped
 from understudy.data import AnySplit, Data, Split
 from understudy.data.data import first_images
 from understudy.graph.copies import copied
+from understudy.graph.seeds import seeded
 from understudy.training.builtin import BUILT_IN
 from understudy.training.objective import Loss
 from understudy.training.objectives import Objective
@@ -172,7 +173,7 @@ def _check_numbers(network: nn.Module, data: Data) -> None:
             continue
         inputs = split.batch(torch.tensor(found, device=split.indexed_on))[0]
         try:
-            with torch.no_grad(), enough_memory(*_MEMORY):
+            with torch.no_grad(), seeded(), enough_memory(*_MEMORY):
                 called(copied(network).cpu().eval(), mapped(inputs, lambda tensor: tensor.cpu()))
         except MachineError:
             raise
@@ -203,8 +204,7 @@ def _check_training(aim: Aim, network: nn.Module, inputs: Any, data: Data) -> No
         some = found and (len(aim.names) == 1 or set(aim.names) <= set(found))
         return bool(some) and tuple(aim.read(given).shape) == wanted
 
-    with torch.random.fork_rng(devices=[]):
-        given, alike = (_given(copied(network).cpu().train(mode), inputs, data) for mode in (True, False))
+    given, alike = (_given(copied(network).cpu().train(mode), inputs, data) for mode in (True, False))
     if not as_wanted(alike):
         raise ModelError(
             "the model must give each example outputs of its own, of one size in a batch of any size, but it gives "
@@ -221,7 +221,7 @@ def _check_training(aim: Aim, network: nn.Module, inputs: Any, data: Data) -> No
 def _given(network: nn.Module, inputs: Any, data: Data) -> Any:
     _check_names(network, inputs)
     try:
-        with torch.no_grad(), enough_memory(*_MEMORY):
+        with torch.no_grad(), seeded(), enough_memory(*_MEMORY):
             return called(network, inputs)
     except MachineError:
         raise

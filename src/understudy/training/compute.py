@@ -59,16 +59,18 @@ class Compute:
         return f"{self.device.type}-{precision}-{_name_of(self.memory_format, _FORMATS)}"
 
     @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> Iterator[Callable[[int], None]]:
         """Inside, use these threads, full float32 (no TF32) and deterministic algorithms; restore all afterwards.
 
+        What a network draws is the same each time, in evaluation mode as well, whoever has drawn before in this
+        process. The function that it gives seeds that anew.
         On CUDA an operation without a deterministic algorithm warns.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads or cores())
         try:
-            with _full_float32(), _deterministic(self.device):
-                yield
+            with _full_float32(), _deterministic(self.device), seeded(device=self.device) as reseed:
+                yield reseed
         finally:
             torch.set_num_threads(threads)
 
@@ -188,7 +190,7 @@ def told(compute: Compute, device: Device) -> str:
 
 def _step(model: nn.Module, images: Any, compute: Compute) -> None:
     """Run a forward and a backward pass of a copy of the model, to see whether it works."""
-    with compute.scope(), seeded(device=compute.device):
+    with compute.scope():
         trial = compute.place(copied(model)).train()
         with compute.autocast():
             given = called(trial, compute.images(images))

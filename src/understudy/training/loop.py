@@ -30,7 +30,6 @@ from understudy.core.files import check_sums, write_whole
 from understudy.core.nested import called, mapped
 from understudy.data import AnySplit, Epoch, Views
 from understudy.data.split import sent
-from understudy.graph.seeds import seeded
 from understudy.training import objective as distill
 from understudy.training.aim import CLASSES, Aim
 from understudy.training.builtin import rightly as rightly
@@ -114,7 +113,7 @@ def train(
     if distill.needs_teacher(training) and logits is None:
         raise ConfigError(f"loss {training.loss!r} needs the teacher's logits, but none are given")
     compute = compute.suited(model)
-    with compute.scope(), _mode(model, training=True), seeded(device=compute.device) as reseed:
+    with compute.scope() as reseed, _mode(model, training=True):
         loop = _Loop(compute.place(model), split, training, normalise=normalise, compute=compute, aim=aim)
         loop.on_step, loop.on_part = on_step, on_part
         loop.restore(checkpoint, seed)
