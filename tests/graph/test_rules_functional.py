@@ -362,6 +362,55 @@ def test_tensors_may_be_named_where_torch_takes_them_by_place() -> None:
     assert set(widths(check(Net(body, flat=True, after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}
 
 
+NAMED: dict[str, Any] = {
+    "flip": lambda y: torch.flip(y, dims=(1, 2)) + y.flip(dims=[3]),
+    "permute": lambda y: torch.permute(input=y, dims=(0, 2, 3, 1)).permute(dims=(0, 3, 1, 2)),
+    "transpose": lambda y: torch.transpose(y, dim0=2, dim1=3) + y.transpose(dim0=3, dim1=2),
+    "swapaxes": lambda y: torch.swapaxes(y, axis0=2, axis1=3).swapdims(dim0=2, dim1=3),
+    "reshape": lambda y: torch.reshape(y, shape=(y.shape[0], y.shape[1], -1, 1)),
+    "expand": lambda y: torch.broadcast_to(y[:, :, :1], size=(-1, -1, 4, -1)) + y[:, :, :1].expand(size=(-1, -1, 4, -1)),
+    "repeat": lambda y: y.repeat(repeats=(1, 1, 2, 1)) + torch.tile(y, dims=(1, 1, 2, 1)),
+    "pixel_unshuffle": lambda y: F.pixel_shuffle(F.pixel_unshuffle(y, downscale_factor=2), upscale_factor=2),
+    "zeros": lambda y: torch.cat([y, y.new_zeros(size=(y.shape[0], y.shape[1], 1, y.shape[3]))], 2),
+    "full": lambda y: torch.cat([y, torch.full(size=(*y.shape[:3], 1), fill_value=0.5)], 3),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_sizes_and_dimensions_may_be_named(name: str) -> None:
+    assert set(widths(check(Net(lambda m, x: m["a"](NAMED[name](x)), after=6, a=conv(8, 6, 1))))) == {"stem", "parts.a"}
+
+
+SELDOM: dict[str, Any] = {
+    "fliplr": lambda y: torch.fliplr(y) + y.flipud(),
+    "vstack": lambda y: torch.vstack([y[:1], y[1:]]),
+    "column_stack": lambda y: torch.column_stack([y.mean((2, 3)), y.amax((2, 3))]).chunk(2, 1)[1][..., None, None],
+    "split_with_sizes": lambda y: torch.cat(torch.split_with_sizes(y, [3, 5], 1), 1),
+    "select": lambda y: y.select(2, 0).unsqueeze(2) + torch.select(y, 3, 1)[..., None],
+    "var_mean": lambda y: torch.var_mean(y, dim=(2, 3), keepdim=True)[0] + torch.std_mean(y, (2, 3), False, True)[1],
+    "max_pool": lambda y: torch.max_pool2d(y, 2),
+    "rsub": lambda y: torch.rsub(y, 1),
+    "rot90": lambda y: torch.rot90(y, 1, (2, 3)),
+    "tril": lambda y: torch.tril(y) + y.triu(1),
+    "nanmean": lambda y: torch.nanmean(y, (2, 3), keepdim=True),
+    "fftshift": lambda y: torch.fft.ifftshift(torch.fft.fftshift(y, dim=(2, 3)), (2, 3)),
+    "addmm": lambda y: torch.addmm(torch.ones(8), y.mean((2, 3)), torch.eye(8))[..., None, None],
+}
+
+
+@pytest.mark.parametrize("name", SELDOM)
+def test_operations_that_are_seldom_met_keep_channels_apart(name: str) -> None:
+    analysis = check(Net(lambda m, x: m["a"](SELDOM[name](x)), after=6, a=conv(8, 6, 1)))
+    assert "parts.a" in widths(analysis) and ("stem" in widths(analysis)) == (name != "addmm")
+
+
+def test_a_weight_that_is_turned_and_multiplied_with_a_bias_is_a_linear_layer() -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        return torch.addmm(m["a"].bias, x.mean((2, 3)), m["a"].weight.t())
+
+    assert set(widths(check(Net(body, flat=True, after=6, a=nn.Linear(8, 6))))) == {"stem", "parts.a"}
+
+
 def test_numpys_names_are_those_of_torch() -> None:
     def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
         x = torch.cat([x, m["a"](x)], axis=1)  # type: ignore[call-overload]

@@ -8,14 +8,12 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.operator_schemas import get_signature_for_torch_op
 
 from understudy.core.errors import TraceError
 from understudy.core.memory import out_of_memory
@@ -26,6 +24,7 @@ from understudy.graph.nodes import describe, is_in_place, tells_values, told_of_
 from understudy.graph.numbers import Call, Watch, plain, user_line, watching
 from understudy.graph.outputs import remembered, remembered_call
 from understudy.graph.packed import packing, run_packed, with_nodes
+from understudy.graph.placed import by_place
 from understudy.graph.proxies import ExampleProxy, branch_message
 from understudy.graph.rearranged import know_einops
 from understudy.graph.surroundings import (
@@ -52,7 +51,6 @@ LOOKED_INTO = (
     nn.TransformerDecoderLayer,
 )
 _GROUPED = tuple(filter(None, (getattr(nn.functional, "grouped_mm", None), getattr(torch, "_grouped_mm", None))))
-_OWN = {"axis": "dim", "keepdims": "keepdim"}
 TRACED = "_replaced_forward"  # the function that stands for `forward` where that was replaced in one module
 # Functions that draw in training; the passes over the graph know them.
 _WHOLE = frozenset(("torchvision.ops.stochastic_depth.stochastic_depth",))
@@ -161,7 +159,7 @@ class _Tracer(fx.Tracer):
         if args[1] in _GROUPED:
             raise TraceError(_grouped_message())
         with self.watch.paused():
-            proxy = super().create_proxy(*_by_place(*args), **kwargs)
+            proxy = super().create_proxy(*by_place(*args), **kwargs)
             self._keep_shape(proxy.node)
             proxy.node.meta["value"] = self._run(proxy.node)
         if self._learns and not torch.is_grad_enabled() and proxy.node.op.startswith("call_"):
@@ -363,34 +361,6 @@ class _Tracer(fx.Tracer):
 
 def _is_of_numbers(value: Any) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-
-
-def _by_place(kind: str, target: Any, args: Any, kwargs: Any, *more: Any) -> tuple[Any, ...]:
-    """Return what is recorded of a call: tensors given by name (`input=x`, `batch1=a`) stand at their places.
-
-    Where torch takes numpy's names as well, its own are recorded (`dim` for `axis`).
-    """
-    if kwargs and kind in ("call_function", "call_method"):
-        of_torch = getattr(torch, target if kind == "call_method" else getattr(target, "__name__", ""), None)
-        own = inspect.isbuiltin(of_torch) and (kind == "call_method" or target is of_torch)
-        args, kwargs = list(args), {_OWN.get(name, name) if own else name: value for name, value in kwargs.items()}
-        for name in _tensors(of_torch if kind == "call_method" else target)[len(args) :]:
-            if not isinstance(kwargs.get(name), fx.Proxy | Tensor):
-                break
-            args.append(kwargs.pop(name))
-    return kind, target, tuple(args), kwargs, *more
-
-
-@functools.cache
-def _tensors(function: Any) -> tuple[str, ...]:
-    """Return the names of the tensors that a function takes first; of one written in Python, `input` alone."""
-    try:
-        first = next(iter(inspect.signature(function).parameters), "")
-        return ("input",) if first == "input" else ()
-    except (TypeError, ValueError):  # torch's own tell nothing of their arguments, but have schemas
-        forms = get_signature_for_torch_op(function) or () if callable(function) else ()
-    taken = [tuple(takewhile(lambda p: p.annotation is Tensor, form.parameters.values())) for form in forms]
-    return tuple(p.name for p in max(taken, key=len, default=()) if p.kind is not p.KEYWORD_ONLY)
 
 
 def _is_wrapped(function: Any) -> bool:

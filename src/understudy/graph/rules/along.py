@@ -62,6 +62,33 @@ def transform_of_several(
     return Labelled(walk.outcome(node, given, kwargs).shape, input.labels)
 
 
+@for_calls(torch.fft.fftshift, torch.fft.ifftshift)
+def shifted(walk: Walk, node: fx.Node, input: Labelled, dim: Any = None) -> Any:
+    """Halves of a spectrum change places; those of channels would be others in a narrower student."""
+    dims = range(len(input.shape)) if dim is None else [dim] if isinstance(dim, int) else dim
+    if {d % len(input.shape) for d in dims} & set(input.varying):
+        return walk.give_up(node, (input, dim), {}, f"{describe(node)} moves these channels")
+    return input
+
+
+@for_calls(torch.tril, "tril", torch.triu, "triu")
+def triangle(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
+    """Zeros on one side of a diagonal of the last two dimensions, such as places that attention must not see."""
+    rank = len(x.shape)
+    if {rank - 1, rank - 2} & set(x.varying):
+        return walk.give_up(node, (x, *args), kwargs, f"{describe(node)} runs over these channels")
+    return x
+
+
+@for_calls(torch.rot90, "rot90")
+def quarter_turn(walk: Walk, node: fx.Node, x: Labelled, k: int = 1, dims: Any = (0, 1)) -> Any:
+    """Over space each channel by itself."""
+    if {d % len(x.shape) for d in dims} & set(x.varying):
+        return walk.give_up(node, (x, k, dims), {}, "rot90 runs over these channels")
+    args, kwargs = walk.value_of((node.args, node.kwargs))
+    return Labelled(walk.outcome(node, args, kwargs).shape, x.labels)
+
+
 def _by_itself(walk: Walk, node: fx.Node, x: Any, dim: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(x, Labelled) or not isinstance(dim, int) or dim % len(x.shape) in x.varying or _is_one(x):
         return walk.give_up(node, (x, *args), kwargs, f"{describe(node)} runs over these channels")

@@ -84,6 +84,8 @@ def _part_of_linear(walk: Walk, node: fx.Node, x: Labelled, weight: Any, bias: P
 @for_calls(torch.addmm, parameters=True)
 def linear_of_inputs_first(walk: Walk, node: fx.Node, bias: Any, x: Any, weight: Any, **more: Any) -> Any:
     """As `linear`, with a weight (inputs, outputs)."""
+    if isinstance(weight, Turned) and isinstance(x, Labelled) and not more and len(bias.shape) == 1:
+        return linear(walk, node, x, weight.turned, bias)  # torch.addmm(bias, x, weight.t())
     plain = _is_matrix(weight, 2) and not isinstance(weight, Turned)
     if more or not isinstance(x, Labelled) or not plain or len(bias.shape) != 1:
         return walk.give_up(node, (bias, x, weight), more, "no rule for addmm with these arguments")

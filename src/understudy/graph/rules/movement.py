@@ -239,6 +239,12 @@ def flip(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
     return Labelled(x.shape, np.flip(x.labels, tuple(flat)))
 
 
+@for_calls(torch.fliplr, "fliplr", torch.flipud, "flipud")
+def flip_of_matrix(walk: Walk, node: fx.Node, x: Labelled) -> Labelled:
+    """As `flip` of the second dimension, or of the first."""
+    return flip(walk, node, x, 1 if describe(node) == "fliplr" else 0)
+
+
 @for_calls(torch.roll, "roll")
 def roll(walk: Walk, node: fx.Node, x: Labelled, shifts: Any, dims: Any = None) -> Any:
     """Over space it keeps channels."""
@@ -418,10 +424,13 @@ def _beside_others(walk: Walk, node: fx.Node, use: ParameterUse, dim: int) -> La
     return walk.as_tensor(use, node, others[0] if len(wide) == 2 and len(others) == 1 else None)
 
 
-@for_calls(torch.hstack)
-def hstack(walk: Walk, node: fx.Node, tensors: Sequence[Any]) -> Any:
-    """As `concatenate`."""
-    return concatenate(walk, node, tensors, min(1, len(tensors[0].shape) - 1))
+@for_calls(torch.hstack, torch.vstack, torch.column_stack)
+def stacked(walk: Walk, node: fx.Node, tensors: Sequence[Any]) -> Any:
+    """As `concatenate`; vectors, which torch gives a dimension first, do not come."""
+    name, rank = describe(node), len(tensors[0].shape)
+    if rank < 2 and name != "hstack":
+        return walk.give_up(node, (tensors,), {}, f"no rule for {name} of vectors")
+    return concatenate(walk, node, tensors, 0 if name == "vstack" else min(1, rank - 1))
 
 
 def _compressed_if_fixed(labels: Labels) -> Labels:

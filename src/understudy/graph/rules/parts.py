@@ -47,7 +47,7 @@ def split(walk: Walk, node: fx.Node, x: Labelled, sizes: Any = None, dim: int = 
     if dim not in x.varying:
         return results
     labels = walk.channels(x, dim, node)
-    place = _place(node, 1, "split_size_or_sections", "split_size")
+    place = _place(node, 1, "split_size_or_sections", "split_size", "split_sizes")
     owns = tuple(labels[end - part : end] for part, end in zip(parts, ends, strict=True))
     if isinstance(sizes, Number) and whole % sizes == 0:
         walk.bundle(labels.reshape(-1, sizes).T, node)
@@ -62,6 +62,22 @@ def split(walk: Walk, node: fx.Node, x: Labelled, sizes: Any = None, dim: int = 
         if not isinstance(sizes, int):
             walk.sized((*place, index), own)
     return results
+
+
+@for_calls(torch.split_with_sizes, "split_with_sizes")
+def split_with_sizes(walk: Walk, node: fx.Node, x: Labelled, split_sizes: Any, dim: int = 0) -> Any:
+    """As `split`."""
+    return split(walk, node, x, split_sizes, dim)
+
+
+@for_calls(torch.select, "select")
+def select(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: Any) -> Labelled:
+    """One place along a dimension, as a number between brackets; of channels it is a written one."""
+    dim %= len(x.shape)
+    if dim in x.varying:
+        walk.freeze(x.labels, "select takes one of these channels", node)
+        x = Labelled.fixed(x.shape)
+    return Labelled((*x.shape[:dim], *x.shape[dim + 1 :]), x.labels.squeeze(dim))
 
 
 @for_calls(torch.narrow, "narrow")

@@ -96,7 +96,7 @@ _OPERATORS = [
     *(F.threshold, F.softsign, F.dropout1d, F.feature_alpha_dropout, F.celu, torch.clamp_min, "clamp_min", "clamp_max"),
     # These multiply each example, or each example's tensor, by one random number.
     "torchvision.ops.stochastic_depth.stochastic_depth",
-    *(torch.special.expit, torch.special.erf, torch.special.xlogy, torch.dropout),
+    *(torch.special.expit, torch.special.erf, torch.special.xlogy, torch.dropout, torch.rsub),
     torch.fake_quantize_per_tensor_affine,
     arranged=True,
 )

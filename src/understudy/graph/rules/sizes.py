@@ -63,7 +63,7 @@ def _made(walk: Walk, node: fx.Node, given: Any, shape: Any, values: Any) -> Lab
     first = 1 if node.op == "call_method" else 0
     places: list[Given] = [(size, (first, d) if listed else (first + d,)) for d, size in enumerate(sizes)]
     dims = countable(walk, shape, places)
-    if not any(dims) or "size" in node.kwargs or len(sizes) != len(shape):
+    if not any(dims) or len(sizes) != len(shape):
         for value in flat(values):
             walk.leave(value)
         return Labelled.fixed(shape)

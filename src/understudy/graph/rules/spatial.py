@@ -30,6 +30,7 @@ _CALLS: dict[Any, int | None] = {
     **dict.fromkeys((F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.lp_pool2d), 2),
     **dict.fromkeys((F.max_pool3d, F.avg_pool3d, F.adaptive_avg_pool3d, F.adaptive_max_pool3d, F.lp_pool3d), 3),
     **{getattr(F, f"{name}_max_pool{d}d_with_indices".lstrip("_")): d for name in ("", "adaptive") for d in (1, 2, 3)},
+    **{getattr(torch, f"max_pool{d}d"): d for d in (1, 2, 3)},
     F.interpolate: None,
 }
 _PADS = (
@@ -145,6 +146,7 @@ _STATISTICS = (
 @for_calls(
     *(torch.mean, torch.sum, torch.amax, torch.amin, torch.std, torch.var, torch.logsumexp),
     *("mean", "sum", "amax", "amin", "std", "var", "logsumexp", "all", "any"),
+    *(torch.nanmean, "nanmean", torch.nansum, "nansum"),
     arranged=True,
 )
 def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
@@ -170,6 +172,16 @@ def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = F
     kept = [d for d in range(rank) if keepdim or d not in reduced]
     shape = tuple(1 if d in reduced else x.shape[d] for d in kept)
     return Labelled(shape, x.labels.reshape([x.labels.shape[d] for d in kept]))
+
+
+@for_calls(torch.var_mean, torch.std_mean)
+def spread_and_mean(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, *rest: Any, **more: Any) -> Any:
+    """Both over space; over channels they would be two statistics at once."""
+    args, kwargs = walk.value_of((node.args, node.kwargs))
+    dims = (dim,) if isinstance(dim, int) else dim
+    if not isinstance(dims, tuple | list) or {d % len(x.shape) for d in dims} & set(x.varying):
+        return walk.give_up(node, args, kwargs, f"{describe(node)} runs over these channels")
+    return (reduce(walk, node, x, dims, more.get("keepdim", rest[1] if len(rest) > 1 else False)),) * 2
 
 
 @for_calls(torch.linalg.vector_norm, torch.norm, "norm", torch.linalg.norm, parameters=True)
