@@ -368,7 +368,9 @@ NAMED: dict[str, Any] = {
     "transpose": lambda y: torch.transpose(y, dim0=2, dim1=3) + y.transpose(dim0=3, dim1=2),
     "swapaxes": lambda y: torch.swapaxes(y, axis0=2, axis1=3).swapdims(dim0=2, dim1=3),
     "reshape": lambda y: torch.reshape(y, shape=(y.shape[0], y.shape[1], -1, 1)),
-    "expand": lambda y: torch.broadcast_to(y[:, :, :1], size=(-1, -1, 4, -1)) + y[:, :, :1].expand(size=(-1, -1, 4, -1)),
+    "expand": lambda y: (
+        torch.broadcast_to(y[:, :, :1], size=(-1, -1, 4, -1)) + y[:, :, :1].expand(size=(-1, -1, 4, -1))
+    ),
     "repeat": lambda y: y.repeat(repeats=(1, 1, 2, 1)) + torch.tile(y, dims=(1, 1, 2, 1)),
     "pixel_unshuffle": lambda y: F.pixel_shuffle(F.pixel_unshuffle(y, downscale_factor=2), upscale_factor=2),
     "zeros": lambda y: torch.cat([y, y.new_zeros(size=(y.shape[0], y.shape[1], 1, y.shape[3]))], 2),

@@ -26,6 +26,7 @@ from tests.support.modules import (
     standardised,
     styles,
     tables,
+    weights,
     written,
 )
 from tests.support.modules.base import Case
@@ -38,7 +39,7 @@ from understudy.proof.trial import Trials
 from understudy.surgery.build import build, rebuild
 from understudy.surgery.masked import tensors_of
 
-PEOPLE = [*written.CASES, *tables.CASES, *maps.CASES, *styles.CASES]
+PEOPLE = [*written.CASES, *tables.CASES, *maps.CASES, *styles.CASES, *weights.CASES]
 CASES = [
     *counts.cases(every=27),
     *moves.CASES,

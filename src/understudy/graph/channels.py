@@ -228,7 +228,10 @@ class Squeezed(ParameterUse):
 
 @dataclass(frozen=True)
 class Statistic(ParameterUse):
-    """A statistic of a weight over some of its dimensions, which are of size 1 in `shape`; `of` is the weight's."""
+    """A statistic of a weight over some of its dimensions, which are of size 1 in `shape`; `of` is the weight's.
+
+    One of each of its rows may lack them.
+    """
 
     of: tuple[int, ...] = ()
 
@@ -240,8 +243,31 @@ class Statistic(ParameterUse):
     def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
         """As for any parameter; what the statistic is over has size 1."""
         if len(self.shape) < len(self.of):
-            return self.shape
+            return (*own[: len(self.shape[:1])], *self.shape[1:])
         return tuple(d if now == size else 1 for d, now, size in zip(own, self.shape, self.of, strict=True))
+
+
+@dataclass(frozen=True)
+class Rows(ParameterUse):
+    """A weight of which all dimensions behind the first are one, for a statistic of each row; `of` is its own shape."""
+
+    of: tuple[int, ...] = ()
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return self.of
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter; each channel has as many places in a row as the other dimensions have."""
+        cut = [d for d, labels in enumerate(own) if d > 0 and isinstance(labels, np.ndarray)]
+        if not cut:
+            return own[0], math.prod(own[1:])
+        if len(cut) > 1:
+            return own[0], self.shape[1]
+        sizes = [len(own[d]) if d in cut else own[d] for d in range(1, len(own))]
+        outline = [-1 if d in cut else 1 for d in range(1, len(own))]
+        return own[0], np.broadcast_to(own[cut[0]].reshape(outline), sizes).reshape(-1)
 
 
 @dataclass(frozen=True)

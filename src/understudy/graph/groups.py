@@ -374,7 +374,7 @@ def _varied(plan: Plan) -> Iterator[Labels]:
             _, inputs, *kernel = plan.parameters[value.name].dims
             if isinstance(inputs, np.ndarray) and math.prod(kernel) == 1:
                 yield inputs
-        elif plan.parts[node].statistic is not None and describe(node) in ("std", "var"):
+        elif plan.parts[node].statistic is not None and describe(node) in ("std", "var", "std_mean", "var_mean"):
             over, first = plan.parts[node].statistic or (), node.all_input_nodes[0]
             sizes = first.meta["value"].shape
             for dim in over if isinstance(value, Labelled) or math.prod(sizes[d] for d in over[1:]) == 1 else ():

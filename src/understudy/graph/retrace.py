@@ -21,6 +21,7 @@ from understudy.core.memory import out_of_memory
 from understudy.graph.channels import Attribute, ParameterUse, Standardised
 from understudy.graph.compare import difference, kept_sizes
 from understudy.graph.copies import tensor_at
+from understudy.graph.fake import flat
 from understudy.graph.groups import Groups
 from understudy.graph.numbers import error_line
 from understudy.graph.recorder import WAS
@@ -163,18 +164,21 @@ def _otherwise(groups: Groups, kept: Mask, disguised: Iterable[str] = ()) -> Fou
 
 def _sizes(groups: Groups, node: fx.Node, kept: Mask) -> list[tuple[int, ...]]:
     """Return the shapes that a node's tensors must have where only some slots are kept."""
-    value = groups.plan.values[node]
-    if not isinstance(value, ParameterUse) or value.rows is not None:
-        return kept_sizes(value, kept)
 
     def sizes(name: str) -> tuple[int, ...]:
         dims = groups.parameters[name].dims
         return tuple(int(kept[d].sum()) if isinstance(d, np.ndarray) else d for d in dims)
 
-    if isinstance(value, Standardised):
-        outputs, *others = sizes(value.name)
-        return [(1, outputs, math.prod(others))]
-    return [value.seen_of(sizes)]
+    found: list[tuple[int, ...]] = []
+    for part in flat(groups.plan.values[node]):
+        if isinstance(part, Standardised):
+            outputs, *others = sizes(part.name)
+            found.append((1, outputs, math.prod(others)))
+        elif isinstance(part, ParameterUse) and part.rows is None:
+            found.append(part.seen_of(sizes))
+        else:
+            found += kept_sizes(part, kept)
+    return found
 
 
 def _narrowed(groups: Groups, kept: Mask) -> nn.Module:

@@ -110,7 +110,7 @@ def _sizes_of(walk: Walk, value: Any, dims: Any) -> Labels:
 
 def _channels_of(walk: Walk, value: Any) -> Labels:
     if isinstance(value, ParameterUse):
-        dims = (walk.known.get(value.name) or ParameterPlan(())).dims
+        dims = (walk.known.get(value.name) or walk.cuts.get(value.name) or ParameterPlan(())).dims
         return np.concatenate([_NONE, *(labels for labels in dims if isinstance(labels, np.ndarray))])
     labels: Labels = value.labels.reshape(-1) if isinstance(value, Labelled) else _NONE
     return labels

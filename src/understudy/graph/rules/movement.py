@@ -19,19 +19,24 @@ from understudy.graph.rules.equal import NONE, Given, countable, equal, measured
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.standardised import begun, ended, is_standardised
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.rules.weights import arranged, asks
+from understudy.graph.rules.weights import arranged, asks, rows, spread
 from understudy.graph.walk import Walk
 
 
 @for_modules(nn.Flatten)
-def flatten_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Labelled:
+def flatten_module(walk: Walk, node: fx.Node, module: Any, x: Labelled) -> Any:
     """As `flatten`."""
     return flatten(walk, node, x, module.start_dim, module.end_dim)
 
 
-@for_calls(torch.flatten, "flatten")
-def flatten(walk: Walk, node: fx.Node, x: Labelled, start_dim: int = 0, end_dim: int = -1) -> Labelled:
+@for_calls(torch.flatten, "flatten", parameters=True)
+def flatten(walk: Walk, node: fx.Node, x: Any, start_dim: int = 0, end_dim: int = -1) -> Labelled | ParameterUse:
     """Joins dimensions; every element of the new one knows its channel."""
+    if isinstance(x, ParameterUse):
+        found = rows(walk, node, x)
+        if found is not None:
+            return found
+        x = walk.as_tensor(x, node)
     rank = len(x.shape)
     start, end = start_dim % rank, end_dim % rank
     middle = math.prod(x.shape[start : end + 1])
@@ -44,6 +49,9 @@ def reshape(walk: Walk, node: fx.Node, x: Any, *sizes: Any, **kwargs: Any) -> An
     if isinstance(x, ParameterUse):
         if is_standardised(node):
             return begun(walk, node, x, sizes[1])
+        of_rows = rows(walk, node, x) or spread(node, x)
+        if of_rows is not None:
+            return of_rows
         x = walk.as_tensor(x, node, _whole(x.shape, walk.recorded(node).shape))
     if kwargs or not isinstance(x, Labelled) or not _are_sizes(sizes):
         return walk.give_up(node, (x, sizes), kwargs, f"no rule for {describe(node)} with these arguments")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse
+from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse, Statistic
 from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import describe, is_in_place
 from understudy.graph.rules.tables import for_calls, for_modules
@@ -190,10 +191,16 @@ def broadcast_tensors(walk: Walk, node: fx.Node, *tensors: Labelled) -> tuple[La
     return (functools.reduce(functools.partial(meet, walk, node), tensors),) * len(tensors)
 
 
-@for_calls("expand_as")
-def expand_as(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
-    """Takes on another's shape, and its channels where it had a single element."""
+@for_calls("expand_as", parameters=True)
+def expand_as(walk: Walk, node: fx.Node, x: Any, other: Any) -> Labelled | Statistic:
+    """Takes on another's shape, and its channels where it had a single element; a statistic meets its weight so."""
+    if isinstance(x, Statistic) and isinstance(other, ParameterUse) and (x.name, x.of) == (other.name, other.shape):
+        return replace(x, shape=other.shape)
+    x, other = (walk.as_tensor(v, node) for v in (x, other))
     return Labelled(other.shape, meet(walk, node, x, other).labels)
+
+
+CHANGING.append(expand_as)
 
 
 def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:

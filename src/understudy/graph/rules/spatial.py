@@ -174,10 +174,15 @@ def reduce(walk: Walk, node: fx.Node, x: Any, dim: Any = None, keepdim: bool = F
     return Labelled(shape, x.labels.reshape([x.labels.shape[d] for d in kept]))
 
 
-@for_calls(torch.var_mean, torch.std_mean)
-def spread_and_mean(walk: Walk, node: fx.Node, x: Labelled, dim: Any = None, *rest: Any, **more: Any) -> Any:
-    """Both over space; over channels they would be two statistics at once."""
+@for_calls(torch.var_mean, torch.std_mean, parameters=True)
+def spread_and_mean(walk: Walk, node: fx.Node, x: Any, dim: Any = None, *rest: Any, **more: Any) -> Any:
+    """Both over space, or of a weight; over channels they would be two statistics at once."""
     args, kwargs = walk.value_of((node.args, node.kwargs))
+    if isinstance(x, ParameterUse):
+        found = statistic(walk, node, x, dim, more.get("keepdim", rest[1] if len(rest) > 1 else False))
+        if found is not None:
+            return found, found
+        x = walk.as_tensor(x, node)
     dims = (dim,) if isinstance(dim, int) else dim
     if not isinstance(dims, tuple | list) or {d % len(x.shape) for d in dims} & set(x.varying):
         return walk.give_up(node, args, kwargs, f"{describe(node)} runs over these channels")
@@ -192,4 +197,4 @@ def norm(walk: Walk, node: fx.Node, x: Any, ord: Any = 2, dim: Any = None, keepd
     return reduce(walk, node, x, dim, keepdim)
 
 
-CHANGING += [reduce, norm]
+CHANGING += [reduce, norm, spread_and_mean]

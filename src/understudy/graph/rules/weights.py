@@ -24,6 +24,7 @@ from understudy.graph.channels import (
     ParameterPlan,
     ParameterUse,
     Product,
+    Rows,
     Statistic,
     Turned,
     Work,
@@ -49,12 +50,49 @@ def is_only_multiplied(node: fx.Node) -> bool:
             return True
         if asks(user):
             return True
+        member = user.target is operator.getitem and isinstance(node.meta["value"], tuple)  # of torch.var_mean
+        if member or are_rows(user) or is_spread(user):
+            return is_only_multiplied(user)
         turns = user.target is getattr and user.args[1] in ("T", "mT")
         changes = user.op != "call_module" and (turns or CALL_RULES.get(user.target) in CHANGING)
         changes = changes and not is_in_place(user)
         return changes and all(map(is_of_parameters, user.all_input_nodes)) and is_only_multiplied(user)
 
     return not all(map(asks, node.users)) and all(map(takes, node.users))
+
+
+_JOINING = ("view", "reshape", torch.reshape, "flatten", torch.flatten)
+_OF_ROWS = ("mean", "std", "var", "std_mean", "var_mean", "sum", "norm", "linalg_vector_norm", "amax", "amin")
+
+
+def are_rows(node: fx.Node) -> bool:
+    """Return whether a weight becomes a matrix (outputs, the rest), of whose rows nothing but statistics are taken."""
+    was, now = _sizes(node)
+    if node.target not in _JOINING or len(was) < 3 or now != (was[0], math.prod(was[1:])):
+        return False
+    readers = [user for user in node.users if not asks(user)]
+    single = ((was[0],), (was[0], 1))
+    return bool(readers) and all(describe(u) in _OF_ROWS and _sizes(u) in [(now, s) for s in single] for u in readers)
+
+
+def is_spread(node: fx.Node) -> bool:
+    """Return whether a statistic of each row gets a dimension for each that the weight has behind the first."""
+    was, now = _sizes(node)
+    if was[:1] != now[:1] or set(was[1:]) | set(now[1:]) != {1} or len(now) <= len(was):
+        return False
+    if node.target is operator.getitem:
+        return node.args[1] == (slice(None), *(None for _ in now[1:]))
+    sizes: Any = node.args[1:] if node.target in ("view", "reshape") else ()
+    sizes = sizes[0] if sizes and isinstance(sizes[0], tuple | list) else sizes
+    return bool(sizes) and (isinstance(sizes[0], fx.Node) or sizes[0] == -1)  # a written number would stay
+
+
+def _sizes(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of what a node first reads and of what it gives, or of the first of several tensors."""
+    near = node.all_input_nodes[:1]
+    values = (n.meta["value"] for n in (near[0] if near else node, node))
+    was, now = (getattr(v[0] if isinstance(v, tuple) and v else v, "shape", ()) for v in values)
+    return tuple(was), tuple(now)
 
 
 def asks(user: fx.Node) -> bool:
@@ -127,6 +165,27 @@ def is_list(node: fx.Node) -> bool:
     return bool(node.users) and all(map(takes, node.users))
 
 
+def rows(walk: Walk, node: fx.Node, x: Any) -> Rows | None:
+    """Return a weight as the matrix that a reshape makes of it for statistics of its rows, None where it is none."""
+    if type(x) is not ParameterUse or not are_rows(node) or not is_weight(walk, node, x):
+        return None
+    sizes: Any = () if "flatten" in describe(node) else node.args[1:]
+    listed = bool(sizes) and isinstance(sizes[0], tuple | list)
+    sizes = sizes[0] if listed else sizes
+    if any(not isinstance(size, fx.Node) and size != -1 for size in sizes):
+        return None  # a written number would stay
+    cut = walk.known.get(x.name) or walk.cuts.get(x.name)
+    if sizes and isinstance(sizes[0], fx.Node) and cut is not None and isinstance(cut.dims[0], np.ndarray):
+        walk.sized((1, 0) if listed else (1,), cut.dims[0])
+    return Rows(x.name, node.meta["value"].shape, beside=x.beside, of=x.shape)
+
+
+def spread(node: fx.Node, x: Any) -> Statistic | None:
+    """Return a statistic of each row in the shape in which it meets the weight, None where it is anything else."""
+    known = isinstance(x, Statistic) and is_spread(node) and len(node.meta["value"].shape) == len(x.of)
+    return replace(x, shape=tuple(node.meta["value"].shape)) if known else None
+
+
 def combined(walk: Walk, node: fx.Node, given: list[Any]) -> ParameterUse | None:
     """Return the weight or table that operands become element by element, None where they are tensors."""
     shape = node.meta["value"].shape
@@ -178,7 +237,7 @@ def _fits(walk: Walk, weight: ParameterUse, other: Any) -> bool:
     if isinstance(other, Labelled):
         return len(other.varying) < 2
     if isinstance(other, Statistic):
-        return other.name == weight.name
+        return other.name == weight.name and len(other.shape) in (0, len(other.of))
     known = type(other) in (ParameterUse, Turned, Product) and other.rows is None
     return known and not walk.trace.are_numbers(other.name)
 
@@ -262,9 +321,12 @@ def _cut_tensor(walk: Walk, node: fx.Node, x: Labelled, dims: Iterable[Labels | 
 def statistic(walk: Walk, node: fx.Node, x: ParameterUse, dim: Any, keepdim: bool) -> Statistic | None:
     """Return a statistic of a weight over some dimensions, of what stays along them; None where that is none."""
     whole = dim is None or (isinstance(dim, tuple | list) and not dim)
+    if isinstance(x, Rows):
+        walk.part.statistic = (1,)
+        return Statistic(x.name, _sizes(node)[1], beside=x.beside, of=x.of)
     if type(x) not in (ParameterUse, Statistic) or not (keepdim or whole) or not is_weight(walk, node, x):
         return None
     rank = len(x.shape)
     over = range(rank) if whole else [d % rank for d in ([dim] if isinstance(dim, int) else dim)]
     walk.part.statistic = tuple(over)
-    return Statistic(x.name, node.meta["value"].shape, beside=x.beside, of=x.whole)
+    return Statistic(x.name, _sizes(node)[1], beside=x.beside, of=x.whole)
