@@ -185,6 +185,33 @@ def test_an_objective_of_ones_own(tmp_path: Path) -> None:
         squeeze(teacher, data, tmp_path / "other", objective="own")
 
 
+def failing(outputs: Any, targets: Any = None) -> Tensor:
+    raise KeyError("mine")
+
+
+def of_each(outputs: Any, targets: Any) -> Tensor:
+    return (outputs[""] - targets).square().mean(1)
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        ({"scored": failing}, "the score of an objective must work on .* but it failed: KeyError: 'mine'"),
+        ({"scored": lambda o, t: {"": 0.5}}, "scored returned a dict"),
+        ({"scored": closeness, "learn": failing}, "the loss of an objective must work on .* KeyError: 'mine'"),
+        ({"scored": closeness, "learn": of_each}, r"one number, a tensor of shape \(\), but got one of shape \(\d+,\)"),
+        ({"scored": closeness, "teach": failing}, "the loss of an objective must work on .* KeyError: 'mine'"),
+        ({"scored": closeness, "teach": lambda s, t: 0.5}, "the loss of an objective must work on .* TypeError"),
+    ],
+)
+def test_an_objective_of_ones_own_is_tried_at_the_door(functions: Any, message: str, tmp_path: Path) -> None:
+    teacher, inputs, targets = numbers()
+    data = us.Data.from_inputs(inputs, targets)
+    with pytest.raises(DataError, match=message):
+        squeeze(teacher, data, tmp_path / "run", objective=us.Objective(**functions))
+    assert not (tmp_path / "run").exists()
+
+
 class Contrastive(nn.Module):
     """How alike each two examples of a batch are, as CLIP gives it."""
 

@@ -62,8 +62,10 @@ def test_the_nearest_are_listed_where_nothing_fits() -> None:
     listed = str(caught.value).splitlines()[1:4]
     assert [line.rpartition(" ")[2] for line in listed] == ["80.00%", "85.00%", "90.00%"]
     assert "search longer or by another method" in str(caught.value)
-    with pytest.raises(GoalError, match="every one failed"):
+    with pytest.raises(GoalError, match="every one failed, as this one: diverged"):
         finalists([scored(16, 0.9).with_error("diverged")], reward, 2)
+    with pytest.raises(GoalError, match="but it found none"):
+        finalists([], reward, 2)
 
 
 def test_the_most_accurate_within_the_budgets_wins() -> None:

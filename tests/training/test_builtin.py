@@ -162,5 +162,11 @@ def test_an_objective_of_ones_own() -> None:
         Objective(teach="msee")
     with pytest.raises(ConfigError, match="must say how a student is scored"):
         Objective().check(outputs, None, DIGITS)
-    with pytest.raises(DataError, match=r"one number for each example, of shape \(2,\), but got \(3,\)"):
+    with pytest.raises(
+        DataError, match=r"one number for each example, a tensor of shape \(2,\), but scored returned \(3,\)"
+    ):
         Objective(scored=lambda outputs, targets: torch.zeros(3)).measure(outputs, None)
+    with pytest.raises(DataError, match="but scored returned a float"):
+        Objective(scored=lambda outputs, targets: 0.5).measure(outputs, None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ConfigError, match="scored must be a function of outputs and targets, but got 3"):
+        Objective(scored=3)  # type: ignore[arg-type]

@@ -22,11 +22,12 @@ def finalists(evaluations: Iterable[Evaluation], reward: Reward, count: int) -> 
     Raises:
         GoalError: none keeps the budgets; the nearest points are listed.
     """
-    trained = [e for e in evaluations if e.status != "failed"]
+    found = list(evaluations)
+    trained = [e for e in found if e.status != "failed"]
     on_cost = replace(reward.budgets, score=0.0)
     able = [e for e in trained if e.cost is not None and not on_cost.broken_by(e.cost)]
     if not able:
-        raise GoalError(_nothing_fits(trained, on_cost))
+        raise GoalError(_nothing_fits(trained, on_cost) if trained else _none_trained(found))
     ordered = sorted(able, key=merit_for(reward), reverse=True)
     return list(dict.fromkeys(e.architecture for e in ordered))[:count]
 
@@ -87,14 +88,17 @@ def _left(evaluation: Evaluation, reward: Reward) -> float:
     return reward.left(evaluation.cost)
 
 
+def _none_trained(failed: Sequence[Evaluation]) -> str:
+    rule = "a search must find at least one student that can be trained"
+    return f"{rule}, but every one failed, as this one: {failed[-1].error}" if failed else f"{rule}, but it found none"
+
+
 def _nothing_fits(trained: Sequence[Evaluation], budgets: Budgets) -> str:
     def excess(evaluation: Evaluation) -> float:
         return max((used for _, used in budgets.used(evaluation.cost)), default=0.0) if evaluation.cost else 0.0
 
     nearest = sorted(trained, key=excess)[:3]
     points = "\n  ".join(f"{said(e.cost)}, validation score {share(e.score)}" for e in nearest if e.cost)
-    if not points:
-        return "a search must find at least one student that can be trained, but every one failed; run.log says why"
     asked = ", ".join(FIGURE[name].text(most) for name, most in budgets.limits())
     return (
         f"at least one student must keep the budgets ({asked}), but none did. The nearest:\n  {points}\n"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from understudy.config.training import Training
-from understudy.core.errors import DataError, MachineError, ModelError, did_you_mean
+from understudy.core.errors import DataError, MachineError, ModelError, UnderstudyError, a_kind, did_you_mean
 from understudy.core.memory import enough_memory
 from understudy.core.nested import called, first, leaves, mapped
 from understudy.data import AnySplit, Data, Split
@@ -128,6 +129,8 @@ def aimed(objective: Objective, network: nn.Module, data: Data) -> Aim:
         scales=tuple(float(t.double().var(0, correction=0).mean()) or 1.0 for t in counted.values()),
     )
     _check_training(aim, network, inputs, data)
+    if not _comes_with_this(objective):
+        _check_own(aim, aim.read(given), _targets_of(some))
     return aim
 
 
@@ -138,9 +141,8 @@ def _rows(output: Tensor) -> Float[Tensor, "b k"]:
 
 def _check_targets(objective: Objective, outputs: Mapping[str, Tensor], data: Data, some: AnySplit) -> None:
     """Check that targets fit the outputs for some examples: those of every split, by what comes with this package."""
-    if objective is not BUILT_IN.get(objective.name):  # whose check may read more of outputs than their shapes
-        targets = some.batch(torch.arange(len(some), device=some.indexed_on))[1]
-        objective.check(dict(outputs), mapped(targets, lambda tensor: tensor.cpu()), data)
+    if not _comes_with_this(objective):  # its check may read more of outputs than their shapes
+        objective.check(dict(outputs), _targets_of(some), data)
         return
     objective.check(dict(outputs), None, data)
     for name, split in data.splits:
@@ -149,6 +151,45 @@ def _check_targets(objective: Objective, outputs: Mapping[str, Tensor], data: Da
             objective.check(alike, split.labels, data)
         except DataError as error:
             raise DataError(f"{error} (in {name})") from error
+
+
+def _comes_with_this(objective: Objective) -> bool:
+    return objective is BUILT_IN.get(objective.name)
+
+
+def _targets_of(some: AnySplit) -> Any:
+    targets = some.batch(torch.arange(len(some), device=some.indexed_on))[1]
+    return mapped(targets, lambda tensor: tensor.cpu())
+
+
+def _check_own(aim: Aim, rows: Float[Tensor, "b k"], targets: Any) -> None:
+    """Check what an objective of the caller's own makes of the teacher's outputs, before anything is trained by it.
+
+    Raises:
+        DataError: it fails, or its loss or score is none.
+    """
+    training = Training(loss="mse" if targets is None else "mse+ce")
+    with _in_own_code("loss"):  # of other outputs than the teacher's
+        loss = aim.loss(training)(rows.roll(1, 0), rows, targets)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = f"one of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else a_kind(loss)
+        raise DataError(f"the loss of an objective must be one number, a tensor of shape (), but got {got}")
+    with _in_own_code("score"):
+        aim.sums(rows, aim.targets(rows) if targets is None else targets)
+
+
+@contextmanager
+def _in_own_code(what: str) -> Iterator[None]:
+    try:
+        with enough_memory(*_MEMORY):
+            yield
+    except UnderstudyError:
+        raise
+    except Exception as error:  # the caller's code may raise anything
+        raise DataError(
+            f"the {what} of an objective must work on the outputs and targets of some examples, but it failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _check_numbers(network: nn.Module, data: Data) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from understudy.config.training import Training
-from understudy.core.errors import ConfigError, DataError, did_you_mean
+from understudy.core.errors import ConfigError, DataError, a_kind, did_you_mean
 from understudy.core.nested import mapped
 from understudy.data import Data
 from understudy.training.objective import TEMPERATURE, mse, softened_kl
@@ -53,6 +53,9 @@ class Objective:
                     f"teach must be one of {', '.join(_TAUGHT)}, or a function, but got {way!r}"
                     + did_you_mean(str(way), _TAUGHT)
                 )
+        for name in ("learn", "scored"):
+            if (function := getattr(self, name)) is not None and not callable(function):
+                raise ConfigError(f"{name} must be a function of outputs and targets, but got {function!r}")
 
     @property
     def key(self) -> str:
@@ -131,13 +134,13 @@ class Objective:
     def measure(self, outputs: Outputs, targets: Any) -> tuple[Tensor, ...]:
         """Return of some examples what adds up, over batches, to what `score` needs."""
         assert self.scored is not None
-        each = self.scored(outputs, targets).double()
-        count = len(next(iter(outputs.values())))
-        if each.shape != (count,):
+        each, count = self.scored(outputs, targets), len(next(iter(outputs.values())))
+        if not isinstance(each, Tensor) or each.shape != (count,):
+            got = tuple(each.shape) if isinstance(each, Tensor) else a_kind(each)
             raise DataError(
-                f"a score must be one number for each example, of shape ({count},), but got {tuple(each.shape)}"
+                f"a score must be one number for each example, a tensor of shape ({count},), but scored returned {got}"
             )
-        return each.sum(), torch.tensor(float(count))
+        return each.double().sum(), torch.tensor(float(count))
 
     def each(self, outputs: Outputs, targets: Any, scales: Mapping[str, float]) -> Tensor:
         """Return how good the answer to each example is, (b,), in 0..1, for methods that learn from single answers."""
