@@ -22,6 +22,7 @@ from understudy.graph.fake import Signature, flat
 from understudy.graph.nodes import checks, enclosing_modules, inside, is_overwritten
 from understudy.graph.numbers import plain
 from understudy.graph.refit import Refit
+from understudy.graph.told import joined_sizes
 from understudy.graph.trace import Trace
 
 Mask = npt.NDArray[np.bool_]
@@ -108,7 +109,7 @@ class _Writer:
         if node.op == "call_method":
             all_of_it = isinstance(self._refit.plan.values.get(self._twin(node.args[0])), Labelled)  # type: ignore[arg-type]
             return value if node.target in ("numel", "nelement") and not all_of_it else None
-        if node.target is not operator.getitem or not _is_of_shape(node.args[0]):
+        if node.target is not operator.getitem or not _is_of_shape(node.args[0], node.args[1]):
             return None
         shape: Any = node.args[0]
         return self._measured(shape.args[0], node.args[1], value) if _is_shape(shape) else value
@@ -200,8 +201,11 @@ def _is_shape(node: Any) -> bool:
     return reads or (node.op == "call_method" and node.target == "size" and isinstance(node.meta["value"], tuple))
 
 
-def _is_of_shape(node: Any) -> bool:
-    """Return whether a node is a shape or several sizes of one."""
+def _is_of_shape(node: Any, place: Any) -> bool:
+    """Return whether a node is a shape or several sizes of one, at one place of them at least."""
+    joined = joined_sizes(node, place)
+    if joined is not None:
+        return _is_of_shape(*joined)
     if isinstance(node, fx.Node) and node.target is operator.getitem and isinstance(node.args[1], slice):
         return _is_shape(node.args[0])
     return _is_shape(node)

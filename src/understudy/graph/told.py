@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,16 +71,55 @@ def _told(walk: Walk, node: fx.Node, counted: list[Labels]) -> Labels:
     """Return the channels whose number a plain value was computed from."""
     near = node.args[0] if node.args else None
     if isinstance(near, fx.Node) and describe(node) == "getitem":
-        measured = _measured(walk, near)
-        place = map_structure(fx.node.map_arg(node.args[1], lambda n: walk.plan.values[n]), plain)
-        if measured is not None and isinstance(place, int | slice):
-            return _sizes_of(walk, measured, range(len(measured.shape))[place])
+        found = _told_at(walk, near, _place(walk, node))
+        if found is not None:
+            return found
     measured = _measured(walk, node)
     if measured is not None:
         dim = node.args[1] if describe(node) == "size" and len(node.args) > 1 else node.kwargs.get("dim")
         return _sizes_of(walk, measured, dim if isinstance(dim, int) else range(len(measured.shape)))
     numbers = [v for v in flat((node.args, node.kwargs)) if isinstance(v, Number)]
     return np.concatenate([_NONE, *counted, *(walk.counts.get(number.key, _NONE) for number in numbers)])
+
+
+def _told_at(walk: Walk, sizes: Any, place: Any) -> Labels | None:
+    """Return the channels that a place of several sizes counts, None where that is not known."""
+    if isinstance(sizes, tuple | list) and isinstance(place, int):
+        member = sizes[place]
+        return walk.plan.sizes.get(member, _NONE) if isinstance(member, fx.Node) else _NONE
+    measured, dims = _sizes_in(walk, sizes) if isinstance(sizes, fx.Node) else (None, range(0))
+    if measured is not None and isinstance(place, int | slice):
+        return _sizes_of(walk, measured, dims[place])
+    joined = joined_sizes(sizes, place)
+    return None if joined is None else _told_at(walk, *joined)
+
+
+def joined_sizes(sizes: Any, place: Any) -> tuple[Any, int] | None:
+    """Return which of the two that were joined has a place, and where: `x.shape[:2] + (heads, -1)`; None of others."""
+    joined = isinstance(sizes, fx.Node) and sizes.target is operator.add and isinstance(sizes.meta["value"], tuple)
+    if not joined or not isinstance(place, int):
+        return None
+    first, second = sizes.args
+    front = len(first.meta["value"] if isinstance(first, fx.Node) else first)
+    place = range(len(sizes.meta["value"]))[place]
+    return (first, place) if place < front else (second, place - front)
+
+
+def _sizes_in(walk: Walk, node: fx.Node) -> tuple[Labelled | ParameterUse | None, range]:
+    """Return the tensor or parameter that a shape, or a slice of one, is of, and which of its dimensions that tells."""
+    measured = _measured(walk, node)
+    if measured is not None:
+        return measured, range(len(measured.shape))
+    near: Any = node.args[0] if describe(node) == "getitem" else None
+    place = _place(walk, node) if isinstance(near, fx.Node) else None
+    if not isinstance(place, slice) or not isinstance(near.meta["value"], tuple):
+        return None, range(0)
+    measured, dims = _sizes_in(walk, near)
+    return measured, dims[place]
+
+
+def _place(walk: Walk, node: fx.Node) -> Any:
+    return map_structure(walk.value_of(node.args[1]), plain)
 
 
 def _measured(walk: Walk, node: fx.Node) -> Labelled | ParameterUse | None:

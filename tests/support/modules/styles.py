@@ -111,6 +111,20 @@ def _video(net: Any, x: Tensor) -> Tensor:
     return net.head(torch.relu(torch.cat((token, rest), 1)).mean(1))
 
 
+def _shifted(net: Any, x: Tensor) -> Tensor:
+    """Scores by relative position are shifted, with sizes that are taken together, as in ESPnet and Hugging Face."""
+    b, n, _ = x.shape
+    y = net.read(x)
+    q, k, v = (part(y).view(b, n, net.heads, -1).transpose(1, 2) for part in (net.q, net.k, net.v))
+    places = net.place(x.new_ones(1, 2 * n - 1, 5)).view(1, -1, net.heads, q.shape[-1]).transpose(1, 2)
+    scores = torch.matmul(q, places.transpose(-2, -1))
+    padded = torch.cat([torch.zeros((*scores.size()[:3], 1), dtype=x.dtype), scores], dim=-1)
+    shape = scores.size()[:2] + (scores.shape[3] + 1, scores.shape[2])  # noqa: RUF005  as they have it
+    shifted = padded.view(*padded.size()[:2], padded.size(3), padded.size(2)) + padded.view(*shape)
+    scores = q @ k.transpose(-2, -1) + shifted[:, :, 1:].view_as(scores)[:, :, :, :n]
+    return net.head(y.mean(1) + net.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1)).mean(1))
+
+
 def _networks() -> dict[str, Any]:
     def linears(*sizes: tuple[int, int]) -> nn.ModuleList:
         return nn.ModuleList(nn.Linear(*size) for size in sizes)
@@ -133,6 +147,15 @@ def _networks() -> dict[str, Any]:
             head=nn.Linear(10, 3),
         ),
         "heads_first": Written(_heads_first, **heads),
+        "shifted": Written(
+            _shifted,
+            heads=4,
+            read=nn.Linear(5, 16),
+            **{name: nn.Linear(16, 16) for name in "qkv"},
+            place=nn.Linear(5, 16),
+            out=nn.Linear(16, 16),
+            head=nn.Linear(16, 3),
+        ),
         "mixed_experts": Written(
             _mixed_experts,
             bottom=nn.Linear(5, 20),
@@ -196,7 +219,7 @@ def _make(name: str) -> nn.Module:
     return made
 
 
-_TOKENS = ("perceiver", "heads_first", "mixed_experts", "text", "flows", "video")
+_TOKENS = ("perceiver", "heads_first", "mixed_experts", "text", "flows", "video", "shifted")
 CASES = [
     Case(f"style_{name}", lambda name=name: _make(name), (2, 6, 5) if name in _TOKENS else (2, 3, 6, 6))  # type: ignore[misc]
     for name in _networks()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.standardised import begun, ended, is_standardised
 from understudy.graph.rules.tables import for_calls, for_modules
 from understudy.graph.rules.weights import arranged, asks, rows, spread
+from understudy.graph.told import joined_sizes
 from understudy.graph.walk import Walk
 
 
@@ -117,11 +117,8 @@ def _member(sizes: Any, index: int) -> Any:
     """Return one of several sizes as the code writes it, None if it reads them together: `x.shape[:-1] + (64,)`."""
     if isinstance(sizes, list | tuple):
         return sizes[index]
-    if isinstance(sizes, fx.Node) and sizes.target is operator.add:
-        first, second = sizes.args
-        front = len(first.meta["value"] if isinstance(first, fx.Node) else first)  # type: ignore[arg-type]
-        return _member(first, index) if index < front else _member(second, index - front)
-    return None
+    joined = joined_sizes(sizes, index)
+    return None if joined is None else _member(*joined)
 
 
 def _are_sizes(sizes: tuple[Any, ...]) -> bool:
