@@ -3,12 +3,12 @@
     python -m benchmarks.hundred_updates --data data/cifar10 --weights resnet20.safetensors --out runs/hundred \
         --macs 10x --seeds 1 2 3
 
-Every search proposes 500 students of a teacher of `benchmarks/evidence/tracks.py`: N2N whose draws are trained as they
-come, not ranked; the same with a learning rate of zero; random search that uses budgets up, as N2N does; and "free",
-which learns nothing. A student is scored with shared weights (`benchmarks/elastic.py`), not trained, because 500
-trainings are out of reach; the best of each search by that score is then trained from compensated weights. Scores are
-of validation images. What is known of a student is kept in OUT, so that the command goes on where it was interrupted.
-One thread.
+Every search proposes 500 students of a teacher of `benchmarks/evidence/tracks.py`: N2N whose draws are the policy's
+alone, none near the best students, and trained as they come, not ranked; the same with a learning rate of zero; N2N as
+by default; random search that uses budgets up, as N2N does; and "free", which learns nothing. A student is scored with
+shared weights (`benchmarks/elastic.py`), not trained, because 500 trainings are out of reach; the best of each search
+by that score is then trained from compensated weights. Scores are of validation images. What is known of a student is
+kept in OUT, so that the command goes on where it was interrupted. One thread.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ from understudy.core.architecture import Architecture
 from understudy.core.evaluation import Evaluation
 from understudy.core.files import write_whole
 from understudy.core.goal import Reward
+from understudy.methods.n2n.rules import TUNED
+from understudy.methods.n2n.search import N2NSearch
 
 UPDATES, ROLLOUTS = 100, 5  # N2N, section 4
 PARTS = 5  # into which a search's students are told apart, in the order in which they were proposed
-ALONE = N2N(shrinkage_updates=UPDATES, rollouts=ROLLOUTS, draws_per_rollout=1)
+WHOLE = N2N(shrinkage_updates=UPDATES, rollouts=ROLLOUTS)
+ALONE = replace(WHOLE, draws_per_rollout=1)
 SEARCHES: dict[str, Method] = {
     "N2N, policy alone": ALONE,
     "the same, learning rate 0": replace(ALONE, lr=0.0),
+    "N2N": WHOLE,
     "random search, filled": RandomSearch(students=UPDATES * ROLLOUTS, fill=True),
     "free": Free(),
 }
@@ -67,7 +71,10 @@ def searched(one: Bench, method: Method, known: Known) -> list[tuple[float, Eval
         budgets=one.task.settings.goal.budgets(one.task.cost, score),
         capped=method.capped,
     )
-    searcher, found = method.searcher(one.task.problem(reward)), list[tuple[float, Evaluation]]()
+    problem, found = one.task.problem(reward), list[tuple[float, Evaluation]]()
+    searcher = method.searcher(problem)
+    if isinstance(method, N2N) and method.draws_per_rollout == 1:
+        searcher = N2NSearch(problem, method, rules=replace(TUNED, near=0))
     while proposals := searcher.propose():
         evaluations = [known(architecture) for architecture in proposals]
         searcher.learn(evaluations)
