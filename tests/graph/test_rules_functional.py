@@ -413,6 +413,18 @@ def test_a_weight_that_is_turned_and_multiplied_with_a_bias_is_a_linear_layer() 
     assert set(widths(check(Net(body, flat=True, after=6, a=nn.Linear(8, 6))))) == {"stem", "parts.a"}
 
 
+@pytest.mark.parametrize(("start", "offered"), [(0, True), (4, False)])
+def test_channels_are_not_written_over_others_where_a_layer_goes(start: int, offered: bool) -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, start : start + 4] = m["p"](x[:, :4])
+        return m["a"](y)
+
+    analysis = check(Net(body, after=6, a=conv(8, 6, 1), p=conv(4, 4, 3)))
+    assert {"stem", "parts.a"} <= set(widths(analysis))
+    assert ("layer:parts.p" in {unit.name for unit in analysis.space.units}) == offered
+
+
 def test_numpys_names_are_those_of_torch() -> None:
     def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
         x = torch.cat([x, m["a"](x)], axis=1)  # type: ignore[call-overload]

@@ -125,6 +125,26 @@ def _shifted(net: Any, x: Tensor) -> Tensor:
     return net.head(y.mean(1) + net.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1)).mean(1))
 
 
+def _partial(net: Any, x: Tensor) -> Tensor:
+    """A partial convolution in place, as in FasterNet."""
+    x = torch.relu(net.stem(x))
+    y = x.clone()
+    y[:, : net.part, :, :] = net.conv(x[:, : net.part, :, :])
+    return net.tail(x + net.down(torch.relu(net.up(y))))
+
+
+def _frames(net: Any, x: Tensor) -> Tensor:
+    """A temporal shift: some channels come from the frame before, some from the one behind."""
+    y = torch.relu(net.stem(x)).view(-1, 2, 8, 6, 6)
+    b, n, c, h, w = y.size()
+    fold = c // 4
+    out = torch.zeros_like(y)
+    out[:, :-1, :fold] = y[:, 1:, :fold]
+    out[:, 1:, fold : 2 * fold] = y[:, :-1, fold : 2 * fold]
+    out[:, :, 2 * fold :] = y[:, :, 2 * fold :]
+    return net.tail(torch.relu(net.up(out.view(b * n, c, h, w))))
+
+
 def _networks() -> dict[str, Any]:
     def linears(*sizes: tuple[int, int]) -> nn.ModuleList:
         return nn.ModuleList(nn.Linear(*size) for size in sizes)
@@ -193,6 +213,12 @@ def _networks() -> dict[str, Any]:
                 fcs=linears((5, 8), (5, 8)),
             ),
         ),
+        "partial": Written(
+            _partial,
+            part=2,
+            **stem(conv=nn.Conv2d(2, 2, 3, padding=1), up=nn.Conv2d(8, 12, 1), down=nn.Conv2d(12, 8, 1)),
+        ),
+        "frames": Written(_frames, **stem(up=nn.Conv2d(8, 8, 1))),
         "context": Written(_context, **stem(mask=nn.Conv2d(8, 1, 1), add=add)),
         "style": Written(
             _style,

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import Labelled
+from understudy.graph.channels import Labelled, Paired, ParameterUse
 from understudy.graph.fake import Signature, map_structure
 from understudy.graph.nodes import describe
+from understudy.graph.registry import CALL_RULES
 from understudy.graph.rules.parts import chunk
 from understudy.graph.rules.pointwise import elementwise, meet
 from understudy.graph.rules.spatial import reduce
 from understudy.graph.rules.tables import for_calls, for_modules
+from understudy.graph.rules.weights import is_only_multiplied
 from understudy.graph.walk import Walk
 
 # Operation -> where the dimension stands among the arguments, and its default.
@@ -60,6 +62,24 @@ def transform_of_several(
     if not over or over & set(input.varying) or _is_one(input):
         return walk.give_up(node, given, kwargs, f"{describe(node)} runs over these channels")
     return Labelled(walk.outcome(node, given, kwargs).shape, input.labels)
+
+
+@for_calls(torch.view_as_complex, parameters=True)
+def view_as_complex(walk: Walk, node: fx.Node, x: Any) -> Any:
+    """The last dimension holds real and imaginary parts, which are no channels."""
+    meets = all(user.target in CALL_RULES and CALL_RULES[user.target] is elementwise for user in node.users)
+    if type(x) is ParameterUse and not x.beside and (meets or is_only_multiplied(node)):
+        return Paired(x.name, x.shape[:-1])
+    x = walk.as_tensor(x, node)
+    if len(x.shape) - 1 in x.varying:
+        return walk.give_up(node, (x,), {}, "view_as_complex takes these channels for parts of numbers")
+    return Labelled(x.shape[:-1], x.labels[..., 0])
+
+
+@for_calls(torch.view_as_real)
+def view_as_real(walk: Walk, node: fx.Node, x: Labelled) -> Labelled:
+    """A last dimension of real and imaginary parts."""
+    return Labelled((*x.shape, 2), x.labels[..., None])
 
 
 @for_calls(torch.fft.fftshift, torch.fft.ifftshift)

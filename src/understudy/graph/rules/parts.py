@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from understudy.graph.channels import Arranged, Labelled, Paired, ParameterPlan, ParameterUse, Picked
+from understudy.graph.channels import Arranged, Labelled, ParameterPlan, ParameterUse, Picked
 from understudy.graph.numbers import Number
-from understudy.graph.registry import CALL_RULES
 from understudy.graph.rules.movement import compressed, unsqueeze
-from understudy.graph.rules.pointwise import elementwise, meet
+from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.rules.weights import is_only_matrices, is_only_multiplied, is_table, spread
+from understudy.graph.rules.weights import is_only_matrices, is_table, spread
 from understudy.graph.walk import Walk
 
 
@@ -154,7 +153,12 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
         return _indexed(walk, node, x, tuple(_places(walk, node, k) for k in keys))
     if any(_is_computed(k) for k in keys):
         return _at_computed_places(walk, node, x, keys)
-    shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[key].shape
+    return _slice(walk, node, x, keys)
+
+
+def _slice(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Labelled:
+    """Return the part of a tensor that keys take; where channels are cut at written places, it is of a plain graph."""
+    shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[keys].shape
     labels = x.labels[_on_labels(x, keys)]
     if not _counted(walk, node, x, keys):
         for dim, index in _dims_of(x, keys):
@@ -187,17 +191,29 @@ def _at_computed_places(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any,
 
 @for_calls(operator.setitem)
 def put_in(walk: Walk, node: fx.Node, x: Any, key: Any, value: Any) -> Any:
-    """What is written into a part of a tensor, along other dimensions than its channels', has the same channels."""
+    """What is written into a part of a tensor has the same channels as that part."""
     if isinstance(x, Labelled) and isinstance(key, Labelled) and _is_mask(node.args[1]):
         return _put_where(walk, node, x, key, value)
     keys, written = key if isinstance(key, tuple) else (key,), node.args[1]
     masks = any(map(_is_mask, written if isinstance(written, tuple) else (written,)))
     part = _taken(x, tuple(_places(walk, node, k) for k in keys)) if isinstance(x, Labelled) and not masks else None
+    if part is None and isinstance(x, Labelled) and _is_slice_of_channels(x, keys):
+        part = _slice(walk, node, x, keys)
     if part is None:
         return walk.give_up(node, (x, key, value), {}, "no rule for writing into a part of these channels")
     if isinstance(value, Labelled):
         meet(walk, node, part, value)
+        over, own = (walk.alike(t.labels.reshape(-1)) for t in (part, value))
+        if part.varying and value.varying and not np.array_equal(over, own):  # what a removal brings
+            raise ValueError("other channels would be written over these, which are read as these")
     return None
+
+
+def _is_slice_of_channels(x: Labelled, keys: tuple[Any, ...]) -> bool:
+    """Return whether keys take channels in a row, at places that no tensor says, and of other dimensions a part."""
+    places = all(isinstance(k, int | slice) or k is Ellipsis for k in keys) and not any(map(_is_computed, keys))
+    cut = [keys[index] for dim, index in _dims_of(x, keys) if dim in x.varying] if places else []
+    return len(x.varying) == 1 and all(isinstance(k, slice) and k.step in (None, 1) for k in cut) and bool(cut)
 
 
 def _is_row_of_each(node: fx.Node, key: Any) -> bool:
@@ -228,24 +244,6 @@ def _put_where(walk: Walk, node: fx.Node, x: Labelled, mask: Labelled, value: An
     if found.varying != x.varying:  # which it had not before
         walk.freeze(found.labels, "they are written into a tensor of fixed size", node)
     return None
-
-
-@for_calls(torch.view_as_complex, parameters=True)
-def view_as_complex(walk: Walk, node: fx.Node, x: Any) -> Any:
-    """The last dimension holds real and imaginary parts, which are no channels."""
-    meets = all(user.target in CALL_RULES and CALL_RULES[user.target] is elementwise for user in node.users)
-    if type(x) is ParameterUse and not x.beside and (meets or is_only_multiplied(node)):
-        return Paired(x.name, x.shape[:-1])
-    x = walk.as_tensor(x, node)
-    if len(x.shape) - 1 in x.varying:
-        return walk.give_up(node, (x,), {}, "view_as_complex takes these channels for parts of numbers")
-    return Labelled(x.shape[:-1], x.labels[..., 0])
-
-
-@for_calls(torch.view_as_real)
-def view_as_real(walk: Walk, node: fx.Node, x: Labelled) -> Labelled:
-    """A last dimension of real and imaginary parts."""
-    return Labelled((*x.shape, 2), x.labels[..., None])
 
 
 def _uncut(x: ParameterUse, keys: tuple[Any, ...]) -> int | None:
