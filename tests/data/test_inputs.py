@@ -92,7 +92,7 @@ def test_datasets_whose_targets_are_more_than_a_number() -> None:
     ("inputs", "message"),
     [
         (Items(lambda i: torch.zeros(3 + i % 2)), "must be of one size and structure"),
-        (Items(lambda i: {"a" if i % 2 else "b": torch.zeros(3)}), "must be of one size and structure"),
+        (Items(lambda i: {"a" if i % 2 else "b": torch.zeros(3)}), "size and structure, but: not all have 'b'"),
         (Items(lambda i: torch.rand(3)), "must be the same each time, but item 0 of train differs"),
         (Items(lambda i: torch.zeros(3), 0), "at least one item"),
         ([TOKENS[0], TOKENS[1, :2]], "must be of one size and structure"),

@@ -39,7 +39,8 @@ class NestedReader:
         try:
             found = self.collate(items)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
-            raise DataError(f"items of {self.name} must be of one size and structure, but: {error}") from error
+            said = f"not all have {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"items of {self.name} must be of one size and structure, but: {said}") from error
         return _divided(found, self.labelled, self.name)
 
 

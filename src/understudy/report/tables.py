@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from understudy.core.console import LEAST
 from understudy.core.errors import DamageError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import BY_GOAL, FIGURE, FIGURES, Figure, amount, digits, share
@@ -23,7 +24,7 @@ class PlainTable(Table):
     """A table that Python's own `print` shows as well."""
 
     def __str__(self) -> str:
-        console = Console(width=shutil.get_terminal_size((100, 24)).columns)
+        console = Console(width=max(shutil.get_terminal_size((100, 24)).columns, LEAST))
         with console.capture() as capture:
             console.print(self)
         return capture.get()
