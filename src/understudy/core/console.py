@@ -12,8 +12,8 @@ UNREAD = 141  # 128 + SIGPIPE, the exit code of other commands whose reader has 
 class Console(console.Console):
     """A console of rich that ends the process with the usual exit code once nobody reads it, as `head` with enough."""
 
-    @property
-    def size(self) -> ConsoleDimensions:  # type: ignore[override]  # nobody sets it
+    @property  # type: ignore[misc]  # nobody sets it
+    def size(self) -> ConsoleDimensions:
         """The terminal's; one that is too narrow for tables is taken to be wide enough: better that it wraps lines."""
         found = super().size
         return found if self.stderr else found._replace(width=max(found.width, LEAST))

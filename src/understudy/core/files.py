@@ -36,8 +36,11 @@ def write_whole(path: Path, content: bytes | memoryview | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # what fails as it is written does not know its name
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be full: a part of a file is in the way then
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # what fails as it is written does not know its name
         raise
 
 
