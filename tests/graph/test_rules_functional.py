@@ -413,6 +413,26 @@ def test_a_weight_that_is_turned_and_multiplied_with_a_bias_is_a_linear_layer() 
     assert set(widths(check(Net(body, flat=True, after=6, a=nn.Linear(8, 6))))) == {"stem", "parts.a"}
 
 
+@pytest.mark.parametrize("repeated", ["expand", "repeat", "made"])
+def test_a_filter_that_is_repeated_for_each_channel_takes_any_number(repeated: str) -> None:
+    class Blurred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = conv(3, 8), conv(8, 6), nn.Linear(6, 4)
+            self.register_buffer("kernel", torch.tensor([1.0, 2.0, 1.0]).view(1, 1, 3, 1) / 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.a(x))
+            count, kernel = x.shape[1], self.kernel
+            if repeated == "made":
+                kernel = torch.tensor([[[[-1.0, 0.0, 1.0]]]], dtype=x.dtype)
+            kernel = kernel.expand(count, -1, -1, -1) if repeated == "expand" else kernel.repeat(count, 1, 1, 1)
+            return self.head(self.b(F.conv2d(x, kernel, padding=1, groups=count)).mean((2, 3)))
+
+    analysis = check(Blurred())
+    assert set(widths(analysis)) == {"a", "b"}
+
+
 @pytest.mark.parametrize(("start", "offered"), [(0, True), (4, False)])
 def test_channels_are_not_written_over_others_where_a_layer_goes(start: int, offered: bool) -> None:
     def body(m: nn.ModuleDict, x: Tensor) -> Tensor:

@@ -116,6 +116,9 @@ def convolution(
 ) -> Any:
     """As the layer. A weight that is computed keeps its inputs, and all of its outputs."""
     x, rank = input, int(describe(node)[4]) + 2
+    filtered = _filtered(walk, node, x, weight, bias, rest[3] if len(rest) > 3 else groups)
+    if filtered is not None:
+        return filtered
     if not isinstance(x, Labelled) or not _is_matrix(weight, rank) or len(x.shape) != rank:
         more |= {} if groups is None else {"groups": groups}
         return walk.give_up(node, (x, weight, bias, *rest), more, f"{describe(node)} computes its weight")
@@ -137,6 +140,22 @@ def convolution(
     factors = (outputs, inputs) if groups == 1 else (outputs,)
     walk.part.work.append(Work(name, positions * (1 if groups == 1 else weight.shape[1]), factors))
     return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
+
+
+def _filtered(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any, groups: Any) -> Labelled | None:
+    """Return what a kernel without weights of its own, such as a blur repeated for each channel, makes of each."""
+    if not (isinstance(x, Labelled) and isinstance(weight, Labelled)) or bias is not None or x.varying != (1,):
+        return None
+    if weight.varying != (0,) or len(x.shape) != len(weight.shape) or weight.shape[1] != 1:
+        return None
+    if not groups == x.shape[1] == weight.shape[0]:
+        return None
+    labels = walk.tie(walk.channels(x, 1, node), walk.channels(weight, 0, node), node)
+    spatial = walk.spatial(node, x, len(x.shape) - 2)
+    labels, _ = _grouped(walk, node, groups, labels, labels)
+    positions = x.shape[0] * math.prod(spatial) * math.prod(weight.shape[2:])
+    walk.part.work.append(Work(describe(node), positions, (labels,)))
+    return Labelled.along((x.shape[0], len(labels), *spatial), 1, labels)
 
 
 def _grouped(walk: Walk, node: fx.Node, groups: Any, inputs: Labels, outputs: Labels) -> tuple[Labels, Labels]:

@@ -11,14 +11,23 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Arranged, Attribute, Labelled, Labels, ParameterUse, Squeezed, Standardised
+from understudy.graph.channels import (
+    FIXED,
+    Arranged,
+    Attribute,
+    Labelled,
+    Labels,
+    ParameterUse,
+    Squeezed,
+    Standardised,
+)
 from understudy.graph.nodes import describe
 from understudy.graph.numbers import Number
 from understudy.graph.rules.equal import NONE, Given, countable, equal, measured
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.standardised import begun, ended, is_standardised
 from understudy.graph.rules.tables import for_calls, for_modules
-from understudy.graph.rules.weights import arranged, asks, rows, spread
+from understudy.graph.rules.weights import arranged, asks, is_kernel, kernel, rows, spread
 from understudy.graph.told import joined_sizes
 from understudy.graph.walk import Walk
 
@@ -237,34 +246,13 @@ def movedim(walk: Walk, node: fx.Node, x: Labelled, source: Any, destination: An
     return permute(walk, node, x, order)
 
 
-@for_calls(torch.flip, "flip")
-def flip(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
-    """Channels run backwards with their elements."""
-    flat = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
-    return Labelled(x.shape, np.flip(x.labels, tuple(flat)))
-
-
-@for_calls(torch.fliplr, "fliplr", torch.flipud, "flipud")
-def flip_of_matrix(walk: Walk, node: fx.Node, x: Labelled) -> Labelled:
-    """As `flip` of the second dimension, or of the first."""
-    return flip(walk, node, x, 1 if describe(node) == "fliplr" else 0)
-
-
-@for_calls(torch.roll, "roll")
-def roll(walk: Walk, node: fx.Node, x: Labelled, shifts: Any, dims: Any = None) -> Any:
-    """Over space it keeps channels."""
-    along = {d % len(x.shape) for d in ((dims,) if isinstance(dims, int) else dims or ())}
-    if dims is None or along & set(x.varying):
-        return walk.give_up(node, (x, shifts, dims), {}, "roll moves these channels by a written number")
-    return x
-
-
 @for_calls("expand", torch.broadcast_to, arranged=True)
 def expand(walk: Walk, node: fx.Node, x: Any, *sizes: Any) -> Labelled:
     """Repeats along dimensions of size 1; a written number of channels stays.
 
     A parameter with several other dimensions is one of several tokens, whose channels are in the last.
     """
+    x = kernel(walk, node, x)
     if isinstance(x, ParameterUse):
         wide = [d for d, n in enumerate(x.shape) if n > 1 and (not isinstance(x, Arranged) or x.dims[d] is not None)]
         x = walk.as_tensor(x, node, wide[-1] if len(wide) > 1 else None)
@@ -286,7 +274,8 @@ def expand(walk: Walk, node: fx.Node, x: Any, *sizes: Any) -> Labelled:
 def _repeated(walk: Walk, node: fx.Node, was: Labelled, result: Labelled, given: list[Given]) -> Labelled:
     """Return what repeats a tensor that has no channels, such as a mask, with those of what it meets from here on."""
     new = len(result.shape) - len(was.shape)
-    single = {d for d, size in enumerate(result.shape) if d > 0 and size > 1 and (d < new or was.shape[d - new] == 1)}
+    first = 0 if is_kernel(node) else 1  # where examples are, but of kernels
+    single = {d for d, n in enumerate(result.shape) if d >= first and n > 1 and (d < new or was.shape[d - new] == 1)}
     counted, written = ([d for d in dims if d in single] for dims in countable(walk, result.shape, given))
     if not was.is_fixed or not (counted or written):
         return result
@@ -298,7 +287,7 @@ def repeat(walk: Walk, node: fx.Node, x: Any, *times: Any) -> Labelled | Arrange
     """Channels follow one another as often as they are repeated."""
     flat = tuple(times[0]) if len(times) == 1 and not isinstance(times[0], int) else times
     flat = (1,) * (len(x.shape) - len(flat)) + tuple(flat)
-    rank, x = len(flat), arranged(walk, node, x)
+    rank, x = len(flat), arranged(walk, node, kernel(walk, node, x))
     if isinstance(x, Arranged):
         dims = (None,) * (rank - len(x.shape)) + x.dims
         sizes = (1,) * (rank - len(x.shape)) + x.shape

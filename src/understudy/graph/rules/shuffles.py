@@ -1,4 +1,4 @@
-"""Shuffles: channels change places among one another, or become pixels and back."""
+"""Shuffles: channels change places among one another or run backwards, or become pixels and back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import Labelled
+from understudy.graph.nodes import describe
 from understudy.graph.rules.tables import for_calls, for_modules
 from understudy.graph.walk import Walk
 
@@ -52,3 +53,25 @@ def pixel_unshuffle(walk: Walk, node: fx.Node, x: Labelled, factor: int) -> Labe
     labels = np.repeat(walk.channels(x, -3, node), factor**2)
     shape = (*x.shape[:-3], len(labels), x.shape[-2] // factor, x.shape[-1] // factor)
     return Labelled.along(shape, len(shape) - 3, labels)
+
+
+@for_calls(torch.flip, "flip")
+def flip(walk: Walk, node: fx.Node, x: Labelled, *dims: Any) -> Labelled:
+    """Channels run backwards with their elements."""
+    flat = dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims
+    return Labelled(x.shape, np.flip(x.labels, tuple(flat)))
+
+
+@for_calls(torch.fliplr, "fliplr", torch.flipud, "flipud")
+def flip_of_matrix(walk: Walk, node: fx.Node, x: Labelled) -> Labelled:
+    """As `flip` of the second dimension, or of the first."""
+    return flip(walk, node, x, 1 if describe(node) == "fliplr" else 0)
+
+
+@for_calls(torch.roll, "roll")
+def roll(walk: Walk, node: fx.Node, x: Labelled, shifts: Any, dims: Any = None) -> Any:
+    """Over space it keeps channels."""
+    along = {d % len(x.shape) for d in ((dims,) if isinstance(dims, int) else dims or ())}
+    if dims is None or along & set(x.varying):
+        return walk.give_up(node, (x, shifts, dims), {}, "roll moves these channels by a written number")
+    return x

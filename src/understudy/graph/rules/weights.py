@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from understudy.graph.channels import (
     Arranged,
@@ -29,6 +29,7 @@ from understudy.graph.channels import (
     Turned,
     Work,
 )
+from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import describe, is_in_place
 from understudy.graph.registry import CALL_RULES
 from understudy.graph.told import tell_layer
@@ -178,6 +179,26 @@ def rows(walk: Walk, node: fx.Node, x: Any) -> Rows | None:
     if sizes and isinstance(sizes[0], fx.Node) and cut is not None and isinstance(cut.dims[0], np.ndarray):
         walk.sized((1, 0) if listed else (1,), cut.dims[0])
     return Rows(x.name, node.meta["value"].shape, beside=x.beside, of=x.shape)
+
+
+def is_kernel(node: fx.Node) -> bool:
+    """Return whether a tensor is nothing but the weight of convolutions."""
+
+    def weight_of(user: fx.Node) -> Any:
+        if user.target not in (F.conv1d, F.conv2d, F.conv3d):
+            return None
+        return user.args[1] if len(user.args) > 1 else user.kwargs.get("weight")
+
+    return bool(node.users) and all(weight_of(user) is node for user in node.users)
+
+
+def kernel(walk: Walk, node: fx.Node, x: Any) -> Any:
+    """Return a buffer of one kernel that is about to be repeated for each channel as a tensor that has none itself."""
+    learned = isinstance(x, ParameterUse) and isinstance(tensor_at(walk.trace.root, x.name), nn.Parameter)
+    if type(x) is not ParameterUse or learned or x.shape[:1] != (1,) or not is_kernel(node):
+        return x
+    walk.parameter(x.name, ParameterPlan(x.shape), node)
+    return Labelled.fixed(x.shape)
 
 
 def spread(node: fx.Node, x: Any) -> Statistic | None:
