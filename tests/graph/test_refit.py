@@ -12,6 +12,7 @@ from understudy.graph.analysis import analyse
 from understudy.graph.channels import Labelled
 from understudy.graph.refit import Refit
 from understudy.proof.prove import prove
+from understudy.proof.trial import Trials
 from understudy.surgery.build import build
 
 LAYERS = 12
@@ -217,6 +218,55 @@ def test_halves_of_a_group_are_counted_at_full_width_only() -> None:
     assert predict(analysis, without).parameters == sum(p.numel() for p in build(analysis, without).parameters())
     with pytest.raises(SurgeryError, match="meet"):
         predict(analysis, without.with_width("stem", 8))
+
+
+class Shifted(nn.Module):
+    """Some channels, added to what a layer makes of others of the same tensor: without it to those themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shift, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.cat([x[:, :2], x[:, 2:6] + self.shift(x[:, :4]), x[:, 6:]], 1))
+
+
+def test_channels_that_meet_others_of_their_own_tensor_all_stay() -> None:
+    """As many may be left of 0 to 3 as of 2 to 5, but not those which would be added to one another."""
+    analysis, proof = prove(analyse(Shifted(), images(2, size=4)))
+    assert not proof.refused
+    trials, without = Trials(analysis, seed=0), analysis.space.architecture(removed=["layer:shift"])
+    assert trials.judge(without, thorough=True).status == "holds"
+    inside = [group for group in analysis.space.groups if group.width == 2]
+    narrow = without.with_widths({group.name: 1 for group in inside})
+    assert len(inside) > 2
+    for ask in (predict, build):
+        with pytest.raises(SurgeryError, match="channels meet"):
+            ask(analysis, narrow)
+
+
+class Residual(nn.Module):
+    """A block whose last layer may go alone, so that the trunk meets what the layer before it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(x + self.last(torch.relu(self.first(x))))
+
+
+def test_a_trunk_meets_other_channels_at_full_width_only() -> None:
+    """What reads it inherits its weights, so each channel must meet the one that it meets in the teacher."""
+    analysis, proof = prove(analyse(Residual(), images(2, size=4)))
+    assert not proof.refused
+    without = analysis.space.architecture(removed=["layer:last"])
+    assert Trials(analysis, seed=0).judge(without, thorough=True).status == "holds"
+    with pytest.raises(SurgeryError, match="5 and 8 channels meet"):
+        build(analysis, without.with_widths({"stem": 5, "first": 5}))
 
 
 def test_a_removal_that_changes_a_number_that_python_computes_with_is_not_offered() -> None:

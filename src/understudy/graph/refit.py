@@ -28,7 +28,8 @@ class Refit(Walk):
     """Follows the change from the removed units on; what it does not reach is taken from the analysis.
 
     Channels of different groups may meet where a removal brings them together: `met` lists such places,
-    which fit only if both sides end up with equally many. Where some of a group's channels are left apart from the
+    which fit only if both sides end up with equally many, and where what reads them inherits its weights only if all of
+    them stay, as then each meets the right one. Where some of a group's channels are left apart from the
     others, as half of them are behind a split, its width says nothing of how many of those stay: such groups, by their
     places in `whole`, fit at full width only. A strict pass refuses both. Removed modules that are `emptied` give the
     channels that they gave before, none of which stays.
@@ -111,8 +112,13 @@ class Refit(Walk):
         if self._strict:
             raise SurgeryError(f"at node {node.name} ({source_line(node)}): channels of two groups would meet")
         self.met.append((a, b, node))
+        was = self._groups.plan.values[node]
         for labels in (a, b):
             self._count(labels, node)
+            if isinstance(was, Labelled) and np.isin(a, was.labels).all():  # what reads them inherits, so the very ones
+                for place in np.unique(self._groups.group_of[labels[labels != FIXED]]).tolist():
+                    if place >= 0:
+                        self._hold(place, node)
         return a
 
     def _count(self, labels: Labels, node: fx.Node) -> None:
