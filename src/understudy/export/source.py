@@ -236,8 +236,8 @@ def _inputs(example: Example, batch: int) -> Any:
 
 
 def _outcome(module: nn.Module, inputs: Any) -> list[Tensor] | str:
-    """Return outputs, or what kind of error there was."""
-    with torch.no_grad(), seeded(), unfused():
+    """Return outputs, or what kind of error there was; what Python draws is not what it drew when it was recorded."""
+    with torch.no_grad(), seeded(1), unfused():
         try:
             outputs = list(tensors_of(module(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))))
         except (RuntimeError, ValueError, IndexError) as error:
