@@ -22,6 +22,10 @@ STUDENT = Network(
 )
 
 
+def test_large_times_are_told_in_full() -> None:
+    assert str(Timing(median=1987.2, low=999.4, high=2012.0)) == "1,987 (999-2,012)"
+
+
 def timing(median: float, by: float = 0.1) -> Timing:
     return Timing(median=median, low=median - by, high=median + by)
 

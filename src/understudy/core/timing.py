@@ -35,7 +35,7 @@ class Timing:
 
     def __str__(self) -> str:
         """Return the median, and the quartiles in parentheses."""
-        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+        return f"{digits(self.median)} ({digits(self.low)}-{digits(self.high)})"
 
 
 @dataclass(frozen=True, kw_only=True)

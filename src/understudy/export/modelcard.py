@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from understudy.core.figures import BY_GOAL, amount, share
+from understudy.core.figures import BY_GOAL, amount, digits, share
 from understudy.core.summary import Score
+from understudy.core.timing import Timing
 from understudy.export.interface import Interface, specs
 from understudy.export.source import Source
 from understudy.models.card import StudentCard
@@ -183,8 +184,8 @@ def int8_line(found: Mapping[str, Any]) -> str:
     if accuracy is not None:
         quality = f"{share(accuracy['int8'])} right (float: {share(accuracy['float'])})"
     return (
-        f"int8: {quality}, {megabytes['int8']:.3g} MB "
-        f"(float: {megabytes['float']:.3g} MB), {found['latency']} in ONNX Runtime with 1 thread"
+        f"int8: {quality}, {digits(megabytes['int8'])} MB "
+        f"(float: {digits(megabytes['float'])} MB), {found['latency']} in ONNX Runtime with 1 thread"
     )
 
 
@@ -196,8 +197,8 @@ def _int8(found: Mapping[str, Any] | None) -> str:
         rows.append(f"| accuracy | {share(found['accuracy']['float'])} | {share(found['accuracy']['int8'])} |")
     else:
         rows.append(f"| distance of the outputs, root mean square | 0 | {share(found['relative_error'])} |")
-    rows.append(f"| megabytes | {found['megabytes']['float']:.3g} | {found['megabytes']['int8']:.3g} |")
-    times = [f"{m:.3g} ({low:.3g}-{high:.3g})" for low, m, high in found["latency_ms"].values()]
+    rows.append(f"| megabytes | {digits(found['megabytes']['float'])} | {digits(found['megabytes']['int8'])} |")
+    times = [str(Timing(low=low, median=m, high=high)) for low, m, high in found["latency_ms"].values()]
     rows.append(f"| ms for one example, 1 thread | {times[0]} | {times[1]} |")
     return (
         f"## 8 bits\n\nWeights and activations in 8 bits, in ONNX Runtime: {found['latency']}.\n\n"
