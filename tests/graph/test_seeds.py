@@ -7,7 +7,9 @@ import random
 import numpy as np
 import torch
 
+from understudy.graph.analysis import analyse
 from understudy.graph.seeds import seeded
+from understudy.proof.prove import prove
 
 
 def test_seeding_gives_the_same_numbers_and_restores_the_state(device: torch.device) -> None:
@@ -37,3 +39,19 @@ def test_numbers_are_those_of_torchs_own_seed() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         assert torch.equal(torch.rand(5), ours)
+
+
+class Scaled(torch.nn.Module):
+    """Multiplies by what Python draws, which is a constant of the recorded graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.stem(x)) * random.random())
+
+
+def test_a_number_that_was_drawn_as_a_network_was_recorded_is_noticed() -> None:
+    _, proof = prove(analyse(Scaled().eval(), torch.zeros(2, 4)))
+    assert "computes something else than its recorded forward pass" in proof.refused[0].reason
