@@ -161,9 +161,9 @@ def _slice(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Lab
     shape = np.broadcast_to(np.zeros((), dtype=bool), x.shape)[keys].shape
     labels = x.labels[_on_labels(x, keys)]
     if not _counted(walk, node, x, keys):
-        for dim, index in _dims_of(x, keys):
-            if dim in x.varying and keys[index] != slice(None):
-                _cut(walk, node, x, dim, index)
+        cut = [(dim, index) for dim, index in _dims_of(x, keys) if dim in x.varying and keys[index] != slice(None)]
+        if not all([_cut(walk, node, x, dim, index) for dim, index in cut]):
+            return Labelled.fixed(shape)
     return Labelled(shape, compressed(labels))
 
 
@@ -210,10 +210,11 @@ def put_in(walk: Walk, node: fx.Node, x: Any, key: Any, value: Any) -> Any:
 
 
 def _is_slice_of_channels(x: Labelled, keys: tuple[Any, ...]) -> bool:
-    """Return whether keys take channels in a row, at places that no tensor says, and of other dimensions a part."""
+    """Return whether keys take channels in a row or every k-th, at places that no tensor says."""
     places = all(isinstance(k, int | slice) or k is Ellipsis for k in keys) and not any(map(_is_computed, keys))
-    cut = [keys[index] for dim, index in _dims_of(x, keys) if dim in x.varying] if places else []
-    return len(x.varying) == 1 and all(isinstance(k, slice) and k.step in (None, 1) for k in cut) and bool(cut)
+    cut = [(keys[index], x.shape[dim]) for dim, index in _dims_of(x, keys) if dim in x.varying] if places else []
+    known = (isinstance(k, slice) and (k.step in (None, 1) or _is_every(k, width)) for k, width in cut)
+    return len(x.varying) == 1 and all(known) and bool(cut)
 
 
 def _is_row_of_each(node: fx.Node, key: Any) -> bool:
@@ -330,10 +331,10 @@ def _dims_of(x: Labelled, keys: tuple[Any, ...]) -> list[tuple[int, int]]:
     return found
 
 
-def _cut(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: int) -> None:
+def _cut(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: int) -> bool:
     """Let a slice of channels end where they do in a plain graph; of every k-th one, k in a row go together.
 
-    Single ones and other steps freeze them.
+    Single ones and other steps freeze them. Return whether they can go.
     """
     written: Any = node.args[1]
     place: tuple[int | str, ...] = (1,)
@@ -342,19 +343,20 @@ def _cut(walk: Walk, node: fx.Node, x: Labelled, dim: int, index: int) -> None:
     key = walk.value_of(written)
     if len(x.varying) == 1 and isinstance(written, slice) and _is_every(key, x.shape[dim]):
         walk.bundle(walk.channels(x, dim, node).reshape(-1, key.step), node)
-        return
+        return True
     if len(x.varying) > 1 or not isinstance(key, slice) or key.step not in (None, 1) or isinstance(written, fx.Node):
         walk.freeze(x.labels, "a slice cuts these channels at written places", node)
-        return
+        return False
     labels = walk.channels(x, dim, node)
     start, stop, _ = key.indices(len(labels))
     if (start, stop) in ((0, len(labels)), (0, 0)):  # of nothing there are as many in any student
-        return
+        return True
     walk.write(labels, "a slice cuts these channels at written places", node)
     if key.start is not None:
         walk.sized((*place, "start"), labels[:start])
     if key.stop is not None:
         walk.sized((*place, "stop"), labels[:stop])
+    return True
 
 
 def _is_every(key: slice, width: int) -> bool:

@@ -208,6 +208,7 @@ def meet(walk: Walk, node: fx.Node, a: Labelled, b: Labelled) -> Labelled:
     rank = max(len(a.shape), len(b.shape))
     a, b = _one_dimension(walk, node, a, b) if len(a.shape) == len(b.shape) else (a, b)
     a, b = _with_rank(a, rank), _with_rank(b, rank)
+    a, b = _freeze_single(walk, node, a, b), _freeze_single(walk, node, b, a)
     shape = np.broadcast_shapes(a.shape, b.shape)
     for x, other in ((a, b), (b, a)):
         if other.is_fixed and any(other.shape[d] == x.shape[d] > 1 for d in x.varying):
@@ -237,6 +238,14 @@ def _one_dimension(walk: Walk, node: fx.Node, *sides: Labelled) -> list[Labelled
         walk.choose(node, dims, most[1].labels)
     walk.freeze(most[1 - taken].labels, f"{describe(node)} joins it with channels of another dimension", node)
     return [x if x is most[taken] else Labelled.fixed(x.shape) for x in sides]
+
+
+def _freeze_single(walk: Walk, node: fx.Node, x: Labelled, other: Labelled) -> Labelled:
+    """Return a tensor that is a single channel, such as a gate that several others meet, without it: it stays."""
+    if x.varying or x.is_fixed or not other.varying:
+        return x
+    walk.freeze(x.labels, f"{describe(node)} joins it with several other channels", node)
+    return Labelled.fixed(x.shape)
 
 
 def _freeze_half_fixed(walk: Walk, node: fx.Node, *sides: tuple[Labelled, Labels]) -> None:
