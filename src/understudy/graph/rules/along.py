@@ -15,7 +15,7 @@ from understudy.graph.channels import Labelled, Paired, ParameterUse
 from understudy.graph.fake import Signature, map_structure
 from understudy.graph.nodes import describe
 from understudy.graph.registry import CALL_RULES
-from understudy.graph.rules.parts import chunk
+from understudy.graph.rules.parts import chunk, places
 from understudy.graph.rules.pointwise import elementwise, meet
 from understudy.graph.rules.spatial import reduce
 from understudy.graph.rules.tables import for_calls, for_modules
@@ -29,6 +29,7 @@ _PLACES: dict[str, tuple[int, int | None]] = {
     **dict.fromkeys(("median", "nanmedian"), (1, None)),
     **dict.fromkeys(("topk", "kthvalue", "diff"), (2, -1)),
 }
+_SAMPLED = (torch.trapezoid, torch.trapz, torch.cumulative_trapezoid)
 _TRANSFORMS = (torch.fft.fft, torch.fft.ifft, torch.fft.rfft, torch.fft.irfft, torch.fft.hfft, torch.fft.ihfft)
 
 _TRANSFORMS_OF_SEVERAL = (
@@ -43,6 +44,54 @@ def along(walk: Walk, node: fx.Node, x: Any, *args: Any, **kwargs: Any) -> Any:
     place, usual = _PLACES[describe(node)]
     dim = kwargs.get("dim", args[place - 1] if len(args) >= place else usual)
     return _by_itself(walk, node, x, dim, args, kwargs)
+
+
+@for_calls(torch.msort, "msort")
+def sorted_rows(walk: Walk, node: fx.Node, input: Any) -> Any:
+    """As `along`, of the first dimension."""
+    return _by_itself(walk, node, input, 0, (), {})
+
+
+@for_calls(*_SAMPLED)
+def integral(walk: Walk, node: fx.Node, y: Any, x: Any = None, *, dx: Any = 1, dim: int = -1) -> Any:
+    """As `along`, at places that have no channels."""
+    if isinstance(x, Labelled) and not x.is_fixed:
+        return walk.give_up(node, (y, x), {}, f"no rule for {describe(node)} with these arguments")
+    spaced: dict[str, Any] = {"dx": dx} if x is None else {"x": x}
+    return _by_itself(walk, node, y, dim, (), spaced | {"dim": dim})
+
+
+@for_calls(torch.quantile, "quantile", torch.nanquantile, "nanquantile", parameters=True)
+def quantile(walk: Walk, node: fx.Node, input: Any, q: Any, dim: Any = None, keepdim: bool = False, **more: Any) -> Any:
+    """As `along`; several of them are along a dimension before the others."""
+    x, q = walk.as_tensor(input, node), places(walk, node, q)
+    over = not isinstance(dim, int) or dim % len(x.shape) in x.varying or _is_one(x)
+    if (over and not x.is_fixed) or not (isinstance(q, float) or q.is_fixed):
+        return walk.give_up(node, (x, q, dim, keepdim), more, f"{describe(node)} runs over these channels")
+    shape = walk.outcome(node, (x, q, dim, keepdim), more).shape
+    if x.is_fixed:
+        return Labelled.fixed(shape)
+    labels = x.labels if keepdim else x.labels.squeeze(dim)
+    return Labelled(shape, labels if len(labels.shape) == len(shape) else labels[None])
+
+
+@for_calls(torch.aminmax, "aminmax")
+def both_extremes(walk: Walk, node: fx.Node, input: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
+    """As `along`: over channels they would be two statistics at once."""
+    return _by_itself(walk, node, input, dim, (), {"dim": dim, "keepdim": keepdim})
+
+
+@for_calls(torch.diagonal, "diagonal", torch.linalg.diagonal)
+def diagonal(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
+    """Of two dimensions without channels; it becomes the last one."""
+    usual = (-2, -1) if node.target is torch.linalg.diagonal else (0, 1)
+    given = dict(zip(("offset", "dim1", "dim2"), args, strict=False)) | kwargs
+    rank = len(x.shape)
+    over = {given.get(name, d) % rank for name, d in zip(("dim1", "dim2"), usual, strict=True)}
+    if over & set(x.varying) or _is_one(x):
+        return walk.give_up(node, (x, *args), kwargs, "diagonal runs over these channels")
+    labels = x.labels.squeeze(tuple(over))[..., None]
+    return Labelled(walk.outcome(node, (x, *args), kwargs).shape, labels)
 
 
 @for_calls(*_TRANSFORMS)

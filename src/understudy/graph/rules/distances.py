@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from understudy.graph.channels import Labelled, ParameterPlan, ParameterUse, Work
+from understudy.graph.nodes import describe
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.spatial import reduce
 from understudy.graph.rules.standardised import layer_of
@@ -34,11 +35,41 @@ def cosine_similarity(walk: Walk, node: fx.Node, x1: Labelled, x2: Labelled, dim
     return reduce(walk, node, meet(walk, node, x1, x2), dim)
 
 
+@for_calls(torch.linalg.vecdot)
+def products_of_vectors(walk: Walk, node: fx.Node, x: Labelled, y: Labelled, *, dim: int = -1) -> Any:
+    """As a sum of products, over one dimension."""
+    return reduce(walk, node, meet(walk, node, x, y), dim)
+
+
 @for_modules(nn.PairwiseDistance, nn.CosineSimilarity, states=True)
 def comparison(walk: Walk, node: fx.Node, module: Any, x1: Labelled, x2: Labelled) -> Any:
     """As the functions."""
     dim, keepdim = (module.dim, False) if isinstance(module, nn.CosineSimilarity) else (-1, module.keepdim)
     return reduce(walk, node, meet(walk, node, x1, x2), dim, keepdim)
+
+
+@for_calls(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
+def loss(walk: Walk, node: fx.Node, input: Labelled, target: Labelled, *rest: Any, **named: Any) -> Any:
+    """Element by element, and the mean or the sum of that over all channels that stay."""
+    over = "" if rest else "mean"  # arguments that are not named stand at other places in each of them
+    return _lost(walk, node, input, target, named.get("reduction", over), named.get("weight"))
+
+
+@for_modules(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, states=True)
+def loss_module(walk: Walk, node: fx.Node, module: Any, input: Labelled, target: Labelled) -> Any:
+    """As the functions."""
+    return _lost(walk, node, input, target, module.reduction, None)
+
+
+def _lost(walk: Walk, node: fx.Node, x: Labelled, target: Labelled, over: str, weight: Any) -> Any:
+    if weight is not None or not over or x.shape != target.shape or len(x.varying) > 1 or x.varying != target.varying:
+        args, kwargs = walk.value_of((node.args, node.kwargs))
+        return walk.give_up(node, args, kwargs, f"no rule for {describe(node)} with these arguments")
+    found = meet(walk, node, x, target)
+    if over == "none":
+        return found
+    walk.part.statistic = found.varying or None
+    return Labelled.fixed(())
 
 
 @for_calls(torch.cdist, parameters=True)

@@ -173,10 +173,11 @@ def embedding(walk: Walk, node: fx.Node, module: Any, input: Labelled, *rest: An
     A bag may be given where each one starts, and the weights of its members.
     """
     further = [v for v in (*rest, *more.values()) if isinstance(v, Labelled)]
-    if not all(x.is_fixed for x in (input, *further)) or module.max_norm is not None:
-        return walk.give_up(
-            node, (input, *rest), more, f"the {type(module).__name__} changes its weight in the forward pass"
-        )
+    kind = f"the {type(module).__name__}"
+    if not all(x.is_fixed for x in (input, *further)):
+        return walk.give_up(node, (input, *rest), more, f"{kind} looks up what these channels say")
+    if module.max_norm is not None:
+        return walk.give_up(node, (input, *rest), more, f"{kind} changes its weight in the forward pass")
     name = str(node.target)
     outputs = walk.emit(name, module.embedding_dim)
     walk.parameter(f"{name}.weight", ParameterPlan((module.num_embeddings, outputs)), node)

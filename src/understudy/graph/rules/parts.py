@@ -150,9 +150,9 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
         rows, behind = walk.outcome(node, (x, key), {}).shape[0], len(key.shape)
         return Labelled((rows, *x.shape[behind:]), x.labels.reshape((1, *x.labels.shape[behind:])))
     if not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
-        return _indexed(walk, node, x, tuple(_places(walk, node, k) for k in keys))
+        return _indexed(walk, node, x, tuple(places(walk, node, k) for k in keys))
     if any(_is_computed(k) for k in keys):
-        return _at_computed_places(walk, node, x, keys)
+        return _at_computedplaces(walk, node, x, keys)
     return _slice(walk, node, x, keys)
 
 
@@ -162,7 +162,7 @@ def _slice(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Lab
     labels = x.labels[_on_labels(x, keys)]
     if not _counted(walk, node, x, keys):
         cut = [(dim, index) for dim, index in _dims_of(x, keys) if dim in x.varying and keys[index] != slice(None)]
-        if not all([_cut(walk, node, x, dim, index) for dim, index in cut]):
+        if not all(_cut(walk, node, x, dim, index) for dim, index in cut):
             return Labelled.fixed(shape)
     return Labelled(shape, compressed(labels))
 
@@ -172,7 +172,7 @@ def _is_computed(key: Any) -> bool:
     return isinstance(key, slice) and any(isinstance(end, Labelled) for end in (key.start, key.stop, key.step))
 
 
-def _at_computed_places(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
+def _at_computedplaces(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
     """A slice that ends where a tensor says: as long as in the teacher, where nothing else has another size."""
     uncut = tuple(slice(None) if _is_computed(k) else k for k in keys)
     dims = [dim for dim, index in _dims_of(x, keys) if _is_computed(keys[index])]
@@ -196,7 +196,7 @@ def put_in(walk: Walk, node: fx.Node, x: Any, key: Any, value: Any) -> Any:
         return _put_where(walk, node, x, key, value)
     keys, written = key if isinstance(key, tuple) else (key,), node.args[1]
     masks = any(map(_is_mask, written if isinstance(written, tuple) else (written,)))
-    part = _taken(x, tuple(_places(walk, node, k) for k in keys)) if isinstance(x, Labelled) and not masks else None
+    part = _taken(x, tuple(places(walk, node, k) for k in keys)) if isinstance(x, Labelled) and not masks else None
     if part is None and isinstance(x, Labelled) and _is_slice_of_channels(x, keys):
         part = _slice(walk, node, x, keys)
     if part is None:
@@ -365,7 +365,7 @@ def _is_every(key: slice, width: int) -> bool:
     return type(step) is int and step > 1 and type(start) is int and 0 <= start < step and whole and width % step == 0
 
 
-def _places(walk: Walk, node: fx.Node, key: Any) -> Any:
+def places(walk: Walk, node: fx.Node, key: Any) -> Any:
     """Return a buffer of places as a tensor, which has no channels."""
     if not isinstance(key, ParameterUse):
         return key

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterUse, Statistic
+from understudy.graph.channels import FIXED, Arranged, Labelled, Labels, ParameterPlan, ParameterUse, Statistic
 from understudy.graph.copies import tensor_at
 from understudy.graph.nodes import describe, is_in_place
 from understudy.graph.rules.tables import for_calls, for_modules
@@ -54,6 +54,7 @@ def elementwise_module(walk: Walk, node: fx.Node, module: nn.Module, x: Labelled
 # As functions of torch, as methods, and as methods that overwrite, whichever of them there are.
 _NAMES = (
     *("absolute", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cosh", "sinh", "tan", "sinc"),
+    *("arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "ldexp", "nextafter", "i0"),
     *("exp", "exp2", "expm1", "log", "log10", "log1p", "log2", "logit", "erfc", "erfinv", "lgamma", "digamma"),
     *("abs", "neg", "negative", "positive", "reciprocal", "sqrt", "rsqrt", "square", "sign", "sgn", "signbit"),
     *("ceil", "floor", "round", "trunc", "fix", "frac", "fmod", "remainder", "floor_divide", "nan_to_num"),
@@ -61,6 +62,7 @@ _NAMES = (
     *("maximum", "minimum", "fmax", "fmin", "logaddexp", "logaddexp2", "xlogy", "heaviside", "where", "masked_fill"),
     *("eq", "ne", "ge", "gt", "le", "lt", "not_equal", "greater", "greater_equal", "less", "less_equal", "isclose"),
     *("logical_and", "logical_not", "logical_or", "logical_xor", "bitwise_and", "bitwise_not", "bitwise_or"),
+    *("bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "isposinf", "isneginf", "isreal", "short", "byte"),
     *("isnan", "isinf", "isfinite", "conj", "conj_physical", "resolve_conj", "resolve_neg", "real", "imag", "angle"),
     *("complex", "polar", "bool", "int", "long", "cfloat", "cdouble", "cpu", "detach"),
     *("hardshrink", "deg2rad", "rad2deg", "lerp", "addcmul", "addcdiv", "selu", "celu", "rrelu", "erf", "sin", "cos"),
@@ -98,6 +100,8 @@ _OPERATORS = [
     # These multiply each example, or each example's tensor, by one random number.
     "torchvision.ops.stochastic_depth.stochastic_depth",
     *(torch.special.expit, torch.special.erf, torch.special.xlogy, torch.dropout, torch.rsub),
+    *(torch.special.log1p, torch.special.expm1, torch.special.exp2, torch.special.logit, torch.special.erfc),
+    *(torch.special.ndtr, torch.special.log_ndtr, torch.special.entr, torch.special.sinc, torch.special.xlog1py),
     torch.fake_quantize_per_tensor_affine,
     arranged=True,
 )
@@ -146,6 +150,28 @@ def cast(walk: Walk, node: fx.Node, x: Labelled | ParameterUse, *args: Any, **kw
 CHANGING += [elementwise, cast]
 
 
+@for_calls(torch.bucketize, parameters=True)
+def bucketize(walk: Walk, node: fx.Node, input: Any, boundaries: Any, **more: Any) -> Any:
+    """Each element by itself, between limits that have no channels."""
+    return _between(walk, node, input, boundaries, more)
+
+
+@for_calls(torch.searchsorted, parameters=True)
+def searchsorted(walk: Walk, node: fx.Node, sorted_sequence: Any, input: Any, **more: Any) -> Any:
+    """As `bucketize`, where the limits are the same for all."""
+    return _between(walk, node, input, sorted_sequence, more)
+
+
+def _between(walk: Walk, node: fx.Node, x: Any, limits: Any, more: Any) -> Any:
+    x, single = walk.as_tensor(x, node) if isinstance(x, ParameterUse) else x, len(limits.shape) == 1
+    if isinstance(limits, ParameterUse):
+        walk.parameter(limits.name, ParameterPlan(limits.whole), node)
+        limits = Labelled.fixed(limits.shape)
+    if not isinstance(x, Labelled) or not limits.is_fixed or not (single or x.is_fixed):
+        return walk.give_up(node, (x, limits), more, f"no rule for {describe(node)} with these arguments")
+    return x
+
+
 @for_calls(F.normalize, parameters=True)
 def normalize(walk: Walk, node: fx.Node, input: Any, p: float = 2.0, dim: Any = 1, *args: Any, **kwargs: Any) -> Any:
     """Of length 1 along a dimension; along channels that is the length of those that stay."""
@@ -162,7 +188,10 @@ def normalize(walk: Walk, node: fx.Node, input: Any, p: float = 2.0, dim: Any = 
 CHANGING.append(normalize)
 
 
-@for_calls(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, "softmax", "log_softmax")
+@for_calls(
+    *(torch.softmax, torch.log_softmax, F.softmax, F.log_softmax, F.softmin, "softmax", "log_softmax"),
+    *(torch.special.softmax, torch.special.log_softmax),
+)
 def over_one_dimension(walk: Walk, node: fx.Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
     """What mixes elements along a dimension; over channels it freezes them."""
     return _mixing(walk, node, x, node.kwargs.get("dim", args[:1]))

@@ -139,7 +139,7 @@ def _unpooled(walk: Walk, node: fx.Node, dims: int, x: Labelled, indices: Labell
 
 _STATISTICS = (
     *("mean", "sum", "std", "var", "linalg_vector_norm", "linalg_norm", "norm", "amax", "amin", "max", "min"),
-    *("cosine_similarity", "pairwise_distance"),
+    *("cosine_similarity", "pairwise_distance", "linalg_vecdot"),
 )
 
 

@@ -49,6 +49,7 @@ def _laid_out(walk: Walk, node: fx.Node, x: Any, term: str, result: str) -> Any:
 
 @for_calls(
     *(operator.matmul, torch.matmul, torch.mm, torch.bmm, torch.mv, "matmul", "mm", "bmm", "mv"),
+    torch.linalg.matmul,
     parameters=True,
 )
 def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
@@ -67,6 +68,20 @@ def matmul(walk: Walk, node: fx.Node, a: Any, b: Any) -> Any:
     around = string.ascii_lowercase[: max(ranks) - 2]
     left, right = f"{around[len(around) - ranks[0] + 2 :]}xy", f"{around[len(around) - ranks[1] + 2 :]}yz"
     return _contracted(walk, node, [left, right], f"{around}xz", (a, b))
+
+
+@for_calls(torch.inner, "inner", parameters=True)
+def inner(walk: Walk, node: fx.Node, input: Any, other: Any) -> Any:
+    """As an einsum: the last dimensions of both are summed."""
+    around = string.ascii_letters[: len(input.shape) + len(other.shape) - 1]
+    own, its, last = around[: len(input.shape) - 1], around[len(input.shape) - 1 : -1], around[-1]
+    return _contracted(walk, node, [own + last, its + last], own + its, (input, other))
+
+
+@for_calls(torch.outer, "outer", torch.ger, "ger", parameters=True)
+def outer(walk: Walk, node: fx.Node, input: Any, vec2: Any) -> Any:
+    """As an einsum in which nothing is summed."""
+    return elementwise(walk, node, *(_laid_out(walk, node, x, c, "ij") for x, c in ((input, "i"), (vec2, "j"))))
 
 
 @for_calls(torch.baddbmm, "baddbmm", parameters=True)
@@ -138,7 +153,7 @@ def _contracted(walk: Walk, node: fx.Node, terms: list[str], result: str, operan
     uses = [(t, x) for t, x in zip(terms, operands, strict=True) if isinstance(x, ParameterUse)]
     if along is None or len(uses) > max(3 - len(operands), 0):
         return walk.give_up(node, operands, {}, f"{describe(node)} mixes these channels with others")
-    sizes = {c: n for t, x in zip(terms, operands, strict=True) for c, n in zip(t, x.shape, strict=True) if n > 1}
+    sizes = _sizes(terms, operands)
     for c, (labels, of) in list(along.items()):
         for term, x in zip(terms, operands, strict=True):
             dim = term.find(c)
@@ -163,6 +178,16 @@ def _contracted(walk: Walk, node: fx.Node, terms: list[str], result: str, operan
     shape = [sizes.get(c, 1) for c in result]
     carried = next((c for c in result if c in found and len(found[c]) > 1), None)
     return Labelled.fixed(shape) if carried is None else Labelled.along(shape, result.index(carried), found[carried])
+
+
+def _sizes(terms: list[str], operands: Sequence[Operand]) -> dict[str, int]:
+    """Return the size along each letter, where that is more than one."""
+    sizes: dict[str, int] = {}
+    for term, x in zip(terms, operands, strict=True):
+        for letter, size in zip(term, x.shape, strict=True):
+            if size > 1 and sizes.setdefault(letter, size) != size:  # what a removal brings
+                raise ValueError(f"{size} and {sizes[letter]} elements cannot be multiplied one by one")
+    return sizes
 
 
 def _steps(terms: list[str], result: str) -> list[set[str]]:
