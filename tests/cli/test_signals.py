@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,54 @@ sys.exit(main(["runs"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.slow
+def test_a_signal_as_numpy_is_loaded_is_heard() -> None:
+    code = """
+import os, signal, sys
+from understudy.cli import main
+
+class Finder:
+    def find_spec(self, name, *more):
+        if name == "numpy.lib":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(["inspect", "zoo:vgg11"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip().endswith("Continue with: understudy inspect zoo:vgg11")
+
+
+def test_a_signal_that_was_kept_from_us_can_be_sent_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(self: Runs, typed: Sequence[str]) -> int:
+        with suppress(BaseException):  # as a network's own code may
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(Runs, "run", run)
+    monkeypatch.setattr(entry, "_TIDYING", 0.01)
+    assert main(["runs"]) == 130
+    assert "Continue with" in capsys.readouterr().err
+
+
+def test_how_to_go_on_is_said_also_where_it_cannot_be_found_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Runs, typed: Sequence[str]) -> str:
+        raise RecursionError
+
+    stopped_by(monkeypatch, signal.SIGINT)
+    monkeypatch.setattr(Runs, "again", fail)
+    assert main(["runs"]) == 130
+    assert "Continue with: understudy runs" in capsys.readouterr().err
 
 
 def test_what_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from itertools import pairwise
@@ -74,6 +75,7 @@ You have no trained network: train one of yours, or of the zoo, first; digits ar
 _HELP = ("-h", "--help", "--help-all")
 _ENDS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a system or scheduler, a terminal that closes (not on Windows)
 _AGAIN = 0.05  # seconds until a signal that was lost is sent again
+_TIDYING = 10.0  # seconds in which a command ends in order; one that goes on longer has not heard the signal
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
 
 
@@ -98,7 +100,7 @@ def main(args: Sequence[str] | None = None) -> int:
         try:
             return _carried_out(typed, begun)
         except KeyboardInterrupt as stop:  # also where that came as an error was told
-            again = begun[0].again(typed) if begun else command_line(*typed)
+            again = _again(typed, begun)
             _complain(Text(f"\nstopped; nothing that was finished is lost. Continue with: {again}"))
             return 128 + (stop.number if isinstance(stop, _Stopped) else signal.SIGINT)
 
@@ -107,6 +109,8 @@ def _carried_out(typed: list[str], begun: list[Command]) -> int:
     """Run a command, which is put into `begun` once it is read, and return its exit code; tell what went wrong."""
     try:
         begun.append(parse(typed))
+        import numpy  # noqa: F401  # torch would import it, and forget a Ctrl-C that comes meanwhile
+
         refuse_removed_folder()
         code = begun[0].run(typed)
         if sys.stdout is not None:  # as it is where it was closed: `>&-`
@@ -124,6 +128,13 @@ def _carried_out(typed: list[str], begun: list[Command]) -> int:
             raise
         _complain(Text.assemble(("error: ", "bold red"), said))
         return 2
+
+
+def _again(typed: list[str], begun: list[Command]) -> str:
+    """Return the command that goes on after an interruption: the same one where a better one cannot be found out."""
+    with suppress(Exception):  # of a module, perhaps, whose import the signal has cut short
+        return begun[0].again(typed)
+    return command_line(*typed)
 
 
 def _complain(text: Text) -> None:
@@ -144,16 +155,17 @@ def _stopped_by_signals() -> Iterator[None]:
     """Let what would end the process at once end it in order, and with a word on how to go on, as Ctrl-C does.
 
     Only the first signal counts, and the process ends with it: an impatient second one must not cut short what is said
-    and done about it. What is ignored, as SIGHUP is under nohup, stays ignored; a thread cannot handle signals at all.
+    and done about it. One much later counts: a network's or a package's own `except:` may have kept the first.
+    What is ignored, as SIGHUP is under nohup, stays ignored; a thread cannot handle signals at all.
     """
     here = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in _ENDS if here and hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
-    stopped: list[int] = []
+    stopped: list[float] = []  # when a signal that counted came
 
     def stop(number: int, frame: object) -> None:
-        if not stopped:
-            stopped.append(number)
+        if not stopped or time.monotonic() - stopped[-1] > _TIDYING:
+            stopped.append(time.monotonic())
             raise _Stopped(number)
 
     def lost(unraisable: sys.UnraisableHookArgs) -> None:
