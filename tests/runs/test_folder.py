@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -13,8 +14,8 @@ import pytest
 
 from understudy.cli.entry import main
 from understudy.config.job import Compression
-from understudy.core.errors import MachineError, RunError
-from understudy.runs.folder import Identity, Run
+from understudy.core.errors import ConfigError, MachineError, RunError
+from understudy.runs.folder import Identity, Run, runs_in
 from understudy.testing.landscapes import toy_evaluation, toy_space
 
 SETTINGS, SPACE = Compression(), toy_space()
@@ -60,6 +61,27 @@ def test_settings_that_were_edited_are_refused(tmp_path: Path) -> None:
     config.write_text(written)
     with Run.open(folder, SETTINGS, IDENTITY):
         pass
+
+
+def test_settings_that_are_damaged_can_be_moved_away(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    with Run.open(folder, SETTINGS, IDENTITY):
+        pass
+    config = folder / "config.toml"
+    written = config.read_text()
+    config.write_bytes(written.encode()[:20] + b"\xff")
+    with pytest.raises(ConfigError, match=r"config\.toml .* is damaged at byte 20. Mend it or move it away"):
+        Run(folder).settings  # noqa: B018
+    config.unlink()
+    assert runs_in(tmp_path) == [folder] and Run(folder).settings == SETTINGS
+    Run.refuse(folder)
+    with pytest.raises(RunError, match="seed was 0, is 1"), Run.open(folder, replace(SETTINGS, seed=1), IDENTITY):
+        pass
+    assert config.read_text() == written
+    (folder / "identity.json").unlink()
+    config.write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.toml is not: .* Mend it or give another run folder"):
+        Run(folder).settings  # noqa: B018
 
 
 @pytest.mark.parametrize(("code", "flag"), [(False, ""), (True, " --trust-code")])

@@ -190,10 +190,10 @@ class Resume(Command):
         """Continue with the teacher, data and settings that the run was started with."""
         from understudy.jobs.compress import run_task
         from understudy.jobs.task import Task
-        from understudy.runs.folder import Run, runs_in
+        from understudy.runs.folder import Run, is_run, runs_in
 
         check_log(self.log)
-        if not (self.folder / "config.toml").is_file() and (inside := [str(folder) for folder in runs_in(self.folder)]):
+        if not is_run(self.folder) and (inside := [str(folder) for folder in runs_in(self.folder)]):
             raise RunError(f"a run must be one folder, but {self.folder} holds {', '.join(inside)}")
         run = Run(self.folder)
         Run.refuse(self.folder)
@@ -204,9 +204,9 @@ class Resume(Command):
 
 def resumable(folder: Path) -> bool:
     """Return whether `understudy resume` can continue a run: its folder says where teacher and data came from."""
-    from understudy.runs.folder import Run
+    from understudy.runs.folder import Run, is_run
 
-    if not (folder / "config.toml").is_file():
+    if not is_run(folder):
         return False
     source = Run(folder).recall("source")
     return source is not None and source["model"] is not None and source["data"] is not None

@@ -63,11 +63,11 @@ def student_folder(place: Path) -> Path:
     Raises:
         ModelError: the run has no student yet, or the folder holds several runs.
     """
-    from understudy.runs.folder import runs_in
+    from understudy.runs.folder import is_run, runs_in
 
     if (place / "student" / "model.json").is_file():
         return place / "student"
-    if (place / "config.toml").is_file():
+    if is_run(place):
         how = (
             command_line("resume", str(place), *trust(place)) if resumable(place) else "result.save(folder), in Python"
         )

@@ -49,7 +49,7 @@ from understudy.models.weights import write_tensors
 from understudy.report.log import LogName, check_log, open_log
 from understudy.report.progress import Display, Finals, SearchProgress
 from understudy.report.tables import PlainTable, in_a_line, numbers_of, result_table
-from understudy.runs.folder import Run
+from understudy.runs.folder import Run, is_run
 from understudy.runs.journal import Journal
 from understudy.runs.workers.base import Workers
 from understudy.runs.workers.local import Evaluate, refuse_reimport
@@ -235,7 +235,7 @@ def run_task(
     """
     check_log(log)
     with Display(shown=progress) as display:
-        new = not (Path(folder) / "config.toml").is_file()
+        new = not is_run(folder)
         with display.steps("looking at the teacher", None):
             look = look_at(task) if new else None
             if look is not None:

@@ -32,7 +32,7 @@ from understudy.jobs.latency import Reference
 from understudy.jobs.task import Task
 from understudy.methods.feasibility import smallest
 from understudy.report.progress import Display
-from understudy.runs.folder import Run
+from understudy.runs.folder import Run, is_run
 from understudy.training.compute import Compute
 from understudy.training.loop import predict
 from understudy.training.scoring import scored
@@ -52,7 +52,7 @@ def sizes_for(task: Task, folder: Path) -> FileSizes | None:
         return None
     for package in ("onnx", "onnxscript", "onnxruntime"):
         optional(package, extra="export")
-    if (folder / "config.toml").is_file() and (known := Run(folder).recall("int8")) is not None:
+    if is_run(folder) and (known := Run(folder).recall("int8")) is not None:
         with understood(folder / "int8.json", DamageError):
             return FileSizes.from_json(known)
     settings, space = task.settings, task.space

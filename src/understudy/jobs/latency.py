@@ -24,7 +24,7 @@ from understudy.cost.measure import compare
 from understudy.export.onnx import in_onnxruntime
 from understudy.jobs.task import Task
 from understudy.methods.feasibility import smallest
-from understudy.runs.folder import Run
+from understudy.runs.folder import Run, is_run
 from understudy.training.compute import device_named
 
 _SECONDS = 0.5  # of measuring a student beside the teacher
@@ -134,7 +134,7 @@ def reference_for(task: Task, folder: Path) -> Reference | None:
         task.teacher_in_onnxruntime(1)  # before any work, also where the latency is only shown
     if task.settings.goal.latency_ms is None:
         return None
-    if (folder / "config.toml").is_file() and (known := Run(folder).recall("latency")) is not None:
+    if is_run(folder) and (known := Run(folder).recall("latency")) is not None:
         with understood(folder / "latency.json", DamageError):
             return Reference.from_json({name: value for name, value in known.items() if name != "students"})
     teacher = task.network

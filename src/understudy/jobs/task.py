@@ -45,7 +45,7 @@ from understudy.models.student import load_student, student_folder
 from understudy.models.weights import load_kept, read_weights, tensors_digest, weights_digest
 from understudy.proof.prove import USUAL, Proof, prove
 from understudy.report.progress import Display
-from understudy.runs.folder import Identity, Run
+from understudy.runs.folder import Identity, Run, is_run
 from understudy.runs.places import place_of
 from understudy.surgery import build as surgery
 from understudy.training.aim import Aim, aimed
@@ -386,7 +386,7 @@ def _started(
 
 def proved(analysis: Analysis, run: str | Path | None = None, *, progress: bool = False) -> tuple[Analysis, Proof]:
     """Return the analysis with what holds in real students, as a run folder says or as it is found out now."""
-    known = None if run is None or not (Path(run) / "config.toml").is_file() else Run(run).recall("proof")
+    known = None if run is None or not is_run(run) else Run(run).recall("proof")
     if known is not None:
         with understood(Path(run or ".") / "proof.json", DamageError):
             proof = Proof.from_dict(known)
@@ -420,7 +420,7 @@ def _learned(where: str, task: Task) -> Mapping[str, Tensor]:
             f"policy_from needs a method that can start from a policy, such as n2n and archcomp, but the method is "
             f"{method.called!r}"
         )
-    if (path / "config.toml").is_file() and (of := Run(path).settings.method.called) != method.called:
+    if is_run(path) and (of := Run(path).settings.method.called) != method.called:
         raise ConfigError(f"policy_from must name a run of the method {method.called!r}, but {path} is one of {of!r}")
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():

@@ -66,7 +66,7 @@ def teach(
     weights = None if weights is None else Path(weights).absolute()  # a model's file may go to another folder
     spec = ModelSpec.for_data(model, data, arguments or {})
     with (
-        claimed(out, marker=_STARTED, again=lambda: f"the same command, into {out}"),
+        claimed(out, markers=(_STARTED,), again=lambda: f"the same command, into {out}"),
         Display(shown=progress) as display,
     ):
         start = None if weights is None else read_weights(weights)

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ _FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 
 @contextmanager
-def claimed(folder: Path, *, marker: str, again: Callable[[], str]) -> Iterator[None]:
+def claimed(folder: Path, *, markers: Sequence[str], again: Callable[[], str]) -> Iterator[None]:
     """Make a folder and keep others out of it; inside, a full or closed disk is a RunError.
 
     Args:
-        folder: a new or empty one, or one that holds the file `marker`.
-        marker: the file that tells whose folder it is.
+        folder: a new or empty one, or one that holds one of the files `markers`.
+        markers: the files that tell whose folder it is, the most telling one first.
         again: says, when it is interrupted, how it is continued.
 
     Raises:
@@ -41,7 +41,7 @@ def claimed(folder: Path, *, marker: str, again: Callable[[], str]) -> Iterator[
     with _guard(folder, again):
         lock = _locked(folder)
         try:
-            _check_contents(folder, marker)
+            _check_contents(folder, markers)
             sweep(folder)
             yield
         finally:
@@ -50,7 +50,7 @@ def claimed(folder: Path, *, marker: str, again: Callable[[], str]) -> Iterator[
             lock.close()
 
 
-def refuse_unusable(folder: Path, *, marker: str) -> None:
+def refuse_unusable(folder: Path, *, markers: Sequence[str]) -> None:
     """Refuse a folder that `claimed` would refuse, before anything that takes its time; a new one is not made.
 
     Raises:
@@ -58,19 +58,18 @@ def refuse_unusable(folder: Path, *, marker: str) -> None:
     """
     path_of(folder, "the folder", RunError)
     if folder.exists() or folder.is_symlink():
-        with claimed(folder, marker=marker, again=lambda: AGAIN):
+        with claimed(folder, markers=markers, again=lambda: AGAIN):
             return
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise RunError(f"the folder must be writable, but {folder} cannot be made in {place}")
 
 
-def _check_contents(folder: Path, marker: str) -> None:
+def _check_contents(folder: Path, markers: Sequence[str]) -> None:
     strangers = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    if strangers and marker not in strangers:
-        raise RunError(
-            f"the folder must be new, empty or hold a {marker}, but {folder} holds {', '.join(sorted(strangers)[:3])}"
-        )
+    if strangers and not set(markers).intersection(strangers):
+        held = ", ".join(sorted(strangers)[:3])
+        raise RunError(f"the folder must be new, empty or hold a {markers[0]}, but {folder} holds {held}")
 
 
 def _locked(folder: Path) -> Any:

@@ -4,6 +4,7 @@ Every file is written whole or not at all, so a run that was killed at any momen
 
     config.toml          the settings, written first
     identity.json        digests of teacher, data and Space; versions; the settings again, as config.toml may be edited
+                         or be damaged
     source.json          how the teacher and the data were named, for `understudy resume`
     space.json           what the teacher allows
     compute.json         the precision and memory format that were chosen
@@ -49,6 +50,8 @@ from understudy.runs.store import Store
 
 FORMAT = 2  # 1: `accuracy` where `score` is now
 State = Literal["finished", "running", "stopped"]
+_CONFIG, _IDENTITY = "config.toml", "identity.json"
+_MARKERS = (_CONFIG, _IDENTITY)  # either holds the settings
 _log = logging.getLogger("understudy")
 
 
@@ -83,7 +86,7 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "config.toml").is_file():
+        if not is_run(self.folder):
             raise RunError(f"a run is a folder with a config.toml, but there is none in {self.folder}")
         self._lock: Any = None
         identity = self.recall("identity")
@@ -103,11 +106,11 @@ class Run:
         """
         folder = Path(folder)
         refuse_silent(settings.device.storage)
-        with claimed(folder, marker="config.toml", again=lambda: _again(folder)):
-            if not (folder / "config.toml").exists():
-                text = to_toml(settings)
+        with claimed(folder, markers=_MARKERS, again=lambda: _again(folder)):
+            if not (folder / _CONFIG).exists():
+                text = to_toml(cls(folder).settings if is_run(folder) else settings)
                 of_toml(text, source="the settings")  # what could not be read again is refused
-                write_whole(folder / "config.toml", text)
+                write_whole(folder / _CONFIG, text)
             run = cls(folder)
             run._check_same(settings, identity)
             address = settings.device.storage
@@ -122,7 +125,7 @@ class Run:
         Raises:
             RunError: it is not a run's, cannot be written or is in use.
         """
-        refuse_unusable(folder, marker="config.toml")
+        refuse_unusable(folder, markers=_MARKERS)
 
     @property
     def study(self) -> Path:
@@ -187,9 +190,28 @@ class Run:
 
         Raises:
             ConfigError: config.toml was edited into something impossible, or is damaged.
+            RunError: it is not there, and identity.json is damaged.
         """
-        path = self.folder / "config.toml"
-        return of_toml(read_text(path, ConfigError), source=str(path))
+        path = self.folder / _CONFIG
+        if not path.is_file() and (started := self._started) is not None:
+            return started
+        try:
+            if not (text := read_text(path, ConfigError)).strip():
+                raise ConfigError(f"a run's settings must be in its {_CONFIG}, but {path} is empty")
+            return of_toml(text, source=str(path))
+        except ConfigError as error:
+            way = (
+                "move it away: without it the run goes on with the settings that it was started with"
+                if (self.folder / _IDENTITY).is_file()
+                else "give another run folder: nothing was found out in this one yet"
+            )
+            raise ConfigError(f"{error}. Mend it or {way}") from error
+
+    @property
+    def _started(self) -> Compression | None:
+        """The settings that the run was started with, or None before they are written down."""
+        text = (self.recall("identity") or {}).get("settings")
+        return None if text is None else of_toml(text, source=str(self.folder / _IDENTITY))
 
     @property
     def space(self) -> Space | None:
@@ -260,8 +282,7 @@ class Run:
             for name, value in now.items()
             if was is not None and was.get(name, "") != value
         ]
-        written = None if was is None else was.get("settings")
-        started = self.settings if written is None else of_toml(written, source=str(self.folder / "identity.json"))
+        started = self._started or self.settings
         # Where students are trained, and how many at a time, decides nothing. config.toml may have been edited.
         apart = ("device.workers ", "device.cluster ")
         changed = dict.fromkeys([*differences(started, settings), *differences(started, self.settings)])
@@ -306,7 +327,12 @@ def runs_in(folder: str | Path) -> list[Path]:
     """Return the folders of the runs in a folder, by name; a folder that is a run itself is the first one."""
     root = Path(folder)
     found = [root, *sorted(root.iterdir())] if root.is_dir() else []
-    return [path for path in found if (path / "config.toml").is_file()]
+    return [path for path in found if is_run(path)]
+
+
+def is_run(folder: str | Path) -> bool:
+    """Say whether a folder is that of a run: its settings are in it."""
+    return any((Path(folder) / name).is_file() for name in _MARKERS)
 
 
 def _again(folder: Path) -> str:
