@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.graph.test_rules import Net, check, conv, reasons, widths
 from understudy.surgery.build import build
+from understudy.surgery.masked import Masked
 
 
 class Splitting(nn.Module):
@@ -80,6 +82,32 @@ def test_a_slice_at_a_number_that_a_module_holds_follows() -> None:
 def test_a_number_that_is_computed_with_as_well_needs_a_plain_graph() -> None:
     analysis = check(Net(lambda m, x: torch.cat(m["s"](x), 1), s=Splitting(3, spoil=True)))
     assert "stem" in reasons(analysis)
+
+
+@pytest.mark.parametrize("kind", ["both", "set", "dict"])
+def test_numbers_that_are_compared_with_each_other_need_a_plain_graph(kind: str) -> None:
+    class Widening(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs, self.outputs = 4, 16
+            self.a, self.b = conv(8, 4), conv(4, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            y = self.b(x).view(x.shape[0], self.outputs, *x.shape[2:])
+            same = {
+                "both": lambda: self.inputs == self.outputs,  # of the student with 4 outputs, say
+                "set": lambda: self.outputs in {self.inputs},
+                "dict": lambda: {self.inputs: True}.get(self.outputs, False),
+            }[kind]()
+            return x + y if same else y
+
+    analysis = check(Net(lambda m, x: m["w"](x), w=Widening(), after=16), draws=3)
+    assert "computes with parts.w.outputs" in reasons(analysis)["parts.w.b"]
+    student = build(analysis, analysis.space.full.with_width("parts.w.b", 4))
+    masked = Masked(analysis, analysis.space.full.with_width("parts.w.b", 4))
+    x = torch.randn(2, 3, 8, 8)
+    assert (student(x) - masked.run(x)).abs().max() < 1e-5
 
 
 def test_a_number_that_counts_two_things_freezes() -> None:

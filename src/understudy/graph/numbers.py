@@ -108,7 +108,8 @@ def _spoiling(name: str) -> Callable[..., Any]:
         result = compute_plain(plain(self), *(plain(other) for other in others))
         # What meets a proxy becomes a node of the graph, which the walk looks at.
         if not (result is NotImplemented and isinstance(others[0], fx.Proxy)):
-            self.watch.spoil(self.key)
+            for number in (self, *(other for other in others if isinstance(other, Number))):
+                self.watch.spoil(number.key)
         return result
 
     return compute
@@ -117,10 +118,20 @@ def _spoiling(name: str) -> Callable[..., Any]:
 _BINARY = ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "divmod", "lshift", "rshift", "and", "or", "xor")
 _ALONE = ("neg", "pos", "abs", "invert", "int", "float", "bool", "round", "trunc", "floor", "ceil")
 _OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "format", "str", "repr")
-# All but __index__ and __hash__, which torch and fx need: what they let through is found by `retrace`.
+
+
+def _hashed(self: Number) -> int:
+    """Hash as the integer does; a set or a dict of the user's that is asked for a number computes with it."""
+    caller = sys._getframe(1).f_code.co_filename
+    if self.watch.on and not any(part in caller for part in RECORDERS):
+        self.watch.spoil(self.key)
+    return hash(plain(self))
+
+
+# All but __index__, which torch and fx need: what it lets through is found by `retrace`.
 for _name in (*_BINARY, *(f"r{_name}" for _name in _BINARY), *_ALONE, *_OTHERS):
     setattr(Number, f"__{_name}__", _spoiling(f"__{_name}__"))
-setattr(Number, "__hash__", int.__hash__)  # noqa: B010  defining equality has taken it away
+setattr(Number, "__hash__", _hashed)  # noqa: B010  defining equality has taken it away
 
 
 def plain(value: Any) -> Any:
