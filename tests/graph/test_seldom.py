@@ -104,3 +104,29 @@ def test_a_loss_against_a_tensor_of_fixed_size_holds_the_channels() -> None:
 
     net = Net(body, after=6, a=conv(8, 6, 1)).eval()
     assert reasons(analyse(net, torch.randn(2, 3, 8, 8)))["stem"] == "no rule for mse_loss with these arguments"
+
+
+class Scaled(nn.ConvTranspose2d):
+    """Scales its weight as it goes, as networks with equalised learning rates do."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        weight = self.weight / 3
+        return F.conv_transpose2d(x, weight, self.bias, self.stride, self.padding, self.output_padding, self.groups)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "tied", "own", "grouped"])
+def test_a_transposed_convolution_as_a_function_is_one(kind: str) -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        if kind == "tied":  # the decoder of an autoencoder
+            return F.conv_transpose2d(m["a"](x).relu(), m["a"].weight, m["p"].bias, padding=1)
+        return F.conv_transpose2d(x, m["p"].weight, groups=8) if kind == "grouped" else m["p"](x)
+
+    layers = {
+        "scaled": {"p": Scaled(8, 6, 3, stride=2, output_padding=1)},
+        "tied": {"a": conv(8, 6), "p": conv(3, 8)},
+        "own": {"p": Scaled(8, 6, 2)},
+        "grouped": {"p": nn.ConvTranspose2d(8, 8, 2, groups=8)},
+    }[kind]
+    analysis = check(Net(body, after=8 if kind in ("tied", "grouped") else 6, **layers))
+    expected = {"stem": (8, 1), "parts.a" if kind == "tied" else "parts.p": (6, 1)}
+    assert widths(analysis) == ({} if kind == "grouped" else expected)

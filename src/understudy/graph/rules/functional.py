@@ -142,6 +142,27 @@ def convolution(
     return Labelled.along((x.shape[0], len(outputs), *spatial), 1, outputs)
 
 
+@for_calls(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, parameters=True)
+def transposed_convolution(
+    walk: Walk, node: fx.Node, input: Any, weight: Any, bias: Any = None, *rest: Any, groups: Any = None, **more: Any
+) -> Any:
+    """As the layer without groups; a weight of several groups, or one that is computed, keeps its channels."""
+    x, groups = input, groups if groups is not None else rest[3] if len(rest) > 3 else 1
+    rank = len(weight.shape) if isinstance(weight, ParameterUse) else 0
+    if groups != 1 or not isinstance(x, Labelled) or not _is_matrix(weight, len(x.shape)):
+        return walk.give_up(node, (x, weight, bias, *rest), more, f"{describe(node)} has groups or computes its weight")
+    walk.leave(groups)
+    name = made_by_columns(walk, weight, layer_of(weight))
+    inputs, outputs = walk.channels(x, 1, node), walk.emit(name, weight.shape[1])
+    cut(walk, node, weight, (inputs, outputs, *weight.shape[2:]))
+    _per_channel(walk, node, bias, outputs)
+    if isinstance(walk.trace.root.get_submodule(weight.name.rpartition(".")[0]), nn.modules.conv._ConvTransposeNd):
+        _tell(walk, node, weight, inputs, outputs)
+    positions = math.prod(x.shape[2:]) * x.shape[0] * math.prod(weight.shape[2:])
+    walk.part.work.append(Work(name, positions, (outputs, inputs)))
+    return Labelled.along((x.shape[0], len(outputs), *walk.spatial(node, x, rank - 2)), 1, outputs)
+
+
 def _filtered(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any, groups: Any) -> Labelled | None:
     """Return what a kernel without weights of its own, such as a blur repeated for each channel, makes of each."""
     if not (isinstance(x, Labelled) and isinstance(weight, Labelled)) or bias is not None or x.varying != (1,):

@@ -37,6 +37,7 @@ from understudy.graph.walk import Walk
 
 _MULTIPLYING = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d, torch.einsum, torch.addmm),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
     *(torch.matmul, torch.mm, torch.bmm, torch.baddbmm, operator.matmul, "matmul", "mm", "bmm"),
 )
 _READ = ("shape", "dtype", "device", "ndim")  # what else may be asked of a weight
