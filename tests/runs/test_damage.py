@@ -136,11 +136,15 @@ def test_damage_to_a_run(
 def test_damage_to_a_student(finished: Path, damage: Damage, tmp_path: Path) -> None:
     folder, images = finished / "student", torch.rand(2, 1, 8, 8)
     expected = us.load_student(folder, Tiny())(images)
+    noticed = {}
     for name in sorted(path.name for path in folder.iterdir()):
         copy = tmp_path / name
         shutil.copytree(folder, copy)
         (copy / name).write_bytes(damage((copy / name).read_bytes()))
         try:
             assert torch.equal(us.load_student(copy, Tiny())(images), expected), f"{name}: nobody noticed"
-        except UnderstudyError:
-            continue
+        except UnderstudyError as error:
+            noticed[name] = str(error)
+    assert all(f"/{name}" in error for name, error in noticed.items())
+    assert "understudy resume RUN" in noticed["student.safetensors"]
+    assert noticed.keys() == {"architecture.json", "model.json", "student.safetensors"}

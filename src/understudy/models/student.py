@@ -10,14 +10,16 @@ code/                 the Python file of a model of the user's own, as text
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
 
-from understudy.core.architecture import Architecture
-from understudy.core.errors import ModelError
-from understudy.core.files import path_of, read_text, understood, write_whole
+from understudy.core.architecture import Architecture, Space
+from understudy.core.errors import ArchitectureError, ModelError
+from understudy.core.files import path_of, read_json, understood, write_whole
 from understudy.data.split import as_usual
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
@@ -93,12 +95,42 @@ def load_student(
         teacher = surgery.build(cut, Architecture.from_json(cut.space, start), weights="fresh")
     analysis = analyse(teacher, example, leaf_modules)
     plan = folder / "architecture.json"
-    architecture = Architecture.from_json(analysis.space, read_text(plan, ModelError))
+    architecture = _architecture(plan, analysis.space)
     if architecture.digest != card.name:
         raise ModelError(
             f"{plan} must be the one that model.json is about, {card.name}, but is another, {architecture.digest}"
         )
-    return surgery.rebuild(analysis, architecture, read_weights(folder / "student.safetensors", ours=True)).eval()
+    with _saved_again(folder):
+        weights = read_weights(folder / "student.safetensors", ours=True)
+    return surgery.rebuild(analysis, architecture, weights).eval()
+
+
+def _architecture(plan: Path, space: Space) -> Architecture:
+    """Return what a student's architecture.json says.
+
+    Raises:
+        ArchitectureError: it is of another Space, so of another teacher.
+        ModelError: it is damaged.
+    """
+    with _saved_again(plan.parent):
+        found = read_json(plan, ModelError)
+        try:
+            return Architecture.from_json(space, json.dumps(found))
+        except ArchitectureError as error:
+            if found.get("space", space.family) != space.family:
+                raise ArchitectureError(f"{error}. So says {plan}") from error
+            raise ModelError(f"{plan} must be as it was written, but is damaged: {error}") from error
+
+
+@contextmanager
+def _saved_again(folder: Path) -> Iterator[None]:
+    """Say of a damaged file where another one comes from."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"{error}. The run that {folder} is of saves its student again: understudy resume RUN, or result.save"
+        ) from error
 
 
 def student_folder(place: str | Path) -> Path:
