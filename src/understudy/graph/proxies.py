@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,8 @@ class ExampleProxy(fx.Proxy):
         fields = getattr(type(value), "__match_args__", ()) if hasattr(type(value), "n_sequence_fields") else ()
         if name in fields:  # what `max` over a dimension gives, say: fx would forget that its members have names
             return super().__getitem__(fields.index(name))  # type: ignore[misc]
+        if name == "numel" and isinstance(value, tuple):  # of a shape, which is a plain tuple here
+            return lambda: functools.reduce(operator.mul, (operator.getitem(self, i) for i in range(len(value))), 1)
         if not hasattr(type(value), name) and not hasattr(value, name):  # else whoever asks by hasattr is told a lie
             raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         return _Device(self, name) if name == "device" else _Attribute(self, name)
