@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from understudy.surgery.build import kept_slots
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ROWS = 16  # places of one example that a layer is solved on, at most
 _RIDGE = 0.03  # penalty on the change of a weight, in units of the mean square of what arrives
+_BLOCK = 128  # columns that x^T x is multiplied by at a time
 _CHUNK = 128  # examples of one pass of the teacher
 
 
@@ -176,49 +178,63 @@ def _solve(module: Any, arriving: Tensor, heard: _Heard, outputs: Tensor, *, fre
     has_bias = module.bias is not None
     if centred or has_bias:
         mean_D, mean_C = x_RD.mean(0), y_RC.mean(0)
-        x_RD, y_RC = x_RD - mean_D, y_RC - mean_C
-    start_CD = torch.zeros_like(module.weight.flatten(1)) if fresh else module.weight.flatten(1)
-    weight_CD = start_CD + _ridge(x_RD, y_RC - x_RD @ start_CD.T).T
+        x_RD -= mean_D
+        y_RC = y_RC - mean_C
+    apart = module.weight.movedim(1, -1)  # (c, offsets, d), as rows are
+    start_CD = torch.zeros_like(apart.flatten(1)) if fresh else apart.flatten(1)
+    weight_CD = start_CD + _ridge(x_RD, y_RC, start_CD.T).T
     if not bool(weight_CD.isfinite().all()):
         return
-    module.weight.copy_(weight_CD.view_as(module.weight))
+    module.weight.copy_(weight_CD.view(apart.shape).movedim(-1, 1))
     if has_bias:
         module.bias.copy_(mean_C - weight_CD @ mean_D)
 
 
-def _ridge(x_RD: Tensor, y_RC: Tensor) -> Tensor:
-    """Return the coefficients (d, c) of a ridge regression; NaN where there are none.
+def _ridge(x_RD: Tensor, y_RC: Tensor, start_DC: Tensor) -> Tensor:
+    """Return what ridge regression adds to coefficients (d, c) for what they leave of y; NaN where there is nothing.
 
     Solved in double precision on the CPU, which every device has, by whichever of the two forms is smaller.
     """
     rows, columns = x_RD.shape
-    penalty = _RIDGE * float(x_RD.square().sum()) / columns
     wide = columns > rows
-    gram = (x_RD @ x_RD.T if wide else x_RD.T @ x_RD).cpu().double()
+    gram = _gram(x_RD.T if wide else x_RD).cpu().double()
+    if wide:
+        moment = (y_RC - x_RD @ start_DC).cpu().double()
+    else:  # the same, times x^T
+        moment = (x_RD.T @ y_RC).cpu().double() - gram @ start_DC.cpu().double()
+    penalty = _RIDGE * float(gram.trace()) / columns
     gram.diagonal().add_(max(penalty, torch.finfo(torch.float32).tiny))
     factor, failed = torch.linalg.cholesky_ex(gram)
     if int(failed):
-        return torch.full_like(x_RD[:1].T @ y_RC[:1], float("nan"))
-    moment = (y_RC if wide else x_RD.T @ y_RC).cpu().double()
+        return torch.full_like(start_DC, float("nan"))
     solved = torch.cholesky_solve(moment, factor).to(x_RD)
     return x_RD.T @ solved if wide else solved
 
 
+def _gram(x_RD: Tensor) -> Tensor:
+    """Return x^T x (d, d), of which only one half is multiplied: two thirds of the time."""
+    half = x_RD.new_zeros(x_RD.shape[1], x_RD.shape[1])
+    for start in range(0, len(half), _BLOCK):
+        end = start + _BLOCK
+        half[start:end, :end] = x_RD[:, start:end].T @ x_RD[:, :end]
+    return half.tril() + half.tril(-1).T
+
+
 def _rows(module: Any, arriving: Tensor, places: Tensor) -> Tensor:
-    """Return what a layer reads for its outputs at these places (n, p) as rows (n * p, d)."""
+    """Return what a layer reads for its outputs at these places (n, p) as rows (n * p, offsets * d), a new tensor."""
     if isinstance(module, nn.Linear):
         flat = arriving.reshape(len(arriving), -1, arriving.shape[-1])
         return flat.gather(1, places[:, :, None].expand(-1, -1, flat.shape[-1])).flatten(0, 1)
-    padded = _padded(module, arriving)
-    shape = _shape_of(module, arriving)
-    corners = torch.unravel_index(places, shape)
-    offsets = torch.cartesian_prod(*(torch.arange(k) for k in module.kernel_size)).view(-1, len(shape))
-    examples = torch.arange(len(arriving), device=arriving.device)[:, None]
-    columns = []
-    for offset in offsets.tolist():
-        at = [c * s + o * d for c, s, o, d in zip(corners, module.stride, offset, module.dilation, strict=True)]
-        columns.append(padded.movedim(1, -1)[(examples, *at)])  # (n, p, c)
-    return torch.stack(columns, -1).flatten(0, 1).flatten(1)
+    padded, kernel = _padded(module, arriving), module.kernel_size
+    sizes = padded.shape[2:]
+    steps = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]  # places from one to the next along each dimension
+    corners = torch.unravel_index(places, _shape_of(module, arriving))
+    first_NP = sum(c * s * step for c, s, step in zip(corners, module.stride, steps, strict=True))
+    first_NP = first_NP + torch.arange(len(arriving), device=arriving.device)[:, None] * math.prod(sizes)
+    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).view(-1, len(sizes))
+    offset_O = (offsets * torch.tensor(module.dilation) * torch.tensor(steps)).sum(1).to(arriving.device)
+    read = (first_NP[:, :, None] + offset_O).flatten()
+    return padded.movedim(1, -1).flatten(0, -2).index_select(0, read).view(places.numel(), -1)
 
 
 def _padded(module: Any, arriving: Tensor) -> Tensor:
