@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,13 +61,20 @@ class Group:
 
         The teacher's own width is always legal, whatever it is a multiple of.
         """
-        steps = range(self.step, self.width, self.step)
-        return (*(w for w in steps if w % round_to == 0 and w >= max(minimum, self.least)), self.width)
+        return (*self._rounded(round_to, minimum), self.width)
 
     def nearest(self, width: float, *, round_to: int = 1, minimum: int = 1) -> int:
         """Return the legal width (channels) nearest to `width`, the larger one of two equally near."""
-        legal = self.legal_widths(round_to=round_to, minimum=minimum)
-        return min(legal, key=lambda w: (abs(w - width), -w))
+        rounded = self._rounded(round_to, minimum)
+        above = bisect_left(rounded, width)
+        near: tuple[int, ...] = (*rounded[max(above - 1, 0) : above + 1], self.width)
+        return min(near, key=lambda w: (abs(w - width), -w))
+
+    def _rounded(self, round_to: int, minimum: int) -> range:
+        """Return the legal widths below the teacher's own; searches ask for the nearest one by the million."""
+        multiple = math.lcm(self.step, round_to)
+        first = -(-max(minimum, self.least, 1) // multiple) * multiple
+        return range(first, self.width, multiple)
 
     def check_width(self, width: int) -> None:
         """Raise ArchitectureError if a student may not have that width (channels)."""
