@@ -319,6 +319,11 @@ def _n2n(students: int) -> N2N:
     return N2N(shrinkage_updates=students // ROLLOUTS)
 
 
+def _n2n_first(students: int) -> N2N:
+    trained = min(2 * ROLLOUTS, students)
+    return replace(_n2n(trained), glances=N2N().glances * students // trained)
+
+
 def _n2n_paper(students: int) -> N2N:
     updates = students // ROLLOUTS
     return replace(N2N.paper(), removal_updates=updates // 2, shrinkage_updates=updates - updates // 2)
@@ -329,10 +334,8 @@ BEFORE = ("n2n-before", "archcomp-before")  # of what the searches of that commi
 N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
-    # Uniform and tapered students of several depths, two updates: most passes are left to the training.
-    "n2n-first": Contender(
-        label="N2N, its first students alone", find=Searched("n2n-first", lambda n: _n2n(min(2 * ROLLOUTS, n)))
-    ),
+    # As many looks, which are no passes, and two updates: most passes are left to the training.
+    "n2n-first": Contender(label="N2N, its first ten students alone", find=Searched("n2n-first", _n2n_first)),
     "n2n-paper": Contender(label="N2N, the paper's two stages", find=Searched("n2n-paper", _n2n_paper)),
     "decore": Contender(label="DECORE", find=decore, weights="inherited"),
     "archcomp": Contender(

@@ -91,6 +91,9 @@ class N2N(Method):
     revisit: Share = 0.2
     """Initial probability that stage 2 changes a unit or kernel of its starting student; 0.5 and more is a uniform
     prior (paper: 0, units stay as stage 1 left them)."""
+    glances: Natural = 5
+    """Untrained students that are looked at, before any is trained, for each one that will be, where there is a budget
+    on cost: the same search runs on these looks first, and what looks best is trained first (paper: 0)."""
     lr: Amount = 0.02
     """Adam's learning rate for both policies (paper: 0.003)."""
     rules: RulesName = "tuned"
@@ -133,6 +136,7 @@ class N2N(Method):
             shrinkage_updates=100,
             draws_per_rollout=1,
             revisit=0.0,
+            glances=0,
             lr=0.003,
             rules="paper",
         )

@@ -20,7 +20,8 @@ from understudy.graph.refit import same_dims
 from understudy.surgery.build import kept_slots
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_ROWS = 16  # places of one example that a layer is solved on, at most
+PLACES = 16
+"""Places of one example that a layer is solved on, at most."""
 _RIDGE = 0.03  # penalty on the change of a weight, in units of the mean square of what arrives
 _BLOCK = 128  # columns that x^T x is multiplied by at a time
 _CHUNK = 128  # examples of one pass of the teacher
@@ -51,8 +52,8 @@ class Recording:
 _MULTIPLYING = (F.linear, F.conv1d, F.conv2d, F.conv3d)
 
 
-def record(analysis: Analysis, inputs: Any) -> Recording:
-    """Run the teacher on inputs (n, ...), normalised, and return what its layers give.
+def record(analysis: Analysis, inputs: Any, places: int = PLACES) -> Recording:
+    """Run the teacher on inputs (n, ...), normalised, and return what its layers give at so many places of each.
 
     Layers that are called more than once, or share their weights, are left out.
     """
@@ -74,7 +75,7 @@ def record(analysis: Analysis, inputs: Any) -> Recording:
             last.clear()
             last[id(output)] = name
             if _is_batch(module, output):
-                parts.setdefault(name, []).append(_sampled(module, output, numbers))
+                parts.setdefault(name, []).append(_sampled(module, output, places, numbers))
 
         return hook
 
@@ -255,12 +256,12 @@ def _shape_of(module: Any, arriving: Tensor) -> tuple[int, ...]:
     return tuple((size - span) // s + 1 for size, span, s in zip(sizes, spans, module.stride, strict=True))
 
 
-def _sampled(module: Any, output: Tensor, numbers: torch.Generator) -> _Heard:
+def _sampled(module: Any, output: Tensor, most: int, numbers: torch.Generator) -> _Heard:
     """Return some places of what a layer gave, drawn for each example."""
     last = isinstance(module, nn.Linear)
     shape = tuple(output.shape[1:-1] if last else output.shape[2:])
     flat = output.reshape(len(output), -1, output.shape[-1]) if last else output.flatten(2).movedim(1, -1)
-    count = min(flat.shape[1], _ROWS)
+    count = min(flat.shape[1], most)
     places = torch.rand(len(output), flat.shape[1], generator=numbers).argsort(1)[:, :count].to(output.device)
     values = flat.gather(1, places[:, :, None].expand(-1, -1, flat.shape[-1])).flatten(0, 1)
     return _Heard(shape, places, values)

@@ -44,7 +44,8 @@ from understudy.training.teacher_logits import TeacherLogits
 
 _PROCEDURE = 1  # part of every recipe: raise it when the same settings give other numbers
 _HEARD = 512  # training examples that inherited weights are compensated by
-_GLANCED = 512  # those that a glance compares logits on
+_GLANCED = 256  # those that a glance solves weights on, and as many others that it compares logits on
+_GLANCED_PLACES = 8  # of each, where candidates have twice as many: it is for seconds
 _PEEK = 1000  # validation examples that tell a hopeless student after its first epoch
 
 
@@ -138,12 +139,12 @@ class Evaluator:
     def glance(self, architecture: Architecture) -> float:
         """Return how far the logits of a student are from the teacher's without any training; small is good.
 
-        Its weights are compensated. The mean squared difference on other training images than those that they were
-        solved on, in units of the variance of the teacher's logits; infinity if there is no such student.
+        Its weights are compensated, on fewer images than a candidate's. The mean squared difference on other training
+        images than those, in units of the variance of the teacher's logits; infinity if there is no such student.
         """
         try:
-            student = self._built(architecture, "compensated", _seed(self.seed, architecture.digest, 0))
-            images, teacher = self._glanced
+            images, teacher, recording = self._glanced
+            student = self._compensated(architecture, _seed(self.seed, architecture.digest, 0), recording)
             with self.compute.scope():
                 outputs = self._answers(student, images)
         except (SurgeryError, RuntimeError) as e:
@@ -231,11 +232,12 @@ class Evaluator:
             return record(self.analysis, self._some(_HEARD, self.seed))
 
     @cached_property
-    def _glanced(self) -> tuple[Any, Tensor]:
-        """Images that untrained students are looked at with, normalised, and the teacher's outputs."""
+    def _glanced(self) -> tuple[Any, Tensor, Recording]:
+        """What untrained students are looked at with: normalised images, the teacher's outputs, and what it gives."""
         images = self._some(_GLANCED, self.seed + 1)
         with self.compute.scope():
-            return images, self._answers(copied(self.teacher).to(self.compute.device), images)
+            teacher = self._answers(copied(self.teacher).to(self.compute.device), images)
+            return images, teacher, record(self.analysis, self._some(_GLANCED, self.seed), _GLANCED_PLACES)
 
     def _answers(self, model: nn.Module, images: Any) -> Tensor:
         """Return the outputs (n, k) of a model for normalised images in float32, in eval mode, where it stays."""
@@ -319,13 +321,16 @@ class Evaluator:
 
     def _built(self, architecture: Architecture, weights: Start, seed: int) -> nn.Module:
         """Return a student with the weights that its training starts from."""
-        if weights != "compensated":
-            return surgery.build(self.analysis, architecture, weights=weights, seed=seed)
+        if weights == "compensated":
+            return self._compensated(architecture, seed, self._recording)
+        return surgery.build(self.analysis, architecture, weights=weights, seed=seed)
+
+    def _compensated(self, architecture: Architecture, seed: int, recording: Recording) -> nn.Module:
         if architecture == self.analysis.space.full:
             return surgery.build(self.analysis, architecture)
         student = surgery.build(self.analysis, architecture, seed=seed).to(self.compute.device)
         with self.compute.scope():
-            compensate(student, self.analysis, architecture, self._recording)
+            compensate(student, self.analysis, architecture, recording)
         return student
 
     def _evaluation(

@@ -63,6 +63,10 @@ class Removal:
         """Return the students that the search should try before any that are drawn, with their choices: none."""
         return []
 
+    def near_to(self, student: Architecture) -> Tensor:
+        """Return the choices nearest to a student."""
+        return torch.tensor(self._decided.choices(student))
+
     def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
         """Return the same numbers: how much is removed is what this stage learns."""
         return uniform_BD
@@ -140,6 +144,10 @@ class Shrinkage:
         """Return what the choices stand for."""
         return self._decided.architecture(choices_D.tolist())
 
+    def near_to(self, student: Architecture) -> Tensor:
+        """Return the choices nearest to a student."""
+        return torch.tensor(self._decided.choices(student))
+
     def spread(self, uniform_BD: Tensor, generator: torch.Generator) -> Tensor:
         """Return numbers by which each draw removes units at a chance of its own, `DEPTHS` times the policy's or less.
 
@@ -202,7 +210,7 @@ class Shrinkage:
             return []
         units = [name for kind, name in self.names if kind == "unit"]
         students = first_students(self._start, units, self._widths, used=used, macs=macs)
-        return [(torch.tensor(self._decided.choices(student)), student) for student in students]
+        return [(self.near_to(student), student) for student in students]
 
 
 def _groups_at(rows: Sequence[Layer], space: Space) -> dict[int, list[Group]]:

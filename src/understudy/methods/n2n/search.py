@@ -30,6 +30,7 @@ from understudy.methods.n2n.rules import BASELINE_DECAY, RULES, STAGE_ONE_SHARE,
 from understudy.methods.proposals import Proposals, Scoring
 from understudy.methods.surrogate.regression import one_thread
 from understudy.methods.surrogate.shortlist import Shortlist, refuse_other_students
+from understudy.methods.untrained import best_untrained, seen_untrained
 
 # --- One stage: its sampling, baseline and REINFORCE updates (section 3.3) ---
 
@@ -159,6 +160,10 @@ class Stage:
         choices_D = self.choices.repaired(draw[0], self._usage)
         return choices_D, self.choices.architecture(choices_D)
 
+    def begin_with(self, students: Sequence[Architecture]) -> None:
+        """Propose these before any other."""
+        self._first = [(self.choices.near_to(student), student) for student in students] + self._first
+
     def propose(self) -> list[Architecture]:
         """Return one update's students, drawn from the policy."""
         picked = self._proposals.pick(
@@ -251,6 +256,7 @@ class N2NSearch(Searcher):
         removes = bool(units) and settings.removal_updates > 0
         revisits = bool(units) and settings.revisit > 0.0 and not removes
         shrinks = (bool(space.groups) or kernels or revisits) and settings.shrinkage_updates > 0
+        self._looks = settings.glances > 0 and problem.glance is not None and shrinks and not removes
         self._last = self._first = Scoring(self._reward)
         if removes and shrinks and self._rules.look_ahead:  # else one stage is asked for all
             narrowest = budget.narrowest_of(space, problem.predict, problem.widths)
@@ -305,7 +311,18 @@ class N2NSearch(Searcher):
     @one_thread()  # workers have the cores
     def propose(self) -> list[Architecture]:
         now = self.now
-        return now.propose() if now else []
+        if now is None:
+            return []
+        if self._looks and self._reward.budgets.limits():
+            now.begin_with(best_untrained(self._on_glances(), self._settings.rollouts))
+        self._looks = False
+        return now.propose()
+
+    def _on_glances(self) -> N2NSearch:
+        """Return the same search, on untrained students."""
+        updates = self._settings.glances * self._settings.shrinkage_updates
+        settings = replace(self._settings, glances=0, shrinkage_updates=updates)
+        return N2NSearch(seen_untrained(self.problem), settings, rules=self._rules)
 
     @one_thread()
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
