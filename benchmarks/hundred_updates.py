@@ -1,14 +1,17 @@
 """Does N2N's policy learn on a real network? The paper's 100 updates of 5 students, the policy alone.
 
     python -m benchmarks.hundred_updates --data data/cifar10 --weights resnet20.safetensors --out runs/hundred \
-        --macs 10x --seeds 1 2 3
+        --macs 10x --seeds 1 2 3 --elastic 240000
+    python -m benchmarks.hundred_updates --track cifar10-16px-resnet18w16 --data data/cifar10 --out runs/hundred-small \
+        --params 10x --seeds 1 2 3 --weights benchmarks/results/cifar10-16px-resnet18w16/teacher.safetensors
 
 Every search proposes 500 students of a teacher of `benchmarks/evidence/tracks.py`: N2N whose draws are the policy's
 alone, none near the best students, and trained as they come, not ranked; the same with a learning rate of zero; N2N as
-by default; random search that uses budgets up, as N2N does; and "free", which learns nothing. A student is scored with
-shared weights (`benchmarks/elastic.py`), not trained, because 500 trainings are out of reach; the best of each search
-by that score is then trained from compensated weights. Scores are of validation images. What is known of a student is
-kept in OUT, so that the command goes on where it was interrupted. One thread.
+by default; random search that uses budgets up, as N2N does; and "free", which learns nothing. No student is trained,
+because 500 trainings are out of reach: its score is how much of its teacher's logits it has untrained, from compensated
+weights (`Evaluator.glance`), or the accuracy that shared weights give it (--elastic; `benchmarks/elastic.py`). The best
+of each search by that score is then trained from compensated weights and scored on validation images. What is known of
+a student is kept in OUT, so that the command goes on where it was interrupted. One thread.
 """
 
 from __future__ import annotations
@@ -64,11 +67,10 @@ class Known:
 
 def searched(one: Bench, method: Method, known: Known) -> list[tuple[float, Evaluation]]:
     """Return reward and evaluation of a search's students, in the order in which they were proposed."""
-    score = one.evaluator.teacher_score
     reward = Reward(
         teacher_cost=one.task.cost,
-        teacher_score=score,
-        budgets=one.task.settings.goal.budgets(one.task.cost, score),
+        teacher_score=one.evaluator.teacher_score if one.elastic else 1.0,
+        budgets=one.task.settings.goal.budgets(one.task.cost, 0.0),
         capped=method.capped,
     )
     problem, found = one.task.problem(reward), list[tuple[float, Evaluation]]()
@@ -82,11 +84,24 @@ def searched(one: Bench, method: Method, known: Known) -> list[tuple[float, Eval
     return found
 
 
+def glimpse_of(one: Bench) -> Known:
+    """Return what scores students untrained."""
+    if one.elastic:
+        with checked_together():  # no epochs: nobody can ask for that
+            none = Candidates(training=Training(epochs=0, loss="ce"), weights="inherited", examples=one.examples)
+        return Known(evaluate=replace(one.elastic_weights, candidates=none), folder=one.folder / "glimpses")
+
+    def looked_at(architecture: Architecture) -> Evaluation:
+        untold = one.evaluator.failed(architecture, "")
+        score = max(1.0 - one.evaluator.glance(architecture), 0.0)
+        return replace(untold, status="ok", error=None, score=score, cost=one.task.predict(architecture))
+
+    return Known(evaluate=looked_at, folder=one.folder / "looks")
+
+
 def row(one: Bench, called: str) -> str:
     """Return a line of the table: what a search saw, part by part, and what its best student is after a training."""
-    with checked_together():  # no epochs: nobody can ask for that
-        none = Candidates(training=Training(epochs=0, loss="ce"), weights="inherited", examples=one.examples)
-    glimpse = Known(evaluate=replace(one.elastic_weights, candidates=none), folder=one.folder / "glimpses")
+    glimpse = glimpse_of(one)
     long = Candidates(training=Training(epochs=one.long, loss="mse+ce"), examples=one.examples, stop_below=0.0)
     trained = Known(evaluate=replace(one.evaluator, candidates=long), folder=one.folder / "trained")
     began = time.process_time()
@@ -109,7 +124,7 @@ def main() -> None:
     add_bench(parser)
     parser.add_argument("--examples", type=int, default=5000, help="training images, of all trainings here")
     parser.add_argument("--long", type=int, default=12, help="epochs that the best of each search is trained for")
-    parser.add_argument("--elastic", type=int, default=240_000, help="image passes to train shared weights with")
+    parser.add_argument("--elastic", type=int, default=0, help="image passes to train shared weights with; 0: looks")
     parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=tuple(SEARCHES))
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3))
     options = parser.parse_args()
