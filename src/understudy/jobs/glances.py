@@ -11,7 +11,7 @@ from understudy.methods.base import Glance
 from understudy.runs.folder import Run
 
 _FILE = "glances"
-_TOLD = 25  # looks between two lines of progress
+_TOLD = 100  # looks between two lines of progress
 
 
 class Glances:
