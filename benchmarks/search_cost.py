@@ -1,11 +1,11 @@
 """What a search costs beside the training of its students: processor time for each student proposed, and memory.
 
     python -m benchmarks.search_cost [resnet20 resnet110 densenet40 ...] [--methods n2n random] [--students 40]
-    python -m benchmarks.search_cost resnet20 --methods n2n-unseen random --students 10000  # does it stay as it is?
+    python -m benchmarks.search_cost resnet20 --methods n2n random --students 10000    # does it stay as it is?
 
 A searcher of each method proposes so many students of a network of the zoo (32 pixels, random weights), at a tenth of
-its parameters, and learns from made-up scores. N2N's looks at untrained students are made up as well, what it takes to
-propose them is counted; "n2n-unseen" has none. "Share" is its processor time beside that of the default evaluation, 5
+its parameters, and learns from made-up scores. "n2n-looks" has looks at untrained students as well, made up like them;
+what it takes to propose these is counted. "Share" is its processor time beside that of the default evaluation, 5
 epochs of 5,000 images, from steps of a student in the same process. Each row has a process of its own, one thread;
 "last tenth" is of the last tenth of the students, and memory is what the process grew by after the first tenth.
 """
@@ -42,7 +42,7 @@ BATCH = 64
 NETWORKS = ("vgg13", "resnet20", "resnet110", "densenet40")
 METHODS: dict[str, Callable[[int], Method]] = {
     "n2n": lambda students: N2N(shrinkage_updates=max(students // 5, 1)),
-    "n2n-unseen": lambda students: N2N(shrinkage_updates=max(students // 5, 1), glances=0),
+    "n2n-looks": lambda students: N2N(shrinkage_updates=max(students // 5, 1), glances=5),
     "archcomp": lambda students: ArchComp(students=students),
     "random": lambda students: RandomSearch(students=students),
     "tpe": lambda students: OptunaSearch(students=students),

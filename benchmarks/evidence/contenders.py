@@ -50,7 +50,7 @@ from understudy.models.weights import write_tensors
 from understudy.report.progress import Display
 from understudy.runs.folder import Run
 
-ROLLOUTS = N2N().rollouts
+ROLLOUTS, LOOKS = N2N().rollouts, 200
 TORCH_PRUNING = "1.6.1"
 EARLIER = "69476ae"  # the last one before compensated weights
 _TAYLOR_IMAGES, _TAYLOR_BATCH = 1280, 128
@@ -319,9 +319,9 @@ def _n2n(students: int) -> N2N:
     return N2N(shrinkage_updates=students // ROLLOUTS)
 
 
-def _n2n_first(students: int) -> N2N:
+def _n2n_looks(students: int) -> N2N:
     trained = min(2 * ROLLOUTS, students)
-    return replace(_n2n(trained), glances=N2N().glances * students // trained)
+    return replace(_n2n(trained), glances=LOOKS // trained)
 
 
 def _n2n_paper(students: int) -> N2N:
@@ -334,8 +334,12 @@ BEFORE = ("n2n-before", "archcomp-before")  # of what the searches of that commi
 N2N_SEARCH = Searched("n2n", _n2n)
 CONTENDERS = {
     "n2n": Contender(label="N2N", find=N2N_SEARCH),
-    # As many looks, which are no passes, and two updates: most passes are left to the training.
-    "n2n-first": Contender(label="N2N, its first ten students alone", find=Searched("n2n-first", _n2n_first)),
+    # Uniform and tapered students of several depths, two updates: most passes are left to the training.
+    "n2n-first": Contender(
+        label="N2N, its first students alone", find=Searched("n2n-first", lambda n: _n2n(min(2 * ROLLOUTS, n)))
+    ),
+    # So are they here: looks are no passes, as nothing is learned from them.
+    "n2n-looks": Contender(label="N2N, 200 looks and ten students", find=Searched("n2n-looks", _n2n_looks)),
     "n2n-paper": Contender(label="N2N, the paper's two stages", find=Searched("n2n-paper", _n2n_paper)),
     "decore": Contender(label="DECORE", find=decore, weights="inherited"),
     "archcomp": Contender(

@@ -91,9 +91,10 @@ class N2N(Method):
     revisit: Share = 0.2
     """Initial probability that stage 2 changes a unit or kernel of its starting student; 0.5 and more is a uniform
     prior (paper: 0, units stay as stage 1 left them)."""
-    glances: Natural = 5
+    glances: Natural = 0
     """Untrained students that are looked at, before any is trained, for each one that will be, where there is a budget
-    on cost: the same search runs on these looks first, and what looks best is trained first (paper: 0)."""
+    on cost: the same search runs on these looks first, and what looks best is trained first. A gain on one network, a
+    loss on another (`docs/performance.md`), so that it is off."""
     lr: Amount = 0.02
     """Adam's learning rate for both policies (paper: 0.003)."""
     rules: RulesName = "tuned"
@@ -136,7 +137,6 @@ class N2N(Method):
             shrinkage_updates=100,
             draws_per_rollout=1,
             revisit=0.0,
-            glances=0,
             lr=0.003,
             rules="paper",
         )
