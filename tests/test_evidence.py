@@ -361,7 +361,7 @@ def test_tables_say_mean_deviation_seeds_and_budget(made: Callable[..., None], t
     assert excluded.startswith("the same final training for all, search not counted")
     assert "| N2N | 91.00 ± 1.41 (2) |" in included and "| free | 89.00 (1) |" in included
     assert "| free | 88.00 (1) |" in excluded
-    missing = "\n\nNot run: N2N, its first students alone; N2N, the paper's two stages; DECORE; "
+    missing = "\n\nNot run: N2N, its first students alone; N2N, 200 looks and ten students; N2N, the paper's two "
     assert missing in excluded and "| DECORE" not in excluded
     assert "| TPE, filled | 1 without a student |" in included
     line = "| N2N | 1, 2 | 91.00 ± 1.41 | 90.00 ± 1.41 | 100 (10.0x fewer) | 1K (20.0x fewer) | 2.00x (1.50-2.50) |"

@@ -14,15 +14,15 @@ from understudy.runs.claim import claimed, refuse_unusable
 
 def refusal(folder: Path) -> str:
     with pytest.raises(RunError) as caught:
-        refuse_unusable(folder, marker="mark")
+        refuse_unusable(folder, markers=("mark",))
     return str(caught.value)
 
 
 def test_a_folder_that_can_be_used_stays_as_it_is(tmp_path: Path) -> None:
-    refuse_unusable(tmp_path / "a" / "b", marker="mark")
+    refuse_unusable(tmp_path / "a" / "b", markers=("mark",))
     assert not list(tmp_path.iterdir())
     (tmp_path / "mark").write_text("ours")
-    refuse_unusable(tmp_path, marker="mark")
+    refuse_unusable(tmp_path, markers=("mark",))
     assert {path.name for path in tmp_path.iterdir()} == {"mark", ".lock"}
 
 
@@ -36,7 +36,7 @@ def test_folders_of_others_in_use_or_closed_are_refused(tmp_path: Path, monkeypa
     assert "cannot be made in" in refusal(tmp_path / "other" / "photo.png" / "run")
     (tmp_path / "odd" / ".lock").mkdir(parents=True)
     assert f"must be writable, but {tmp_path / 'odd'} is not: Is a directory" in refusal(tmp_path / "odd")
-    with claimed(tmp_path / "busy", marker="mark", again=lambda: ""):
+    with claimed(tmp_path / "busy", markers=("mark",), again=lambda: ""):
         assert "is in use by another" in refusal(tmp_path / "busy")
     monkeypatch.setattr(os, "access", lambda place, how: Path(place) != tmp_path)
     assert f"{tmp_path / 'a' / 'b'} cannot be made in {tmp_path}" in refusal(tmp_path / "a" / "b")
