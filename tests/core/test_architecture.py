@@ -166,6 +166,20 @@ def test_legal_widths() -> None:
     assert Group(name="small", width=4).legal_widths(round_to=8) == (4,)
 
 
+@pytest.mark.parametrize(("width", "step", "least"), [(30, 2, 1), (7, 1, 3), (48, 3, 10), (4, 4, 1)])
+@pytest.mark.parametrize(("round_to", "minimum"), [(1, 1), (4, 6), (8, 8)])
+def test_the_nearest_legal_width_is_that_of_a_scan(
+    width: int, step: int, least: int, round_to: int, minimum: int
+) -> None:
+    group = Group(name="g", width=width, step=step, least=least)
+    floor = max(minimum, least)
+    legal = [w for w in range(step, width, step) if w % round_to == 0 and w >= floor] + [width]
+    assert group.legal_widths(round_to=round_to, minimum=minimum) == tuple(legal)
+    for asked in (half / 2 for half in range(-4, 2 * width + 9)):
+        near = min(legal, key=lambda w: (abs(w - asked), -w))
+        assert group.nearest(asked, round_to=round_to, minimum=minimum) == near
+
+
 def test_layers_that_were_removed_do_not_count() -> None:
     space = toy_space("residual")
     assert weighted_layers(space.full) - weighted_layers(space.full.without("stage1.1")) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.support.models import images, random_architecture, zoo_analysis
 from understudy.core.architecture import Architecture
 from understudy.graph.analysis import Analysis, analyse
 from understudy.surgery.build import build
-from understudy.surgery.compensated import compensate, record
+from understudy.surgery.compensated import _RIDGE, _ridge, _rows, compensate, record
 
 DEEPER = ("mobilenet_v2", "googlenet", "densenet40")
 
@@ -144,6 +145,26 @@ def test_students_come_nearer_to_the_teacher(name: str, seed: int) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(twin.state_dict().values(), student.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize("rows", [2000, 40])  # more than there are columns, and fewer
+@pytest.mark.parametrize("columns", [30, 300])  # in one block, and in several
+def test_coefficients_are_those_of_ridge_regression(rows: int, columns: int) -> None:
+    x, y, start = (torch.randn(*shape, dtype=torch.float64) for shape in ((rows, columns), (rows, 4), (columns, 4)))
+    penalty = _RIDGE * float(x.square().sum()) / columns
+    found = _ridge(x, y, start)
+    wanted = torch.linalg.solve(x.T @ x + penalty * torch.eye(columns, dtype=torch.float64), x.T @ (y - x @ start))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("settings", [{"stride": 2, "padding": 1}, {"dilation": 2}, {"padding": (0, 2)}])
+def test_rows_are_what_a_convolution_reads(settings: dict[str, Any]) -> None:
+    layer, images = nn.Conv2d(3, 5, (3, 2), bias=False, **settings), torch.randn(4, 3, 9, 8)
+    given = layer(images)
+    places = torch.stack([torch.randperm(given[0, 0].numel())[:6] for _ in images])
+    rows = _rows(layer, images, places)
+    wanted = given.flatten(2).movedim(1, -1).gather(1, places[:, :, None].expand(-1, -1, 5)).flatten(0, 1)
+    torch.testing.assert_close(rows @ layer.weight.movedim(1, -1).flatten(1).T, wanted)
 
 
 def test_nothing_finite_to_solve_leaves_the_slices() -> None:

@@ -152,7 +152,7 @@ def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     if not all(isinstance(k, int | slice) or k is None or k is Ellipsis for k in keys):
         return _indexed(walk, node, x, tuple(places(walk, node, k) for k in keys))
     if any(_is_computed(k) for k in keys):
-        return _at_computedplaces(walk, node, x, keys)
+        return _at_computed_places(walk, node, x, keys)
     return _slice(walk, node, x, keys)
 
 
@@ -172,7 +172,7 @@ def _is_computed(key: Any) -> bool:
     return isinstance(key, slice) and any(isinstance(end, Labelled) for end in (key.start, key.stop, key.step))
 
 
-def _at_computedplaces(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
+def _at_computed_places(walk: Walk, node: fx.Node, x: Labelled, keys: tuple[Any, ...]) -> Any:
     """A slice that ends where a tensor says: as long as in the teacher, where nothing else has another size."""
     uncut = tuple(slice(None) if _is_computed(k) else k for k in keys)
     dims = [dim for dim, index in _dims_of(x, keys) if _is_computed(keys[index])]
