@@ -324,6 +324,11 @@ def _n2n_looks(students: int) -> N2N:
     return replace(_n2n(trained), glances=LOOKS // trained)
 
 
+def _archcomp_looks(students: int) -> ArchComp:
+    trained = min(2 * ROLLOUTS, students)
+    return ArchComp(students=trained, glances=LOOKS // trained)
+
+
 def _n2n_paper(students: int) -> N2N:
     updates = students // ROLLOUTS
     return replace(N2N.paper(), removal_updates=updates // 2, shrinkage_updates=updates - updates // 2)
@@ -345,6 +350,9 @@ CONTENDERS = {
     "archcomp": Contender(
         label="Architecture Compression",
         find=Searched("archcomp", lambda n: ArchComp(students=n)),
+    ),
+    "archcomp-looks": Contender(
+        label="Architecture Compression, 200 looks and ten students", find=Searched("archcomp-looks", _archcomp_looks)
     ),
     "n2n-decore": Contender(label="N2N, then DECORE", find=chain, weights="inherited"),
     "random": Contender(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from understudy.config.methods import N2N
+from understudy.config.methods import N2N, ArchComp, Method
 from understudy.core.architecture import Architecture
 from understudy.methods.base import Searcher
 from understudy.methods.n2n.search import N2NSearch
@@ -17,6 +17,7 @@ from understudy.testing.contracts import SearcherContract, run_searcher
 from understudy.testing.landscapes import toy_cost, toy_problem, toy_score
 
 SETTINGS = N2N(shrinkage_updates=3, glances=2, draws_per_rollout=4)
+EMBEDDED = ArchComp(students=10, glances=3)
 
 
 class Looks:
@@ -37,15 +38,21 @@ class TestN2NWithGlances(SearcherContract):
         return SETTINGS.searcher(toy_problem(params="20x", seed=seed, glance=Looks()))
 
 
-def test_what_looks_best_is_trained_first() -> None:
+class TestArchCompWithGlances(SearcherContract):
+    def make(self, seed: int) -> Searcher:
+        return EMBEDDED.searcher(toy_problem(params="20x", seed=seed, glance=Looks()))
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, EMBEDDED])
+def test_what_looks_best_is_trained_first(settings: N2N | ArchComp) -> None:
     looks = Looks()
     problem = toy_problem("residual", "20x", glance=looks)
-    first = SETTINGS.searcher(problem).propose()
+    first = settings.searcher(problem).propose()
     assert len(looks.errors) == 30 and len(set(first)) == 5
     errors = [looks.errors[architecture.digest] for architecture in first]
     assert errors == sorted(errors) and errors[0] == min(looks.errors.values())
     assert all(usage(toy_cost(architecture), problem.reward.budgets) <= 1.0 for architecture in first)
-    without = replace(SETTINGS, glances=0).searcher(problem).propose()
+    without = replace(settings, glances=0).searcher(problem).propose()
     assert max(toy_score(a, noise=0.0) for a in first) > max(toy_score(a, noise=0.0) for a in without)
 
 
@@ -57,9 +64,12 @@ def test_what_looks_best_is_trained_first() -> None:
         (SETTINGS, "20x", False),
         (replace(SETTINGS, removal_updates=1), "20x", True),
         (N2N.paper(), "20x", True),
+        (ArchComp(students=10), "20x", True),
+        (EMBEDDED, None, True),
+        (EMBEDDED, "20x", False),
     ],
 )
-def test_nothing_is_looked_at(settings: N2N, params: str | None, sees: bool) -> None:
+def test_nothing_is_looked_at(settings: Method, params: str | None, sees: bool) -> None:
     looks = Looks()
     assert settings.searcher(toy_problem(params=params, glance=looks if sees else None)).propose()
     assert not looks.errors
@@ -83,6 +93,7 @@ def test_students_that_are_nearly_alike_are_not_all_trained() -> None:
             assert one.removed != other.removed or unlike > len(widths) / 4
 
 
-def test_a_whole_search_trains_as_many_as_it_says() -> None:
+@pytest.mark.parametrize(("settings", "students"), [(SETTINGS, 15), (EMBEDDED, 10)])
+def test_a_whole_search_trains_as_many_as_it_says(settings: Method, students: int) -> None:
     problem = toy_problem("residual", "20x", glance=Looks())
-    assert len(run_searcher(SETTINGS.searcher(problem))) == SETTINGS.expected_students == 15
+    assert len(run_searcher(settings.searcher(problem))) == settings.expected_students == students

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,7 @@ from understudy.methods.baselines.uniform import AT_A_TIME
 from understudy.methods.proposals import Scoring
 from understudy.methods.surrogate.columns import Columns
 from understudy.methods.surrogate.regression import Forecast, in_turn, one_thread
+from understudy.methods.untrained import best_untrained, seen_untrained
 
 _SNAP = 5  # steps of ascent after which it goes on from the best that was decoded
 _BEST = 8  # known students that ascent starts from
@@ -149,6 +150,7 @@ class ArchCompSearcher(Searcher):
         random = 0 if policy else max(start, 1)
         self._random = RandomSearcher(problem, RandomSearch(), students=random)
         self._proposals, self._scoring = self._random.proposals, Scoring(problem.reward)
+        self._looks = settings.glances > 0 and problem.glance is not None and random > 0
         self._left = settings.students
         self._told: list[Evaluation] = []
         self._merits: list[float] = []  # of what was told
@@ -163,6 +165,9 @@ class ArchCompSearcher(Searcher):
     def propose(self) -> list[Architecture]:
         if not self._left:
             return []
+        if self._looks and self._reward.budgets.limits():
+            self._random.begin_with(best_untrained(self._on_glances(), AT_A_TIME))
+        self._looks = False
         started = self._random.propose()
         if started:
             return started
@@ -179,6 +184,11 @@ class ArchCompSearcher(Searcher):
 
         picked = self._proposals.pick(draws(), min(AT_A_TIME, self._left), self._usage)
         return [architecture for _, architecture in picked]
+
+    def _on_glances(self) -> ArchCompSearcher:
+        """Return the same search, on untrained students."""
+        settings = replace(self._settings, glances=0, students=self._settings.glances * self._settings.students)
+        return ArchCompSearcher(seen_untrained(self.problem), settings, rules=self._rules)
 
     def learn(self, evaluations: Sequence[Evaluation]) -> None:
         self._left -= len(evaluations)

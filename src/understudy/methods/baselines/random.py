@@ -117,6 +117,10 @@ class RandomSearcher(Searcher):
             drawn = self.drawn()
             yield None, self.filled(drawn) if self._settings.fill and number % 2 else drawn
 
+    def begin_with(self, students: Sequence[Architecture]) -> None:
+        """Propose these before any other."""
+        self._first = [*students, *self._first]
+
     def propose(self) -> list[Architecture]:
         students = min(AT_A_TIME, self.left)
         if not students:
