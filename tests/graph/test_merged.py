@@ -113,3 +113,50 @@ def test_a_table_of_embeddings_that_is_cast_is_read_from_both_sides(cast: Any) -
 
     analysis = analyse(Tied().double().eval(), torch.randint(11, (2, 5)))
     assert held.check(analysis) == {"words"}
+
+
+class Forked(nn.Linear):
+    """Computes its weight in steps of which each reads the last one several times: there are 3 ** 24 ways through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        for _ in range(24):
+            weight = weight * torch.sigmoid(weight) + weight
+        return F.linear(x, weight, self.bias)
+
+
+def test_weights_are_followed_however_often_they_fork() -> None:
+    analysis = check(Net(lambda m, x: last(m["own"], x).relu(), own=Forked(8, 12), after=12), draws=2)
+    assert sorted(width for width, _ in widths(analysis).values()) == [8, 12]
+
+
+class Orthogonal(nn.Linear):
+    """Makes the rows of its weight orthogonal, step by step (Newton-Schulz)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / self.weight.norm()
+        for _ in range(16):
+            weight = 1.5 * weight - 0.5 * weight @ weight.t() @ weight
+        return F.linear(x, weight, self.bias)
+
+
+def test_weights_that_cannot_be_followed_freeze_however_often_they_fork() -> None:
+    assert not analyse(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Orthogonal(8, 6)), torch.rand(2, 5)).space.groups
+
+
+class Fork(nn.Module):
+    """Many steps without a rule, each of which reads the last one three times, in the forward pass itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for _ in range(24):
+            x = torch.addbmm(x, x[None, :, :2], x[None, :2])
+        return self.last(x)
+
+
+def test_what_has_no_rule_freezes_however_often_it_forks() -> None:
+    assert reasons(analyse(Fork(), torch.rand(2, 5)))

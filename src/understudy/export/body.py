@@ -73,7 +73,9 @@ def takes(found: Sequence[tuple[Calls, Scope]]) -> Takes:
     order = [name for _, scope in found for name in scope.given]
     names = sorted(used, key=order.index)
     types = [_type(used[name]) for name in names] + [_type(node) for node in first]
-    more = [_free(str(node.target).rpartition(".")[2] or "y", names) for node in first]
+    more: list[str] = []
+    for node in first:  # a constant that is read in two places comes twice
+        more.append(_free(str(node.target).rpartition(".")[2] or "y", [*names, *more]))
     if any(name.startswith("*") for name in names):
         raise ExportError(f"model.py must name what {path!r} takes, but it takes any number of arguments")
     return Takes(names=(*names, *more), types=tuple(types), extra=len(first))

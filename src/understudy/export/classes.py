@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from understudy.export.builds import Build, Container, Place, Slot, Written
+from understudy.export.builds import Build, Container, Held, Place, Slot, Written
 from understudy.export.expressions import CLOSE, OPEN, is_name
 from understudy.export.lines import broken
 
@@ -199,14 +199,18 @@ def _constructor(made: Class, names: Mapping[Place, str]) -> list[str]:
     signature = ", ".join(["self", *(f"{name}: {kind}" for name, kind in types.items())])
     lines = broken(f"def __init__({signature}) -> None:", 4)
     resolve = _Resolver(instance, names)
-    if instance.base != "nn.Module":
-        inside = Container(instance.base, instance.members, instance.numbered).inside(resolve)
-        return [*lines, *broken(f"super().__init__({inside})", 8), *(" " * 8 + line for line in instance.after)]
-    lines.append(_EMPTY)
+    members = instance.members
+    if instance.base != "nn.Module":  # what it holds beside the modules that it contains comes after these
+        modules = {name: build for name, build in members.items() if not isinstance(build, Held)}
+        members = {name: build for name, build in members.items() if isinstance(build, Held)}
+        inside = Container(instance.base, modules, instance.numbered).inside(resolve)
+        lines += broken(f"super().__init__({inside})", 8)
+    else:
+        lines.append(_EMPTY)
     for place in names:
         line = f"        self.{names[place]} = {names[place]}"
         lines += [] if place[0] or line in lines else [line]
-    for name, build in instance.members.items():
+    for name, build in members.items():
         text = name if name in made.given else build.text(lambda place, name=name: resolve((name, *place)))  # type: ignore[misc]
         if name in instance.tensors:
             lines += broken(f'self.register_buffer("{name}", {text})', 8)

@@ -244,13 +244,13 @@ def access(root: nn.Module, path: str, origin: str = "self") -> str:
     for part in path.split(".") if path else ():
         if is_list(module) and part.isdigit():
             text += f"[{part}]"
-        elif isinstance(module, nn.ModuleDict | nn.ParameterDict):
+        elif isinstance(module, nn.ParameterDict) or (isinstance(module, nn.ModuleDict) and part in module):
             text += f'["{part}"]'
         elif is_name(part):
             text += f".{part}"
         else:
             text = f'getattr({text}, "{part}")'
-        module = getattr(module, part) if not isinstance(module, nn.ModuleDict) else module[part]
+        module = module[part] if isinstance(module, nn.ModuleDict) and part in module else getattr(module, part)
     return text
 
 

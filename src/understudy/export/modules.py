@@ -85,7 +85,7 @@ class Modules:
         return Instance(
             path=path,
             name=_class_name(module, path),
-            base=base if not held else "nn.Module",
+            base=base,
             members=members,
             forward=self._forwards.get(path),
             numbered=numbered,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from understudy.core.errors import ExportError, TraceError
+from understudy.core.memory import out_of_memory
 from understudy.export.body import Body, Takes, takes
 from understudy.export.classes import Forward, class_text
 from understudy.export.expressions import HELPERS
@@ -201,7 +202,9 @@ def _prove(student: nn.Module, source: Source, example: Example) -> None:
     """
     try:
         own, written = copied(student).cpu().eval(), source.build()
-    except RuntimeError as error:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise ExportError(f"model.py must take the student's weights, but does not: {reason}") from error
     for mode, batches in ((False, (1, 2, 5)), (True, (3,))):
@@ -240,7 +243,9 @@ def _outcome(module: nn.Module, inputs: Any) -> list[Tensor] | str:
     with torch.no_grad(), seeded(1), unfused():
         try:
             outputs = list(tensors_of(module(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))))
-        except (RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:
+            if out_of_memory(error):
+                raise
             return type(error).__name__
     return outputs
 

@@ -17,7 +17,7 @@ from understudy.graph import rules as _rules  # noqa: F401  fills the tables tha
 from understudy.graph.channels import FIXED, Labelled, Labels, ParameterPlan, ParameterUse, Part, Plan, Standardised
 from understudy.graph.compare import shapes_of
 from understudy.graph.fake import flat, source_line
-from understudy.graph.nodes import describe, enclosing_modules
+from understudy.graph.nodes import describe, each_once, enclosing_modules
 from understudy.graph.numbers import Key
 from understudy.graph.places import by_signature, first_emitters, readers
 from understudy.graph.slots import Reasons, by_slot, renamed, renamed_plan
@@ -212,12 +212,10 @@ class _Joiner(Walk):
 
     def _made_of(self, node: fx.Node) -> str:
         """Return the layer or parameter that a weight is computed from, in the forward pass of the network itself."""
-        parameters, waiting = dict(self.trace.root.named_parameters()), node.all_input_nodes[1:]
-        while waiting:
-            first = waiting.pop(0)
+        parameters = dict(self.trace.root.named_parameters())
+        for first in each_once(node.all_input_nodes[1:], lambda made: made.all_input_nodes):
             if first.op == "get_attr" and first.target in parameters:
                 return str(first.target).rpartition(".")[0] or str(first.target)
-            waiting += first.all_input_nodes
         return ""
 
     def write(self, labels: Labels, reason: str, node: fx.Node, line: str = "") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
@@ -50,23 +50,27 @@ _FACTS = frozenset((
 
 def tells_values(node: fx.Node) -> bool:
     """Return whether a plain value tells what numbers an input holds, not how large it is: `lengths.max().item()`."""
-    if describe(node) in _FACTS or node.op in ("placeholder", "get_attr"):
-        return False
-    near = node.all_input_nodes
-    plain, tensors = ([n for n in near if hasattr(n.meta["value"], "dtype") is held] for held in (False, True))
-    return any(map(tells_values, plain)) or any(map(_is_of_inputs, tensors))
+
+    def behind(made: fx.Node) -> list[fx.Node]:
+        tells = describe(made) not in _FACTS and made.op not in ("placeholder", "get_attr")
+        return made.all_input_nodes if tells else []
+
+    def of_numbers(made: fx.Node) -> list[fx.Node]:
+        return [n for n in behind(made) if not hasattr(n.meta["value"], "dtype")]
+
+    read = [n for made in each_once([node], of_numbers) for n in behind(made) if hasattr(n.meta["value"], "dtype")]
+    return any(made.op == "placeholder" for made in each_once(read, lambda made: made.all_input_nodes))
 
 
-def _is_of_inputs(node: fx.Node) -> bool:
-    waiting, seen = [node], {node}
-    while waiting:
-        found = waiting.pop()
-        if found.op == "placeholder":
-            return True
-        near = [n for n in found.all_input_nodes if n not in seen]
-        seen.update(near)
-        waiting += near
-    return False
+def each_once(start: Iterable[fx.Node], near: Callable[[fx.Node], Iterable[fx.Node]]) -> Iterator[fx.Node]:
+    """Yield nodes, those near to them and so on; by the ways to them alone a graph of many forks has no end."""
+    waiting = list(dict.fromkeys(start))
+    seen = set(waiting)
+    for node in waiting:
+        yield node
+        new = [other for other in near(node) if other not in seen]
+        seen.update(new)
+        waiting += new
 
 
 _OF_FINITE = {"isfinite": True, "isnan": False, "isinf": False}

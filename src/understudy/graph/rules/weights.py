@@ -30,7 +30,7 @@ from understudy.graph.channels import (
     Work,
 )
 from understudy.graph.copies import tensor_at
-from understudy.graph.nodes import describe, is_in_place
+from understudy.graph.nodes import describe, each_once, is_in_place
 from understudy.graph.registry import CALL_RULES
 from understudy.graph.told import tell_layer
 from understudy.graph.walk import Walk
@@ -47,20 +47,22 @@ CHANGING: list[Any] = []  # rules that change elements or exchange dimensions of
 def is_only_multiplied(node: fx.Node) -> bool:
     """Return whether all that reads a tensor multiplies by it, as a layer does by its weight, or changes elements."""
 
-    def takes(user: fx.Node) -> bool:
-        if user.target in _MULTIPLYING or is_overwritten_weight(user):
-            return True
-        if asks(user):
-            return True
-        member = user.target is operator.getitem and isinstance(node.meta["value"], tuple)  # of torch.var_mean
+    def ends(user: fx.Node) -> bool:
+        return user.target in _MULTIPLYING or is_overwritten_weight(user) or asks(user)
+
+    def goes_on(made: fx.Node, user: fx.Node) -> bool:
+        member = user.target is operator.getitem and isinstance(made.meta["value"], tuple)  # of torch.var_mean
         if member or are_rows(user) or is_spread(user):
-            return is_only_multiplied(user)
+            return True
         turns = user.target is getattr and user.args[1] in ("T", "mT")
         changes = user.op != "call_module" and (turns or CALL_RULES.get(user.target) in CHANGING)
-        changes = changes and not is_in_place(user)
-        return changes and all(map(is_of_parameters, user.all_input_nodes)) and is_only_multiplied(user)
+        return changes and not is_in_place(user) and all(map(is_of_parameters, user.all_input_nodes))
 
-    return not all(map(asks, node.users)) and all(map(takes, node.users))
+    for made in each_once([node], lambda made: [user for user in made.users if not ends(user)]):
+        known = all(ends(user) or goes_on(made, user) for user in made.users)
+        if not known or all(map(asks, made.users)):
+            return False
+    return True
 
 
 _JOINING = ("view", "reshape", torch.reshape, "flatten", torch.flatten)
@@ -122,10 +124,14 @@ def is_overwritten_weight(node: fx.Node) -> bool:
 
 def is_of_parameters(node: fx.Node) -> bool:
     """Return whether nothing but parameters and buffers takes part in what a node is, but for its type and device."""
-    if node.target is getattr and node.args[1] in ("dtype", "device"):
-        return True
-    computed = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
-    return node.op == "get_attr" or (computed and all(map(is_of_parameters, node.all_input_nodes)))
+
+    def near(made: fx.Node) -> list[fx.Node]:
+        return [] if made.target is getattr and made.args[1] in ("dtype", "device") else made.all_input_nodes
+
+    def may(made: fx.Node) -> bool:
+        return made.op == "get_attr" or (made.op in ("call_function", "call_method") and bool(made.all_input_nodes))
+
+    return all(map(may, each_once([node], near)))
 
 
 def is_table(walk: Walk, node: fx.Node, x: Any) -> bool:
@@ -222,16 +228,22 @@ def combined(walk: Walk, node: fx.Node, given: list[Any]) -> ParameterUse | None
     if is_weight(walk, node, first):
         if not single and not (is_of_parameters(node) and all(_fits(walk, first, v) for v in others)):
             return None
-        found = [part for v in others for part in (v, *(v.beside if isinstance(v, ParameterUse) else ()))]
+        found = dict.fromkeys(part for v in others for part in _alone(v))  # each once, though weights fork and join
         for v in found:
             if isinstance(v, ParameterUse) and not isinstance(v, Statistic) and math.prod(v.shape) == 1:
                 walk.as_tensor(v, node)
-        return replace(first, beside=(*first.beside, *(v for v in found if math.prod(v.shape) > 1)))
+        wide = (v for v in found if math.prod(v.shape) > 1)
+        return replace(first, beside=tuple(dict.fromkeys((*first.beside, *wide))))
     if not single or not is_table(walk, node, first):
         return None
     for scale in others:
         walk.as_tensor(scale, node)
     return arranged(walk, node, first)  # type: ignore[return-value]
+
+
+def _alone(value: Any) -> tuple[Any, ...]:
+    """Return a weight or tensor without what it meets, and that."""
+    return (replace(value, beside=()), *value.beside) if isinstance(value, ParameterUse) else (value,)
 
 
 def overwritten(walk: Walk, node: fx.Node, given: list[Any]) -> ParameterUse | None:
