@@ -202,6 +202,12 @@ def test_mistakes_of_a_job_file_are_listed_at_once(tmp_path: Path, capsys: pytes
     (tmp_path / "job.toml").write_text("seed = 1")
     assert main(["compress", "--config", str(tmp_path / "job.toml"), "--data", "digits"]) == 2
     assert "model must be given" in capsys.readouterr().err
+    (tmp_path / "job.toml").write_text('run = 5\nlog = "papyrus"')
+    assert main(["compress", "--config", str(tmp_path / "job.toml")]) == 2
+    assert "run_folder must be a path, but got 5" in capsys.readouterr().err
+    (tmp_path / "job.toml").write_text('config = "other.toml"')
+    assert main(["compress", "--config", str(tmp_path / "job.toml")]) == 2
+    assert "a settings file cannot name another one" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="must be readable"):
         parse(["compress", "--config", str(tmp_path / "none.toml")])
 

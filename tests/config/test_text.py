@@ -113,6 +113,14 @@ def test_files_that_are_no_toml(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text("seed 3")
     with pytest.raises(ConfigError, match="must be TOML"):
         read_toml(tmp_path / "job.toml")
+    (tmp_path / "job.toml").write_text(f"seed = {'[' * 5000}")
+    with pytest.raises(ConfigError, match=r"must be TOML, but .* recursion"):
+        read_toml(tmp_path / "job.toml")
+
+
+def test_a_file_of_an_editor_that_marks_its_encoding_is_read(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text('seed = 3\r\ndata = "ä"\r\n', encoding="utf-8-sig")
+    assert read_toml(tmp_path / "job.toml") == {"seed": 3, "data": "ä"}
 
 
 def named_in(text: str, tables: set[str]) -> set[str]:

@@ -237,13 +237,14 @@ def test_an_export_that_was_killed_is_written_anew(tmp_path: Path, monkeypatch: 
         with pytest.raises(KeyboardInterrupt):
             export(tmp_path, make(), "source")
     assert (tmp_path / "model.py").is_file()
-    (tmp_path / "model.onnx.host-1-2.partial").write_text("half of it")
+    for name in ("model.onnx", ".export"):
+        (tmp_path / f"{name}.host-1-2.partial").write_text("half of it")
     (tmp_path / "own.partial").write_text("the user's own")
     with pytest.raises(ExportError, match="certificate"):
         verify(tmp_path)
     export(tmp_path, make(), "source")
     assert verify(tmp_path).files == 6 and not (tmp_path / ".export").exists()
-    assert [path.name for path in tmp_path.glob("*.partial")] == ["own.partial"]
+    assert [path.name for path in tmp_path.rglob("*.partial")] == ["own.partial"]
 
 
 def test_a_format_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:

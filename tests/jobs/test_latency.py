@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import understudy as us
@@ -20,6 +21,7 @@ from understudy.core.goal import Reward
 from understudy.cost.estimate import Point
 from understudy.data import Data
 from understudy.export.onnx import OnnxModel
+from understudy.jobs.dry_run import plan, plan_table
 from understudy.jobs.latency import Latencies, beside_teacher, reference_for
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
@@ -141,6 +143,18 @@ def test_a_latency_out_of_reach_is_refused_before_anything_is_made(
     with pytest.raises(GoalError, match=r"asks for 0\.001 ms, and of \d+ architectures .* the fastest takes"):
         squeeze(teacher, tmp_path / "run", goal=us.Goal(latency_ms="0.001"))
     assert not (tmp_path / "run").exists()
+    with pytest.raises(GoalError, match="the fastest takes"):
+        plan(task_of(teacher, METHOD, "0.001"), untrained=True)
+
+
+def test_a_dry_run_shows_the_fastest_that_was_measured(teacher: Teacher, clock: list[int]) -> None:
+    task = task_of(teacher, METHOD, "2x")
+    found = plan(task, untrained=True)
+    assert found.latency is not None and found.latency.fastest.latency_ms < found.latency.latency_ms / 2
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(plan_table(found))
+    assert "measured, teacher" in capture.get()
 
 
 def test_nothing_is_measured_without_a_goal_for_it(tmp_path: Path, clock: list[int]) -> None:

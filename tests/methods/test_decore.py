@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -359,3 +360,5 @@ def test_the_penalty_follows_the_cost() -> None:
     assert penalty(10, -9.0) > odds  # too few, too early
     made.score.fill_(0.3)
     assert -1 < penalty(50, 9.0) < 0  # so far off that wrong answers earn too
+    steer = replace(steer, usage=lambda architecture: (1e-300,))  # a budget far beyond what the teacher has
+    assert penalty(50, 9.0) == 1e4

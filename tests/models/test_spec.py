@@ -12,6 +12,7 @@ from torch import nn
 from tests.support.tiny import FACTORY, Tiny
 from understudy.core.errors import ConfigError, DataError, ModelError
 from understudy.data import Data
+from understudy.models.code import code_of
 from understudy.models.spec import ModelSpec, check_outputs, load_model
 from understudy.models.weights import load_into, read_weights, save_weights
 
@@ -212,3 +213,9 @@ class TwoInputs(nn.Module):
 def test_what_is_no_classifier_of_images_is_told(model: nn.Module, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         check_outputs(model, Data.digits())
+
+
+def test_what_a_file_imports_is_copied_also_where_an_editor_marked_its_encoding(tmp_path: Path) -> None:
+    (tmp_path / "net_with_a_mark.py").write_text("from parts_of_net import Net\n", encoding="utf-8-sig")
+    (tmp_path / "parts_of_net.py").write_text("class Net: ...\n")
+    assert set(code_of(f"{tmp_path}/net_with_a_mark.py:Net")) == {"net_with_a_mark.py", "parts_of_net.py"}

@@ -123,7 +123,7 @@ class Compress(Settings, Subject, Command):
             progress=True,
         )
         if self.dry_run:
-            out.print(plan_table(plan(task, untrained=self.untrained)))
+            out.print(plan_table(plan(task, untrained=self.untrained, run=self.run_folder)))
             if "--dry-run" in typed:
                 next_step(*(word for word in typed if word != "--dry-run"))
             return 0

@@ -289,6 +289,8 @@ def _value(flag: str, args: Sequence[str]) -> str | None:
 
 def _from_file(job: Path) -> dict[str, Any]:
     values = read_toml(job)
+    if "config" in values:  # flags alone know one, and it would go unread
+        raise ConfigError(f"a settings file cannot name another one, but {job} has config = {values['config']!r}")
     if "run" in values:  # the field has another name, because `run` is what commands do
         values["run_folder"] = values.pop("run")
     return values

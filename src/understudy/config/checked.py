@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from numbers import Number
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from understudy.core.errors import ConfigError, did_you_mean
@@ -179,7 +180,7 @@ def _fits(kind: type, value: Any) -> bool:
 
 
 def _named(kind: Any) -> str:
-    return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}.get(
         kind, ("a us." if is_dataclass(kind) else "") + getattr(kind, "__name__", str(kind))
     )
 

@@ -123,7 +123,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: there is no such file, or it is not TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
     except OSError as error:
         raise ConfigError(f"a settings file must be readable, but {path} is not: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -134,7 +134,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _toml(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"a settings file must be TOML, but {source} is not: {error}") from error
 
 

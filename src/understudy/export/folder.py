@@ -110,7 +110,7 @@ def export_student(
     write_whole(folder / "architecture.json", architecture)
     write_whole(folder / "README.md", readme(card, content, job.source, job.interface))
     write_certificate(folder, job.expected, content)
-    (folder / _UNFINISHED).unlink(missing_ok=True)
+    remove(folder / _UNFINISHED)
     return Exported(folder=folder, parity=job.parity, skipped=job.skipped, int8=job.int8)
 
 

@@ -16,10 +16,11 @@ from rich.text import Text
 from understudy.config.methods import Decore
 from understudy.core.architecture import Architecture, Frozen
 from understudy.core.evaluation import Cost
-from understudy.core.figures import amount, duration
+from understudy.core.figures import FIGURE, amount, duration
 from understudy.data.data import first_images
 from understudy.jobs.door import Look, look_at
 from understudy.jobs.glance import Glance
+from understudy.jobs.latency import Reference, reference_for
 from understudy.jobs.task import Task
 from understudy.methods.feasibility import smallest
 from understudy.training.loop import choose_compute
@@ -40,24 +41,27 @@ class Plan:
     look: Look | Glance
     fewest_parameters: Cost
     fewest_macs: Cost
+    latency: Reference | None  # of the teacher and a few students, where the goal is about it
     students: int
     seconds: float | None  # of search and final training; None if the sample could not be trained
     compute: str
     workers: int
 
 
-def plan(task: Task, *, untrained: bool = False) -> Plan:
+def plan(task: Task, *, untrained: bool = False, run: Path | None = None) -> Plan:
     """Return what a task would do; its time is judged from one student, trained for one epoch.
 
     The student has every group at half width, or at full width where agents prune it while it trains. Nothing is
-    left on disk.
+    left on disk. What `run`, the folder of a run that would go on, has measured is not measured again.
 
     Raises:
+        GoalError: the latency asked for is out of reach.
         ModelError, DataError: the teacher is no better than a guess, or with another normalisation, unless `untrained`.
     """
     look = look_at(task)
     look.refuse(task.teacher, untrained=untrained)
     space, method, widths = task.space, task.settings.method, task.settings.widths
+    latency = reference_for(task, run)
     seconds, compute = _estimate(task)
     return Plan(
         layers=len(space.layers),
@@ -68,6 +72,7 @@ def plan(task: Task, *, untrained: bool = False) -> Plan:
         look=look,
         fewest_parameters=smallest(space, method, widths, task.predict, "parameters")[1],
         fewest_macs=smallest(space, method, widths, task.predict, "macs")[1],
+        latency=latency,
         students=method.expected_students,
         seconds=seconds,
         compute=compute,
@@ -90,6 +95,7 @@ def plan_table(plan: Plan) -> Group:
         ("keep their width", _counted(len(plan.frozen), "group") + (", see below" if plan.frozen else "")),
         ("least parameters", f"{parameters:,} ({plan.teacher.parameters / parameters:.1f}x fewer)"),
         ("least MACs", f"{amount(macs)} ({plan.teacher.macs / macs:.1f}x fewer)"),
+        *_latency_row(plan.latency),
         ("students to train", str(plan.students)),
         ("computed in", f"{plan.compute}, {plan.workers} at a time"),
         ("time", "unknown: the sample failed" if plan.seconds is None else f"about {duration(plan.seconds)}"),
@@ -109,6 +115,18 @@ def plan_table(plan: Plan) -> Group:
     if more > 0:
         held.add_row(f"and {more} more", "", "", "")
     return Group(facts, held)
+
+
+def _latency_row(known: Reference | None) -> tuple[tuple[str, str], ...]:
+    if known is None:
+        return ()
+    text = FIGURE["latency_ms"].text
+    return (
+        (
+            "least latency",
+            f"{text(known.fastest.latency_ms)} (of {len(known.points)} measured, teacher {text(known.latency_ms)})",
+        ),
+    )
 
 
 def _counted(number: int, what: str) -> str:

@@ -39,6 +39,11 @@ class Reference:
     spread_ms: float  # interquartile range
     points: tuple[Point, ...]
 
+    @property
+    def fastest(self) -> Point:
+        """The fastest of the architectures that were measured."""
+        return min(self.points, key=lambda point: point.latency_ms)
+
     def over(self, ratio: Timing) -> dict[str, float]:
         """Return the latency and its spread (ms) of a network that is so many times faster than the teacher."""
         own = self.latency_ms
@@ -123,7 +128,7 @@ class Latencies:
         self._run.remember("latency", {**self._reference.to_json(), "students": self._students})
 
 
-def reference_for(task: Task, folder: Path) -> Reference | None:
+def reference_for(task: Task, folder: Path | None) -> Reference | None:
     """Return what the latencies of a run in that folder go by, measured unless the run has it; None without a goal.
 
     Raises:
@@ -134,7 +139,7 @@ def reference_for(task: Task, folder: Path) -> Reference | None:
         task.teacher_in_onnxruntime(1)  # before any work, also where the latency is only shown
     if task.settings.goal.latency_ms is None:
         return None
-    if is_run(folder) and (known := Run(folder).recall("latency")) is not None:
+    if folder is not None and is_run(folder) and (known := Run(folder).recall("latency")) is not None:
         with understood(folder / "latency.json", DamageError):
             return Reference.from_json({name: value for name, value in known.items() if name != "students"})
     teacher = task.network
@@ -184,7 +189,7 @@ def _samples(task: Task) -> Iterator[tuple[Architecture, Cost]]:
 def _refuse_what_is_out_of_reach(task: Task, reference: Reference) -> None:
     cost = replace(task.cost, latency_ms=reference.latency_ms)
     most = task.settings.goal.budgets(cost, score=0.0).latency_ms
-    least = min(reference.points, key=lambda point: point.latency_ms)
+    least = reference.fastest
     if most is not None and least.latency_ms > most:
         figure = FIGURE["latency_ms"]
         raise GoalError(

@@ -22,6 +22,7 @@ from understudy.core.architecture import Architecture, Group, Space
 _BETAS = (0.9, 0.999)  # Adam's
 _MEMORY = 0.98  # of running means over batches
 _MOST_PENALTY = 1e4
+_LEAST_RATIO = 1e-9  # of a cost to where it should be, from which on a budget far beyond the teacher says no more
 _LEAST_RATE = 0.01  # the paper's
 _NEAREST = 8  # power of what a budget is used, by which it counts beside the one that is nearest to its limit
 _WALK = 1 / 8  # of the steps, to come from the start to where dropping is as likely as keeping
@@ -271,7 +272,8 @@ class Steering:
             return 0.0  # nobody has answered yet
         start = max(*self.usage(self.space.full), 1.0)
         aim = start ** (1.0 - min(share / max(self.settings.budget_by, 1e-9), 1.0))
-        ratio = max(self.usage(expected(self.space, self.groups, agents.chances))) / aim
+        used = max(self.usage(expected(self.space, self.groups, agents.chances)))
+        ratio = max(used / aim, _LEAST_RATIO)
         right = min(max(float(agents.score), 1e-4), 1.0 - 1e-4)
         return float(min(ratio**-self.settings.gain / (1.0 - right) - 1.0, _MOST_PENALTY))
 

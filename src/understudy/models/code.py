@@ -163,7 +163,7 @@ def _same_file(one: Path, other: Path) -> bool:
 def _imported(text: str) -> Iterator[str]:
     """Yield the first names of what a file imports."""
     try:
-        nodes = list(ast.walk(ast.parse(text)))
+        nodes = list(ast.walk(ast.parse(text.removeprefix("\ufeff"))))  # some editors begin a file with that mark
     except SyntaxError:  # said when it is run
         return
     for node in nodes:
