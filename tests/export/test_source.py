@@ -368,40 +368,6 @@ def test_why_it_cannot_be_written() -> None:
         source_of(nn.Sequential(nn.Linear(4, 4), Cut()), torch.zeros(2, 4))
 
 
-class Turned(nn.Module):
-    """Makes a tensor that no state dict has, and reads it twice."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        turn = torch.eye(4).roll(1, 0)
-        return x @ turn + turn[0]
-
-
-class Scaled(nn.Sequential):
-    """A container with a parameter and a buffer of its own."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__(*layers)
-        self.scale, self.shift = nn.Parameter(torch.rand(4)), nn.Buffer(torch.rand(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * self.scale + self.shift
-
-
-class Named(nn.ModuleDict):
-    def forward(self, x: Tensor) -> Tensor:
-        return self["last"](self["first"](x))
-
-
-@pytest.mark.parametrize("kind", ["own class", "nn.Sequential", "nn.ModuleDict"])
-def test_containers_may_hold_tensors_of_their_own(kind: str) -> None:
-    layers = nn.Linear(4, 4), Turned()
-    kinds = {"own class": lambda: nn.Sequential(Scaled(*layers), Scaled(nn.Linear(4, 4), nn.ReLU()))}
-    kinds |= {"nn.Sequential": lambda: nn.Sequential(*layers)}
-    kinds |= {"nn.ModuleDict": lambda: Named({"first": layers[0], "last": layers[1]})}
-    text = source_of(kinds[kind]().eval(), torch.rand(2, 4)).text
-    assert "register_buffer" in text and "nn.Module)" in text.replace("class Turned(", "")
-
-
 class Random(nn.Module):
     """Numbers at random that a trace holds for constants."""
 

@@ -101,6 +101,8 @@ class Container:
             return ""
         if self.name == "nn.ModuleDict":
             return "{" + ", ".join(f'"{name}": {text}' for name, text in texts.items()) + "}"
+        if self.name == "nn.ModuleList":  # which may hold None
+            return f"[{', '.join(texts.get(str(index), 'None') for index in range(int(max(texts, key=int)) + 1))}]"
         if not self.numbered:
             return "OrderedDict([" + ", ".join(f'("{name}", {text})' for name, text in texts.items()) + "])"
         inner = ", ".join(texts.values())

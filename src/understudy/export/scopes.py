@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -109,17 +110,32 @@ class Calls:
         return list(found)
 
     def given_by(self, scope: Scope) -> list[fx.Node]:
-        """Return what a call computes that is used outside of it, in the order of computation."""
-        inner = list(scope.nodes())
-        inside = set(inner)
+        """Return what a call computes that is used outside of it, in the order of computation.
 
+        What is used of another call of the module comes too: the last step of a cell gives what its first one does.
+        """
+        inner = list(scope.nodes())
+        return [node for place, node in enumerate(inner) if place in self._given[scope.path, len(inner)]]
+
+    @cached_property
+    def _given(self) -> dict[tuple[str, int], set[int]]:
+        """The places of what calls of a module, of so many operations, give."""
+        found: dict[tuple[str, int], set[int]] = defaultdict(set)
+        for path, calls in self.by_path.items():
+            for scope in calls:
+                inner = list(scope.nodes())
+                used = self._used_outside(scope, set(inner))
+                found[path, len(inner)].update(place for place, node in enumerate(inner) if used(node))
+        return found
+
+    def _used_outside(self, scope: Scope, inside: set[fx.Node]) -> Callable[[fx.Node], bool]:
         def is_used(node: fx.Node) -> bool:
             outside = any(user not in inside and user not in self._dead for user in node.users)
             return outside or any(
                 not scope.holds(call) and not call.holds(scope) for call in self._handed.get(node, ())
             )
 
-        return [node for node in inner if is_used(node)]
+        return is_used
 
     @cached_property
     def _handed(self) -> dict[fx.Node, list[Scope]]:
