@@ -93,7 +93,7 @@ def test_students_that_are_nearly_alike_are_not_all_trained() -> None:
             assert one.removed != other.removed or unlike > len(widths) / 4
 
 
-@pytest.mark.parametrize(("settings", "students"), [(SETTINGS, 15), (EMBEDDED, 10)])
+@pytest.mark.parametrize(("settings", "students"), [(SETTINGS, 15), (replace(EMBEDDED, glances=2), 10)])
 def test_a_whole_search_trains_as_many_as_it_says(settings: Method, students: int) -> None:
     problem = toy_problem("residual", "20x", glance=Looks())
     assert len(run_searcher(settings.searcher(problem))) == settings.expected_students == students
