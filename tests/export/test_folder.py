@@ -302,6 +302,10 @@ def test_what_export_refuses(tmp_path: Path, formats: tuple[str, ...], message: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_single_format_needs_no_tuple(result: us.Result, tmp_path: Path) -> None:
+    assert set(result.export(tmp_path / "own", "source").parity) == {"source"}
+
+
 def test_a_missing_extra_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(

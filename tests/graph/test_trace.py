@@ -108,10 +108,11 @@ def test_says_when_the_example_is_wrong() -> None:
 
 def test_what_is_no_example_and_no_teacher() -> None:
     conv = nn.Conv2d(3, 8, 3)
+    for wrong in (None, [8, 8], {}, images(2, size=8).numpy()):
+        with pytest.raises(TraceError, match=r"an example must be a tensor as the forward pass takes it, .* but got "):
+            trace(conv, wrong)  # type: ignore[arg-type]
     with pytest.raises(TraceError, match=r"an example must have elements, but 'input' has the shape \(0, 3, 8, 8\)"):
         trace(conv, images(0, size=8))
-    with pytest.raises(TraceError, match=r"must accept the example \{'input': 'ndarray'\}, but it failed"):
-        trace(conv, images(2, size=8).numpy())  # type: ignore[arg-type]
     with pytest.raises(TraceError, match=r"a teacher must be a torch\.nn\.Module, but got function"):
         trace(lambda x: x, images(2))  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ import understudy as us
 from tests.support.tiny import CANDIDATES, DEVICE, FINAL, METHOD, Tiny, squeeze
 from understudy.config.job import Compression
 from understudy.config.training import Device
+from understudy.core import caller
 from understudy.core.architecture import Frozen
 from understudy.core.errors import ArchitectureError, ConfigError, DataError, GoalError, MachineError, ModelError
 from understudy.core.summary import Score
@@ -240,6 +242,51 @@ def test_hooks_on_every_module_or_optimizer_are_refused(register: Any, place: st
         handle.remove()
     assert not (tmp_path / "run").exists()
     us.analyse(teacher, images)
+
+
+def test_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caller, "_PATIENCE", 0.2)
+    teacher, images = Tiny(), Data.digits().train.images[:2].float()
+    inside, told = threading.Event(), threading.Event()
+
+    @caller.alone
+    def stay() -> None:
+        us.analyse(teacher, images)  # the same thread may
+        inside.set()
+        told.wait(60.0)
+
+    other = threading.Thread(target=stay)
+    other.start()
+    inside.wait(60.0)
+    for call in (lambda: squeeze(teacher, tmp_path / "run"), lambda: us.analyse(teacher, images)):
+        with pytest.raises(ConfigError, match=r"by one thread of a process at a time, .*\(\) was called while another"):
+            call()
+    told.set()
+    other.join()
+    us.analyse(teacher, images)
+    assert not (tmp_path / "run").exists()
+
+
+class Picky(Tiny):
+    """Takes no odd batches, or none beyond some size."""
+
+    def __init__(self, *, even: bool = False, most: int = 1000) -> None:
+        super().__init__()
+        self.even, self.most = even, most
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > self.most or (self.even and len(images) % 2):
+            raise AssertionError(f"no {len(images)}")
+        return super().forward(images)
+
+
+def test_a_network_of_some_sizes_of_batches_is_refused_at_the_door(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"float32 \(1, 1, 8, 8\), but it failed: no 1"):
+        squeeze(Picky(even=True), tmp_path / "run")
+    for data in (Data.digits(), Data.from_inputs(torch.rand(600, 1, 8, 8))):
+        with pytest.raises(ModelError, match="in batches of any size, but it failed: no "):
+            plan(task_of(Picky(most=32), data))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_current_folder_that_was_removed_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

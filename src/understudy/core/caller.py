@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 from understudy.core.errors import ConfigError
 from understudy.core.files import refuse_removed_folder
+
+_Given = ParamSpec("_Given")
+_Out = TypeVar("_Out")
+_PATIENCE = 30.0  # seconds in which a call that only looks at a network ends
+_inside = threading.RLock()
+
+
+def alone(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
+    """Return the function for one thread at a time: torch's random numbers, and what traces modules, are those of all.
+
+    A thread waits for another one's call that ends soon, and may call from inside of its own.
+
+    Raises:
+        ConfigError: another thread stays inside.
+    """
+
+    @wraps(function)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Out:
+        if not _inside.acquire(timeout=_PATIENCE):
+            raise ConfigError(
+                "understudy must be called by one thread of a process at a time, as they share torch's random numbers, "
+                f"but {function.__name__}() was called while another thread was inside of such a call: give each a "
+                "process of its own (multiprocessing)"
+            )
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _inside.release()
+
+    return call
 
 
 def refuse_surroundings() -> None:

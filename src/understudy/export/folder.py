@@ -94,6 +94,7 @@ def export_student(
         ExportError: the folder holds files of something else that would be replaced; no format can be written, or one
             gives other outputs than the student.
     """
+    formats = (formats,) if isinstance(formats, str) else formats
     _check(formats, data)
     folder = path_of(folder, "the folder of an export", ExportError)
     _refuse_what_is_of_others(folder, architecture)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from understudy.core.architecture import Architecture, Refused, Space
-from understudy.core.caller import refuse_surroundings
+from understudy.core.caller import alone, refuse_surroundings
 from understudy.core.errors import ConfigError, TraceError, check_kind
 from understudy.core.memory import enough_memory
 from understudy.graph.folded import folded
@@ -124,6 +124,7 @@ class Analysis:
         return _again, (self.trace.teacher, self.trace.example, self.leaf_modules, self.refused)
 
 
+@alone
 def analyse(teacher: nn.Module, example: Example, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Analysis:
     """Trace a teacher on an example input and find out what it allows.
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from understudy.core.errors import TraceError
+from understudy.core.errors import TraceError, a_kind
 from understudy.core.memory import out_of_memory
+from understudy.core.nested import leaves
 from understudy.graph.compare import difference, twins
 from understudy.graph.copies import copied, first_names, overlapping, tensor_at
 from understudy.graph.fake import Signature
@@ -257,6 +258,11 @@ def _merge(watch: Watch, more: Watch) -> None:
 def check_example(teacher: nn.Module, example: Example) -> None:
     """Refuse what no student can be made of, and examples without elements."""
     check_module(teacher)
+    if not any(isinstance(leaf, Tensor) for _, leaf in leaves(example)):
+        raise TraceError(
+            "an example must be a tensor as the forward pass takes it, with its batch dimension, or a tuple or dict "
+            f"with some, but got {a_kind(example)}"
+        )
     for name, value in named_inputs(teacher, example).items():
         if isinstance(value, Tensor) and value.numel() == 0:
             raise TraceError(f"an example must have elements, but {name!r} has the shape {tuple(value.shape)}")

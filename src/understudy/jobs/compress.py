@@ -18,6 +18,7 @@ from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
+from understudy.core.caller import alone
 from understudy.core.errors import ConfigError, DamageError, ModelError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import share
@@ -135,6 +136,7 @@ class Result:
         )
 
 
+@alone
 @as_usual
 def compress(
     teacher: nn.Module | Teacher,

@@ -18,7 +18,7 @@ from understudy.data import AnySplit, Data
 from understudy.data.data import first_images
 from understudy.graph.copies import copied
 from understudy.graph.seeds import seeded
-from understudy.jobs.glance import Glance, glance_at
+from understudy.jobs.glance import Glance, answering, glance_at
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
 from understudy.training.aim import Aim
@@ -226,7 +226,8 @@ def _draws(network: nn.Module, inputs: Any, aim: Aim) -> bool:
 
 def _logits(network: nn.Module, split: AnySplit, data: Data, aim: Aim, compute: Compute) -> Tensor:
     """Return the outputs for a split, (n, k) on the CPU."""
-    return predict(network, split.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
+    with answering():
+        return predict(network, split.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
 
 
 def _judged(logits: Tensor, split: AnySplit) -> tuple[list[bool], list[float]]:

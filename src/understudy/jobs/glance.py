@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from understudy.core.errors import ModelError
+from understudy.core.errors import ModelError, UnderstudyError
 from understudy.core.figures import share
+from understudy.core.memory import enough_memory
 from understudy.core.nested import mapped
 from understudy.core.summary import Score
 from understudy.graph.copies import copied
@@ -47,13 +50,34 @@ class Glance:
         )
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Let what a network raises as it answers whole batches be told as that.
+
+    Raises:
+        ModelError: it raises something.
+        MachineError: memory runs out.
+    """
+    try:
+        with enough_memory("while the teacher answered some batches", "use a machine with more of it"):
+            yield
+    except UnderstudyError:
+        raise
+    except Exception as error:  # the caller's code may raise anything
+        raise ModelError(
+            "the model must take any of the data's examples in batches of any size, but it failed: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
+
+
 def glance_at(task: Task) -> Glance:
     """Return what a first look at a task's teacher finds, on some validation examples."""
     data, settings, aim = task.data, task.settings, task.aim
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
     network = compute.place(copied(task.network))
     some = data.val.subset(min(_EXAMPLES, len(data.val)), settings.seed)
-    outputs = predict(network, some.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
+    with answering():
+        outputs = predict(network, some.to(compute.device), normalise=data.normalise, compute=compute, aim=aim).cpu()
     targets = mapped(some.batch(torch.arange(len(some)))[1], lambda tensor: tensor.cpu())
     targets = aim.targets(outputs) if targets is None else targets
     try:

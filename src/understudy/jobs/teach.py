@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
+from understudy.core.caller import alone
 from understudy.core.errors import ConfigError, DataError, ModelError, RunError, a_kind
 from understudy.core.files import path_of, read_json, write_json
 from understudy.data import Data, Views
@@ -32,6 +33,7 @@ _CARD = "teacher.json"
 _STARTED = "teaching.json"
 
 
+@alone
 @as_usual
 def teach(
     model: str,

@@ -131,10 +131,11 @@ def _disk_trouble(error: BaseException, folder: Path, again: str) -> str | None:
     codes = {cause.errno for cause in causes if isinstance(cause, OSError)}
     texts = " ".join(map(str, causes))
     if codes.intersection(FULL) or any(text in texts for text in _FULL_TEXTS):
+        cache = folder / "logits"  # a teacher's folder has none
+        way = f"{cache} is a cache and can go, so can runs" if cache.is_dir() else "remove runs"
         return (
-            f"no space left on the device that holds {folder}{_free(folder)}. To free some: "
-            f"{folder / 'logits'} is a cache and can go, so can runs that you no longer need. Nothing that was "
-            f"finished is lost; continue with: {again}"
+            f"no space left on the device that holds {folder}{_free(folder)}. To free some: {way} that you no longer "
+            f"need. Nothing that was finished is lost; continue with: {again}"
         )
     if errno.EFBIG in codes:
         return (

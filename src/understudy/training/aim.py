@@ -245,6 +245,7 @@ def _check_training(aim: Aim, network: nn.Module, inputs: Any, data: Data) -> No
         some = found and (len(aim.names) == 1 or set(aim.names) <= set(found))
         return bool(some) and tuple(aim.read(given).shape) == wanted
 
+    _given(copied(network).cpu().eval(), mapped(inputs, lambda tensor: tensor[:1]), data)  # as it is timed
     given, alike = (_given(copied(network).cpu().train(mode), inputs, data) for mode in (True, False))
     if not as_wanted(alike):
         raise ModelError(

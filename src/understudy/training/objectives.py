@@ -85,7 +85,7 @@ class Objective:
             return tuple(self.teach)
         found = tuple(name for name, tensor in outputs.items() if tensor.is_floating_point())
         if not found:
-            raise DataError(f"the model must give at least one tensor of floating point, but gives {_named(outputs)}")
+            raise DataError(f"the model must give at least one tensor of floating point, but gives {_kinds(outputs)}")
         return found
 
     def check(self, outputs: Outputs, targets: Any, data: Data) -> None:
@@ -170,6 +170,12 @@ def soft_kl(output: Tensor, teacher: Tensor) -> Tensor:
 def cosine_loss(output: Tensor, teacher: Tensor) -> Tensor:
     """Return one minus the cosine of rows, in the mean."""
     return 1.0 - functional.cosine_similarity(output.flatten(1), teacher.flatten(1), dim=1).mean()
+
+
+def _kinds(outputs: Outputs) -> str:
+    """Return the kinds of numbers of outputs, with their names where they have some."""
+    said = [f"{name + ': ' if name else ''}{str(t.dtype).removeprefix('torch.')}" for name, t in outputs.items()]
+    return ", ".join(said) or "nothing"
 
 
 def _named(outputs: Iterable[str]) -> str:
