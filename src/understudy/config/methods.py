@@ -149,7 +149,7 @@ class ArchComp(Method):
     students: Count = 120
     """Number of students trained."""
     glances: Natural = 0
-    """Untrained students that are looked at for each one that will be trained, as those of N2N."""
+    """Untrained students that are looked at, before any is trained, for each one that will be, as by `n2n.glances`."""
     rules: RulesName = "tuned"
     """tuned: the embedding starts from what is known of costs and decisions; paper: from random weights."""
 
