@@ -254,6 +254,13 @@ def test_a_start_may_be_a_module_or_its_folder(teacher: Teacher, tmp_path: Path)
             assert torch.equal(load_student(tmp_path / "student", made_of)(images), result.student(images))
 
 
+def test_a_student_that_is_saved_again_leaves_nothing_of_a_killed_writer(done: us.Result, tmp_path: Path) -> None:
+    (tmp_path / "own.partial").write_text("the user's own")
+    (tmp_path / "student.safetensors.host-1-2.partial").write_text("half of it")
+    done.save(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.partial")] == ["own.partial"]
+
+
 def test_a_run_folder_is_no_teacher(done: us.Result) -> None:
     with pytest.raises(ModelError, match=r"one that `understudy teach` made, but .* is a run's"):
         us.load_teacher(done.run)

@@ -19,7 +19,7 @@ from torch import nn
 
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ModelError
-from understudy.core.files import path_of, read_json, understood, write_whole
+from understudy.core.files import path_of, read_json, remove, understood, write_whole
 from understudy.data.split import as_usual
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
@@ -29,6 +29,9 @@ from understudy.models.inputs import blank
 from understudy.models.spec import ModelSpec
 from understudy.models.weights import read_weights, save_weights
 from understudy.surgery import build as surgery
+
+# The first one goes first and comes last: a folder that has it is whole.
+_FILES = ("model.json", "student.safetensors", "space.json", "architecture.json")
 
 
 def save_student(
@@ -40,11 +43,12 @@ def save_student(
 ) -> None:
     """Write a student's folder.
 
-    `code` are the texts of the teacher's Python files by name, if it is made by one. model.json comes last, and that of
-    an earlier student goes first: a folder that has one is whole.
+    `code` are the texts of the teacher's Python files by name, if it is made by one. What an earlier student left goes,
+    also where its writer was killed.
     """
     folder = path_of(folder, "the folder of a student", ModelError)
-    (folder / "model.json").unlink(missing_ok=True)
+    for name in _FILES:
+        remove(folder / name)
     write_code(folder, code or {})
     save_weights(folder / "student.safetensors", student)
     write_whole(folder / "space.json", architecture.space.to_json())
