@@ -2,8 +2,8 @@
 
     python -m benchmarks.tables
 
-Writes what stands between the marks of docs/results.md, and for each track docs/results/TRACK.md (all figures) and
-docs/results/TRACK.svg. A test holds them in step with the files.
+Writes what stands between the marks of docs/results.md and README.md, and for each track docs/results/TRACK.md (all
+figures) and docs/results/TRACK.svg. A test holds them in step with the files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from understudy.core.errors import RunError
 from understudy.core.figures import amount
 
 BEGIN, END = "<!-- by python -m benchmarks.tables: begin -->", "<!-- by python -m benchmarks.tables: end -->"
+README, README_TRACK, SEEDS = "README.md", "cifar10-16px-resnet18w16", 3  # whoever has so many seeds is in its table
 FIGURES = {"params": "parameters", "macs": "MACs"}
 SAID = {
     "included": "the same image passes for all, search included",
@@ -45,9 +46,7 @@ def pages(results: Path, existing: str) -> dict[str, str]:
     Raises:
         RunError: the marks are missing, or a file of results is damaged.
     """
-    if existing.count(BEGIN) != 1 or existing.count(END) != 1:
-        raise RunError(f"results.md must hold the marks {BEGIN!r} and {END!r} once each, but does not")
-    written, parts = {}, []
+    written, parts = {}, list[str]()
     for folder in sorted(path.parent for path in results.glob(f"*/{TEACHER}")):
         teacher, found = read_results(folder)
         groups = {budget: grouped(found, budget) for budget in BUDGETS}
@@ -56,9 +55,50 @@ def pages(results: Path, existing: str) -> dict[str, str]:
         written[f"results/{folder.name}.md"] = "\n".join([*details(folder.name, teacher, groups), ""])
         if picture is not None:
             written[f"results/{folder.name}.svg"] = picture
+    return {"results.md": between_marks(existing, parts, "results.md"), **written}
+
+
+def between_marks(existing: str, lines: Sequence[str], name: str) -> str:
+    """Return a text with these lines between its marks.
+
+    Raises:
+        RunError: the marks are missing.
+    """
+    if existing.count(BEGIN) != 1 or existing.count(END) != 1:
+        raise RunError(f"{name} must hold the marks {BEGIN!r} and {END!r} once each, but does not")
     before, _, rest = existing.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return {"results.md": "\n".join([before + BEGIN, "", *parts, END + after]), **written}
+    return "\n".join([before + BEGIN, "", *lines, END + rest.partition(END)[2]])
+
+
+def readme(results: Path, existing: str) -> str:
+    """Return what must stand in README.md: the contenders with enough seeds at all budgets on parameters, best first.
+
+    Args:
+        results: folder with one folder for each track.
+        existing: its text, of which what is outside of the marks stays.
+
+    Raises:
+        RunError: the marks are missing, or a file of results is damaged.
+    """
+    teacher, found = read_results(results / README_TRACK)
+    group = grouped(found, "included")
+    points = [point for point in group if point.startswith("params")]
+    tests = {
+        name: [[result["test"] for result in trained(group[point].get(name, []))] for point in points]
+        for name in CONTENDERS
+        if name not in BEFORE
+    }
+    enough = {name: at for name, at in tests.items() if all(len(values) >= SEEDS for values in at)}
+    ordered = sorted(enough, key=lambda name: -sum(map(statistics.fmean, enough[name])))
+    whole = f" {100 * teacher['test']:.2f} |"
+    lines = [
+        f"| test accuracy, % | {' | '.join(f'{factor(point):g}x fewer parameters' for point in points)} |",
+        "| --- |" + " --- |" * len(points),
+        f"| the teacher |{whole * len(points)}",
+        *(f"| {CONTENDERS[name].label} | {' | '.join(map(summed, enough[name]))} |" for name in ordered),
+        "",
+    ]
+    return between_marks(existing, lines, README)
 
 
 def grouped(found: list[dict[str, Any]], budget: Budget) -> Group:
@@ -250,9 +290,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args(arguments)
-    existing = (options.docs / "results.md").read_text(encoding="utf-8")
-    for name, text in pages(options.results, existing).items():
-        place = options.docs / name
+    first, existing = options.docs.parent / README, (options.docs / "results.md").read_text(encoding="utf-8")
+    written = {options.docs / name: text for name, text in pages(options.results, existing).items()}
+    written[first] = readme(options.results, first.read_text(encoding="utf-8"))
+    for place, text in written.items():
         place.parent.mkdir(exist_ok=True)
         place.write_text(text, encoding="utf-8")
         print(place)

@@ -389,11 +389,30 @@ def test_transfer_is_counted_in_students(made: Callable[..., None], tmp_path: Pa
 
 
 def test_results_of_two_recipes_are_not_mixed(made: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="must hold the marks"):
+        tables.pages(tmp_path, "no marks")
     made(result("n2n", 1, 0.9, ["excluded"], recipe="other"))
     with pytest.raises(RunError, match=r"n2n at params-10x, seed 1, is of other, not of r"):
         tables.pages(tmp_path, MARKS)
-    with pytest.raises(RunError, match="must hold the marks"):
-        tables.pages(tmp_path, "no marks")
+
+
+def test_the_readme_has_whoever_has_enough_seeds_everywhere(
+    made: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "README_TRACK", "made")
+    tests = {"n2n": (0.90, 0.91, 0.92), "free": (0.93, 0.94, 0.95), "uniform": (0.99, 0.99), "n2n-before": (0.5,) * 3}
+    for point in ("params-10x", "params-20x"):
+        for name, values in tests.items():
+            made(*(result(name, seed, value, ["included"], point=point) for seed, value in enumerate(values)))
+    made(*(result("tapered", seed, 0.99, ["included"]) for seed in range(3)))  # at one of two points
+    before, found, after = tables.readme(tmp_path, MARKS).partition(tables.BEGIN)
+    table, _, rest = after.partition(tables.END)
+    assert (before, found, rest) == ("Words.\n", tables.BEGIN, "\nMore.\n")
+    assert table.strip().splitlines()[2:] == [
+        "| the teacher | 94.00 | 94.00 |",
+        "| free | 94.00 ± 1.00 | 94.00 ± 1.00 |",
+        "| N2N | 91.00 ± 1.00 | 91.00 ± 1.00 |",
+    ]
 
 
 def test_the_docs_are_in_step_with_the_results() -> None:
@@ -403,3 +422,5 @@ def test_the_docs_are_in_step_with_the_results() -> None:
         assert (docs / name).read_text(encoding="utf-8") == text, "run python -m benchmarks.tables"
     known = {f"results/{path.name}" for path in (docs / "results").glob("*")}
     assert known == set(found) - {"results.md"}
+    first = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.readme(ROOT / "benchmarks" / "results", first) == first, "run python -m benchmarks.tables"
