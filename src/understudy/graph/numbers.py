@@ -46,13 +46,21 @@ class Watch:
     calls: dict[str, list[Call]] = field(default_factory=dict)
     # What each module was called with, by the names of its parameters; keys as in `node.meta["nn_module_stack"]`.
     given: dict[str, dict[str, Any]] = field(default_factory=dict)
-    draws: bool = False  # whether the forward pass draws random numbers, or stores anything, that is in no graph
+    draws: bool = False  # whether the forward pass draws random numbers, or stores what it reads again, in no graph
+    followed: set[int] = field(default_factory=set)  # modules that are looked into, by their identity
+    # Attributes of those that are read as the last forward pass has left them; None for all of a module's.
+    left: set[tuple[int, str | None]] = field(default_factory=set)
     asks_mode: bool = False  # whether a module that is looked into reads `training`
     inside: Callable[[], set[str]] = set  # the paths of the modules whose forward runs
 
     def paused(self) -> _Pause:
         """What happens inside is not the forward pass."""
         return _Pause(self)
+
+    def stores(self, module: nn.Module, name: str) -> bool:
+        """Return whether the next forward pass may read an attribute of a module that this one has changed."""
+        known = id(module) in self.followed and name not in _OF_EACH
+        return not known or not self.left.isdisjoint([(id(module), name), (id(module), None)])
 
     def spoil(self, key: Key) -> None:
         """Note that Python computes with a number."""
@@ -122,8 +130,7 @@ _OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "format", "str", "repr")
 
 def _hashed(self: Number) -> int:
     """Hash as the integer does; a set or a dict of the user's that is asked for a number computes with it."""
-    caller = sys._getframe(1).f_code.co_filename
-    if self.watch.on and not any(part in caller for part in RECORDERS):
+    if self.watch.on and not _is_recorder(sys._getframe(1).f_code.co_filename):
         self.watch.spoil(self.key)
     return hash(plain(self))
 
@@ -147,10 +154,19 @@ def watching(root: nn.Module, watch: Watch, is_leaf: Callable[[nn.Module, str], 
     """
     paths = {id(module): path for path, module in root.named_modules()}
     looked_into = {id(module) for path, module in root.named_modules() if path == "" or not is_leaf(module, path)}
+    watch.followed |= looked_into
+    first = {id(module): attributes_of(vars(module)) for module in root.modules()}
 
     def read(module: nn.Module, name: str) -> Any:
+        if name == "__dict__" and watch.on and not _is_recorder(sys._getframe(1).f_code.co_filename):
+            watch.left.add((id(module), None))
         if not watch.on or name.startswith("__") or (path := paths.get(id(module))) is None:
             return object.__getattribute__(module, name)
+        held = object.__getattribute__(module, "__dict__")
+        now = held if name in held else held["_buffers"]
+        known = name not in now or (name in first[id(module)] and now[name] is first[id(module)][name])
+        if known and not sys._getframe(1).f_code.co_filename.endswith(_OF_MODULES):  # which asks before it stores
+            watch.left.add((id(module), name))
         if name == "training":
             watch.asks_mode |= id(module) in looked_into
         elif path and (name == "_modules" or name not in _USUAL) and path not in watch.inside():
@@ -165,6 +181,8 @@ def watching(root: nn.Module, watch: Watch, is_leaf: Callable[[nn.Module, str], 
 
 
 _USUAL = frozenset(dir(nn.Identity()))  # what every module has
+_OF_MODULES = "/torch/nn/modules/module.py"
+_OF_EACH = frozenset(vars(nn.Module()))  # what every module holds itself
 
 
 def _numbered(module: nn.Module, path: str, name: str, value: Any, watch: Watch) -> Any:
@@ -177,12 +195,21 @@ def _numbered(module: nn.Module, path: str, name: str, value: Any, watch: Watch)
     return value
 
 
+def attributes_of(held: dict[str, Any]) -> dict[str, Any]:
+    """Return what a module holds by itself, its buffers by their names."""
+    return {**held["_buffers"], **{name: value for name, value in held.items() if name != "_buffers"}}
+
+
+def _is_recorder(file: str) -> bool:
+    return any(part in file for part in RECORDERS)
+
+
 def user_line() -> str:
     """Return "file.py:12: code" of the innermost line of the user's that runs now, or "" if there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not any(part in file for part in RECORDERS) and not file.startswith("<"):
+        if not _is_recorder(file) and not file.startswith("<"):
             code = linecache.getline(file, frame.f_lineno).strip()
             return f"{file.rsplit('/', 1)[-1]}:{frame.f_lineno}: {code}".removesuffix(": ")
         frame = frame.f_back  # type: ignore[assignment]
@@ -193,5 +220,5 @@ def error_line(error: BaseException) -> str:
     """Return "file.py:12: code" of the innermost line of the user's that an error came through, or ""."""
     while error.__cause__ is not None:
         error = error.__cause__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(r in f.filename for r in RECORDERS)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_recorder(f.filename)]
     return f"{frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""

@@ -23,7 +23,7 @@ from torch.nn.modules import transformer
 from understudy.core.errors import TraceError
 from understudy.graph.attention import called
 from understudy.graph.fake import flat
-from understudy.graph.numbers import Watch
+from understudy.graph.numbers import Watch, attributes_of
 from understudy.graph.seeds import seeded
 
 # Functions of a size or of a type that a proxy may stand for; fx sees only those that are given a tensor.
@@ -208,7 +208,7 @@ def as_before(root: nn.Module, watch: Watch) -> Iterator[None]:
         made = {name: value for name, value in vars(root).items() if name.startswith("_tensor_constant")}
         for name in made:
             del vars(root)[name]
-        watch.draws |= any(_differs(attributes, vars(module)) for module, attributes in before)
+        watch.draws |= any(watch.stores(module, name) for module, held in before for name in _changed(module, held))
         _put_back(before)
         vars(root).update(made)  # which the graph refers to
 
@@ -231,6 +231,13 @@ def _put_back(before: list[tuple[nn.Module, dict[str, Any]]]) -> None:
     for module, attributes in before:
         vars(module).clear()
         vars(module).update(attributes)
+
+
+def _changed(module: nn.Module, before: dict[str, Any]) -> list[str]:
+    """Return the attributes of a module that are other ones than before, or new, or gone."""
+    before, now = attributes_of(before), attributes_of(vars(module))
+    both = before.keys() & now.keys()
+    return [*(before.keys() ^ now.keys()), *(name for name in both if _differs(before[name], now[name]))]
 
 
 def _differs(before: Any, now: Any) -> bool:
