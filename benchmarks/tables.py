@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence import picture
 from benchmarks.evidence.contenders import BEFORE, CONTENDERS, ROLLOUTS, TRANSFERRED
 from benchmarks.evidence.results import BUDGETS, ROOT, TEACHER, Budget, read_results
-from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.transfer import needed, targets
 from understudy.core.errors import RunError
 from understudy.core.figures import amount
@@ -50,11 +50,11 @@ def pages(results: Path, existing: str) -> dict[str, str]:
     for folder in sorted(path.parent for path in results.glob(f"*/{TEACHER}")):
         teacher, found = read_results(folder)
         groups = {budget: grouped(found, budget) for budget in BUDGETS}
-        picture = drawn(groups)
-        parts += [*overview(folder.name, teacher, found, groups, picture is not None), ""]
+        plot = drawn(groups, teacher["test"])
+        parts += [*overview(folder.name, teacher, found, groups, plot is not None), ""]
         written[f"results/{folder.name}.md"] = "\n".join([*details(folder.name, teacher, groups), ""])
-        if picture is not None:
-            written[f"results/{folder.name}.svg"] = picture
+        if plot is not None:
+            written[f"results/{folder.name}.svg"] = plot
     return {"results.md": between_marks(existing, parts, "results.md"), **written}
 
 
@@ -131,7 +131,7 @@ def trained(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def overview(
-    track: str, teacher: Mapping[str, Any], found: list[dict[str, Any]], groups: Mapping[str, Group], drawn: bool
+    track: str, teacher: Mapping[str, Any], found: list[dict[str, Any]], groups: Mapping[str, Group], plotted: bool
 ) -> Iterator[str]:
     """Yield the lines of a track in results.md: the test accuracies at each operating point."""
     images = teacher["images"]
@@ -164,7 +164,7 @@ def overview(
                     yield from ("", f"Not run: {'; '.join(CONTENDERS[name].label for name in missing)}.")
                 yield ""
     yield from transfer(groups["excluded"])
-    if drawn:
+    if plotted:
         yield from (f"![Test accuracy by operating point](results/{track}.svg)", "")
     yield f"All figures: [results/{track}.md](results/{track}.md)."
 
@@ -252,37 +252,20 @@ def _reason(results: list[dict[str, Any]]) -> str:
     return str(results[0]["error"]).partition("\n")[0].replace("|", "/")
 
 
-def drawn(groups: Mapping[str, Group]) -> str | None:
-    """Return the plot of a track, None where no figure has two operating points; only what has all points is drawn."""
-    panels = []
+def drawn(groups: Mapping[str, Group], teacher: float) -> str | None:
+    """Return the plot of a track with a teacher of that test accuracy; None where no search was included."""
+    group, panels = groups["included"], []
     for figure, name in FIGURES.items():
-        group = groups["included"]
         points = [point for point in group if point.startswith(figure)]
-        curves = []
-        for contender, about in CONTENDERS.items():
-            tests = [[result["test"] for result in trained(group[point].get(contender, []))] for point in points]
-            if len(points) > 1 and all(tests):
-                curves.append(_curve(about.label, tests))
-        if curves:
-            panels.append(
-                Panel(
-                    title=f"Test accuracy in %, {SAID['included']}",
-                    best=max(max(curve.high) for curve in curves),
-                    at=tuple(range(len(points))),
-                    curves=tuple(curves),
-                    ticks=tuple(f"{factor(point):g}x" for point in points),
-                    words=f"fewer {name}; band: standard deviation",
-                    percent=True,
-                )
-            )
-    return svg(panels) if panels else None
-
-
-def _curve(label: str, tests: list[list[float]]) -> Curve:
-    means = tuple(statistics.fmean(values) for values in tests)
-    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in tests]
-    low = tuple(mean - spread for mean, spread in zip(means, spreads, strict=True))
-    return Curve(label, means, low, tuple(mean + spread for mean, spread in zip(means, spreads, strict=True)))
+        tests = {
+            about.label: {f"{factor(p):g}x": [r["test"] for r in trained(group[p].get(key, []))] for p in points}
+            for key, about in CONTENDERS.items()
+        }
+        if known := {label: at for label, at in tests.items() if any(at.values())}:
+            title = f"Test accuracy, {SAID['included']}, by {name}; bars: one standard deviation"
+            at = tuple(f"{factor(point):g}x" for point in points)
+            panels.append(picture.Panel(title=title, points=at, tests=known, teacher=teacher))
+    return picture.svg(panels) if panels else None
 
 
 def main(arguments: list[str] | None = None) -> None:

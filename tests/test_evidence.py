@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -352,7 +353,7 @@ def test_tables_say_mean_deviation_seeds_and_budget(made: Callable[..., None], t
         result("free", 1, 0.88, ["excluded"]), result("free", 1, 0.89, ["included"]),
     )  # fmt: skip
     found = tables.pages(tmp_path, MARKS)
-    assert sorted(found) == ["results.md", "results/made.md"]
+    assert sorted(found) == ["results.md", "results/made.md", "results/made.svg"]
     text = found["results.md"]
     assert text.startswith(f"Words.\n{tables.BEGIN}\n") and text.endswith(f"{tables.END}\nMore.\n")
     assert "old" not in text and tables.pages(tmp_path, text)["results.md"] == text
@@ -369,13 +370,22 @@ def test_tables_say_mean_deviation_seeds_and_budget(made: Callable[..., None], t
     assert "| TPE, filled | 1 | no student: nothing / fits | | | | | | |" in found["results/made.md"]
 
 
-def test_two_operating_points_make_a_plot(made: Callable[..., None], tmp_path: Path) -> None:
+def test_the_plot_has_a_line_for_each_contender_and_a_dot_for_each_point(
+    made: Callable[..., None], tmp_path: Path
+) -> None:
     both = ["excluded", "included"]
-    made(*(result("n2n", seed, 0.9, both) for seed in (1, 2)))
+    made(*(result("n2n", seed, 0.9, both) for seed in (1, 2)), result("free", 1, 0.91, both))
     made(*(result("n2n", seed, 0.8 + seed / 100, both, point="params-20x") for seed in (1, 2)))
+    made(result("tpe", 1, 0.5, both, error="nothing fits"), result("tapered", 1, 0.5, ["excluded"]))
     found = tables.pages(tmp_path, MARKS)
     assert "![Test accuracy by operating point](results/made.svg)" in found["results.md"]
-    assert found["results/made.svg"].count('fill="none"') == 1 and ">20x</text>" in found["results/made.svg"]
+    root = ElementTree.fromstring(found["results/made.svg"])
+    texts, circles = (root.iter(f"{{http://www.w3.org/2000/svg}}{kind}") for kind in ("text", "circle"))
+    said = [text.text for text in texts]
+    assert [name for name in said if name in ("free", "N2N")] == ["free", "N2N"] and "teacher" in said
+    assert {"10x fewer", "20x fewer"} < set(said) and not {"TPE, filled", "tapered width"} & set(said)
+    free, first, second = (float(circle.get("cx", "")) for circle in list(circles)[2:])  # after those of the legend
+    assert second < first < free  # 81.5%, 90% and 91%
 
 
 def test_transfer_is_counted_in_students(made: Callable[..., None], tmp_path: Path) -> None:

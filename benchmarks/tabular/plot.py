@@ -38,11 +38,8 @@ class Panel:
 
     title: str
     best: float  # of the whole table
-    at: tuple[int, ...]  # numbers of students, or places in a row
+    at: tuple[int, ...]  # numbers of students
     curves: tuple[Curve, ...]
-    ticks: tuple[str, ...] = ()  # what stands below each place; empty: every second number
-    words: str = "students trained; top line: the best known"
-    percent: bool = False
 
     @property
     def floor(self) -> float:
@@ -87,15 +84,12 @@ def _axes(panel: Panel) -> list[str]:
         start, end = panel.place(panel.at[0], reward), panel.place(panel.at[-1], reward)
         y = start.split(",")[1]
         parts.append(f'<path d="M{start} L{end}" stroke="#e5e5e5"/>')
-        figure = f"{100 * reward:.1f}" if panel.percent else f"{reward:.3f}"
-        parts.append(f'<text x="{LEFT - 4}" y="{float(y) + 4:.1f}" text-anchor="end">{figure}</text>')
-    for place, tick in (
-        list(zip(panel.at, panel.ticks, strict=True)) if panel.ticks else [(n, n) for n in panel.at[1::2]]
-    ):
-        x = panel.place(place, panel.floor).split(",")[0]
-        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{tick}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return [*parts, f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(panel.words)}</text>']
+        parts.append(f'<text x="{LEFT - 4}" y="{float(y) + 4:.1f}" text-anchor="end">{reward:.3f}</text>')
+    for students in panel.at[1::2]:
+        x = panel.place(students, panel.floor).split(",")[0]
+        parts.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{students}</text>')
+    words, middle = "students trained; top line: the best known", (LEFT + WIDTH - RIGHT) / 2
+    return [*parts, f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{words}</text>']
 
 
 def _drawn(panel: Panel, curve: Curve, colours: dict[str, str]) -> list[str]:
