@@ -309,6 +309,10 @@ UNFIT = {
         lambda: torch.compile(CountsItsSteps()),
         r"but it is an OptimizedModule around it. Give .* teacher._orig_mod;",
     ),
+    "exported": (
+        lambda: torch.export.export(CountsItsSteps(), (torch.randn(4, 8),)).module(),
+        "it is a program of torch.export, which .* Give the module that torch.export.export was called with",
+    ),
     "lazy": (
         lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)),
         "0.weight is lazy. Call the teacher once on an example",

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch._ops import OpOverload
 from torch.ao.nn import quantized
 from torch.optim.swa_utils import AveragedModel
 
@@ -24,7 +25,7 @@ def check_module(teacher: nn.Module) -> None:
     """Refuse what no forward pass in Python is to be had from, and what has no values.
 
     Raises:
-        TraceError: it is no module, or wrapped, compiled, scripted, quantised, lazy or on the meta device.
+        TraceError: it is no module, or wrapped, compiled, scripted, exported, quantised, lazy or on the meta device.
     """
     if not isinstance(teacher, nn.Module):
         raise TraceError(f"a teacher must be a torch.nn.Module, but got {type(teacher).__name__}")
@@ -44,6 +45,12 @@ def check_module(teacher: nn.Module) -> None:
             raise TraceError(
                 f"a teacher must be the network itself, but {name} is {a_kind(module)} around it. {way}; a student "
                 "can be wrapped again"
+            )
+        if isinstance(module, fx.GraphModule) and any(isinstance(n.target, OpOverload) for n in module.graph.nodes):
+            raise TraceError(
+                f"a teacher must be written in operations of torch as one writes them, but {name} is a program of "
+                "torch.export, which holds what those are made of. Give the module that torch.export.export was called "
+                "with; a student can be exported again"
             )
         if type(module).__module__.startswith(_QUANTISED) and type(module) not in IN_FLOAT:
             raise TraceError(
