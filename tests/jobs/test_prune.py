@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 import understudy as us
 from tests.support.kills import kill_and_go_on
@@ -288,6 +288,18 @@ def test_agents_of_a_network_that_guesses_are_warned_of(teacher: Teacher, tmp_pa
         logs.append((tmp_path / name / "run.log").read_text())
     assert "learning signal has vanished" not in logs[0]
     assert re.search(r"masked network's score fell to \d+\.\d+% \(chance level is \d+", logs[1])
+
+
+class Noisy(Tiny):
+    """Draws random numbers in every mode."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return logits + torch.randn_like(logits)
+
+
+def test_a_network_that_draws_random_numbers_agrees_with_its_masks(tmp_path: Path) -> None:
+    assert squeeze(Noisy(), tmp_path / "run", method=METHOD, goal=us.Goal(params="2x")).kept
 
 
 def test_what_does_not_agree_is_not_saved(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from understudy.core.nested import called, first, mapped
 from understudy.cost import predict as cost
 from understudy.graph.analysis import Analysis
 from understudy.graph.copies import copied
+from understudy.graph.seeds import seeded
 from understudy.jobs.latency import Latencies
 from understudy.jobs.task import Task
 from understudy.methods.decore import Agents, Rules, Steering, Usage, chosen, expected, saturated
@@ -253,9 +254,12 @@ class Pruning:
         images = self.task.data.normalise(mapped(images, lambda tensor: tensor.cpu()))
         student = surgery.build(analysis, architecture).eval()
         kept = torch.from_numpy(surgery.kept_slots(analysis, architecture))[:-1]
-        with torch.no_grad():
-            gated.eval().mask(kept[None].float())
-            masked, sliced = (self.task.aim.read(called(network, images)) for network in (gated, student))
+        answers = []
+        gated.eval().mask(kept[None].float())
+        for network in (gated, student):
+            with torch.no_grad(), seeded():  # some draw random numbers
+                answers.append(self.task.aim.read(called(network, images)))
+        masked, sliced = answers
         worst, scale = float((masked - sliced).abs().max()), float(masked.abs().max())
         if not worst <= _TOLERANCE * max(scale, 1e-12):
             raise SurgeryError(
