@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +47,7 @@ def check_module(teacher: nn.Module) -> None:
                 f"a teacher must be the network itself, but {name} is {a_kind(module)} around it. {way}; a student "
                 "can be wrapped again"
             )
-        if isinstance(module, fx.GraphModule) and any(isinstance(n.target, OpOverload) for n in module.graph.nodes):
+        if isinstance(module, fx.GraphModule) and _is_exported(module):
             raise TraceError(
                 f"a teacher must be written in operations of torch as one writes them, but {name} is a program of "
                 "torch.export, which holds what those are made of. Give the module that torch.export.export was called "
@@ -128,3 +129,11 @@ def check_names(root: nn.Module, names: list[str]) -> None:
                 f"inputs must have a name each in the signature of forward, but it takes them as {stars}{name}. Name "
                 "them there, def forward(self, images), or give them by name in a dict where it takes **kwargs"
             )
+
+
+def _is_exported(module: fx.GraphModule) -> bool:
+    """Return whether a graph is made of torch's inner operations alone, without layers."""
+    nodes = module.graph.nodes
+    layers = [n for n in nodes if n.op == "call_module" and [*module.get_submodule(n.target).parameters()]]
+    called = [n.target for n in nodes if n.op == "call_function" and n.target is not operator.getitem]
+    return not layers and bool(called) and all(isinstance(target, OpOverload) for target in called)
