@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from understudy.core.architecture import Frozen
 from understudy.core.errors import ArchitectureError, ConfigError, DataError, GoalError, MachineError, ModelError
 from understudy.core.summary import Score
 from understudy.data import Data
+from understudy.data.repeated import repeated
 from understudy.jobs.door import Look, Losses, Normalisation, look_at
 from understudy.jobs.dry_run import plan, plan_table
 from understudy.jobs.task import Task, refuse_other_kinds
@@ -59,9 +61,13 @@ class Brightness(nn.Module):
 
 
 def shades(*, val: bool = False) -> Data:
-    """Return flat images, of class 1 from 100 of 255 on: in the mean they are brighter than that."""
-    grey = np.random.default_rng(0).integers(0, 256, 2000).astype(np.uint8)
-    images, labels = np.broadcast_to(grey[:, None, None], (2000, 8, 8)).copy(), (grey >= 100).astype(np.int64)
+    """Return flat images but for two pixels, of class 1 from 100 of 255 on: in the mean they are brighter than that."""
+    grey = np.random.default_rng(0).integers(1, 255, 2000).astype(np.uint8)
+    images, labels = np.repeat(grey[:, None], 64, axis=1), (grey >= 100).astype(np.int64)
+    for image, (more, less) in zip(images, permutations(range(64), 2), strict=False):  # no two images are the same
+        image[more] += 1
+        image[less] -= 1
+    images = images.reshape(-1, 8, 8)
     half = slice(1000, 1200)
     return Data.from_arrays(images[:1000] if val else images, labels[:1000] if val else labels,
                             val=(images[half], labels[half]) if val else None)  # fmt: skip
@@ -416,6 +422,20 @@ class Flickering(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return other logits each time."""
         return nn.functional.dropout(self.inner(images), 0.01) + 1e-3 * torch.rand(2)
+
+
+def test_images_that_are_in_two_splits_are_noted() -> None:
+    images, labels = shades().train.images.numpy(), shades().train.labels.numpy()
+    apart = Data.from_arrays(images[:1000], labels[:1000], val=(images[1000:1100], labels[1000:1100]),
+                             test=(images[1100:1200], labels[1100:1200]))  # fmt: skip
+    module, normalised = Brightness(at=99.5 / 255), {"mean": (0.0,), "std": (1.0,)}
+    assert look_at(task_of(module, apart, **normalised)).notes == ()
+    few = replace(apart, val=apart.train.take(torch.arange(1)))
+    assert [repeated(split, few.train) for split in (apart.val, few.val)] == [0, 1]
+    both = replace(apart, val=apart.train.take(torch.arange(50)), test=apart.train.take(torch.arange(25)))
+    first, second = look_at(task_of(module, both, **normalised)).notes
+    assert first.startswith("50 of the 50 validation images are training images as well, pixel for pixel: what is")
+    assert second.startswith("25 of the 25 test images are training images as well")
 
 
 def test_a_teacher_that_draws_in_evaluation_mode_is_noted() -> None:

@@ -16,6 +16,7 @@ from understudy.core.nested import called
 from understudy.core.summary import Score
 from understudy.data import AnySplit, Data
 from understudy.data.data import first_images
+from understudy.data.repeated import repeated
 from understudy.graph.copies import copied
 from understudy.graph.seeds import seeded
 from understudy.jobs.glance import Glance, answering, glance_at
@@ -29,6 +30,7 @@ _IMAGES = 500  # of each split that is looked at
 _STEP = 4  # of a step that shows whether it can be trained; norms need more than one
 _TRIED = 200  # images on which another normalisation is tried
 _BEYOND_DOUBT = 0.9  # score from which on no other normalisation is tried
+_REPEATED = 0.01  # of a split, in training images as well, of which it is told
 _SUMS = 1e-3  # by which probabilities may miss a sum of 1
 _BETTER = 0.05  # score that another normalisation must gain to be named
 _DRAWN = (
@@ -88,6 +90,7 @@ class Look:
     pixels: float | None = None  # the largest, where float images are whole numbers that nobody has normalised
     probabilities: bool = False  # whether its outputs are probabilities, not logits
     draws: bool = False  # whether its answers hang on random numbers
+    doubts: tuple[str, ...] = ()  # on the data
 
     @property
     def guesses(self) -> bool:
@@ -144,7 +147,7 @@ class Look:
             )
         if self.draws:
             found.append(_DRAWN)
-        return tuple(found)
+        return (*found, *self.doubts)
 
     @property
     def _as_floats(self) -> str:
@@ -177,7 +180,7 @@ class Look:
 
 
 def look_at(task: Task) -> Look | Glance:
-    """Return what a first look at a task's teacher finds, on some hundred images; the test split is not read.
+    """Return what a first look at a task's teacher finds, on some hundred images; nothing is run on the test split.
 
     Raises:
         ModelError: it cannot be trained, so no student of it could be.
@@ -186,7 +189,7 @@ def look_at(task: Task) -> Look | Glance:
     refuse_untrainable(task.network, some, task.settings.device)
     draws = _draws(task.network, some, task.aim)
     if task.aim.objective.name != "classification" or not task.data.has_targets:
-        return replace(glance_at(task), notes=(_DRAWN,) * draws)
+        return replace(glance_at(task), notes=(*(_DRAWN,) * draws, *_doubts(task.data)))
     teacher, data, settings = task.teacher, task.data, task.settings
     compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
     network = compute.place(copied(task.network))
@@ -202,6 +205,7 @@ def look_at(task: Task) -> Look | Glance:
         mean=data.mean,
         std=data.std,
         draws=draws,
+        doubts=_doubts(data),
         probabilities=bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=_SUMS),
     )
     if found.score.value < _BEYOND_DOUBT and data.are_images and data.train.dtype == torch.uint8:
@@ -213,6 +217,19 @@ def look_at(task: Task) -> Look | Glance:
     if data.val_from_train and teacher.taught_on != data.digest and min(len(losses), len(train_losses)) > 1:
         found = replace(found, val_loss=Losses.of(losses), train_loss=Losses.of(train_losses))
     return found
+
+
+def _doubts(data: Data) -> tuple[str, ...]:
+    """Return what should be known of splits that share images; inputs of other kinds, such as words, may be alike."""
+    found = []
+    for name, split in (("validation", data.val), ("test", data.test)):
+        count = repeated(split, data.train) if data.are_images and split is not None else 0
+        if split is not None and count > _REPEATED * len(split):
+            found.append(
+                f"{count:,} of the {len(split):,} {name} images are training images as well, pixel for pixel: what is "
+                "judged by them is judged by what it has learned. Take them out of the training images"
+            )
+    return tuple(found)
 
 
 def _draws(network: nn.Module, inputs: Any, aim: Aim) -> bool:
