@@ -64,7 +64,7 @@ def test_settings_are_few() -> None:
         for kind in (*methods, *shared, us.Teaching)
     }
     assert len(leaves[us.N2N]) <= 8
-    assert sum(map(len, leaves.values())) <= 61  # one since the list was cut to 60: the goal in 8 bits
+    assert sum(map(len, leaves.values())) <= 62  # since it was cut to 60: the goal in 8 bits, looks of archcomp
 
 
 _TABLES = ("method", "goal", "widths", "augmentation", "candidates", "final", "training")
