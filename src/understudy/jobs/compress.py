@@ -91,8 +91,16 @@ class Result:
         return self.summary.kept
 
     def save(self, folder: str | Path) -> None:
-        """Write the student's folder; `load_student` reads it."""
-        save_student(folder, self.student, self.architecture, self._card, self._code)
+        """Write the student's folder; `load_student` reads it.
+
+        Raises:
+            ModelError: it cannot be written there.
+        """
+        try:
+            save_student(folder, self.student, self.architecture, self._card, self._code)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ModelError(f"the folder of a student must be writable, but {folder} is not: {reason}") from error
 
     def into(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model with the student in the place of the part that was compressed.
@@ -104,7 +112,7 @@ class Result:
             ModelError: the part is not in the model.
         """
         part = self._part
-        if part is None or not any(module is part for module in model.modules()):
+        if part is None or not isinstance(model, nn.Module) or not any(module is part for module in model.modules()):
             raise ModelError(
                 "into() takes the model that holds the very module that compress() was given, as "
                 "compress(model.backbone, ...).into(model), but that module is not in this one"
