@@ -91,16 +91,8 @@ class Result:
         return self.summary.kept
 
     def save(self, folder: str | Path) -> None:
-        """Write the student's folder; `load_student` reads it.
-
-        Raises:
-            ModelError: it cannot be written there.
-        """
-        try:
-            save_student(folder, self.student, self.architecture, self._card, self._code)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ModelError(f"the folder of a student must be writable, but {folder} is not: {reason}") from error
+        """Write the student's folder; `load_student` reads it."""
+        save_student(folder, self.student, self.architecture, self._card, self._code)
 
     def into(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model with the student in the place of the part that was compressed.
