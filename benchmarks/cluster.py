@@ -107,7 +107,7 @@ def scaling(options: argparse.Namespace) -> None:
 def rollouts(options: argparse.Namespace) -> None:
     """Print what larger updates cost a search."""
     table = Table.load(TABLE)
-    reward = table.reward(options.params)
+    reward = table.reward(params=options.params)
     print(f"| students of an update | updates | best reward after {STUDENTS} students | seeds |")
     print("| --- | --- | --- | --- |")
     for size in UPDATES:

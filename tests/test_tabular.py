@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.tabular import build, compare, networks
+from benchmarks.tabular import build, compare, macro, networks
 from benchmarks.tabular.compare import METHODS, STUDENTS, curve
 from benchmarks.tabular.embedding import fitted, ranks
 from benchmarks.tabular.plot import Curve, Panel, svg
@@ -26,6 +26,7 @@ from understudy.methods.base import Problem, Searcher
 
 FOLDER = Path(build.__file__).parent
 FILES = sorted(FOLDER.glob("*.npz"))
+TRAINED_HERE = [path for path in FILES if path.stem in build.PLANS]
 WHOLE = {"skip-mnist"}
 
 
@@ -61,7 +62,7 @@ def table() -> Table:
 
 @pytest.mark.parametrize("called", METHODS)
 def test_every_proposal_of_every_searcher_is_in_the_table(table: Table, called: str) -> None:
-    method, problem = METHODS[called], Problem(space=table.space, reward=table.reward("5x"), predict=table.cost)
+    method, problem = METHODS[called], Problem(space=table.space, reward=table.reward(params="5x"), predict=table.cost)
     if isinstance(method, ArchComp | OptunaSearch):
         method = replace(method, students=30)
     if isinstance(method, ArchComp):
@@ -70,7 +71,9 @@ def test_every_proposal_of_every_searcher_is_in_the_table(table: Table, called: 
         searcher = method.searcher(problem)
     found = search(searcher, table, STUDENTS)
     # Of two uniform widths one breaks the budget.
-    assert len(found) == {"uniform": 1, "ArchComp": 30, "TPE": 30, "NSGA-II": 30}.get(called, STUDENTS)
+    assert len(found) == {"uniform": 1, "ArchComp": 30, "TPE": 30, "TPE, filled": 30, "NSGA-II": 30}.get(
+        called, STUDENTS
+    )
 
 
 def test_each_architecture_is_there_once_and_the_teacher_among_them(table: Table) -> None:
@@ -86,7 +89,7 @@ def test_what_is_saved_is_loaded(table: Table, tmp_path: Path) -> None:
     assert again.evaluations == tuple(replace(e, seconds=again[e.architecture].seconds) for e in table.evaluations)
     assert [[e.score for e in row] for row in again.repeats] == [[e.score for e in row] for row in table.repeats]
     assert [row[2].seed for row in again.repeats] == [2**63 + 2] * 2
-    assert again.reward("5x") == table.reward("5x")
+    assert again.reward(params="5x") == table.reward(params="5x")
 
 
 def test_a_part_of_a_table_knows_what_it_lacks(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,8 +117,8 @@ def test_an_embedding_of_a_part_is_fitted_to_what_is_in_it(table: Table) -> None
 
 
 def test_a_curve_never_falls_and_ends_at_the_best(table: Table) -> None:
-    reached = curve(table, "5x", METHODS["random"], 0)
-    reward = table.reward("5x")
+    reached = curve(table, "params=5x", METHODS["random"], 0)
+    reward = table.reward(params="5x")
     searcher = METHODS["random"].searcher(Problem(space=table.space, reward=reward, predict=table.cost))
     assert reached == sorted(reached)
     assert reached[-1] == max(reward(evaluation) for evaluation in search(searcher, table, STUDENTS))
@@ -133,7 +136,7 @@ def test_a_torn_line_of_the_log_is_dropped_and_the_rest_is_known(table: Table, t
     assert list(build.Log(path, table.space).known.values()) == [first, second]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINED_HERE, ids=lambda path: path.stem)
 def test_tables_here_are_whole_and_made_by_the_networks_here(path: Path) -> None:
     table = Table.load(path)
     analysis = analysis_of(table.about["network"], table.about["images"]["shape"])
@@ -145,6 +148,44 @@ def test_tables_here_are_whole_and_made_by_the_networks_here(path: Path) -> None
     assert table[table.space.full].cost == predict(analysis, analysis.space.full)
     assert len(table.repeats) == build.REPEATED and all(len(row) == len(build.SEEDS) for row in table.repeats)
     assert all(row[0] == table[row[0].architecture] for row in table.repeats)
+
+
+@pytest.fixture(scope="module")
+def by_others() -> Table:
+    return Table.load(FOLDER / "macro-cifar10.npz")
+
+
+def test_the_table_of_others_is_whole_and_its_costs_are_those_that_are_predicted(by_others: Table) -> None:
+    analysis = macro.analysis()
+    assert (FOLDER / "macro-cifar10.npz").stat().st_size < 300_000
+    assert by_others.space == macro.space_of(analysis)
+    assert by_others.whole and by_others.judges and len(by_others.evaluations) == 2**3 * 3**5
+    for evaluation in by_others.evaluations[::97]:
+        assert evaluation.cost == predict(analysis, macro.built(analysis, evaluation.architecture))
+
+
+def test_networks_of_others_have_the_figures_of_their_file(by_others: Table) -> None:
+    full = by_others[by_others.space.full]
+    assert full.cost is not None and (full.cost.parameters, full.cost.macs) == (2_932_586, 105_660_928)
+    assert full.score == 0.9306 and by_others.judged(full.architecture) == pytest.approx(0.929)
+    halves = (96, 192, 192, 384, 384)
+    widths = {f"blocks.{number}.expansion.0": width for number, width in enumerate(halves)}
+    some = by_others.space.architecture(widths={**widths, "blocks.7.expansion.0": 768})
+    assert macro.code_of(some) == "11111221"
+    cost = by_others[some].cost
+    assert cost is not None and (cost.parameters, cost.macs) == (2_181_386, 65_012_224)
+    gone = by_others.space.full.without("blocks.1", "blocks.4")
+    assert macro.code_of(gone) == "20220222"
+
+
+def test_what_a_search_found_is_judged_by_trainings_that_it_has_not_seen(by_others: Table) -> None:
+    reward = compare.reward_of(by_others, "macs=2x")
+    found = [e for e in by_others.evaluations if e.cost is not None and not reward.budgets.broken_by(e.cost)]
+    best = max(found, key=lambda evaluation: evaluation.score)
+    others = [e.score for row in by_others.repeats if row[0] == best for e in row[1:]]
+    assert len(others) == 2 and compare.worth(by_others, reward, found) == sum(others) / 2
+    broken = by_others[by_others.space.full]
+    assert compare.worth(by_others, reward, [broken]) == 0.0
 
 
 def test_the_plot_is_a_picture_with_a_line_for_each_curve() -> None:

@@ -4,8 +4,11 @@
     python -m benchmarks.tabular.compare --show                                         # tables of what was run
     python -m benchmarks.tabular.compare --show --plot docs/searchers.svg
 
+    python -m benchmarks.tabular.compare --tables macro-cifar10 --budgets params=2x macs=2x     # trained by others
+
 A run is one line of the file of results; what is there is not run again, so the command can be interrupted and
-repeated. Every method gets 100 students; its curve is the best reward among the first 10, 20, ... of them.
+repeated. Every method gets 100 students; its curve is what the best of the first 10, 20, ... of them is worth: its
+reward, or, where the table has more trainings of each student, its accuracy in those that the search has not seen.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +29,8 @@ import torch
 from benchmarks.tabular.plot import Curve, Panel, svg
 from benchmarks.tabular.table import Table, search
 from understudy.config.methods import N2N, ArchComp, Method, OptunaSearch, RandomSearch, UniformWidth
+from understudy.core.evaluation import Evaluation
+from understudy.core.goal import Reward
 from understudy.methods.base import Problem
 
 HERE = Path(__file__).parent
@@ -33,8 +39,10 @@ AT = range(10, STUDENTS + 1, 10)
 _PLAIN = N2N(draws_per_rollout=1)
 METHODS: dict[str, Method] = {
     "random": RandomSearch(students=STUDENTS),
+    "random, filled": RandomSearch(students=STUDENTS, fill=True),
     "uniform": UniformWidth(students=STUDENTS),
     "TPE": OptunaSearch(students=STUDENTS),
+    "TPE, filled": OptunaSearch(students=STUDENTS, fill=True),
     "NSGA-II": OptunaSearch(sampler="nsga2", students=STUDENTS),
     "N2N": N2N(shrinkage_updates=20),
     "N2N, draws not ranked": N2N(shrinkage_updates=20, draws_per_rollout=1),
@@ -47,12 +55,26 @@ METHODS: dict[str, Method] = {
 Key = tuple[str, str, str]  # table, budget, method
 
 
-def curve(table: Table, params: str | None, method: Method, seed: int) -> list[float]:
-    """Return the best true reward among the first 10, 20, ... students of a search."""
-    reward = table.reward(params)
+def reward_of(table: Table, budget: str) -> Reward:
+    """Return the reward for a budget such as "params=5x", or "none"."""
+    return table.reward() if budget == "none" else table.reward(**dict([budget.split("=", 1)]))
+
+
+def worth(table: Table, reward: Reward, found: Sequence[Evaluation]) -> float:
+    """Return what the best of these is worth: its reward, or its accuracy in trainings that no search sees."""
+    best = max(found, key=reward)
+    if not table.judges:
+        return reward(best)
+    kept = best.cost is not None and not reward.budgets.broken_by(best.cost)
+    return table.judged(best.architecture) if kept else 0.0
+
+
+def curve(table: Table, budget: str, method: Method, seed: int) -> list[float]:
+    """Return what the best of the first 10, 20, ... students of a search is worth."""
+    reward = reward_of(table, budget)
     searcher = method.searcher(Problem(space=table.space, reward=reward, predict=table.cost, seed=seed))
-    rewards = [reward(evaluation) for evaluation in search(searcher, table, STUDENTS)]
-    return [max(rewards[:count]) for count in AT]
+    found = search(searcher, table, STUDENTS)
+    return [worth(table, reward, found[:count]) for count in AT]
 
 
 def run(options: argparse.Namespace, methods: dict[str, Method]) -> None:
@@ -63,15 +85,15 @@ def run(options: argparse.Namespace, methods: dict[str, Method]) -> None:
         if not table.whole:
             raise SystemExit(f"a search needs a whole table, but {name} is a part: leave it out of --tables")
         for seed in range(options.seeds):
-            for params in options.params:
+            for budget in options.budgets:
                 for called in options.methods:
-                    if (name, params, called, seed) in known:
+                    if (name, budget, called, seed) in known:
                         continue
                     began = time.process_time()
-                    found = curve(table, None if params == "none" else params, methods[called], seed)
+                    found = curve(table, budget, methods[called], seed)
                     line = {
                         "table": name,
-                        "params": params,
+                        "budget": budget,
                         "method": called,
                         "seed": seed,
                         "curve": found,
@@ -86,7 +108,7 @@ def read(path: Path) -> dict[Key, dict[int, list[float]]]:
     found: dict[Key, dict[int, list[float]]] = defaultdict(dict)
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         line = json.loads(text)
-        found[line["table"], line["params"], line["method"]][line["seed"]] = line["curve"]
+        found[line["table"], line["budget"], line["method"]][line["seed"]] = line["curve"]
     return found
 
 
@@ -123,14 +145,13 @@ def show(options: argparse.Namespace) -> None:
     everything, panels = read(options.results), []
     for name in options.tables:
         table = Table.load(HERE / f"{name}.npz")
-        for params in options.params:
-            found = {called: everything[name, params, called] for called in options.methods}
+        for budget in options.budgets:
+            found = {called: everything[name, budget, called] for called in options.methods}
             found = {called: curves for called, curves in found.items() if curves}
             if not found:
                 continue
-            reward = table.reward(None if params == "none" else params)
-            best = max(reward(evaluation) for evaluation in table.evaluations)
-            print(f"\n{name}, budget {params}, best of the table {best:.4f}\n")
+            best = worth(table, reward_of(table, budget), table.evaluations)
+            print(f"\n{name}, budget {budget}, best of the table {best:.4f}\n")
             print(
                 f"| method | seeds | 20 students | 50 | {options.at} | 10% to 90% | short of the best "
                 "| gain over random | gain over TPE |"
@@ -140,7 +161,7 @@ def show(options: argparse.Namespace) -> None:
             for called, curves in found.items():
                 print(row(called, curves, baselines, best, options.at))
             drawn = [Curve.of(called, list(curves.values())) for called, curves in found.items()]
-            title = f"{name}, " + ("no budget" if params == "none" else f"{params} fewer parameters")
+            title = f"{name}, " + ("no budget" if budget == "none" else budget.replace("=", " "))
             panels.append(Panel(title=title, best=best, at=tuple(AT), curves=tuple(drawn)))
     if options.plot:
         options.plot.write_text(svg(panels), encoding="utf-8")
@@ -150,7 +171,7 @@ def main(methods: dict[str, Method] = METHODS, doc: str | None = __doc__) -> Non
     """Run searches, or show what was run."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", default=sorted(path.stem for path in HERE.glob("*.npz")))
-    parser.add_argument("--params", nargs="+", default=["none", "5x"], help="budgets on parameters")
+    parser.add_argument("--budgets", nargs="+", default=["none", "params=5x"], help="such as params=5x, macs=2x, none")
     parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--results", type=Path, default=Path("runs/tabular/results.jsonl"))

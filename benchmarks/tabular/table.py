@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,13 +78,26 @@ class Table:
         """Return the exact cost, as searchers may know it before anything is trained; None outside of the table."""
         return self[architecture].cost if architecture in self else None
 
-    def reward(self, params: str | None = None) -> Reward:
-        """Return N2N's reward in this table, with a budget on parameters such as "5x"."""
+    @property
+    def judges(self) -> bool:
+        """Whether every architecture was trained with other seeds too, which judge what a search has found."""
+        return len(self.repeats) == len(self.evaluations)
+
+    def judged(self, architecture: Architecture) -> float:
+        """Return the mean accuracy of an architecture in the trainings that no search sees."""
+        return statistics.fmean(evaluation.score for evaluation in self._judges[architecture.digest])
+
+    @cached_property
+    def _judges(self) -> dict[str, tuple[Evaluation, ...]]:
+        return {first.architecture.digest: others for first, *others in self.repeats}
+
+    def reward(self, **budgets: str) -> Reward:
+        """Return N2N's reward in this table, with budgets as a goal has them, such as params="5x"."""
         teacher = self.cost(self.space.full)
         assert teacher is not None, "the teacher can be built"
         accuracy = float(self.about["teacher_accuracy"])
-        budgets = Goal(params=params).budgets(teacher, accuracy)
-        return Reward(teacher_cost=teacher, teacher_score=accuracy, budgets=budgets)
+        asked = Goal(**budgets).budgets(teacher, accuracy)  # type: ignore[arg-type]
+        return Reward(teacher_cost=teacher, teacher_score=accuracy, budgets=asked)
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads."""
@@ -138,7 +152,7 @@ def _columns(evaluations: Sequence[Evaluation], space: Space) -> dict[str, np.nd
     costs = [[getattr(e.cost, name) if e.cost else -1 for name in COSTS] for e in evaluations]
     return {
         "removed": np.array([[u in a.removed for u in units] for a in architectures]),
-        "widths": np.array([[a.width(g.name) for g in space.groups] for a in architectures], dtype=np.uint8),
+        "widths": np.array([[a.width(g.name) for g in space.groups] for a in architectures], dtype=np.uint16),
         "kernels": np.array([[a.kernel(name) for name in kernels] for a in architectures], dtype=np.uint8),
         "costs": np.array(costs, dtype=np.int32),
         "accuracy": np.array([e.score for e in evaluations]),
