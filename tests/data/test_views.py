@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from understudy.config.training import Augmentation
-from understudy.data import Epoch, Views
+from understudy.core.errors import ConfigError
+from understudy.data import Data, Epoch, Views
+from understudy.data.views import check_augmentation
 
 ALL = Augmentation(crop=2, flip=True)
 
@@ -124,3 +126,12 @@ def test_a_cycle_repeats_looks_in_a_new_order() -> None:
     assert not torch.equal(first.order, third.order)
     assert [views.look(number) for number in range(4)] == [0, 1, 0, 1]
     assert Views(50, Augmentation(), 3).look(7) == 0
+
+
+def test_padding_as_wide_as_an_image_is_refused() -> None:
+    data = Data.from_arrays(pixels(), torch.arange(24) % 2)  # 6 x 5
+    check_augmentation(Augmentation(crop=4, flip=True), data)
+    with pytest.raises(ConfigError, match=r"fewer than an image has .* but it is 5 for images of 6 x 5"):
+        check_augmentation(Augmentation(crop=5), data)
+    with pytest.raises(ConfigError, match="inputs must be images"):
+        check_augmentation(Augmentation(flip=True), Data.from_inputs(torch.randn(24, 3), torch.arange(24) % 2))

@@ -16,7 +16,7 @@ from tests.support.cards import card
 from tests.support.tiny import make, squeeze, teach_tiny
 from understudy.cli import main
 from understudy.core.errors import ConfigError, ExportError, ExtraError
-from understudy.core.files import write_json
+from understudy.core.files import one_writer, write_json
 from understudy.data import Data
 from understudy.export import folder as exporting
 from understudy.export.certificate import verify
@@ -245,6 +245,15 @@ def test_an_export_that_was_killed_is_written_anew(tmp_path: Path, monkeypatch: 
     export(tmp_path, make(), "source")
     assert verify(tmp_path).files == 6 and not (tmp_path / ".export").exists()
     assert [path.name for path in tmp_path.rglob("*.partial")] == ["own.partial"]
+
+
+def test_two_exports_do_not_mix_in_one_folder(result: us.Result, tmp_path: Path) -> None:
+    with one_writer(tmp_path, "an export", ExportError), pytest.raises(ExportError, match="another one writes"):
+        result.export(tmp_path, ("source",))
+    assert not list(tmp_path.iterdir())
+    assert set(result.export(tmp_path, ("source",)).parity) == {"source"}
+    with pytest.raises(ExportError, match=r"accessible, but .*model\.py is not: File exists"):
+        result.export(tmp_path / "model.py", ("source",))
 
 
 def test_a_format_that_cannot_be_written_is_left_out(tmp_path: Path) -> None:

@@ -258,6 +258,8 @@ def test_a_student_that_is_saved_again_leaves_nothing_of_a_killed_writer(done: u
     (tmp_path / "own.partial").write_text("the user's own")
     (tmp_path / "student.safetensors.host-1-2.partial").write_text("half of it")
     done.save(tmp_path)
+    with pytest.raises(ModelError, match=r"must be accessible, but .*space\.json/model\.json is not: Not a directory"):
+        done.save(tmp_path / "space.json")
     assert [path.name for path in tmp_path.glob("*.partial")] == ["own.partial"]
 
 

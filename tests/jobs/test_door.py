@@ -29,7 +29,15 @@ from understudy.config.job import Compression
 from understudy.config.training import Device
 from understudy.core import caller
 from understudy.core.architecture import Frozen
-from understudy.core.errors import ArchitectureError, ConfigError, DataError, GoalError, MachineError, ModelError
+from understudy.core.errors import (
+    ArchitectureError,
+    ConfigError,
+    DataError,
+    GoalError,
+    MachineError,
+    ModelError,
+    RunError,
+)
 from understudy.core.summary import Score
 from understudy.data import Data
 from understudy.data.repeated import repeated
@@ -91,6 +99,15 @@ def test_random_weights_are_refused_before_anything_is_made(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
     with pytest.raises(ModelError, match="must be trained"):
         plan(task_of(guessing, Data.digits()))
+
+
+def test_what_workers_could_not_get_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    class Local(Tiny):
+        """In no module that a process could import."""
+
+    with pytest.raises(RunError, match=r"must be picklable, its class at the top level .* or use workers=1"):
+        squeeze(Local(), tmp_path / "run", device=replace(DEVICE, workers=2))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

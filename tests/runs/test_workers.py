@@ -346,11 +346,12 @@ def test_a_script_from_standard_input_is_told_what_to_do() -> None:
     assert (done.stdout, done.stderr) == (f"{said}save it as a file, or use workers=1\n", "")
 
 
-def test_a_class_that_workers_cannot_import_is_named() -> None:
+def test_a_class_that_was_typed_in_is_told_what_to_do() -> None:
     done = subprocess.run([sys.executable, "-c", PRELUDE + "main()"], capture_output=True, text=True)
-    assert done.stdout.startswith("with workers > 1 the teacher's class must be in a module that can be imported, but")
-    assert "'evaluate'" in done.stdout and done.stdout.endswith("or use workers=1\n")
-    assert done.stderr == ""
+    said = (
+        "with workers > 1 the teacher's class must be in a file that can be imported, but it was typed in, as into a "
+    )
+    assert (done.stdout, done.stderr) == (f"{said}a notebook; save it as a file, or use workers=1\n", "")
 
 
 def test_a_script_that_fails_to_import_is_told(script: Callable[[str], list[str]]) -> None:

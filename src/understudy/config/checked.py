@@ -7,6 +7,7 @@ fields is said by `problems`.
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,16 +34,20 @@ class Range:
 
     def __contains__(self, number: float) -> bool:
         above = self.least < number if self.above else self.least <= number
-        return above and number <= self.most and math.isfinite(number)
+        return above and number <= self.most and abs(number) <= sys.float_info.max  # not nan, inf or 10**400
 
     def __str__(self) -> str:
+        if self.least == -math.inf:
+            return f"at most {self.most:,.0f}"
         if self.most < math.inf:
             return f"in {self.least:g}..{self.most:g}" + (f", above {self.least:g}" if self.above else "")
         return f"above {self.least:g}" if self.above else f"at least {self.least:g}"
 
 
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
+_COUNTED = Range(most=10**9)  # beyond is a slip of the pen, and what counts in 64 bits fails when it is used
+Count = Annotated[int, Range(1), _COUNTED]
+Natural = Annotated[int, Range(0), _COUNTED]
+Threads = Annotated[int, Range(0), Range(most=1024)]  # as many as some millions end the process
 Seed = Annotated[int, Range(0, 2**63 - 1)]  # what both numpy and torch take
 Share = Annotated[float, Range(0.0, 1.0)]
 Amount = Annotated[float, Range(0.0)]

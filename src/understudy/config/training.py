@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from understudy.config.checked import Amount, Checked, Count, Natural, Seed, Share
+from understudy.config.checked import Amount, Checked, Count, Natural, Seed, Share, Threads
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -65,7 +65,7 @@ class Device(Checked):
     CUDA from 8.0), else fp32; recorded in the run."""
     memory_format: MemoryFormat = "auto"
     """Layout of images. auto: channels_last on CPUs and for bf16 on CUDA if a step works in it, else contiguous."""
-    threads: Natural = 1
+    threads: Threads = 1
     """CPU threads per training (0: all cores). Independent of `workers`, so results do not depend on it."""
     workers: Natural = 1
     """Students trained at the same time, each in a process of its own, which may crash; 0: one, in this process. On a

@@ -14,6 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing there keeps two writers out of one folder
+    fcntl = None  # type: ignore[assignment]
+
 from understudy.core.errors import ArchitectureError, ConfigError, UnderstudyError, a_kind
 from understudy.core.written import summed, unsummed
 
@@ -53,6 +58,35 @@ def sweep(folder: Path) -> None:
     """Remove what writers that were killed left in a folder and below it; nobody may be writing there."""
     for partial in folder.rglob(f"*{_PARTIAL}"):
         partial.unlink()
+
+
+@contextmanager
+def one_writer(folder: Path, what: str, error: type[UnderstudyError]) -> Iterator[None]:
+    """Make a folder and keep other writers of its kind out, for what leaves no file of its own there to lock.
+
+    Raises:
+        UnderstudyError: of the kind given, if another one is writing there, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise error(trouble_of(e) or str(e)) from e
+    if fcntl is None:
+        yield
+        return
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise error(
+                    f"{what} is written by one process at a time, but another one writes {folder}: let it end, or give "
+                    "another folder"
+                ) from e
+        yield
+    finally:
+        os.close(place)
 
 
 def remove(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float32, Int, Int64
@@ -11,9 +12,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from understudy.config.training import Augmentation
+from understudy.core.errors import ConfigError
 from understudy.data.split import Images, Inputs
 
+if TYPE_CHECKING:
+    from understudy.data.data import Data
+
 _DRAWS = 3  # uniform numbers of one view: crop's row and column, flip
+
+
+def check_augmentation(how: Augmentation, data: Data) -> None:
+    """Refuse to vary what cannot be varied so.
+
+    Raises:
+        ConfigError: inputs are no images, targets no classes, or the padding is as wide as an image.
+    """
+    if how == Augmentation():
+        return
+    if not (data.are_images and (data.classes or not data.has_targets)):
+        raise ConfigError(
+            "augmentation varies images and leaves their labels as they are, so inputs must be images, and targets "
+            "classes or none; vary the data yourself where targets must vary along"
+        )
+    if how.crop >= min(data.shape[1:]):
+        raise ConfigError(
+            f"augmentation.crop is pixels of padding, fewer than an image has in height and width, else nothing of it "
+            f"may be left, but it is {how.crop} for images of {' x '.join(map(str, data.shape[1:]))}"
+        )
 
 
 @dataclass(frozen=True)

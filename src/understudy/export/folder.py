@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from understudy.core.errors import ConfigError, ExportError, did_you_mean
 from understudy.core.extras import optional
-from understudy.core.files import path_of, remove, write_whole
+from understudy.core.files import one_writer, path_of, remove, write_whole
 from understudy.core.nested import called, mapped
 from understudy.core.timing import Comparison
 from understudy.cost.measure import compare
@@ -91,8 +91,8 @@ def export_student(
     Raises:
         ConfigError: a format is unknown, or int8 is asked for without data.
         ExtraError: a package that a format needs is missing; nothing is written.
-        ExportError: the folder holds files of something else that would be replaced; no format can be written, or one
-            gives other outputs than the student.
+        ExportError: the folder holds files of something else that would be replaced, or is being written by another
+            export; no format can be written, or one gives other outputs than the student.
     """
     formats = (formats,) if isinstance(formats, str) else formats
     _check(formats, data)
@@ -101,17 +101,18 @@ def export_student(
     fitted = None if data is None else _fitted(data, card)
     job = _Job(folder, copied(student).eval(), card, fitted)
     described = _input(card, job)
-    _clear(folder)
-    for name in [name for name in FORMATS if name in formats]:
-        job.write(name)
-    if not job.parity:
-        raise ExportError("; ".join(job.skipped.values()))
-    content = job.described()
-    write_whole(folder / "input.json", json.dumps(described, indent=1) + "\n")
-    write_whole(folder / "architecture.json", architecture)
-    write_whole(folder / "README.md", readme(card, content, job.source, job.interface))
-    write_certificate(folder, job.expected, content)
-    remove(folder / _UNFINISHED)
+    with one_writer(folder, "an export", ExportError):
+        _clear(folder)
+        for name in [name for name in FORMATS if name in formats]:
+            job.write(name)
+        if not job.parity:
+            raise ExportError("; ".join(job.skipped.values()))
+        content = job.described()
+        write_whole(folder / "input.json", json.dumps(described, indent=1) + "\n")
+        write_whole(folder / "architecture.json", architecture)
+        write_whole(folder / "README.md", readme(card, content, job.source, job.interface))
+        write_certificate(folder, job.expected, content)
+        remove(folder / _UNFINISHED)
     return Exported(folder=folder, parity=job.parity, skipped=job.skipped, int8=job.int8)
 
 

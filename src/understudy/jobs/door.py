@@ -22,6 +22,7 @@ from understudy.graph.seeds import seeded
 from understudy.jobs.glance import Glance, answering, glance_at
 from understudy.jobs.task import Task
 from understudy.models.spec import Teacher
+from understudy.runs.workers.local import refuse_what_workers_lack
 from understudy.training.aim import Aim
 from understudy.training.compute import Compute, device_named, refuse_untrainable
 from understudy.training.loop import predict
@@ -184,14 +185,18 @@ def look_at(task: Task) -> Look | Glance:
 
     Raises:
         ModelError: it cannot be trained, so no student of it could be.
+        RunError: workers that are asked for could not get it.
     """
+    device = task.settings.device
+    if task.settings.method.job == "search" and not device.cluster:  # of what is pruned one student is trained, here
+        refuse_what_workers_lack((task.analysis, task.network, task.data, task.aim), device.workers)
     some = first_images(task.data, task.data.train, _STEP)
-    refuse_untrainable(task.network, some, task.settings.device)
+    refuse_untrainable(task.network, some, device)
     draws = _draws(task.network, some, task.aim)
     if task.aim.objective.name != "classification" or not task.data.has_targets:
         return replace(glance_at(task), notes=(*(_DRAWN,) * draws, *_doubts(task.data)))
     teacher, data, settings = task.teacher, task.data, task.settings
-    compute = Compute(device=device_named(settings.device.device), threads=settings.device.threads)
+    compute = Compute(device=device_named(device.device), threads=device.threads)
     network = compute.place(copied(task.network))
     val = data.val.subset(min(_IMAGES, len(data.val)), settings.seed)
     logits = _logits(network, val, data, task.aim, compute)

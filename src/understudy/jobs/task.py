@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from understudy.config.job import Compression
 from understudy.config.methods import Method
-from understudy.config.training import Augmentation, Training
+from understudy.config.training import Training
 from understudy.core.answers import Answers
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import (
@@ -32,6 +32,7 @@ from understudy.core.goal import Reward
 from understudy.cost import predict as cost
 from understudy.data import Data
 from understudy.data.data import first_images
+from understudy.data.views import check_augmentation
 from understudy.export.onnx import OnnxModel, in_onnxruntime
 from understudy.graph.analysis import Analysis, analyse
 from understudy.graph.copies import copied
@@ -350,11 +351,7 @@ def aim_for(module: nn.Module, data: Data, settings: Compression, own: Objective
             f"the loss 'ce' learns from labels alone, but the data have none: give {' and '.join(by_labels)} mse, "
             "kl+ce or mse+ce"
         )
-    if settings.augmentation != Augmentation() and not (data.are_images and (data.classes or not data.has_targets)):
-        raise ConfigError(
-            "augmentation varies images and leaves their labels as they are, so inputs must be images, and targets "
-            "classes or none; vary the data yourself where targets must vary along"
-        )
+    check_augmentation(settings.augmentation, data)
     return aimed(objective, module, data)
 
 

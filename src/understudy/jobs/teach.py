@@ -19,6 +19,7 @@ from understudy.core.files import path_of, read_json, write_json
 from understudy.data import Data, Views
 from understudy.data.data import first_images
 from understudy.data.split import as_usual
+from understudy.data.views import check_augmentation
 from understudy.models.card import TeacherCard
 from understudy.models.code import allowed, code_of, portable, write_code
 from understudy.models.spec import ModelSpec, Teacher, check_outputs
@@ -65,6 +66,7 @@ def teach(
     """
     _refuse_other_kinds(model, data, teaching)
     teaching, out = teaching or Teaching(), path_of(out, "the folder of a teacher", RunError).absolute()
+    check_augmentation(teaching.augmentation, data)
     weights = None if weights is None else Path(weights).absolute()  # a model's file may go to another folder
     spec = ModelSpec.for_data(model, data, arguments or {})
     with (

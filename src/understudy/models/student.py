@@ -19,7 +19,7 @@ from torch import nn
 
 from understudy.core.architecture import Architecture, Space
 from understudy.core.errors import ArchitectureError, ModelError
-from understudy.core.files import path_of, read_json, remove, understood, write_whole
+from understudy.core.files import path_of, read_json, remove, trouble_of, understood, write_whole
 from understudy.data.split import as_usual
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
@@ -45,15 +45,23 @@ def save_student(
 
     `code` are the texts of the teacher's Python files by name, if it is made by one. What an earlier student left goes,
     also where its writer was killed.
+
+    Raises:
+        ModelError: it cannot be written there.
     """
     folder = path_of(folder, "the folder of a student", ModelError)
-    for name in _FILES:
-        remove(folder / name)
-    write_code(folder, code or {})
-    save_weights(folder / "student.safetensors", student)
-    write_whole(folder / "space.json", architecture.space.to_json())
-    write_whole(folder / "architecture.json", architecture.to_json())
-    card.write(folder)
+    try:
+        for name in _FILES:
+            remove(folder / name)
+        write_code(folder, code or {})
+        save_weights(folder / "student.safetensors", student)
+        write_whole(folder / "space.json", architecture.space.to_json())
+        write_whole(folder / "architecture.json", architecture.to_json())
+        card.write(folder)
+    except OSError as error:
+        raise ModelError(
+            trouble_of(error) or f"the folder of a student must be writable, but {folder}: {error}"
+        ) from error
 
 
 @as_usual

@@ -12,20 +12,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing import current_process
 from multiprocessing.connection import wait
+from typing import Any
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import DataError, MachineError, RunError
 from understudy.core.evaluation import Evaluation
 from understudy.runs.journal import Journal
-from understudy.runs.workers.process import Evaluate, Worker, needs_main, pickled, refuse_reimport, refuse_stdin
+from understudy.runs.workers.process import (
+    Evaluate,
+    Worker,
+    needs_main,
+    pickled,
+    refuse_reimport,
+    refuse_stdin,
+    refuse_unsendable,
+)
 from understudy.runs.workers.retries import Attempt, Patience, Retries
 
-__all__ = ["Evaluate", "Pool", "refuse_reimport"]
+__all__ = ["Evaluate", "Pool", "refuse_reimport", "refuse_what_workers_lack"]
 
 _log = logging.getLogger("understudy")
 _LOOK_EVERY = 1.0  # seconds between two calls of `on_wait`
 _ENDED_HERE = 3  # times that this process may end over an architecture before that is evaluated apart
 _LARGE = 1_000_000_000  # bytes of teacher and data that are not held twice for the sake of one worker
+
+
+def refuse_what_workers_lack(value: Any, workers: int) -> None:
+    """Refuse at the door what a pool of so many workers would refuse when they start.
+
+    Raises:
+        RunError: it cannot be pickled, or needs a script that is in no file.
+    """
+    if workers > 1 and not current_process().daemon:
+        refuse_unsendable(value)
 
 
 class Pool:

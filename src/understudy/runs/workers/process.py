@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from understudy.core.architecture import Architecture
 from understudy.core.errors import CrashError, MachineError, RunError
@@ -56,19 +57,26 @@ def pickled(evaluate: Evaluate, *, most: int | None = None) -> bytes:
         RunError: it cannot be pickled, or takes more than `most` bytes.
     """
     content = _Bounded(most)
-    try:
+    with _picklable():
         pickle.dump(evaluate, content, protocol=pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise RunError(
-            f"with workers > 1 the teacher must be picklable, its class at the top level of a module, "
-            f"but it is not: {error}; or use workers=1"
-        ) from error
     return content.getvalue()
 
 
 def needs_main(content: bytes) -> bool:
     """Return whether what was pickled may be of the user's script, which a process would have to import first."""
     return _MAIN in content
+
+
+def refuse_unsendable(value: Any) -> None:
+    """Refuse what workers could not get, before anything is trained; tensors, which they can, are left out here.
+
+    Raises:
+        RunError: it cannot be pickled, or needs a script that is in no file.
+    """
+    content = io.BytesIO()
+    with _picklable():
+        _Outline(content, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    refuse_stdin(content.getvalue())
 
 
 def refuse_stdin(content: bytes) -> None:
@@ -78,11 +86,13 @@ def refuse_stdin(content: bytes) -> None:
         RunError: it does.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)
-    if needs_main(content) and script is not None and not os.path.isfile(script):
-        raise RunError(
-            f"with workers > 1 the teacher's class must be in a file that can be imported, but its script is {script}; "
-            "save it as a file, or use workers=1"
-        )
+    if not needs_main(content) or (script is not None and os.path.isfile(script)):
+        return
+    found = "it was typed in, as into a notebook" if script is None else f"its script is {script}"
+    raise RunError(
+        f"with workers > 1 the teacher's class must be in a file that can be imported, but {found}; "
+        "save it as a file, or use workers=1"
+    )
 
 
 class Worker:
@@ -197,6 +207,14 @@ class Worker:
         return (MachineError if self._was_killed else CrashError)(f"the worker process {end}")
 
 
+class _Outline(pickle.Pickler):
+    """What a pickle is made of, without the numbers in it."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        torch = sys.modules.get("torch")
+        return "tensor" if torch is not None and type(obj) in (torch.Tensor, torch.nn.Parameter) else None
+
+
 class _Bounded(io.BytesIO):
     """Bytes that are refused once they are too many."""
 
@@ -209,6 +227,17 @@ class _Bounded(io.BytesIO):
         if self._most is not None and self.tell() + size > self._most:
             raise RunError(f"what a worker gets must be at most {self._most / 1e6:.0f} MB, but it is more")
         return super().write(content)
+
+
+@contextmanager
+def _picklable() -> Iterator[None]:
+    try:
+        yield
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise RunError(
+            f"with workers > 1 the teacher must be picklable, its class at the top level of a module, "
+            f"but it is not: {error}; or use workers=1"
+        ) from error
 
 
 @contextmanager
