@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.support.models import images, random_architecture, zoo_analysis
 from understudy.core.architecture import Architecture
@@ -201,3 +202,26 @@ def test_layers_that_do_not_run_on_a_batch_are_left_as_they_are() -> None:
     sliced, student = build(analysis, architecture), compensated(analysis, architecture, images(300, size=8))
     same = {name for name, weight in sliced.state_dict().items() if torch.equal(weight, student.state_dict()[name])}
     assert {"up.weight", "down.weight", "gain.weight", "alone.weight"} <= same and "last.weight" not in same
+
+
+class Between(nn.Module):
+    """Layers before batch norms, with something in between but once: what overwrites, and what makes other tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, bias=False)
+        self.third = nn.Conv2d(8, 8, 3, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[0](self.relu(self.first(x)))
+        x = self.second(x)
+        x = functional.max_pool2d(x, 2)
+        x = functional.relu(x)  # may lie where the result of the layer lay, which is gone
+        return self.norms[2](self.third(self.norms[1](x)))
+
+
+def test_only_what_a_batch_norm_reads_itself_has_a_mean_that_does_not_matter() -> None:
+    inputs = images(4, size=16)
+    assert record(analyse(seeded(Between), inputs), inputs).centred == {"third"}

@@ -63,7 +63,7 @@ def record(analysis: Analysis, inputs: Any, places: int = PLACES) -> Recording:
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     parts: dict[str, list[_Heard]] = {}
-    centred, last = set[str](), dict[int, str]()
+    centred, last = set[str](), list[tuple[Tensor, int, str]]()
     direct = analysis.trace.graph.find_nodes(
         op="get_attr"
     )  # weights that a forward pass masks, say, before it uses them
@@ -72,16 +72,17 @@ def record(analysis: Analysis, inputs: Any, places: int = PLACES) -> Recording:
 
     def heard(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            last.clear()
-            last[id(output)] = name
+            # Held, as a later tensor may have the address of one that is gone; overwritten it is another one.
+            last[:] = [(output, output._version, name)]
             if _is_batch(module, output):
                 parts.setdefault(name, []).append(_sampled(module, output, places, numbers))
 
         return hook
 
     def normed(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if arguments and id(arguments[0]) in last:
-            centred.add(last[id(arguments[0])])
+        for given, version, name in last:
+            if arguments and arguments[0] is given and given._version == version:
+                centred.add(name)
 
     for name, module in teacher.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
