@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,13 @@ def test_measuring_leaves_no_trace() -> None:
     assert 0 < found.low <= found.median <= found.high
     assert network.training and torch.get_num_threads() == threads
     assert network[1].num_batches_tracked == 0  # type: ignore[index]
+
+
+def test_a_gpu_that_is_not_the_current_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    measure._wait(SimpleNamespace(device=torch.device("cuda:1")))
+    assert waited == [torch.device("cuda:1")]
 
 
 def test_two_networks_are_timed_in_turns_and_ratios_taken_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from understudy.config.training import Augmentation
 from understudy.core.errors import DataError
 from understudy.data import Data, Split, Views
+from understudy.data.data import _per_channel, first_images
 
 
 def arrays(n: int = 40, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -130,6 +133,18 @@ def test_normalised_training_images_have_mean_zero_and_deviation_one() -> None:
     assert given.dtype == torch.uint8
 
 
+def test_normalisation_does_not_hang_on_what_was_the_default_kind_of_numbers_before() -> None:
+    data = Data.from_arrays(*arrays()).with_normalisation([0.3, 0.1, 0.7], [0.1, 0.3, 0.7])
+    torch.set_default_dtype(torch.float64)
+    try:
+        odd = data.normalise(data.train.images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    usual = data.normalise(data.train.images)
+    _per_channel.cache_clear()
+    assert torch.equal(data.normalise(data.train.images), usual) and torch.equal(odd, usual)
+
+
 def test_normalisation_can_be_a_teachers_own() -> None:
     data = Data.from_arrays(*arrays())
     other = data.with_normalisation([0.5] * 3, [0.25] * 3)
@@ -200,6 +215,14 @@ def test_data_moves_to_a_device(device: torch.device) -> None:
         assert data.normalise(images).device.type == labels.device.type == device.type
     assert data.with_normalisation(data.mean, data.std).digest == data.digest
     assert data.train.subset(8, seed=0).device.type == device.type
+
+
+def test_first_images_are_on_the_cpu_as_networks_are_that_they_are_shown_to(device: torch.device) -> None:
+    data = Data.from_arrays(*arrays()).to(device)
+    assert first_images(data, data.val, 2).device.type == "cpu"
+    with torch.no_grad(), FakeTensorMode():  # which knows devices that are not there
+        there = Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8, device="cuda"), torch.zeros(4, device="cuda").long())
+        assert first_images(replace(data, val=there, mean=(), std=()), there, 2).device.type == "cpu"
 
 
 @pytest.mark.parametrize("where", ["nonsense", "cuda:99"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import pytest
 import torch
 
 from understudy.graph.analysis import analyse
@@ -21,6 +24,24 @@ def test_seeding_gives_the_same_numbers_and_restores_the_state(device: torch.dev
     assert torch.equal(drawn[0][0], drawn[1][0])
     assert torch.equal(drawn[0][1], drawn[1][1])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_of_several_devices_of_a_kind_that_one_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    @contextmanager
+    def current(index: int | None) -> Iterator[None]:
+        seen.append(f"current {index}")
+        yield
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_index", current)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device="cuda": f"state of {device}")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device="cuda": seen.append(f"{state} to {device}"))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seen.append(seed))
+    with seeded(7, torch.device("cuda:1")):
+        pass
+    assert seen == ["current 1", 7, "state of cuda:1 to cuda:1"]
 
 
 def test_numbers_of_numpy_and_python_are_seeded_too() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from understudy.config.widths import Widths
 from understudy.core.architecture import Group, Space
+from understudy.methods import decore
 from understudy.methods.decore import Agents, Rules, Steering, chosen, expected, saturated
 
 GROUPS = (Group(name="a", width=3), Group(name="b", width=2))
@@ -110,6 +111,15 @@ def test_a_first_batch_of_one_example_has_a_baseline() -> None:
     actions = torch.tensor([[1.0, 0, 1, 1, 0]])
     made.learn(actions, logits_of(actions.expand(2, 5))[:1], LABELS[:1], torch.tensor([0]))
     assert made.weights.isfinite().all() and made.earned.isfinite().all()
+
+
+def test_layers_have_the_same_sums_where_torch_cannot_reduce_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on MPS.
+    values, made = torch.arange(10.0).view(2, 5), agents()
+    usual = made._per_layer(values)
+    monkeypatch.setattr(decore, "_WITHOUT_SEGMENTS", ("cpu",))
+    monkeypatch.setattr(torch, "segment_reduce", None)
+    assert torch.equal(made._per_layer(values), usual)
 
 
 def test_agents_of_a_group_share_what_answers_tell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from understudy.training.loop import (
     train,
 )
 
+CPU = torch.device("cpu")
 N, CLASSES = 97, 3  # the last batch of 32 holds one example
 AUGMENTATION = Augmentation(crop=1, flip=True)
 TRAINING = Training(epochs=3, batch_size=32, loss="mse+ce")
@@ -444,3 +446,27 @@ def test_recalibration_mixes_the_classes_of_a_sorted_split(device: torch.device)
         features = model[0](normalise(split.images).to(device))
     # Batches of one class each would have a fifth of the variance.
     torch.testing.assert_close(model[1].running_var, features.var((0, 2, 3)), atol=0, rtol=0.02)
+
+
+def test_only_copies_from_pinned_memory_to_a_gpu_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Elsewhere the copy may be read before it is there, or made of memory that is free again.
+    copied = Tensor.to
+
+    def to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        assert not kwargs.get("non_blocking")
+        return copied(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "to", to)
+    assert taught(network(), CPU, training=replace(TRAINING, epochs=1)).status == "ok"
+
+
+def test_gradients_are_clipped_where_torch_has_no_operations_on_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on MPS.
+    usual = network()
+    taught(usual, CPU, training=replace(TRAINING, epochs=1))
+    for place in (torch.nn.utils.clip_grad, torch.utils._foreach_utils):
+        monkeypatch.setattr(place, "_device_has_foreach_support", lambda device: False)
+    model = network()
+    assert taught(model, CPU, training=replace(TRAINING, epochs=1)).status == "ok"
+    for one, other in zip(model.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(one, other)

@@ -115,4 +115,4 @@ def _wait(images: Any) -> None:
     """Let the device finish what it was given."""
     device = first(images).device
     if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
+        torch.accelerator.synchronize(device)  # that one, which need not be the current one of its kind

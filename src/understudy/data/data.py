@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from understudy.core.errors import DataError, check_kind, did_you_mean
 from understudy.core.files import path_of
-from understudy.core.nested import leaves
+from understudy.core.nested import leaves, mapped
 from understudy.data import datasets, sources
 from understudy.data.images import fail
 from understudy.data.inputs import inputs_of_part, split_of
@@ -400,7 +400,7 @@ class Data:
 def _per_channel(values: tuple[float, ...], device: torch.device) -> Float32[Tensor, "c 1 1"]:
     """Return a constant for each channel; kept, so that no step waits until it is on the device."""
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(-1, 1, 1)
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def _check(splits: Splits, classes: tuple[str, ...]) -> None:
@@ -445,6 +445,6 @@ def _nearest(spec: str) -> str:
 
 
 def first_images(data: Data, split: AnySplit, count: int) -> Inputs:
-    """Return the first inputs of a split, images normalised: (count, c, h, w), float32."""
-    images, _ = split.batch(torch.arange(min(count, len(split))))
-    return data.normalise(images)
+    """Return the first inputs of a split, images normalised: (count, c, h, w), float32; on the CPU, as teachers are."""
+    images, _ = split.batch(torch.arange(min(count, len(split)), device=split.indexed_on))
+    return data.normalise(mapped(images, lambda tensor: tensor.cpu()))

@@ -69,7 +69,7 @@ class Split:
 
     def batch(self, indices: Int[Tensor, " b"]) -> tuple[Inputs, Targets]:
         """Return inputs and targets of those examples, on the split's device."""
-        indices = indices.to(self.device, non_blocking=True)
+        indices = sent(indices, self.device)
         return picked(self.images, indices), picked(self.labels, indices)
 
     def take(self, indices: Int[Tensor, " b"]) -> Split:
@@ -262,7 +262,11 @@ def tensor_of(given: Any, rule: str) -> Tensor:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on another device; for a GPU by way of pinned memory, so that nobody waits."""
+    """Return a tensor on another device; one of the CPU goes to a GPU by way of pinned memory, so that nobody waits.
+
+    Any other copy is waited for: MPS would read memory that is free again (pytorch issue 189690), and the CPU what has
+    not arrived from a GPU yet.
+    """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

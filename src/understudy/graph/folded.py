@@ -112,7 +112,7 @@ def _computed_by(module: nn.Module, name: str) -> Tensor:
 def _outputs(module: nn.Module, call: Call) -> list[Tensor]:
     with torch.no_grad(), seeded():
         found = call(copied(module).eval())
-    return [leaf.double() for _, leaf in leaves(found) if isinstance(leaf, Tensor) and not leaf.is_complex()]
+    return [leaf.cpu().double() for _, leaf in leaves(found) if isinstance(leaf, Tensor) and not leaf.is_complex()]
 
 
 def _alike(ours: list[Tensor], theirs: list[Tensor]) -> bool:

@@ -21,7 +21,7 @@ def slot_magnitudes(groups: Groups) -> npt.NDArray[np.float64]:
         cut = [(dim, labels) for dim, labels in enumerate(plan.dims) if isinstance(labels, np.ndarray)]
         if not cut or name.endswith(("running_mean", "running_var", "bias")):
             continue
-        squared = tensor_at(groups.trace.teacher, name).detach().double().square().cpu()
+        squared = tensor_at(groups.trace.teacher, name).detach().cpu().double().square()  # MPS has no doubles
         for dim, labels in cut:
             others = [d for d in range(squared.dim()) if d != dim]
             means = (squared.mean(others) if others else squared).numpy()

@@ -23,14 +23,15 @@ def seeded(seed: int = 0, device: torch.device = _CPU) -> Iterator[Callable[[int
     """
     there = getattr(torch, device.type, None) if device.type != "cpu" and torch.accelerator.is_available() else None
     python, numpy_state = random.getstate(), np.random.get_state()
-    before, before_there = torch.get_rng_state(), there.get_rng_state() if there else None
+    before, before_there = torch.get_rng_state(), there.get_rng_state(device) if there else None
 
     def reseed(seed: int) -> None:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # which takes no more
         torch.default_generator.manual_seed(seed)
         if there:
-            there.manual_seed(seed)
+            with torch.accelerator.device_index(device.index):  # torch seeds the current one of its kind
+                there.manual_seed(seed)
 
     try:
         reseed(seed)
@@ -40,4 +41,4 @@ def seeded(seed: int = 0, device: torch.device = _CPU) -> Iterator[Callable[[int
         np.random.set_state(numpy_state)
         torch.set_rng_state(before)
         if there:
-            there.set_rng_state(before_there)
+            there.set_rng_state(before_there, device)

@@ -25,6 +25,7 @@ _MOST_PENALTY = 1e4
 _LEAST_RATIO = 1e-9  # of a cost to where it should be, from which on a budget far beyond the teacher says no more
 _LEAST_RATE = 0.01  # the paper's
 _NEAREST = 8  # power of what a budget is used, by which it counts beside the one that is nearest to its limit
+_WITHOUT_SEGMENTS = ("mps",)  # devices on which torch has no segment_reduce
 _WALK = 1 / 8  # of the steps, to come from the start to where dropping is as likely as keeping
 
 
@@ -107,7 +108,7 @@ class Agents(nn.Module):
         self.settings, self.together, self.each = settings, together, each
         self.rate = settings.agent_lr or max(_LEAST_RATE, abs(settings.initial) / (_WALK * steps))
         sizes = torch.tensor([group.width // group.step for group in groups])
-        count = int(sizes.sum())
+        count, self._lengths = int(sizes.sum()), sizes.tolist()
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("layer", torch.arange(len(groups)).repeat_interleave(sizes), persistent=False)
         behind = torch.zeros(count) if magnitudes is None else _behind(magnitudes, sizes.tolist())
@@ -189,6 +190,8 @@ class Agents(nn.Module):
 
     def _per_layer(self, values: Float[Tensor, "r a"]) -> Float[Tensor, "r l"]:
         """Return the sum over the agents of each layer; unlike `index_add_` it uses no atomic additions on a GPU."""
+        if values.device.type in _WITHOUT_SEGMENTS:
+            return torch.stack([part.sum(1) for part in values.split(self._lengths, 1)], 1)
         lengths = self.sizes.expand(len(values), -1).contiguous()
         return torch.segment_reduce(values, "sum", lengths=lengths, axis=1, unsafe=True)
 

@@ -267,5 +267,6 @@ def _draw(student: nn.Module, teacher: nn.Module, names: set[str], seed: int) ->
             for name, parameter in own.items() if not callable(reset) else ():
                 if not (parameter.is_floating_point() or parameter.is_complex()):
                     continue
-                deviation, mean = torch.std_mean(tensor_at(teacher, name).detach().double(), correction=0)
+                values = tensor_at(teacher, name).detach().cpu().double()  # MPS has no doubles
+                deviation, mean = torch.std_mean(values, correction=0)
                 parameter.normal_(float(mean), float(deviation))

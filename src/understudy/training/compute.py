@@ -16,6 +16,7 @@ from understudy.config.training import Device
 from understudy.core.errors import ConfigError, MachineError, ModelError
 from understudy.core.memory import enough_memory
 from understudy.core.nested import called, leaves, mapped
+from understudy.data.split import sent
 from understudy.graph.copies import copied
 from understudy.graph.seeds import seeded
 
@@ -103,7 +104,7 @@ class Compute:
         return mapped(images, self._placed)
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        there = tensor.to(self.device, non_blocking=True)
+        there = sent(tensor, self.device)
         return there.contiguous(memory_format=self.memory_format if there.ndim == 4 else torch.contiguous_format)
 
 

@@ -296,7 +296,7 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.training.gradient_clip:
-            nn.utils.clip_grad_norm_(self.weights, self.training.gradient_clip, foreach=True)
+            nn.utils.clip_grad_norm_(self.weights, self.training.gradient_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -406,7 +406,7 @@ class _Feed:
         )
 
     def _sent(self, value: Any) -> Any:
-        return mapped(value, lambda tensor: tensor.to(self.device, non_blocking=True))
+        return mapped(value, lambda tensor: sent(tensor, self.device))
 
 
 def _optimizer(weights: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
