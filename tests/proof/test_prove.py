@@ -170,6 +170,29 @@ def test_what_passes_by_a_removed_block_is_not_written_into() -> None:
     assert prove(analysis)[1].refused == ()
 
 
+class OverwritingBranch(nn.Module):
+    """As pix2pix and VQ-VAEs: a branch begins in place, so what passes by it is changed as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(16, 5, 1))
+        self.before, self.first, self.second = (
+            nn.Sequential(relu, nn.Conv2d(8, 8, 1)) for relu in (nn.Tanh(), nn.ReLU(True), nn.LeakyReLU(0.2, True))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 5, H - 2, W - 2) of x (B, 3, H, W)."""
+        x = self.before(self.stem(x))
+        x = x + self.first(x)
+        return self.head(torch.cat([x, self.second(x)], 1))  # type: ignore[no-any-return]
+
+
+def test_a_branch_that_overwrites_what_passes_by_it_does_so_in_students() -> None:
+    analysis = analyse(OverwritingBranch().eval(), images(2, size=6))
+    assert {"branch:first.0", "joined:second.0"} <= {unit.name for unit in analysis.space.units}
+    assert prove(analysis)[1].refused == ()
+
+
 class AsItsWeights(nn.Module):
     """Casts its input to the type of its own parameters, which stands in the recorded graph."""
 

@@ -38,6 +38,11 @@ def is_in_place(node: fx.Node) -> bool:
     return False
 
 
+def is_inplace(module: nn.Module) -> bool:
+    """Return whether a module, such as an activation, overwrites what it is given."""
+    return getattr(module, "inplace", False) is True
+
+
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor")
 _IN_PLACE = frozenset(("setitem", *(f"i{name}" for name in _OPERATORS)))
 
@@ -103,7 +108,7 @@ def is_overwritten(trace: Trace, path: str, gone: Container[str]) -> bool:
     waiting, seen = [user for node in inner for user in node.users if user not in inner], set(inner)
     while waiting:
         node = waiting.pop()
-        if is_in_place(node):
+        if is_in_place(node) or (node.op == "call_module" and node.target in trace.overwriting):
             return True
         passes = any(other in gone for other in enclosing_modules(node)) or describe(node) in VIEWS
         if node not in seen and passes:

@@ -24,7 +24,7 @@ from understudy.graph.compare import difference, twins
 from understudy.graph.copies import copied, first_names, overlapping, tensor_at
 from understudy.graph.fake import Signature
 from understudy.graph.kinds import check_module, check_names
-from understudy.graph.nodes import inside
+from understudy.graph.nodes import inside, is_inplace
 from understudy.graph.numbers import Call, Key, Watch, error_line
 from understudy.graph.recorder import TRACED, record_inputs
 
@@ -100,6 +100,16 @@ class Trace:
     def order(self) -> dict[fx.Node, int]:
         """The place of each node of all graphs."""
         return {node: index for index, node in enumerate(n for graph in self.graphs for n in graph.nodes)}
+
+    @cached_property
+    def overwriting(self) -> frozenset[str]:
+        """The modules, by path, that write in place into what the forward pass reads afterwards.
+
+        As in `x + self.branch(x)`, where the branch begins with `nn.ReLU(inplace=True)`.
+        """
+        calls = (n for n in self.order if n.op == "call_module" and is_inplace(self.modules[str(n.target)]))
+        behind = ((n, user) for n in calls for read in n.all_input_nodes for user in read.users)
+        return frozenset(str(n.target) for n, user in behind if self.order[user] > self.order[n])
 
     @cached_property
     def members(self) -> dict[str, list[fx.Node]]:

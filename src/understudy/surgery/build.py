@@ -18,7 +18,7 @@ from understudy.graph.analysis import Analysis, check_analysis
 from understudy.graph.channels import ParameterPlan
 from understudy.graph.copies import copied, tensor_at
 from understudy.graph.fake import source_line
-from understudy.graph.nodes import is_overwritten
+from understudy.graph.nodes import is_inplace, is_overwritten
 from understudy.graph.refit import Refit, same_dims
 from understudy.graph.retrace import set_counts
 from understudy.graph.seeds import seeded
@@ -188,9 +188,12 @@ def _copied(analysis: Analysis, architecture: Architecture, tensors: Mapping[str
             continue
         memo[id(old)] = nn.Parameter(cut, old.requires_grad) if isinstance(old, nn.Parameter) else cut
     student: nn.Module = copied(teacher, memo)
-    # What passes by a removed layer may be needed elsewhere, so nothing may overwrite it.
-    for module in student.modules() if gone else ():
-        if getattr(module, "inplace", False) is True:
+    # What passes by a removed layer may be needed elsewhere, so nothing may overwrite it; what is to be overwritten is
+    # a copy there (`is_overwritten`).
+    every = dict(student.named_modules(remove_duplicate=False))
+    meant = {id(every[path]) for path in analysis.trace.overwriting & every.keys()}
+    for module in every.values() if gone else ():
+        if is_inplace(module) and id(module) not in meant:
             setattr(module, "inplace", False)  # noqa: B010  modules declare what they are, not what they have
     return student
 
