@@ -11,6 +11,7 @@ from tests.support.held import analysed, check
 from tests.support.models import parameters
 from understudy.cost.predict import predict
 from understudy.graph.analysis import analyse
+from understudy.proof.prove import prove
 from understudy.surgery.build import build
 from understudy.surgery.masked import relative_error
 
@@ -146,3 +147,26 @@ def test_a_bypassed_block_passes_its_first_argument_on() -> None:
     analysis = analysed(Parts("several"), 2, 3, 8, 8)
     student, model, x = build(analysis, analysis.space.full.without("block")), analysis.teacher, analysis.trace.example
     assert torch.equal(student(x), model.head(model.last(torch.relu(model.stem(x))).mean((2, 3))))
+
+
+class Gated(nn.Module):
+    """A layer that several of them share, as in TabNet, and a norm of its own."""
+
+    def __init__(self, shared: nn.Module) -> None:
+        super().__init__()
+        self.shared, self.norm = shared, nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.norm(self.shared(x)))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_block_stays_whose_layer_another_one_needs(several: bool) -> None:
+    blocks = [Gated(nn.Conv2d(8, 8, 1)) for _ in range(2)]
+    if several:
+        blocks[1].shared = blocks[0].shared
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), *blocks, nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 4))
+    analysis = analysed(net, 2, 3, 8, 8)
+    check(analysis)
+    assert prove(analysis)[1].refused == ()
+    assert ("1" in {unit.name for unit in analysis.space.units}) is not several

@@ -4,6 +4,7 @@ import gc
 import math
 import threading
 import types
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -445,6 +446,32 @@ class PutsAside(CountsItsSteps):
 def test_what_a_layers_hook_puts_aside_is_not_taken_for_a_constant() -> None:
     with pytest.raises(TraceError, match=r"test_trace.py:\d+: .* it reads a tensor that a layer, or a hook of one"):
         analyse(PutsAside().eval(), torch.randn(4, 8))
+
+
+class PutsAsideInClosure(PutsAside):
+    """The same with a function that knows the teacher, or the dict: in a copy it would know them still."""
+
+    def __init__(self, knows: str) -> None:
+        super().__init__()
+        kept, self.first._forward_hooks = self.kept, OrderedDict()
+
+        def of_network(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+            self.kept["first"] = found
+
+        def of_dict(module: nn.Module, given: tuple[Tensor, ...], found: Tensor) -> None:
+            kept["first"] = found
+
+        self.first.register_forward_hook(of_network if knows == "network" else of_dict)
+
+
+@pytest.mark.parametrize("knows", ["network", "dict"])
+def test_hooks_that_a_copy_would_share_with_the_teacher_are_refused(knows: str) -> None:
+    teacher, x = PutsAsideInClosure(knows).eval(), torch.randn(4, 8)
+    teacher(x)
+    before = teacher.kept["first"]
+    with pytest.raises(TraceError, match=r"hooks must be such that a copy .* one of first is a function that holds"):
+        analyse(teacher, x)
+    assert teacher.kept["first"] is before
 
 
 def test_int_stays_a_kind_where_code_asks_for_it() -> None:

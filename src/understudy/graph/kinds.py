@@ -64,6 +64,7 @@ def check_module(teacher: nn.Module) -> None:
                 f"{path or 'the teacher'} was replaced by a function that calls the teacher's own modules. Define it "
                 "in the class, and call them by `self`"
             )
+    _check_hooks(teacher)
     for path, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise TraceError(
@@ -75,6 +76,20 @@ def check_module(teacher: nn.Module) -> None:
                 f"a teacher's parameters must have values, but {path} is on the meta device. Load its weights: "
                 "teacher.to_empty(device='cpu'), then teacher.load_state_dict(...)"
             )
+
+
+def _check_hooks(teacher: nn.Module) -> None:
+    """Refuse hooks that a copy would share with the teacher, which would keep what the copy computes."""
+    kept = (value for module in teacher.modules() for value in vars(module).values() if type(value) in (dict, list))
+    own = {*map(id, teacher.modules()), *map(id, kept)}
+    for path, module in teacher.named_modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            if any(id(held) in own for hook in getattr(module, kind).values() for held in _held(hook)):
+                raise TraceError(
+                    "hooks must be such that a copy of the teacher takes them along, but one of "
+                    f"{path or 'the teacher'} is a function that holds the teacher's own modules, or a dict or list of "
+                    "theirs. Remove it, and let forward keep what that layer returns, y = self.layer(x)"
+                )
 
 
 def _held(function: Any) -> Iterator[Any]:

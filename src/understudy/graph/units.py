@@ -185,8 +185,17 @@ def _blocks(groups: Groups, sites: list[Site], ends: set[str]) -> Iterator[Unit]
         if path == "" or "@" in path or len(heavy) < 2 or ends & set(layers) or f"{path}@1" in trace.members:
             continue
         entries, exits = trace.entries(path), trace.exits(path)
-        if entries and len(exits) == 1 and _alike(values[entries[0]], values[exits[0]]):
+        alike = bool(entries) and len(exits) == 1 and _alike(values[entries[0]], values[exits[0]])
+        if alike and not _is_held_elsewhere(trace, path):
             yield Unit(name=path, kind="block", layers=layers)
+
+
+def _is_held_elsewhere(trace: Trace, path: str) -> bool:
+    """Return whether a part of a module is a part of another one as well, which goes on to need it."""
+    names = [name for name, module in trace.modules.items() if module is trace.modules[path]]
+    within = {name for name in trace.modules if any(name.startswith(f"{own}.") for own in names)}
+    parts = {id(trace.modules[name]) for name in within}
+    return any(id(module) in parts for name, module in trace.modules.items() if name not in within)
 
 
 def _branches(groups: Groups, sites: list[Site], ends: set[str], blocks: set[tuple[str, ...]]) -> Iterator[Unit]:
