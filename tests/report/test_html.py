@@ -21,6 +21,8 @@ from tests.support.tiny import make, squeeze
 from understudy.cli import main
 from understudy.config.methods import Decore
 from understudy.config.training import Training
+from understudy.core.errors import RunError
+from understudy.core.files import read_json, write_json
 from understudy.core.goal import Goal
 from understudy.core.summary import Score
 from understudy.data import Data
@@ -184,6 +186,22 @@ def test_an_unfinished_run_says_so(copied: Path, capsys: pytest.CaptureFixture[s
     assert "This run is not finished" in found.text and f"understudy resume {copied}" in found.text
     assert "Best so far: " in found.text and "params 2x" in found.text
     assert set(found.data["charts"]) >= {"pareto", "rewards", "widths"} and "latency" not in found.data["charts"]
+
+
+def test_a_budget_on_latency_is_shown_also_before_all_latencies_are_measured(tmp_path: Path) -> None:
+    squeeze(make(), tmp_path, goal=Goal(latency_ms="1000"))
+    facts = Facts.read(tmp_path)
+    assert all(e.cost is not None and e.cost.latency_ms for e in facts.finals)
+    drawn = Parsed(page(facts)).data
+    assert drawn["charts"]["pareto"] and "NaN" not in json.dumps(drawn)  # which no browser takes for JSON
+    known = read_json(tmp_path / "latency.json", RunError)
+    first = facts.evaluations[0].architecture.digest
+    known["students"].pop(first)
+    write_json(tmp_path / "latency.json", known)
+    (tmp_path / "summary.json").unlink()
+    going = Facts.read(tmp_path)
+    assert first not in {e.architecture.digest for e in going.ordered} and len(going.evaluations) > len(going.trained)
+    assert Parsed(page(going)).data["students"][0]["r"] is None
 
 
 def test_a_run_without_a_student_says_so(copied: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from understudy.core.figures import FIGURES
 from understudy.core.files import read_text, understood
 from understudy.core.goal import Reward
 from understudy.core.summary import Score, Summary
-from understudy.core.timing import Timing
+from understudy.core.timing import Comparison, Timing
 from understudy.methods.ranking import merit_for
 from understudy.runs.curve import Epoch, read_curve
 from understudy.runs.folder import Run, State
@@ -74,9 +74,18 @@ class Facts:
 
     @property
     def trained(self) -> tuple[tuple[int, Evaluation, Cost], ...]:
-        """The evaluations that have figures, each with its number and its cost."""
+        """The evaluations that can be judged, each with its number and its cost; a latency may be still to measure."""
         numbered = enumerate(self.evaluations)
-        return tuple((n, e, e.cost) for n, e in numbered if e.status != "failed" and e.cost is not None)
+        return tuple((n, e, e.cost) for n, e in numbered if e.status != "failed" and e.cost and self._measured(e.cost))
+
+    def earned(self, evaluation: Evaluation) -> float | None:
+        """Return the reward of an evaluation, None where it cannot be judged."""
+        known = self.reward is not None and evaluation.cost is not None and self._measured(evaluation.cost)
+        return self.reward.plain(evaluation) if self.reward is not None and known else None
+
+    def _measured(self, cost: Cost) -> bool:
+        limits = () if self.reward is None else self.reward.budgets.limits()
+        return all(getattr(cost, name) is not None for name, _ in limits)
 
     @property
     def best(self) -> Evaluation | None:
@@ -89,12 +98,9 @@ class Facts:
     @property
     def ordered(self) -> list[Evaluation]:
         """The trained evaluations, the best first."""
-        reward = self.reward
-        if reward is None:
+        if self.reward is None:
             return []
-        limited = [name for name, _ in reward.budgets.limits()]
-        known = [e for _, e, cost in self.trained if all(getattr(cost, name) is not None for name in limited)]
-        return sorted(known, key=merit_for(reward), reverse=True)
+        return sorted((e for _, e, _ in self.trained), key=merit_for(self.reward), reverse=True)
 
     @classmethod
     def read(cls, folder: Path) -> Facts:
@@ -230,16 +236,18 @@ def _reward(run: Run) -> Reward | None:
 
 
 def _finals(run: Run, space: Space) -> Iterator[Evaluation]:
-    """Yield the final students, with the bytes of their files in 8 bits where the goal asks for those."""
-    int8 = (run.recall("int8") or {}).get("students", {})
+    """Yield the final students as the goal counts them: their latencies and, where it asks for 8 bits, their files."""
+    int8, latency = (run.recall("int8") or {}).get("students", {}), run.recall("latency")
     for path in sorted(run.students.glob("*.json")):
         text = read_text(path, DamageError)
         with understood(path, DamageError):
-            found = Evaluation.from_json(space, text)
+            (found,) = run.with_latencies([Evaluation.from_json(space, text)])
         known = int8.get(path.stem)
         if known is not None and found.cost is not None:
             with understood(run.folder / "int8.json", DamageError):
-                found = replace(found, cost=replace(found.cost, weight_bytes=int(known["bytes"])))
+                faster = Comparison.from_json(known["latency"]).ratio.median
+                ms = None if latency is None else float(latency["latency_ms"]) / faster
+                found = replace(found, cost=replace(found.cost, weight_bytes=int(known["bytes"]), latency_ms=ms))
         yield found
 
 

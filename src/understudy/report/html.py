@@ -205,7 +205,7 @@ def _students(facts: Facts) -> dict[str, Any]:
                 "a": round(e.score, 6),
                 "t": round(e.seconds, 2),
                 "c": None if e.cost is None else [_number(FIGURE[f.name].of(e.cost)) for f in figures],
-                "r": None if facts.reward is None or e.cost is None else round(facts.reward.plain(e), 4),
+                "r": _number(facts.earned(e)),
                 "u": sorted(units[name] for name in e.architecture.removed),
                 "w": [[groups[name], width] for name, width in e.architecture.widths],
                 "k": list(e.architecture.kernels),

@@ -30,7 +30,7 @@ import logging
 import shlex
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -251,15 +251,19 @@ class Run:
         begun = self.study.is_file() or self.recall("study") is not None
         if self.space is None or not begun:
             return []
-        latencies = (self.recall("latency") or {}).get("students", {})
         with self.store(self.space, copy=True) as store:
-            found = [_with_latency(e, latencies.get(e.architecture.digest)) for e in store.all()]
+            found = self.with_latencies(store.all())
         int8 = self.recall("int8")
         if int8 is None:
             return found
         with understood(self.folder / "int8.json", DamageError):
             sizes = FileSizes.from_json(int8)
         return [e if e.cost is None else replace(e, cost=sizes.cost(e.cost, e.architecture)) for e in found]
+
+    def with_latencies(self, evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+        """Return evaluations with the latencies that were measured of their students, where there are some."""
+        latencies = (self.recall("latency") or {}).get("students", {})
+        return [_with_latency(e, latencies.get(e.architecture.digest)) for e in evaluations]
 
     def remember(self, name: str, values: Mapping[str, Any]) -> None:
         """Write values to NAME.json."""
