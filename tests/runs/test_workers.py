@@ -348,9 +348,7 @@ def test_a_script_from_standard_input_is_told_what_to_do() -> None:
 
 def test_a_class_that_was_typed_in_is_told_what_to_do() -> None:
     done = subprocess.run([sys.executable, "-c", PRELUDE + "main()"], capture_output=True, text=True)
-    said = (
-        "with workers > 1 the teacher's class must be in a file that can be imported, but it was typed in, as into a "
-    )
+    said = "with workers > 1 the teacher's class must be in a file that can be imported, but it was typed in, as into "
     assert (done.stdout, done.stderr) == (f"{said}a notebook; save it as a file, or use workers=1\n", "")
 
 
