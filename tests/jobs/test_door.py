@@ -216,15 +216,23 @@ def doubles() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("setting", [lambda: torch.device("meta"), doubles, lambda: torch.autocast("cpu")])
+@pytest.mark.parametrize(
+    ("setting", "device"),
+    [
+        (lambda: torch.device("meta"), DEVICE),
+        (doubles, DEVICE),
+        (lambda: torch.autocast("cpu"), DEVICE),
+        (lambda: torch.autocast("cpu", enabled=False), replace(DEVICE, precision="bf16")),  # keeps rounded weights
+    ],
+)
 def test_what_the_caller_set_in_torch_changes_nothing(
-    setting: Callable[[], AbstractContextManager[Any]], tmp_path: Path
+    setting: Callable[[], AbstractContextManager[Any]], device: Device, tmp_path: Path
 ) -> None:
     teacher, usual = Tiny(), Data.digits()
     with setting():
         assert Data.digits().digest == usual.digest
-        there = squeeze(teacher, tmp_path / "there", method=us.RandomSearch(students=2))
-    here = squeeze(teacher, tmp_path / "here", method=us.RandomSearch(students=2))
+        there = squeeze(teacher, tmp_path / "there", method=us.RandomSearch(students=2), device=device)
+    here = squeeze(teacher, tmp_path / "here", method=us.RandomSearch(students=2), device=device)
     assert weights_digest(here.student) == weights_digest(there.student)
     assert here.summary.teacher == there.summary.teacher
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -179,12 +179,37 @@ def as_usual(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
             if (dtype := torch.get_default_dtype()) != torch.float32:
                 usual.callback(torch.set_default_dtype, dtype)
                 torch.set_default_dtype(torch.float32)
-            for kind in ("cpu", "cuda", "mps"):
-                if torch.is_autocast_enabled(kind):
-                    usual.enter_context(torch.autocast(kind, enabled=False))
+            usual.enter_context(_outside_autocast())
             return function(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def _outside_autocast() -> Iterator[None]:
+    """Let no autocast be around what is inside, also none that is switched off.
+
+    Weights that an autocast has rounded are kept until the outermost one ends: inside of a caller's, each step of a
+    training would see those of its first one.
+    """
+    depth = torch.autocast_increment_nesting() - 1
+    cached = torch.is_autocast_cache_enabled()
+    enabled = [kind for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)]
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    try:
+        if depth:
+            torch.clear_autocast_cache()
+            torch.set_autocast_cache_enabled(True)
+        for kind in enabled:
+            torch.set_autocast_enabled(kind, False)
+        yield
+    finally:
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+        torch.set_autocast_cache_enabled(cached)
+        for kind in enabled:
+            torch.set_autocast_enabled(kind, True)
 
 
 def numbered(split: AnySplit) -> tuple[str, ...]:
