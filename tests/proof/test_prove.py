@@ -193,6 +193,32 @@ def test_a_branch_that_overwrites_what_passes_by_it_does_so_in_students() -> Non
     assert prove(analysis)[1].refused == ()
 
 
+class Centred(nn.Module):
+    """Subtracts a running mean, as DINO's head does: a tensor that takes the former one's place."""
+
+    mean: Tensor
+
+    def __init__(self, channels: int, always: bool) -> None:
+        super().__init__()
+        self.always = always
+        self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = x - self.mean
+        if self.training or self.always:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean((0, 2, 3), keepdim=True).detach()
+        return found
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_a_running_mean_is_told_from_what_evaluation_mode_remembers(always: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Centred(8, always), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(24, 3))
+    _, proof = prove(analyse(net.eval(), images(2, size=6)))
+    told = {found.reason.partition(", which")[0] for found in proof.refused}
+    remembers = "the module must give the same for the same inputs, but in evaluation mode it reads what an earlier"
+    assert told == ({f"{remembers} forward pass has stored"} if always else set())
+
+
 class AsItsWeights(nn.Module):
     """Casts its input to the type of its own parameters, which stands in the recorded graph."""
 

@@ -187,9 +187,21 @@ def call(module: nn.Module, inputs: Inputs, *, training: bool, instead: Mapping[
     Tensors by name can stand `instead` of its own parameters and buffers.
     """
     module.train(training)
-    with laboratory(_dtype(module), training=training), torch.set_grad_enabled(training):
+    kept = _kept(module) if training else contextlib.nullcontext()
+    with laboratory(_dtype(module), training=training), torch.set_grad_enabled(training), kept:
         own = map_structure(dict(inputs), _own)
         return module(**own) if instead is None else functional_call(module, dict(instead), (), own)
+
+
+@contextlib.contextmanager
+def _kept(module: nn.Module) -> Iterator[None]:
+    """Put tensors back that training mode replaces, such as a running mean: the recorded pass shares the former."""
+    before = [(held, dict(held)) for m in module.modules() for held in (m._parameters, m._buffers)]
+    try:
+        yield
+    finally:
+        for held, tensors in before:
+            held.update(tensors)
 
 
 def _own(value: Any) -> Any:

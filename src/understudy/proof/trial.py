@@ -33,6 +33,10 @@ _LEAST = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest value: wha
 _FEW = 10_000_000  # MACs that take less time than what torch does to run without values
 _ROUNDING = 50.0  # times what a change of the last digits of the parameters does, or another rounding of all results
 _OTHERS = 3  # such roundings
+_STORES = (
+    "the module must give the same for the same inputs, but in evaluation mode it reads what an earlier forward pass "
+    "has stored, which no recorded one does"
+)
 
 
 class Unlike(Exception):
@@ -187,6 +191,8 @@ class Trials:
                 return _Setting(training, inputs, graph, tolerance, shapes)
         if training:
             return _Setting(training, inputs, None, tolerance, shapes)
+        if unlike(real, call(self._copy.teacher, inputs, training=training), tolerance):
+            raise Unlike(_STORES)
         raise Unlike(f"the module computes something else than its recorded forward pass: {worst}")
 
     def _rounding(self, real: Any, training: bool, inputs: Inputs) -> float:
