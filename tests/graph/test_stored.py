@@ -80,3 +80,28 @@ def test_what_the_next_pass_reads_holds_the_channels_of_a_plain_graph(enter: Cal
     analysis = analyse(model, torch.randn(2, 7, 3))
     assert not analysis.space.groups
     assert any("view writes their number" in frozen.reason for frozen in analysis.space.frozen)
+
+
+class Codes(nn.Module):
+    """The nearest of some codes, which training mode replaces by moving means of what they stood for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x, self.codes).argmin(-1)
+        found = self.codes[nearest]
+        if self.training:
+            self.codes = nn.Parameter(0.9 * self.codes + 0.1 * x.mean(0))
+        return found
+
+
+def test_what_is_computed_may_take_a_parameters_place() -> None:
+    model = nn.Sequential(
+        nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 6), Codes(), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 2)
+    )
+    proved, proof = prove(analyse(model.eval(), torch.randn(5, 3)))
+    assert {"0", "4"} <= {group.name for group in proved.space.groups}
+    assert not proof.refused
+    assert isinstance(model[3].codes, nn.Parameter)

@@ -34,6 +34,7 @@ from understudy.graph.surroundings import (
     factories,
     masks,
     numbers,
+    parameters,
     repeatable,
     scripted,
     spaces_of,
@@ -69,7 +70,7 @@ def record_inputs(
     packs = packing(tracer, tracer.watch, spaces_of(root))
     around = packs, masks(), attention(), scripted(), wrapped(), unchecked(), distributions(), repeatable(tracer.watch)
     with contextlib.ExitStack() as stack:
-        for context in (*around, as_before(root, tracer.watch), *patches):
+        for context in (*around, parameters(), as_before(root, tracer.watch), *patches):
             stack.enter_context(context)
         tracer.traced_func_name = TRACED if hasattr(type(root), TRACED) else "forward"
         graph = tracer.trace(root, concrete_args=dict(defaults))

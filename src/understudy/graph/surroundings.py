@@ -141,6 +141,29 @@ def masks() -> Iterator[None]:
 
 
 @contextmanager
+def parameters() -> Iterator[None]:
+    """Let what is computed take a parameter's place, as codebooks do that are moving means of what they stand for.
+
+    Torch takes nothing but a parameter there, and what `nn.Parameter` makes of a proxy is one.
+    """
+    kind: Any = nn.Module
+    usual = kind.__setattr__
+
+    def setting(module: Any, name: str, value: Any) -> None:
+        held = vars(module).get("_parameters") if isinstance(value, fx.Proxy) else None
+        if held is not None and name in held:
+            held[name] = value
+        else:
+            usual(module, name, value)
+
+    kind.__setattr__ = setting
+    try:
+        yield
+    finally:
+        kind.__setattr__ = usual
+
+
+@contextmanager
 def attention() -> Iterator[None]:
     """Let torch's function for attention be what it computes, where that can be written out."""
     function = F.multi_head_attention_forward

@@ -196,7 +196,8 @@ def call(module: nn.Module, inputs: Inputs, *, training: bool, instead: Mapping[
 @contextlib.contextmanager
 def _kept(module: nn.Module) -> Iterator[None]:
     """Put tensors back that training mode replaces, such as a running mean: the recorded pass shares the former."""
-    before = [(held, dict(held)) for m in module.modules() for held in (m._parameters, m._buffers)]
+    every: Any = ((m._parameters, m._buffers) for m in module.modules())
+    before = [(held, dict(held)) for pair in every for held in pair]
     try:
         yield
     finally:
