@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ def parity(
         examples: more inputs, each with what the student predicts: predictions are compared on them as well.
         predicted: the classes that outputs stand for, None where they are none.
     """
-    absolute, scale, same, count = 0.0, 0.0, 0, 0
+    apart, scale, same, count = [0.0], 0.0, 0, 0
     for inputs, outputs in expected:
         found = outputs_of(model, inputs)
         if [t.shape for t in found] != [t.shape for t in outputs]:
@@ -100,16 +101,23 @@ def parity(
                 f"{[tuple(t.shape) for t in found]}"
             )
         for mine, other in zip(found, outputs, strict=True):
-            absolute = max(absolute, float((mine.double() - other.double()).abs().max()))
-            scale = max(scale, float(other.double().abs().max()))
+            apart.append(_difference(mine.double(), other.double()))
+            scale = max(scale, float(other.double().nan_to_num(0.0, 0.0, 0.0).abs().max()))
     firsts = ((inputs, predicted(list(outputs))) for inputs, outputs in expected)
     for inputs, wanted in (*firsts, *examples):
         if wanted is not None:
             found_too = predicted(outputs_of(model, inputs))
             assert found_too is not None, "outputs have the shapes of the student's"
             same, count = same + int(found_too.eq(wanted).sum()), count + wanted.numel()
+    absolute = float(torch.tensor(apart, dtype=torch.float64).max())  # Python's `max` passes over what is no number
     relative = absolute / scale if scale else absolute
     return Parity(absolute=absolute, relative=relative, agreement=same / count if count else None, examples=count)
+
+
+def _difference(mine: Tensor, other: Tensor) -> float:
+    """Return the largest difference; no finite one where only one of both is infinite or no number."""
+    alike = (mine == other) | (mine.isnan() & other.isnan())
+    return float((mine - other).abs().masked_fill(alike, 0.0).max())
 
 
 def check_tolerance(name: str, found: Parity, most: float | None) -> None:

@@ -165,6 +165,7 @@ def _fitted(data: Data, card: StudentCard) -> Data:
     if card.mean and tuple(data.shape) != card.input:
         raise ConfigError(f"data must be images of {card.input}, but these are {data.shape}: --size, --grey")
     own = data.with_normalisation(card.mean, card.std) if card.mean and data.train.dtype == torch.uint8 else data
+    own = own.to("cpu")  # where formats are compared
     one = first_images(own, own.val, 1)
     if not fits(one, card.input):
         raise ConfigError(f"data must hold what the student takes, {card.input}, but hold {inputs_spec(one)}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from understudy.core.nested import mapped
 from understudy.data import Data
 from understudy.export.onnx import OnnxModel, quantise, to_onnx
 from understudy.graph.copies import copied
@@ -22,7 +23,7 @@ def calibration(data: Data, examples: int = _EXAMPLES) -> Iterator[Any]:
     count = min(examples, len(data.train))
     for start in range(0, count, _BATCH):
         images, _ = data.train.batch(torch.arange(start, min(start + _BATCH, count)))
-        yield data.normalise(images)
+        yield data.normalise(mapped(images, lambda tensor: tensor.cpu()))
 
 
 def in_eight_bits(network: nn.Module, data: Data, path: Path, *, examples: int = _EXAMPLES) -> OnnxModel:
