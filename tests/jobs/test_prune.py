@@ -86,6 +86,35 @@ def test_the_final_student_starts_from_the_network_that_learned_with_the_agents(
     assert fresh.architecture == done.architecture and outcome(fresh.run)[1] != outcome(done.run)[1]
 
 
+def test_agents_know_their_steps(teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, told, taken = Data.digits(), list[int](), list[int]()
+    few = replace(data, train=data.train.subset(33, seed=0))  # the last one joins the 32 before
+
+    class Counting(decore.Agents):
+        def __init__(self, *args: Any, steps: int, **more: Any) -> None:
+            super().__init__(*args, steps=steps, **more)
+            told.append(steps)
+
+    class Stopped(Exception):
+        pass
+
+    def chosen(*_: Any) -> None:
+        raise Stopped
+
+    def trained(learner: prune.Learner, *args: Any, **more: Any) -> Any:
+        outcome = train(learner, *args, **more)
+        taken.append(int(learner.agents.steps))
+        return outcome
+
+    train = prune.train
+    monkeypatch.setattr(prune, "Agents", Counting)
+    monkeypatch.setattr(prune, "train", trained)
+    monkeypatch.setattr(prune, "chosen", chosen)
+    with pytest.raises(Stopped):
+        us.compress(teacher, few, run=tmp_path, method=METHOD, goal=GOAL, device=DEVICE, progress=False, untrained=True)
+    assert told == taken == [6]
+
+
 def stored(folder: Path) -> list[str]:
     import optuna
 

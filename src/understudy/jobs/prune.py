@@ -39,7 +39,7 @@ from understudy.runs.folder import Run
 from understudy.surgery import build as surgery
 from understudy.surgery.gated import Gated
 from understudy.training.evaluator import Evaluator, Recipe
-from understudy.training.loop import Progress, train
+from understudy.training.loop import Progress, batches, train
 
 _LOOK = 10  # steps, of which the first and the last are followed by a look at the cost
 _TOLERANCE = 1e-4  # of the largest output, in float32: masked and sliced sum in another order
@@ -92,7 +92,7 @@ class Pruning:
         recipe = evaluator.final_recipe(Final(training=method.training))
         gated = Gated(self.task.analysis, network)
         groups, slots = self._decided(gated)
-        steps = method.training.epochs * -(-len(recipe.split) // method.training.batch_size)
+        steps = method.training.epochs * len(batches(torch.arange(len(recipe.split)), method.training.batch_size))
         known = torch.from_numpy(self.task.analysis.magnitudes)[slots]
         usage = self._usage()
         by_cost = self.rules.worth == "cost" and self._each_layer_costs()

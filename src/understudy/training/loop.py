@@ -383,9 +383,9 @@ class _Feed:
         self, split: AnySplit, epoch: Epoch, teacher: Tensor | None, batch_size: int, compute: Compute
     ) -> None:
         device = compute.device
-        self.here = _batches(epoch.order, batch_size)  # on the CPU, where images are read and large logits lie
+        self.here = batches(epoch.order, batch_size)  # on the CPU, where images are read and large logits lie
         self.epoch = epoch.to(device)
-        self.there = _batches(self.epoch.order, batch_size)
+        self.there = batches(self.epoch.order, batch_size)
         self.split, self.device = split, device
         small = teacher is not None and teacher.nbytes <= _HELD
         self.teacher = teacher.to(device) if teacher is not None and small else teacher
@@ -421,7 +421,7 @@ def _optimizer(weights: list[nn.Parameter], training: Training) -> torch.optim.O
     return kind(groups, lr=training.lr, fused=True)
 
 
-def _batches(order: Int[Tensor, " n"], size: int) -> list[Tensor]:
+def batches(order: Int[Tensor, " n"], size: int) -> list[Tensor]:
     """Return the order in pieces; a last piece of 1, which batch norm cannot take, joins the one before."""
     pieces = list(order.split(size))
     if size > 1 and len(pieces) > 1 and len(pieces[-1]) == 1:
