@@ -60,9 +60,10 @@ def table() -> Table:
     return made(analysis_of("skip", (1, 12, 12), width=16))  # two widths, not three, so that a test takes seconds
 
 
-@pytest.mark.parametrize("called", METHODS)
+@pytest.mark.parametrize("called", [called for called, method in METHODS.items() if method is not None])
 def test_every_proposal_of_every_searcher_is_in_the_table(table: Table, called: str) -> None:
     method, problem = METHODS[called], Problem(space=table.space, reward=table.reward(params="5x"), predict=table.cost)
+    assert method is not None
     if isinstance(method, ArchComp | OptunaSearch):
         method = replace(method, students=30)
     if isinstance(method, ArchComp):
@@ -122,6 +123,16 @@ def test_a_curve_never_falls_and_ends_at_the_best(table: Table) -> None:
     searcher = METHODS["random"].searcher(Problem(space=table.space, reward=reward, predict=table.cost))
     assert reached == sorted(reached)
     assert reached[-1] == max(reward(evaluation) for evaluation in search(searcher, table, STUDENTS))
+
+
+def test_draws_keep_the_budget_and_none_comes_twice(table: Table) -> None:
+    kept = [
+        e for e in table.evaluations if e.cost is not None and not table.reward(params="5x").budgets.broken_by(e.cost)
+    ]
+    reached = [curve(table, "params=5x", None, seed) for seed in (0, 0, 1)]
+    assert reached[0] == reached[1] != reached[2] and reached[0] == sorted(reached[0])
+    few = replace(table, evaluations=(*kept[:7], table[table.space.full]))
+    assert set(curve(few, "params=5x", None, 0)) == {max(map(table.reward(params="5x"), kept[:7]))}
 
 
 def test_a_torn_line_of_the_log_is_dropped_and_the_rest_is_known(table: Table, tmp_path: Path) -> None:

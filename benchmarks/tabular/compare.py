@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
 import time
 from collections import defaultdict
@@ -37,7 +38,8 @@ HERE = Path(__file__).parent
 STUDENTS = 100
 AT = range(10, STUDENTS + 1, 10)
 _PLAIN = N2N(draws_per_rollout=1)
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Method | None] = {
+    "drawn": None,  # from what keeps the budget, each as likely, none twice
     "random": RandomSearch(students=STUDENTS),
     "random, filled": RandomSearch(students=STUDENTS, fill=True),
     "uniform": UniformWidth(students=STUDENTS),
@@ -69,15 +71,19 @@ def worth(table: Table, reward: Reward, found: Sequence[Evaluation]) -> float:
     return table.judged(best.architecture) if kept else 0.0
 
 
-def curve(table: Table, budget: str, method: Method, seed: int) -> list[float]:
-    """Return what the best of the first 10, 20, ... students of a search is worth."""
+def curve(table: Table, budget: str, method: Method | None, seed: int) -> list[float]:
+    """Return what the best of the first 10, 20, ... students of a search, or of draws, is worth."""
     reward = reward_of(table, budget)
-    searcher = method.searcher(Problem(space=table.space, reward=reward, predict=table.cost, seed=seed))
-    found = search(searcher, table, STUDENTS)
+    if method is None:
+        kept = [e for e in table.evaluations if e.cost is not None and not reward.budgets.broken_by(e.cost)]
+        found = random.Random(seed).sample(kept, min(STUDENTS, len(kept)))
+    else:
+        searcher = method.searcher(Problem(space=table.space, reward=reward, predict=table.cost, seed=seed))
+        found = search(searcher, table, STUDENTS)
     return [worth(table, reward, found[:count]) for count in AT]
 
 
-def run(options: argparse.Namespace, methods: dict[str, Method]) -> None:
+def run(options: argparse.Namespace, methods: dict[str, Method | None]) -> None:
     """Run what is asked for and not in the file yet, seed by seed."""
     known = {(*key, seed) for key, seeds in read(options.results).items() for seed in seeds}
     for name in options.tables:
@@ -152,12 +158,10 @@ def show(options: argparse.Namespace) -> None:
                 continue
             best = worth(table, reward_of(table, budget), table.evaluations)
             print(f"\n{name}, budget {budget}, best of the table {best:.4f}\n")
-            print(
-                f"| method | seeds | 20 students | 50 | {options.at} | 10% to 90% | short of the best "
-                "| gain over random | gain over TPE |"
-            )
-            print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-            baselines = [found.get("random", {}), found.get("TPE", {})]
+            gains = "".join(f" gain over {called} |" for called in options.against)
+            print(f"| method | seeds | 20 students | 50 | {options.at} | 10% to 90% | short of the best |{gains}")
+            print("| --- " * (7 + len(options.against)) + "|")
+            baselines = [everything[name, budget, called] for called in options.against]
             for called, curves in found.items():
                 print(row(called, curves, baselines, best, options.at))
             drawn = [Curve.of(called, list(curves.values())) for called, curves in found.items()]
@@ -167,7 +171,7 @@ def show(options: argparse.Namespace) -> None:
         options.plot.write_text(svg(panels), encoding="utf-8")
 
 
-def main(methods: dict[str, Method] = METHODS, doc: str | None = __doc__) -> None:
+def main(methods: dict[str, Method | None] = METHODS, doc: str | None = __doc__) -> None:
     """Run searches, or show what was run."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", nargs="+", default=sorted(path.stem for path in HERE.glob("*.npz")))
@@ -177,6 +181,7 @@ def main(methods: dict[str, Method] = METHODS, doc: str | None = __doc__) -> Non
     parser.add_argument("--results", type=Path, default=Path("runs/tabular/results.jsonl"))
     parser.add_argument("--show", action="store_true", help="print what was run")
     parser.add_argument("--at", type=int, choices=AT, default=STUDENTS, help="students at which methods are compared")
+    parser.add_argument("--against", nargs="+", choices=methods, default=["random", "TPE"], help="with --show")
     parser.add_argument("--plot", type=Path, help="SVG to draw the curves in, with --show")
     options = parser.parse_args()
     options.results.parent.mkdir(parents=True, exist_ok=True)
