@@ -93,7 +93,8 @@ class Codes(nn.Module):
         nearest = torch.cdist(x, self.codes).argmin(-1)
         found = self.codes[nearest]
         if self.training:
-            self.codes = nn.Parameter(0.9 * self.codes + 0.1 * x.mean(0))
+            means = [x.mean(0)]
+            self.codes = nn.Parameter(0.9 * self.codes + 0.1 / len(means) * means[0])
         return found
 
 

@@ -149,6 +149,7 @@ def parameters() -> Iterator[None]:
     kind: Any = nn.Module
     usual = kind.__setattr__
 
+    @functools.wraps(usual)  # so that `spaces_of` takes it for torch's own
     def setting(module: Any, name: str, value: Any) -> None:
         held = vars(module).get("_parameters") if isinstance(value, fx.Proxy) else None
         if held is not None and name in held:
