@@ -237,6 +237,25 @@ def test_what_the_caller_set_in_torch_changes_nothing(
     assert here.summary.teacher == there.summary.teacher
 
 
+@pytest.mark.parametrize(
+    "setting", [lambda: torch.device("meta"), doubles, lambda: torch.autocast("cpu"), torch.inference_mode]
+)
+def test_nor_does_it_when_students_are_used(setting: Callable[[], AbstractContextManager[Any]], tmp_path: Path) -> None:
+    teacher = Tiny()
+    result = squeeze(teacher, tmp_path / "run", method=us.UniformWidth(students=2))
+    result.save(tmp_path / "student")
+    analysis, images = us.analyse(teacher, torch.randn(2, 1, 8, 8)), torch.randn(3, 1, 8, 8)
+    with setting():
+        loaded, whole = us.load_student(tmp_path / "student", teacher), result.into(nn.Sequential(teacher))
+        exported = result.export(tmp_path / "export", ("source", "pt2"))
+        assert not us.prove(analysis)[1].refused
+    assert set(exported.parity) == {"source", "pt2"} and not exported.skipped
+    for made in (loaded, whole.eval()):
+        assert torch.equal(made(images), result.student(images)) and not any(
+            p.is_inference() for p in made.parameters()
+        )
+
+
 class Seen(TorchFunctionMode):
     """Sees every function of torch."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -37,6 +38,76 @@ def alone(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
             return function(*args, **kwargs)
         finally:
             _inside.release()
+
+    return call
+
+
+def as_usual(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
+    """Return the function computing as torch does of itself, whatever the caller set: on the CPU, in float32.
+
+    Processes that are started see nothing of a default device, a default kind of numbers or an autocast here.
+
+    Raises:
+        ConfigError: it is called where that cannot be had, see `refuse_surroundings`.
+    """
+
+    @wraps(function)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Out:
+        import torch
+
+        refuse_surroundings()
+        with ExitStack() as usual:
+            if torch.empty(0).device.type != "cpu":  # the context costs something at each operation
+                usual.enter_context(torch.device("cpu"))
+            if (dtype := torch.get_default_dtype()) != torch.float32:
+                usual.callback(torch.set_default_dtype, dtype)
+                torch.set_default_dtype(torch.float32)
+            usual.enter_context(_outside_autocast())
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _outside_autocast() -> Iterator[None]:
+    """Let no autocast be around what is inside, also none that is switched off.
+
+    Weights that an autocast has rounded are kept until the outermost one ends: inside of a caller's, each step of a
+    training would see those of its first one.
+    """
+    import torch
+
+    depth = torch.autocast_increment_nesting() - 1
+    cached = torch.is_autocast_cache_enabled()
+    enabled = [kind for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)]
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    try:
+        if depth:
+            torch.clear_autocast_cache()
+            torch.set_autocast_cache_enabled(True)
+        for kind in enabled:
+            torch.set_autocast_enabled(kind, False)
+        yield
+    finally:
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+        torch.set_autocast_cache_enabled(cached)
+        for kind in enabled:
+            torch.set_autocast_enabled(kind, True)
+
+
+def outside_inference(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
+    """Return the function outside of a caller's inference mode: what is made in it can be neither copied nor taught."""
+
+    @wraps(function)
+    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Out:
+        import torch
+
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
 
     return call
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from understudy.core.caller import as_usual
 from understudy.core.errors import DataError, check_kind, did_you_mean
 from understudy.core.files import path_of
 from understudy.core.nested import leaves, mapped
@@ -25,7 +26,6 @@ from understudy.data.split import (
     Inputs,
     Shape,
     are_classes,
-    as_usual,
     digest_of,
     held_out,
     numbered,

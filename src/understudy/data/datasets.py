@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from understudy.core.caller import as_usual
 from understudy.core.errors import DataError, did_you_mean
 from understudy.core.extras import optional
 from understudy.core.nested import first as first_of
 from understudy.data import images as files
 from understudy.data.inputs import has_items, item_of, length_of, split_of
 from understudy.data.sources import Reading, Splits, as_images, as_labels
-from understudy.data.split import AnySplit, Split, StreamedSplit, as_usual
+from understudy.data.split import AnySplit, Split, StreamedSplit
 
 _CHECKED_TWICE = 8  # items that are read twice, to find random transforms
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from understudy.core.caller import as_usual
 from understudy.core.errors import DataError, ModelError, UnderstudyError, a_kind, check_kind
 from understudy.core.nested import called, first, leaves, mapped, zipped
 from understudy.data.images import fail, shown
-from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, as_usual, tensor_of
+from understudy.data.split import AnySplit, Split, StreamedSplit, Targets, tensor_of
 
 _BATCH = 256  # items that are read at once
 _ITEMS = "give tensors, a tuple or dict of tensors, or a dataset or loader of such"

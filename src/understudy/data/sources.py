@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from understudy.core.caller import as_usual
 from understudy.core.errors import DataError, a_kind, check_kind, did_you_mean
 from understudy.data import images as files
-from understudy.data.split import AnySplit, Split, StreamedSplit, as_usual, tensor_of
+from understudy.data.split import AnySplit, Split, StreamedSplit, tensor_of
 
 Array = NDArray[Any] | Tensor
 Pair = tuple[Array, Any]  # images and labels

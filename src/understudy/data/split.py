@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int, Int64, UInt8
 from torch import Tensor
 
-from understudy.core.caller import refuse_surroundings
+from understudy.core.caller import as_usual
 from understudy.core.errors import DataError, whole
 from understudy.core.nested import first, leaves, mapped, zipped
 
@@ -29,7 +27,6 @@ Shape = tuple[int, ...]  # of an image: channels, height, width; of another lone
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-_Given = ParamSpec("_Given")
 _SAMPLE = 512  # examples of a streamed split that stand for all of it
 
 
@@ -159,57 +156,6 @@ def picked(value: Any, indices: Tensor) -> Any:
 def are_classes(labels: Targets) -> bool:
     """Return whether targets are one class of each example: (n,), whole numbers from 0."""
     return isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype == torch.int64 and bool((labels >= 0).all())
-
-
-def as_usual(function: Callable[_Given, _Out]) -> Callable[_Given, _Out]:
-    """Return the function computing as torch does of itself, whatever the caller set: on the CPU, in float32.
-
-    Processes that are started see nothing of a default device, a default kind of numbers or an autocast here.
-
-    Raises:
-        ConfigError: it is called where that cannot be had, see `refuse_surroundings`.
-    """
-
-    @wraps(function)
-    def call(*args: _Given.args, **kwargs: _Given.kwargs) -> _Out:
-        refuse_surroundings()
-        with ExitStack() as usual:
-            if torch.empty(0).device.type != "cpu":  # the context costs something at each operation
-                usual.enter_context(torch.device("cpu"))
-            if (dtype := torch.get_default_dtype()) != torch.float32:
-                usual.callback(torch.set_default_dtype, dtype)
-                torch.set_default_dtype(torch.float32)
-            usual.enter_context(_outside_autocast())
-            return function(*args, **kwargs)
-
-    return call
-
-
-@contextmanager
-def _outside_autocast() -> Iterator[None]:
-    """Let no autocast be around what is inside, also none that is switched off.
-
-    Weights that an autocast has rounded are kept until the outermost one ends: inside of a caller's, each step of a
-    training would see those of its first one.
-    """
-    depth = torch.autocast_increment_nesting() - 1
-    cached = torch.is_autocast_cache_enabled()
-    enabled = [kind for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)]
-    for _ in range(depth + 1):
-        torch.autocast_decrement_nesting()
-    try:
-        if depth:
-            torch.clear_autocast_cache()
-            torch.set_autocast_cache_enabled(True)
-        for kind in enabled:
-            torch.set_autocast_enabled(kind, False)
-        yield
-    finally:
-        for _ in range(depth):
-            torch.autocast_increment_nesting()
-        torch.set_autocast_cache_enabled(cached)
-        for kind in enabled:
-            torch.set_autocast_enabled(kind, True)
 
 
 def numbered(split: AnySplit) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from understudy.core.caller import as_usual, outside_inference
 from understudy.core.errors import ConfigError, ExportError, did_you_mean
 from understudy.core.extras import optional
 from understudy.core.files import one_writer, path_of, remove, write_whole
@@ -69,6 +70,8 @@ class Exported:
     int8: dict[str, Any] | None  # accuracy, megabytes and latency of int8 beside float
 
 
+@outside_inference
+@as_usual
 def export_student(
     folder: str | Path,
     student: nn.Module,

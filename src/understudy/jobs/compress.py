@@ -18,7 +18,7 @@ from understudy.config.methods import Method
 from understudy.config.training import Augmentation, Candidates, Device, Final
 from understudy.config.widths import Widths
 from understudy.core.architecture import Architecture
-from understudy.core.caller import alone
+from understudy.core.caller import alone, as_usual, outside_inference
 from understudy.core.errors import ConfigError, DamageError, ModelError, RunError
 from understudy.core.evaluation import Cost, Evaluation
 from understudy.core.figures import share
@@ -27,7 +27,6 @@ from understudy.core.goal import Goal, Reward
 from understudy.core.summary import Summary
 from understudy.data import Data
 from understudy.data.data import first_images
-from understudy.data.split import as_usual
 from understudy.export.folder import Exported, export_student
 from understudy.graph.copies import copied
 from understudy.jobs.card import card_of, code, write_sources
@@ -94,6 +93,7 @@ class Result:
         """Write the student's folder; `load_student` reads it."""
         save_student(folder, self.student, self.architecture, self._card, self._code)
 
+    @outside_inference
     def into(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model with the student in the place of the part that was compressed.
 

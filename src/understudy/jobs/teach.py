@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from understudy.config.text import flat
 from understudy.config.training import Device, Teaching
-from understudy.core.caller import alone
+from understudy.core.caller import alone, as_usual
 from understudy.core.errors import ConfigError, DataError, ModelError, RunError, a_kind
 from understudy.core.files import path_of, read_json, write_json
 from understudy.data import Data, Views
 from understudy.data.data import first_images
-from understudy.data.split import as_usual
 from understudy.data.views import check_augmentation
 from understudy.models.card import TeacherCard
 from understudy.models.code import allowed, code_of, portable, write_code

@@ -18,9 +18,9 @@ from pathlib import Path
 from torch import nn
 
 from understudy.core.architecture import Architecture, Space
+from understudy.core.caller import as_usual, outside_inference
 from understudy.core.errors import ArchitectureError, ModelError
 from understudy.core.files import path_of, read_json, remove, trouble_of, understood, write_whole
-from understudy.data.split import as_usual
 from understudy.graph.analysis import analyse
 from understudy.graph.copies import copied
 from understudy.models.card import StudentCard
@@ -64,6 +64,7 @@ def save_student(
         ) from error
 
 
+@outside_inference
 @as_usual
 def load_student(
     folder: str | Path,

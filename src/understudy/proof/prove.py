@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from understudy.core.architecture import Architecture, Group, Refused, Unit
+from understudy.core.caller import as_usual, outside_inference
 from understudy.core.errors import ConfigError, check_kind, whole
 from understudy.core.memory import enough_memory
 from understudy.graph.analysis import Analysis, check_analysis
@@ -58,6 +59,8 @@ class _Decision:
     value: tuple[int, ...] = ()
 
 
+@outside_inference
+@as_usual
 def prove(
     analysis: Analysis, *, seed: int = 0, on_student: Callable[[int], object] = lambda done: None
 ) -> tuple[Analysis, Proof]:
