@@ -207,6 +207,35 @@ class Picked(ParameterUse):
 
 
 @dataclass(frozen=True)
+class Member(ParameterUse):
+    """One matrix or kernel of a parameter that holds several, `self.weight[i]`; `lead` are its dimensions before them.
+
+    A `transposed` one has its two dimensions exchanged.
+    """
+
+    lead: tuple[int, ...] = ()
+    transposed: bool = False
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The parameter's own shape."""
+        return self.held(self.shape)
+
+    def seen(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter."""
+        return own[len(self.lead) :][:: -1 if self.transposed else 1]
+
+    def held(self, seen: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As for any parameter; all members are cut alike."""
+        return (*self.lead, *seen[:: -1 if self.transposed else 1])
+
+    @property
+    def turned(self) -> ParameterUse:
+        """The member with its two dimensions exchanged."""
+        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
+
+
+@dataclass(frozen=True)
 class Squeezed(ParameterUse):
     """A parameter without a dimension of size 1, `at`, which comes back before it is used."""
 

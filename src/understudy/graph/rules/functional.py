@@ -18,6 +18,7 @@ from understudy.graph.channels import (
     FIXED,
     Labelled,
     Labels,
+    Member,
     ParameterPlan,
     ParameterUse,
     Standardised,
@@ -52,10 +53,11 @@ def linear(walk: Walk, node: fx.Node, x: Any, weight: Any, bias: Any = None) -> 
         return walk.give_up(node, (x, weight, bias), {}, "linear computes its weight in the forward pass")
     if weight.rows is not None:
         return _part_of_linear(walk, node, x, weight, bias)
-    turned, known = isinstance(weight, Turned), walk.known.get(walk.trace.names.get(weight.name, weight.name))
+    turned = isinstance(weight, Turned) or (isinstance(weight, Member) and weight.transposed)
+    known = walk.known.get(walk.trace.names.get(weight.name, weight.name))
     name = made_by_columns(walk, weight, layer_of(weight)) if turned else layer_of(weight)
     inputs = walk.channels(x, -1, node)
-    if known is not None and not isinstance(known.dims[1 if turned else 0], np.ndarray):  # as many as rows of a table
+    if known is not None and not isinstance(weight.seen(known.dims)[0], np.ndarray):  # as many as rows of a table
         outputs = np.full(weight.shape[0], FIXED)
     else:
         outputs = walk.emit(name, weight.shape[0])

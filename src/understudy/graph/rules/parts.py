@@ -16,7 +16,7 @@ from understudy.graph.numbers import Number
 from understudy.graph.rules.movement import compressed, unsqueeze
 from understudy.graph.rules.pointwise import meet
 from understudy.graph.rules.tables import for_calls
-from understudy.graph.rules.weights import is_only_matrices, is_table, spread
+from understudy.graph.rules.weights import is_only_matrices, is_table, member, spread
 from understudy.graph.walk import Walk
 
 
@@ -123,9 +123,9 @@ def _sliced(x: Labelled, dim: int, start: int, stop: int) -> Labelled:
 @for_calls(operator.getitem, arranged=True)
 def getitem(walk: Walk, node: fx.Node, x: Any, key: Any) -> Any:
     """Of a tuple or dict: its member. Of a tensor: a slice, which freezes channels that it cuts."""
-    of_rows = spread(node, x)
-    if of_rows is not None:
-        return of_rows
+    of_weight = spread(node, x) or member(walk, node, x)
+    if of_weight is not None:
+        return of_weight
     if isinstance(x, ParameterUse) and is_table(walk, node, x):
         added = _new_dims(len(x.shape), key if isinstance(key, tuple) else (key,))
         if added is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from understudy.graph.channels import FIXED, Labelled, Labels, ParameterUse, Picked, Product, Turned, Work
+from understudy.graph.channels import FIXED, Labelled, Labels, Member, ParameterUse, Picked, Product, Turned, Work
 from understudy.graph.nodes import describe
 from understudy.graph.rules.movement import permute, transpose, unsqueeze
 from understudy.graph.rules.pointwise import elementwise
@@ -99,7 +99,7 @@ def sum_and_product(walk: Walk, node: fx.Node, bias: Any, a: Any, b: Any, **more
 def turned(walk: Walk, node: fx.Node, x: Any, *dims: Any) -> Any:
     """Channels move with their dimension; a weight is multiplied by the other way round."""
     uses = (x, *getattr(x, "beside", ()))
-    matrix = all(type(use) in (ParameterUse, Turned, Product) and len(use.shape) == 2 for use in uses)
+    matrix = all(type(use) in (ParameterUse, Turned, Product, Member) and len(use.shape) == 2 for use in uses)
     weight = matrix and x.rows is None and is_only_multiplied(node) and not walk.trace.are_numbers(x.name)
     first, second = dims or (0, 1)
     if isinstance(x, Picked) or (weight and {first % 2, second % 2} == {0, 1}):
@@ -219,11 +219,14 @@ def _cut(
     term, result = written
     own = [c for c in term if c in result and not any(c in other for other in others) and use.shape[term.index(c)] > 1]
     before = walk.known.get(walk.trace.names.get(use.name, use.name))
-    known = None if before is None else use.seen(before.dims) if isinstance(use, Turned | Picked) else before.dims
+    known = (
+        None if before is None else use.seen(before.dims) if isinstance(use, Turned | Picked | Member) else before.dims
+    )
     if own and not any(c in result for c in found) and use.name not in walk.constants:
         dim = term.index(own[-1])
         if known is None or isinstance(known[dim], np.ndarray):
-            name = use.name if isinstance(use, Turned) or dim == 0 else made_by_columns(walk, use, use.name)
+            rows = isinstance(use, Turned) or (dim == 0) != (isinstance(use, Member) and use.transposed)
+            name = use.name if rows else made_by_columns(walk, use, use.name)
             found[own[-1]] = walk.emit(name, use.shape[dim])
     dims = tuple(found[c] if c in found and n > 1 else n for c, n in zip(term, use.shape, strict=True))
     cut(walk, node, use, dims)

@@ -21,6 +21,7 @@ from understudy.graph.channels import (
     Arranged,
     Labelled,
     Labels,
+    Member,
     ParameterPlan,
     ParameterUse,
     Product,
@@ -52,7 +53,7 @@ def is_only_multiplied(node: fx.Node) -> bool:
 
     def goes_on(made: fx.Node, user: fx.Node) -> bool:
         member = user.target is operator.getitem and isinstance(made.meta["value"], tuple)  # of torch.var_mean
-        if member or are_rows(user) or is_spread(user):
+        if member or are_rows(user) or is_spread(user) or _takes_member(user):
             return True
         turns = user.target is getattr and user.args[1] in ("T", "mT")
         changes = user.op != "call_module" and (turns or CALL_RULES.get(user.target) in CHANGING)
@@ -63,6 +64,22 @@ def is_only_multiplied(node: fx.Node) -> bool:
         if not known or all(map(asks, made.users)):
             return False
     return True
+
+
+def _takes_member(node: fx.Node) -> bool:
+    """Return whether a node takes one of several weights that a parameter holds, `self.weight[i]` or `[i][j]`."""
+    of, key = node.args if node.target is operator.getitem else (None, None)
+    known = isinstance(of, fx.Node) and (of.op == "get_attr" or _takes_member(of))
+    places = key if isinstance(key, tuple) else (key,)
+    return known and all(type(place) is int for place in places) and len(_sizes(node)[1]) > 1
+
+
+def member(walk: Walk, node: fx.Node, x: Any) -> Member | None:
+    """Return one of several weights that a parameter holds, None where it is anything else."""
+    if type(x) not in (ParameterUse, Member) or x.beside or not _takes_member(node) or not is_weight(walk, node, x):
+        return None
+    shape = _sizes(node)[1]
+    return Member(x.name, shape, lead=x.whole[: len(x.whole) - len(shape)])
 
 
 _JOINING = ("view", "reshape", torch.reshape, "flatten", torch.flatten)
@@ -309,6 +326,8 @@ def multiplied(node: fx.Node, a: Any, b: Any) -> Product | None:
 
 def made_by_columns(walk: Walk, weight: ParameterUse, name: str) -> str:
     """Return the name of what the columns of a weight make: not that of what its rows make in a tied decoder."""
+    if isinstance(weight, Member):
+        return f"{weight.name}.T"
     owner = weight.name.rpartition(".")[0]
 
     def reads_rows(node: fx.Node) -> bool:
