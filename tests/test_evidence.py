@@ -242,6 +242,13 @@ def test_every_contender_finds_a_student_within_the_budget(
     assert (again.passes, type(again.shape)) == (found.passes, type(found.shape))
 
 
+@pytest.mark.parametrize("name", [name for name in TRACKS if name != "digits"])
+def test_half_a_search_leaves_an_epoch_for_each_part_of_a_chain(name: str) -> None:
+    examples = 54_000 if "mnist" in name or "fashion" in name else 45_000
+    parts = contending.shared(TRACKS[name].search_passes(examples) // 2 // examples)
+    assert min(parts) >= 1 and contending.shared(9) == (3, 6)
+
+
 def test_what_earlier_code_found_is_read_from_its_file(cell: Cell, tmp_path: Path) -> None:
     find, cell = CONTENDERS["n2n-before"].find, replace(cell, folder=tmp_path)
     with pytest.raises(

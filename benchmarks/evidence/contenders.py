@@ -212,18 +212,24 @@ def chain(cell: Cell) -> Found:
     students = max(cell.track.students // 2 // ROLLOUTS, 1) * ROLLOUTS
     first = N2N_SEARCH.searched(cell, students, middle, folder / "n2n")
     left = (cell.search_passes - first.passes) // examples
-    settling = left // 3
+    settling, learning = shared(left)
     final = Final(students=1, training=replace(cell.track.final, epochs=settling), views=cell.track.views)
     with clocked(folder / "settling.seconds.json"):
         student, _, _ = cell.trained(first, final, folder / "settled.checkpoint.pt")
     started = Task.of(cell.task.teacher, cell.task.data, cell.by(Decore()).settings, start=student)
-    last = agents(cell, started, folder / "decore", (left - settling) * examples)
+    last = agents(cell, started, folder / "decore", learning * examples)
     parts = (first.seconds, seconds_in(folder / "settling.seconds.json"), last.seconds)
     return replace(
         last,
         passes=first.passes + settling * examples + last.passes,
         seconds={name: sum(part[name] for part in parts) for name in last.seconds},
     )
+
+
+def shared(epochs: int) -> tuple[int, int]:
+    """Return the epochs of a short training, a third but one at least, and of DECORE's agents, the rest."""
+    settling = max(epochs // 3, 1)
+    return settling, epochs - settling
 
 
 @dataclass(frozen=True)
