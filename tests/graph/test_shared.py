@@ -160,6 +160,28 @@ class Gated(nn.Module):
         return x + torch.relu(self.norm(self.shared(x)))
 
 
+class Activated(nn.Module):
+    """A layer and a norm of its own, and an activation that blocks may share."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm, self.activation = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.activation(self.norm(self.layer(x)))
+        return out
+
+
+def test_blocks_that_share_an_activation_go_one_by_one() -> None:
+    activation = nn.ReLU()
+    blocks = [Activated(activation) for _ in range(2)]
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), *blocks, nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 4))
+    analysis = analysed(net, 2, 3, 8, 8)
+    check(analysis)
+    assert prove(analysis)[1].refused == ()
+    assert {"1", "2"} <= {unit.name for unit in analysis.space.units}
+
+
 @pytest.mark.parametrize("several", [True, False])
 def test_a_block_stays_whose_layer_another_one_needs(several: bool) -> None:
     blocks = [Gated(nn.Conv2d(8, 8, 1)) for _ in range(2)]

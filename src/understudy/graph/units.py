@@ -190,11 +190,18 @@ def _blocks(groups: Groups, sites: list[Site], ends: set[str]) -> Iterator[Unit]
             yield Unit(name=path, kind="block", layers=layers)
 
 
+def _has_state(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(), *module.buffers()))
+
+
 def _is_held_elsewhere(trace: Trace, path: str) -> bool:
-    """Return whether a part of a module is a part of another one as well, which goes on to need it."""
+    """Return whether a part of a module is a part of another one as well, which goes on to need its weights.
+
+    An activation has none: one that all blocks share goes with none of them.
+    """
     names = [name for name, module in trace.modules.items() if module is trace.modules[path]]
     within = {name for name in trace.modules if any(name.startswith(f"{own}.") for own in names)}
-    parts = {id(trace.modules[name]) for name in within}
+    parts = {id(trace.modules[name]) for name in within if _has_state(trace.modules[name])}
     return any(id(module) in parts for name, module in trace.modules.items() if name not in within)
 
 
